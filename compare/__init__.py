@@ -1,0 +1,1 @@
+"""Measures the variants of a bundle against each other and against the original."""

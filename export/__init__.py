@@ -1,0 +1,1 @@
+"""From a PyTorch Transformer to standard ONNX and golden answers."""

@@ -1,0 +1,1 @@
+"""The quantization and graph-fusion stage, on ONNX alone."""
