@@ -1,0 +1,199 @@
+"""Search graphs: the choice of the next token as small ONNX graphs, so that logits never leave the device.
+
+`process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S] -> processed float [B, V]
+`greedy`       logits -> token int64 [B], logprob float [B]
+`sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
+`sample_full`  logits, temperature, uniform -> token, logprob (no filter, therefore no sort)
+`beam`         logits float [B*K, V], scores float [B, K], candidates int64 [1] -> value float [B, C], index int64 [B, C]
+`reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]
+
+Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 18
+IR_VERSION = 10
+CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+
+
+class _Graph:
+    """A graph under construction; names are counted, so the same calls give the same bytes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, kind: int, shape: list[str | int] | None) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, value: str, kind: int, shape: list[str | int] | None) -> None:
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def constant(self, value: object, kind: type) -> str:
+        array = np.asarray(value, dtype=kind)
+        name = f"c_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
+        self.constants.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
+        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def one(self, kind: str, *inputs: str, **attributes: object) -> str:
+        return self.op(kind, *inputs, **attributes)[0]
+
+    def serialize(self) -> bytes:
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.constants.values()))
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="onnxport")
+        onnx.checker.check_model(model, full_check=True)
+        return model.SerializeToString(deterministic=True)
+
+
+def _log_softmax(g: _Graph, logits: str, largest: str, chosen: str) -> str:
+    """Log-softmax of `chosen` [B, N], values from the rows of logits [B, V] with maxima [B, 1]: only chosen ones are formed.
+
+    The maximum is taken out of both sides before any rounding, as torch.log_softmax does.
+    """
+    powers = g.one("Exp", g.one("Sub", logits, largest))
+    mass = g.one("Log", g.one("ReduceSum", powers, g.constant([1], np.int64), keepdims=1))
+    return g.one("Sub", g.one("Sub", chosen, largest), mass)
+
+
+def _choose(g: _Graph, weights: str, uniform: str) -> str:
+    """Inverse CDF: weights double [B, N], not normalized, uniform [B] -> first position whose cumulative weight exceeds its share, int64 [B, 1].
+
+    In double precision the sum over any vocabulary is exact enough that no token with weight is unreachable; tokens without weight are never taken.
+    """
+    column = g.constant([1], np.int64)
+    cumulative = g.one("CumSum", weights, g.constant(1, np.int64))
+    total = g.one("Gather", cumulative, g.constant([-1], np.int64), axis=1)
+    share = g.one("Mul", total, g.one("Unsqueeze", g.one("Cast", uniform, to=TensorProto.DOUBLE), column))
+    below = g.one("Cast", g.one("LessOrEqual", cumulative, share), to=TensorProto.INT64)
+    return g.one("ReduceSum", below, column, keepdims=1)
+
+
+def _emit(g: _Graph, logits: str, largest: str, token: str) -> None:
+    """Declare `token` and `logprob` from token int64 [B, 1]."""
+    column = g.constant([1], np.int64)
+    logprob = _log_softmax(g, logits, largest, g.one("GatherElements", logits, token, axis=1))
+    g.output("token", g.one("Squeeze", token, column), TensorProto.INT64, ["batch"])
+    g.output("logprob", g.one("Squeeze", logprob, column), TensorProto.FLOAT, ["batch"])
+
+
+def _process() -> bytes:
+    g = _Graph("process")
+    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
+    history = g.input("history", TensorProto.INT64, ["batch", "generated"])
+    penalty = g.input("penalty", TensorProto.FLOAT, [])
+    suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
+    seen = g.one("GatherElements", logits, history, axis=1)
+    negative = g.one("Less", seen, g.constant(0, np.float32))
+    changed = g.one("Where", negative, g.one("Mul", seen, penalty), g.one("Div", seen, penalty))
+    # An id that occurs twice is written twice with the same value: it is penalized once.
+    penalized = g.one("ScatterElements", logits, history, changed, axis=1)
+    rows = g.one("Shape", logits, start=0, end=1)
+    shape = g.one("Concat", rows, g.one("Shape", suppressed), axis=0)
+    columns = g.one("Expand", suppressed, shape)
+    lowest = g.one("Expand", g.constant(-np.inf, np.float32), shape)
+    g.output("processed", g.one("ScatterElements", penalized, columns, lowest, axis=1), TensorProto.FLOAT, ["batch", "vocab"])
+    return g.serialize()
+
+
+def _greedy() -> bytes:
+    g = _Graph("greedy")
+    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
+    token = g.one("ArgMax", logits, axis=1, keepdims=1)  # the lowest index of equal maxima, as torch.argmax on the CPU
+    largest = g.one("ReduceMax", logits, g.constant([1], np.int64), keepdims=1)
+    _emit(g, logits, largest, token)
+    return g.serialize()
+
+
+def _sample() -> bytes:
+    g = _Graph("sample")
+    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
+    temperature = g.input("temperature", TensorProto.FLOAT, [])
+    top_k = g.input("top_k", TensorProto.INT64, [1])
+    top_p = g.input("top_p", TensorProto.FLOAT, [])
+    uniform = g.input("uniform", TensorProto.FLOAT, ["batch"])
+    count = g.one("Min", top_k, g.one("Shape", logits, start=1, end=2))
+    value, index = g.op("TopK", logits, count, outputs=2, axis=1, largest=1, sorted=1)
+    largest = g.one("Gather", value, g.constant([0], np.int64), axis=1)
+    powers = g.one("Exp", g.one("Div", g.one("Sub", value, largest), temperature))
+    weights = g.one("Cast", powers, to=TensorProto.DOUBLE)
+    before = g.one("CumSum", weights, g.constant(1, np.int64), exclusive=1)
+    total = g.one("ReduceSum", weights, g.constant([1], np.int64), keepdims=1)
+    # A token stays while the mass before it is under top_p: the smallest set that reaches it. The first has weight 1 and none before it.
+    limit = g.one("Mul", total, g.one("Cast", top_p, to=TensorProto.DOUBLE))
+    inside = g.one("Or", g.one("Less", before, limit), g.one("Equal", before, g.constant(0, np.float64)))
+    kept = g.one("Or", inside, g.one("GreaterOrEqual", top_p, g.constant(1, np.float32)))
+    place = _choose(g, g.one("Where", kept, weights, g.constant(0, np.float64)), uniform)
+    _emit(g, logits, largest, g.one("GatherElements", index, place, axis=1))
+    return g.serialize()
+
+
+def _sample_full() -> bytes:
+    g = _Graph("sample_full")
+    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
+    temperature = g.input("temperature", TensorProto.FLOAT, [])
+    uniform = g.input("uniform", TensorProto.FLOAT, ["batch"])
+    largest = g.one("ReduceMax", logits, g.constant([1], np.int64), keepdims=1)
+    powers = g.one("Exp", g.one("Div", g.one("Sub", logits, largest), temperature))
+    _emit(g, logits, largest, _choose(g, g.one("Cast", powers, to=TensorProto.DOUBLE), uniform))
+    return g.serialize()
+
+
+def _beam() -> bytes:
+    """The best of every row first, then the best of each group of rows: log-probabilities are formed for candidates only."""
+    g = _Graph("beam")
+    logits = g.input("logits", TensorProto.FLOAT, ["rows", "vocab"])
+    scores = g.input("scores", TensorProto.FLOAT, ["batch", "beams"])
+    candidates = g.input("candidates", TensorProto.INT64, [1])
+    vocab = g.one("Shape", logits, start=1, end=2)
+    width = g.one("Min", candidates, vocab)
+    value, token = g.op("TopK", logits, width, outputs=2, axis=1, largest=1, sorted=1)
+    largest = g.one("Gather", value, g.constant([0], np.int64), axis=1)
+    logprob = _log_softmax(g, logits, largest, value)
+    total = g.one("Add", logprob, g.one("Reshape", scores, g.constant([-1, 1], np.int64)))
+    batch, beams = (g.one("Shape", scores, start=i, end=i + 1) for i in (0, 1))
+    flat = g.one("Concat", batch, g.one("Mul", beams, width), axis=0)
+    ones = g.constant([-1, 1], np.int64)
+    first = g.one("Mul", g.one("Range", g.constant(0, np.int64), g.one("Squeeze", beams), g.constant(1, np.int64)), vocab)
+    spread = g.one("Concat", batch, beams, width, axis=0)
+    index = g.one("Add", g.one("Reshape", token, spread), g.one("Reshape", first, ones))
+    wanted = g.one("Min", candidates, g.one("Mul", beams, width))
+    best, place = g.op("TopK", g.one("Reshape", total, flat), wanted, outputs=2, axis=1, largest=1, sorted=1)
+    g.output("value", best, TensorProto.FLOAT, ["batch", "chosen"])
+    g.output("index", g.one("GatherElements", g.one("Reshape", index, flat), place, axis=1), TensorProto.INT64, ["batch", "chosen"])
+    return g.serialize()
+
+
+def reorder_graph(cache_inputs: int, cache_type: str = "float32") -> bytes:
+    """`out_i = in_i[row]` on the first axis for `cache_inputs` caches [B, heads, capacity, head_size] of type "float32" or "float16"."""
+    g = _Graph("reorder")
+    kind = CACHE_TYPES[cache_type]
+    names = [g.input(f"in_{i}", kind, ["batch", "heads", "capacity", "size"]) for i in range(cache_inputs)]
+    row = g.input("row", TensorProto.INT64, ["chosen"])
+    for i, name in enumerate(names):
+        g.output(f"out_{i}", g.one("Gather", name, row, axis=0), kind, ["chosen", "heads", "capacity", "size"])
+    return g.serialize()
+
+
+def search_graphs(cache_inputs: int, cache_type: str = "float32") -> dict[str, bytes]:
+    """All search graphs by name, serialized; the same arguments give the same bytes.
+
+    `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `cache_type`: "float32" or "float16".
+    """
+    graphs = {"process": _process(), "greedy": _greedy(), "sample": _sample(), "sample_full": _sample_full(), "beam": _beam()}
+    return graphs if cache_inputs == 0 else {**graphs, "reorder": reorder_graph(cache_inputs, cache_type)}

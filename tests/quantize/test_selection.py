@@ -1,0 +1,150 @@
+"""Search graphs against PyTorch's own formulas, on ONNX Runtime."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from onnxport.quantize.selection import search_graphs
+
+GRAPHS = search_graphs(4)
+
+
+@pytest.fixture(scope="module")
+def run():
+    sessions = {name: ort.InferenceSession(data, providers=["CPUExecutionProvider"]) for name, data in GRAPHS.items()}
+    return lambda name, **inputs: sessions[name].run(None, {k: np.asarray(v) for k, v in inputs.items()})
+
+
+def logits_of(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((rows, vocab)) * scale).astype(np.float32)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
+
+
+def test_bytes_are_reproducible():
+    assert search_graphs(4) == GRAPHS
+    assert "reorder" not in search_graphs(0)
+    assert search_graphs(4, "float16")["reorder"] != GRAPHS["reorder"]
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 17), (5, 300)])
+def test_greedy(run, rows, vocab):
+    logits = logits_of(rows, vocab)
+    token, logprob = run("greedy", logits=logits)
+    assert token.dtype == np.int64 and token.shape == (rows,)
+    np.testing.assert_array_equal(token, logits.argmax(1))
+    np.testing.assert_allclose(logprob, log_softmax(logits)[np.arange(rows), token], atol=2e-6)
+
+
+def test_greedy_takes_the_first_of_equals_and_survives_large_logits(run):
+    logits = np.array([[1, 7, 7, 7], [-900, 2000, -np.inf, 2000]], np.float32)
+    token, logprob = run("greedy", logits=logits)
+    np.testing.assert_array_equal(token, [1, 1])
+    np.testing.assert_allclose(logprob, [np.log(1 / (3 + np.exp(-6))), np.log(0.5)], atol=1e-6)
+
+
+def penalized(logits, history, penalty, suppressed):
+    out = torch.from_numpy(logits).clone()
+    seen = torch.gather(out, 1, torch.from_numpy(history))
+    out.scatter_(1, torch.from_numpy(history), torch.where(seen < 0, seen * penalty, seen / penalty))
+    out[:, torch.from_numpy(suppressed)] = -torch.inf
+    return out.numpy()
+
+
+@pytest.mark.parametrize("suppressed", [[], [2], [0, 8]])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_process(run, suppressed, penalty):
+    logits, suppressed = logits_of(3, 9), np.array(suppressed, np.int64)
+    history = np.array([[1, 1, 1, 4], [8, 7, 6, 5], [2, 2, 2, 2]], np.int64)
+    (processed,) = run("process", logits=logits, history=history, penalty=np.float32(penalty), suppressed=suppressed)
+    np.testing.assert_array_equal(processed, penalized(logits, history, np.float32(penalty), suppressed))
+
+
+def allowed(logits, temperature, top_k, top_p):
+    """Probabilities after temperature, top-k and top-p, token by token, from the definition."""
+    probabilities = torch.softmax(torch.from_numpy(logits).double() / temperature, -1).numpy()
+    kept = np.zeros_like(probabilities)
+    for row, target in zip(probabilities, kept, strict=True):
+        order = np.argsort(-row, kind="stable")[:top_k]
+        mass = row[order] / row[order].sum()
+        for token, share in zip(order, mass, strict=True):
+            target[token] = share
+            if target.sum() >= top_p:
+                break
+    return kept / kept.sum(1, keepdims=True)
+
+
+SETTINGS = [(1.0, 40, 1.0), (0.7, 5, 1.0), (1.3, 40, 0.8), (0.9, 12, 0.6)]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+def test_sample_frequencies_are_those_of_softmax(run, temperature, top_k, top_p):
+    draws, logits = 20000, logits_of(1, 40, scale=1.5)
+    uniform = np.random.default_rng(3).random(draws, np.float32)
+    repeated = np.repeat(logits, draws, 0)
+    expected = allowed(logits, temperature, top_k, top_p)[0]
+    names = ["sample"] + (["sample_full"] if top_k == 40 and top_p == 1 else [])
+    for name in names:
+        filters = {} if name == "sample_full" else {"top_k": np.array([top_k]), "top_p": np.float32(top_p)}
+        token, logprob = run(name, logits=repeated, temperature=np.float32(temperature), uniform=uniform, **filters)
+        counts = np.bincount(token, minlength=40)
+        inside = expected > 0
+        assert counts[~inside].sum() == 0
+        statistic = ((counts - draws * expected)[inside] ** 2 / (draws * expected[inside])).sum()
+        freedom = max(int(inside.sum()) - 1, 1)
+        assert statistic < freedom + 5 * np.sqrt(2 * freedom)  # beyond five standard deviations of a chi-square
+        np.testing.assert_allclose(logprob, log_softmax(logits)[0][token], atol=2e-6)
+
+
+def test_sample_inverts_the_cumulative_distribution(run):
+    logits = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 4, np.float32))
+    uniform = np.array([0.0, 0.399, 0.401, 0.99999994], np.float32)
+    token, _ = run("sample", logits=logits, temperature=np.float32(1), top_k=np.array([4]), top_p=np.float32(1), uniform=uniform)
+    np.testing.assert_array_equal(token, [3, 3, 2, 0])
+    token, _ = run("sample_full", logits=logits, temperature=np.float32(1), uniform=uniform)
+    np.testing.assert_array_equal(token, [0, 2, 2, 3])
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (1000, 1e-9), (1000, 0.0), (1, 0.0)])
+def test_sample_always_keeps_the_best(run, top_k, top_p):
+    logits = logits_of(6, 50)
+    uniform = np.linspace(0, 0.99999994, 6, dtype=np.float32)
+    token, _ = run("sample", logits=logits, temperature=np.float32(2), top_k=np.array([top_k]), top_p=np.float32(top_p), uniform=uniform)
+    np.testing.assert_array_equal(token, logits.argmax(1))
+
+
+def test_sample_never_takes_a_suppressed_token(run):
+    logits = np.array([[-np.inf, 0.0, -np.inf, 0.0, -np.inf]] * 2, np.float32)
+    uniform = np.array([0.0, 0.99999994], np.float32)
+    for name, filters in (("sample", {"top_k": np.array([5]), "top_p": np.float32(1)}), ("sample_full", {})):
+        token, logprob = run(name, logits=logits, temperature=np.float32(0.3), uniform=uniform, **filters)
+        np.testing.assert_array_equal(token, [1, 3])
+        np.testing.assert_allclose(logprob, np.log(0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "beams", "vocab", "candidates"), [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1)])
+def test_beam(run, batch, beams, vocab, candidates):
+    logits = logits_of(batch * beams, vocab)
+    scores = logits_of(batch, beams, seed=1)
+    value, index = run("beam", logits=logits, scores=scores, candidates=np.array([candidates]))
+    total = (log_softmax(logits).reshape(batch, beams, vocab) + scores[:, :, None]).reshape(batch, -1)
+    order = np.argsort(-total, axis=1, kind="stable")[:, :candidates]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_allclose(value, np.take_along_axis(total, order, 1), atol=3e-6)
+
+
+def test_beam_with_one_live_beam_and_equal_logits(run):
+    scores = np.array([[0, -np.inf]], np.float32)
+    value, index = run("beam", logits=np.zeros((2, 5), np.float32), scores=scores, candidates=np.array([4]))
+    np.testing.assert_array_equal(index, [[0, 1, 2, 3]])
+    np.testing.assert_allclose(value, np.log(0.2), atol=1e-6)
+
+
+def test_reorder(run):
+    caches = {f"in_{i}": np.random.default_rng(i).standard_normal((3, 2, 5, 4)).astype(np.float32) for i in range(4)}
+    row = np.array([2, 0, 0, 1])
+    for i, out in enumerate(run("reorder", row=row, **caches)):
+        np.testing.assert_array_equal(out, caches[f"in_{i}"][row])
