@@ -2,7 +2,8 @@
 
 FOLDER of --data holds `train.tsv.gz`, `dev.tsv` and `test.tsv`, one `english<TAB>german` pair a line. Training state goes to --work
 after every 200 steps; the same command goes on where it was stopped. The finished model is written beside this script.
-With glibc, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000` in the environment saves a third of the time (no page faults for big tensors).
+With glibc, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000` in the environment saves a third of the time:
+big tensors then cause no page faults.
 The learning rate warms up, stays, and falls linearly to zero over the last part, so --epochs may still be changed before the fall.
 """
 
@@ -58,7 +59,9 @@ def train_tokenizer(pairs: list[tuple[str, str]], size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], limit_alphabet=200, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], limit_alphabet=200, show_progress=False
+    )
     tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
     return tokenizer
@@ -110,7 +113,9 @@ def train(options: argparse.Namespace, tokenizer: Tokenizer, data: list[Pair], d
     torch.manual_seed(0)
     model = TranslationModel(CONFIG)
     for layer in [*model.transformer.encoder.layers, *model.transformer.decoder.layers]:
-        layer.dropout.p = layer.self_attn.dropout = 0.0  # drawing wide masks costs a fifth of a step on a CPU; the residual paths keep theirs
+        layer.dropout.p = layer.self_attn.dropout = (
+            0.0  # drawing wide masks costs a fifth of a step on a CPU; the residual paths keep theirs
+        )
     for weight in model.transformer.parameters():
         if weight.dim() > 1:
             nn.init.xavier_uniform_(weight)

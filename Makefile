@@ -1,0 +1,47 @@
+# make demo: the main job, on the shipped model. make test: everything that CI checks. Both set up .venv on first use.
+PYTHON ?= python3
+# On a machine without a GPU the CPU build of PyTorch is enough and much smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+BIN := .venv/bin
+ROOMS := compare export quantize runtime
+
+.PHONY: demo test lint types unit wheel clean
+
+demo: .venv/ready
+	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
+	$(BIN)/onnxport compare artifacts/en-de --data examples/en-de/test-200.tsv --out artifacts/reports/en-de --force
+
+test: lint types unit wheel
+
+.venv/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --editable '.[cpu,export,compare,dev]'
+	touch $@
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not see an editable install whose folders are mapped, so it gets the package as links.
+types: .venv/ready
+	rm -rf build/types && mkdir -p build/types/onnxport
+	ln -s $(CURDIR)/onnxport/*.py build/types/onnxport/
+	for room in $(ROOMS); do ln -s $(CURDIR)/$$room build/types/onnxport/$$room; done
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p onnxport
+
+unit: .venv/ready
+	$(BIN)/python -m pytest tests --ignore tests/wheel
+
+# The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
+wheel: .venv/ready
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log 2>&1 || (cat build/wheel/log; false)
+	$(BIN)/onnxport export examples/en-de --out build/wheel/bundle --quiet > /dev/null
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[cpu]" pytest
+	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider --rootdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,247 @@
+"""The command line: one thin function a verb. Heavy modules are imported by the verb that needs them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxport import __version__
+from onnxport.console import Progress, common, emit, emit_json, reported
+from onnxport.errors import UsageError
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+class Verb(click.Command):
+    """A command whose help keeps the layout of its examples and whose failures end with the contract's exit codes."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Examples:\n" + "".join(f"  {line.strip()}\n" for line in self.epilog.strip().splitlines()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with reported(ctx.params.get("verbose", False)):
+            return super().invoke(ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="onnxport")
+def cli() -> None:
+    """From a PyTorch Transformer to an application on ONNX Runtime: export, run, compare."""
+
+
+def verb(epilog: str) -> Any:
+    return cli.command(cls=Verb, epilog=epilog)
+
+
+def precision_list(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise click.BadParameter("expected a list such as fp32,fp16,int8")
+    return tuple(dict.fromkeys(names))
+
+
+def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"expected whole numbers from 1, such as 1,8, found {value!r}")
+    return numbers
+
+
+@verb("""
+    onnxport export examples/en-de --out artifacts/en-de
+    onnxport export mymodel:build --out artifacts/mine --precision fp32,int8
+""")
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder; made whole or not at all.")
+@click.option("--task", help="translation, summarization, text2text, text-generation, embedding or tensor; default: the source's own.")
+@click.option(
+    "--precision", callback=precision_list, default="fp32,fp16,int8", show_default=True, help="Variants; the first is the default one."
+)
+@click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
+@click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+@common
+def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Export SOURCE to a checked bundle: trace, compare with the original, fuse, make the variants, check each again.
+
+    SOURCE is a folder with config.json and weights, or package.module:factory.
+    """
+    from onnxport.build import build
+    from onnxport.inspection import overview, summary
+
+    with Progress(quiet) as progress:
+        bundle = build(source, out, progress=progress, **options)
+    if as_json:
+        emit_json(summary(bundle))
+    else:
+        emit(overview(bundle))
+
+
+@verb("""
+    onnxport quantize artifacts/en-de --precision int8
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", required=True, help="The variant to add.")
+@click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
+@click.option("--budget", help="What the variant may cost, for --precision auto.")
+@click.option("--force", is_flag=True, help="Replace the variant if the bundle has it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+@common
+def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Add one variant to BUNDLE, made from its fp32 variant and checked against the golden answers."""
+    from onnxport.build import add_variant
+    from onnxport.inspection import overview, summary
+
+    with Progress(quiet) as progress:
+        made = add_variant(bundle, precision, progress=progress, **options)
+    if as_json:
+        emit_json(summary(made))
+    else:
+        emit(overview(made))
+
+
+@verb("""
+    onnxport run artifacts/en-de "How are you?"
+    onnxport run artifacts/en-de --precision int8 --beam 4 --json "How are you?"
+    onnxport run artifacts/en-de < sentences.txt
+    onnxport run artifacts/plain --npz inputs.npz --out outputs.npz
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("text", nargs=-1)
+@click.option("--precision", help="The variant to run; default: the bundle's own default.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
+@click.option("--beam", type=click.IntRange(1), default=1, show_default=True, help="Beams; 1 is greedy.")
+@click.option("--length-penalty", type=float, default=1.0, show_default=True, help="Above 0 favours longer answers (beams).")
+@click.option("--max-new-tokens", type=click.IntRange(1))
+@click.option("--min-new-tokens", type=click.IntRange(0), default=0)
+@click.option("--temperature", type=float, help="Sample, at this temperature.")
+@click.option("--top-k", type=click.IntRange(1), help="Sample among the K most probable tokens.")
+@click.option("--top-p", type=float, help="Sample among the most probable tokens that reach probability P together.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--timeout", type=float, help="Seconds after which the call is given up.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is made.")
+@click.option("--npz", type=click.Path(path_type=Path), help="Input arrays, for bundles whose task is tensor.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the output arrays go (with --npz).")
+@click.option("--force", is_flag=True, help="Replace an existing --out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all results; with --stream one object a line.")
+@common
+def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Answer TEXT, or every line of standard input, from BUNDLE."""
+    from onnxport.answer import answer
+
+    answer(bundle, text, **options)
+
+
+@verb("""
+    onnxport compare artifacts/en-de --data examples/en-de/test-200.tsv
+    onnxport compare artifacts/en-de --data test.tsv --source examples/en-de --gate 'int8.bleu_drop<=0.5' --gate 'agreement>=0.8'
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
+@click.option("--precision", callback=precision_list, help="Variants to compare; default: all.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
+@click.option("--batch", callback=number_list, default="1,8", show_default=True, help="Batch sizes to time.")
+@click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the reports; default: artifacts/reports/NAME.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report.json to compare with.")
+@click.option("--gate", "gates", multiple=True, help="[VARIANT.]METRIC OP NUMBER; exit 3 if any fails.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N rows of the data.")
+@click.option("--force", is_flag=True, help="Replace existing reports.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
+@common
+def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Compare the variants of BUNDLE: quality, agreement, latency, memory, size, and a verdict for each."""
+    from onnxport.compare import compare as measure
+    from onnxport.compare import table
+
+    folder = out or Path("artifacts/reports") / bundle.resolve().name
+    with Progress(quiet) as progress:
+        report = measure(bundle, batches=batch, out=folder, progress=progress, **options)
+    if as_json:
+        emit_json(report.as_dict())
+    else:
+        emit(table(report))
+        emit(f"report: {folder / 'report.html'}")
+    report.raise_for_gates()
+
+
+@verb("""
+    onnxport inspect artifacts/en-de
+    onnxport inspect artifacts/en-de --json
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+@common
+def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Show what BUNDLE holds: task, variants, sizes, fusions, parity, where it came from."""
+    from onnxport.inspection import overview, summary
+    from onnxport.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        emit_json(summary(opened))
+    else:
+        emit(overview(opened))
+
+
+@verb("""
+    onnxport verify artifacts/en-de
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+@common
+def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Check BUNDLE: every hash, every graph loads, the golden answers are reproduced within their bounds."""
+    from onnxport.runtime.verify import verify as check
+
+    with Progress(quiet) as progress:
+        progress(f"verifying {bundle}")
+        result = check(bundle)
+    if as_json:
+        emit_json(result)
+    else:
+        emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
+
+
+@verb("""
+    onnxport doctor
+    onnxport doctor --json
+""")
+@click.option("--json", "as_json", is_flag=True)
+@common
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Tell what this machine can do: processor features, providers, package versions, clashes between wheels."""
+    from onnxport.doctor import examine, render
+
+    findings = examine()
+    if as_json:
+        emit_json(findings)
+    else:
+        emit(render(findings))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not sys.argv[1:]:
+        sys.argv.append("--help")
+    verbose = "-v" in sys.argv or "--verbose" in sys.argv
+    with reported(verbose):
+        cli.main(standalone_mode=False)
+
+
+__all__ = ["UsageError", "cli", "main"]

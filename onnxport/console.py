@@ -1,0 +1,107 @@
+"""What every command does the same way: errors to exit codes, progress to standard error, results to standard output."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from onnxport.errors import OnnxportError, OutputError
+
+
+class Progress:
+    """Stages of long work on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False)
+        self.began = time.monotonic()
+        self._status: Any = None
+        self._stage: tuple[str, float] | None = None
+
+    def __call__(self, stage: str) -> None:
+        """Ends the stage under way and begins the next."""
+        self._finish()
+        self._stage = (stage, time.monotonic())
+        if not self.quiet and self.console.is_terminal:
+            self._status = self.console.status(stage)
+            self._status.start()
+
+    def _finish(self, mark: str = "✓") -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        if self._stage is not None and not self.quiet:
+            stage, began = self._stage
+            self.console.print(f"{mark} {stage} [dim]({time.monotonic() - began:.1f} s)[/dim]", soft_wrap=True)
+        self._stage = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._finish("✓" if kind is None else "✗")
+
+
+def emit(text: str) -> None:
+    """One result on standard output."""
+    click.echo(text)
+
+
+def emit_json(value: object) -> None:
+    """One JSON object on standard output, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def reported(verbose: bool) -> Iterator[None]:
+    """Turns whatever goes wrong into one line on standard error and the exit code of the contract."""
+    try:
+        yield
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError):
+            error.show()
+        else:
+            _complain(error.format_message(), verbose)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted", False)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`onnxport run ... | head`): not our fault, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OnnxportError as error:
+        _complain(str(error), verbose)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        _complain("out of memory: use a machine with more, or a smaller batch", verbose)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _complain(f"{error.strerror}: {error.filename or 'output'}", verbose)
+        sys.exit(OutputError.exit_code)
+    except Exception as error:
+        _complain(f"internal error: {type(error).__name__}: {error} (run again with -v for the traceback, and please report it)", verbose)
+        sys.exit(1)
+
+
+def _complain(message: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    click.echo(f"onnxport: {line}", err=True)
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")(command)
