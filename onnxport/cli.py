@@ -72,7 +72,9 @@ def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int,
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
 def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Export SOURCE to a checked bundle: trace, compare with the original, fuse, make the variants, check each again.
+    """Export SOURCE to a checked bundle.
+
+    Traces it, compares with the original, fuses, makes the variants, and checks each again.
 
     SOURCE is a folder with config.json and weights, or package.module:factory.
     """
@@ -99,7 +101,10 @@ def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
 def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Add one variant to BUNDLE, made from its fp32 variant and checked against the golden answers."""
+    """Add one variant to BUNDLE.
+
+    It is made from the fp32 variant and checked against the golden answers.
+    """
     from onnxport.build import add_variant
     from onnxport.inspection import overview, summary
 
@@ -140,7 +145,10 @@ def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all results; with --stream one object a line.")
 @common
 def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
-    """Answer TEXT, or every line of standard input, from BUNDLE."""
+    """Answer TEXT from BUNDLE.
+
+    Without TEXT, every line of standard input is answered by a line; an empty line by an empty one.
+    """
     from onnxport.answer import answer
 
     answer(bundle, text, **options)
@@ -165,7 +173,10 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 @common
 def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Compare the variants of BUNDLE: quality, agreement, latency, memory, size, and a verdict for each."""
+    """Compare the variants of BUNDLE.
+
+    Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML.
+    """
     from onnxport.compare import compare as measure
     from onnxport.compare import table
 
@@ -188,7 +199,10 @@ def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: boo
 @click.option("--json", "as_json", is_flag=True)
 @common
 def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Show what BUNDLE holds: task, variants, sizes, fusions, parity, where it came from."""
+    """Show what BUNDLE holds.
+
+    Task, variants, sizes, fusions, parity, and where it came from.
+    """
     from onnxport.inspection import overview, summary
     from onnxport.runtime.bundle import Bundle
 
@@ -206,7 +220,10 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @common
 def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Check BUNDLE: every hash, every graph loads, the golden answers are reproduced within their bounds."""
+    """Check BUNDLE.
+
+    Every hash is right, every graph loads, and the golden answers are reproduced within their bounds.
+    """
     from onnxport.runtime.verify import verify as check
 
     with Progress(quiet) as progress:
@@ -225,7 +242,10 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @common
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Tell what this machine can do: processor features, providers, package versions, clashes between wheels."""
+    """Tell what this machine can do.
+
+    Processor features, providers, package versions, and clashes between wheels.
+    """
     from onnxport.doctor import examine, render
 
     findings = examine()

@@ -66,10 +66,8 @@ def reported(verbose: bool) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        if isinstance(error, click.UsageError):
-            error.show()
-        else:
-            _complain(error.format_message(), verbose)
+        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _complain(error.format_message() + hint, verbose)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted", False)

@@ -1,0 +1,222 @@
+"""The order of the stages: source → standard ONNX and golden answers → fused graphs → variants, each checked → bundle."""
+
+import importlib
+import importlib.metadata
+import io
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxport import __version__, bounds
+from onnxport.errors import OutputError, UsageError
+from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.parity import replay
+from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
+
+if TYPE_CHECKING:
+    from onnxport.export.result import Exported
+
+Say = Callable[[str], None]
+Graphs = dict[str, Any]  # role → onnx_ir.Model
+PRECISIONS = ("fp32", "fp16", "int8")
+VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
+GOLDEN = "golden.npz"
+
+
+def build(
+    source: Any,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    precision: tuple[str, ...] = PRECISIONS,
+    opset: int | None = None,
+    calibrate: Path | None = None,
+    allow_pickle: bool = False,
+    force: bool = False,
+    progress: Say = lambda stage: None,
+) -> Bundle:
+    """Export `source` to a bundle at `out`.
+
+    Args:
+        source: what `onnxport.export.export` takes: a folder, `package.module:factory`, or an adapter.
+        out: the bundle's folder; it appears whole or not at all.
+        precision: the variants; the first becomes the default one.
+        force: replace an existing bundle.
+        progress: called with the name of each stage as it begins.
+
+    Raises:
+        UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
+    """
+    _known(precision, calibrate)
+    exporter = _heavy("onnxport.export", "export")
+    with bundle_folder(out, force) as staging:
+        progress(f"read and trace {source if isinstance(source, str | Path) else type(source).__name__}")
+        exported = exporter.export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
+        progress("fuse")
+        fused, fusions = _fuse(exported)
+        _write_shared(staging, exported)
+        staging.manifest = _manifest(exported, precision[0], Path(out).name)
+        for name in precision:
+            progress(f"make and check {name}")
+            _add(staging, name, fused, fusions, exported.expected)
+        progress("hash and publish")
+    return Bundle.open(out)
+
+
+def add_variant(
+    path: Path,
+    precision: str,
+    *,
+    plan: Path | None = None,
+    calibrate: Path | None = None,
+    budget: str | None = None,
+    force: bool = False,
+    progress: Say = lambda stage: None,
+) -> Bundle:
+    """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was."""
+    _known((precision,), calibrate)
+    for option, value in (("--plan", plan), ("--budget", budget)):
+        if value is not None:
+            raise UsageError(f"{option}: {precision} takes none; leave it out")
+    store = _heavy("onnxport.quantize.store", "export")
+    bundle = Bundle.open(path)
+    if precision in bundle.variants and not force:
+        raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
+    if "fp32" not in bundle.variants:
+        raise UsageError(f"{path} has no fp32 variant to make {precision} from: export with --precision fp32,{precision}")
+    with extended_bundle(path) as staging:
+        progress("read fp32")
+        base = bundle.variants["fp32"]
+        fused = {role: store.read(bundle.file(name)) for role, name in base.graphs.items()}
+        progress(f"make and check {precision}")
+        for name in bundle.variants[precision].files if precision in bundle.variants else ():
+            (staging.path / name).unlink()
+        _add(staging, precision, fused, {"total": dict(base.fusions)}, {})
+        progress("hash and publish")
+    return Bundle.open(path)
+
+
+def _known(precision: tuple[str, ...], calibrate: Path | None) -> None:
+    unknown = [name for name in precision if name not in PRECISIONS]
+    if unknown:
+        raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
+    if calibrate is not None:
+        raise UsageError(f"--calibrate: {', '.join(precision)} need no calibration data; leave it out")
+
+
+def _heavy(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("onnxport"):
+            raise
+        raise UsageError(f"{error.name} is not installed, which this command needs: pip install 'onnxport[{extra}]'") from None
+
+
+def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, dict[str, int]]]:
+    fuse = _heavy("onnxport.quantize.fusion", "export").fuse
+    fused, counts = {}, {}
+    for role, graph in exported.graphs.items():
+        fused[role], counts[role] = fuse(graph, role)
+    return fused, counts
+
+
+def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, Any]]:
+    if precision == "fp16":
+        half = _heavy("onnxport.quantize.half", "export")
+        return {role: half.to_fp16(graph) for role, graph in fused.items()}, {"*": "fp16"}
+    if precision == "int8":
+        models, plan = _heavy("onnxport.quantize.dynamic", "export").to_int8(fused)
+        return models, plan
+    return fused, {"*": "fp32"}
+
+
+def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]) -> None:
+    """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it."""
+    store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
+    models, plan = _variant_graphs(precision, fused)
+    folder = staging.path / precision
+    folder.mkdir(exist_ok=True)
+    graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
+    for role, wanted in expected.items():
+        fusion.check_runs(staging.path / graphs[role], wanted)
+    total: dict[str, int] = {}
+    for counts in fusions.values():
+        for rule, count in counts.items():
+            total[rule] = total.get(rule, 0) + count
+    manifest = staging.manifest
+    assert manifest is not None
+    variant = {
+        "files": sorted(f"{precision}/{file.name}" for file in folder.iterdir()),
+        "graphs": graphs,
+        "target": "cpu" if precision == "int8" else "any",
+        "plan": plan,
+        "fusions": total,
+        "parity": {},
+    }
+    manifest["variants"][precision] = variant
+    variant["parity"] = bounds.check(precision, precision, replay(staging.preview(), precision))
+
+
+def _write_shared(staging: Staging, exported: "Exported") -> None:
+    """Tokenizers, search graphs and golden answers: what all variants share."""
+    for file, content in _shared(exported).items():
+        path = staging.path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+def _tokenizer_files(exported: "Exported") -> dict[str, str]:
+    one = len(set(exported.tokenizers.values())) == 1
+    return {side: "tokenizer.json" if one else f"{side}_tokenizer.json" for side in exported.tokenizers}
+
+
+def _search_graphs(exported: "Exported") -> dict[str, bytes]:
+    if exported.generation is None:
+        return {}
+    graphs: dict[str, bytes] = _heavy("onnxport.quantize.selection", "export").search_graphs(2 * exported.generation["layers"])
+    return graphs
+
+
+def _shared(exported: "Exported") -> dict[str, bytes]:
+    files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}
+    files |= {f"search/{name}.onnx": content for name, content in _search_graphs(exported).items()}
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = dict(sorted(exported.goldens.items()))
+    np.savez_compressed(buffer, **arrays)  # no time of day in it: the bytes are repeatable
+    return files | {GOLDEN: buffer.getvalue()}
+
+
+def _manifest(exported: "Exported", default: str, name: str) -> dict[str, Any]:
+    versions = {package: importlib.metadata.version(package) for package in VERSIONED if _installed(package)}
+    return {
+        "name": exported.name or name,
+        "task": exported.task,
+        "family": exported.family,
+        "default": default,
+        "generation": exported.generation,
+        "encoding": exported.settings.get("encoding"),
+        "golden": GOLDEN,
+        "tokenizers": _tokenizer_files(exported),
+        "search": {search: f"search/{search}.onnx" for search in _search_graphs(exported)},
+        "variants": {},
+        "settings": exported.settings,
+        "provenance": {
+            "route": exported.route,
+            "opset": exported.opset,
+            "source": exported.source_hashes,
+            "versions": {"onnxport": __version__, "python": platform.python_version(), **versions},
+        },
+    }
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
