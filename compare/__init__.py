@@ -1,1 +1,29 @@
-"""Measures the variants of a bundle against each other and against the original."""
+"""Measures the variants of a bundle against each other and against the original.
+
+    from onnxport.compare import compare
+    report = compare("artifacts/en-de", "test.tsv", gates=["bleu_drop<=0.5"], out="artifacts/report")
+
+Every side (a variant, the original in PyTorch, a peer) runs in a process of its own behind one protocol, so that memory and start-up are
+its own and one comparator serves all.
+"""
+
+from typing import Any
+
+__all__ = ["Dataset", "Report", "compare", "read_data", "table"]
+
+_PLACES = {
+    "Dataset": "onnxport.compare.data",
+    "Report": "onnxport.compare.report",
+    "compare": "onnxport.compare.comparison",
+    "read_data": "onnxport.compare.data",
+    "table": "onnxport.compare.report.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: a worker process enters through this package and should hold no more than its side needs."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)

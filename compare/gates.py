@@ -1,0 +1,103 @@
+"""Gates: `[VARIANT.]METRIC OP NUMBER` against a report's variants. A metric that was not measured fails its gate."""
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxport.errors import UsageError
+
+GRAMMAR = "[VARIANT.]METRIC OP NUMBER with OP one of >= <= > < ==, for example int8.speedup>=1.5 or bleu_drop<=0.5"
+_OPS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_EXPRESSION = re.compile(
+    r"\s*(?P<path>[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*(?P<op>>=|<=|==|>|<)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One parsed expression. `path` may begin with a variant: only the report knows which names are variants."""
+
+    expr: str
+    path: str
+    op: str
+    number: float
+
+    def holds(self, value: float) -> bool:
+        return _OPS[self.op](value, self.number)
+
+
+def parse_gate(expr: str) -> Gate:
+    """Raises UsageError, which shows the grammar, for anything that is not a gate."""
+    match = _EXPRESSION.fullmatch(expr)
+    if match is None:
+        raise UsageError(f"{expr!r} is not a gate; expected {GRAMMAR}")
+    return Gate(expr, match["path"], match["op"], float(match["number"]))
+
+
+def evaluate(gates: Iterable[Gate], variants: Mapping[str, Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """One entry a gate: expr, value (of the worst variant; None if not measured), passed, values by variant, message (why it failed)."""
+    return [_evaluate(gate, variants, reference) for gate in gates]
+
+
+def _evaluate(gate: Gate, variants: Mapping[str, Mapping[str, Any]], reference: str) -> dict[str, Any]:
+    head, _, rest = gate.path.partition(".")
+    if head in variants and rest:
+        names, path = [head], rest
+    else:
+        names, path = [name for name in variants if name != reference], gate.path
+    values = {name: lookup(variants[name], path) for name in names}
+    missing = [name for name in names if values[name] is None]
+    failing = [name for name in names if values[name] is not None and not gate.holds(values[name])]
+    message, value = "", None
+    if not names:
+        message = f"no variant but the reference {reference} was measured, so nothing was checked; compare at least two"
+    elif missing:
+        message = f"{path} was not measured for {', '.join(missing)}{_suggestion(gate.path, variants)}"
+    else:
+        worst = min if gate.op in (">=", ">") else max
+        value = values[failing[0]] if gate.op == "==" and failing else worst(values.values())
+        if failing:
+            message = "; ".join(f"{name} has {values[name]:.6g}" for name in failing) + f", expected {gate.op} {gate.number:g}"
+    return {"expr": gate.expr, "value": value, "passed": not message, "values": values, "message": message}
+
+
+def lookup(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The finite number at a dotted path, or None."""
+    value: Any = metrics
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _suggestion(path: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
+    metrics = sorted({metric for values in variants.values() for metric in _paths(values)})
+    known = metrics + [f"{name}.{metric}" for name, values in variants.items() for metric in _paths(values)]
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    if close and close[0] != path:
+        return f"; did you mean {close[0]}?"
+    top = sorted({metric.partition(".")[0] for metric in metrics})
+    return f"; measured: {', '.join(top)}" if top else ""
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _paths(value, f"{prefix}{name}.")
+        elif lookup(values, name) is not None:
+            found.append(prefix + name)
+    return found

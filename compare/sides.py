@@ -1,0 +1,102 @@
+"""The sides that onnxport brings: a bundle's variant through the runtime, and the original in PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+
+class BundleSide:
+    """One variant of a bundle through `onnxport.runtime`."""
+
+    imports = ("numpy", "tokenizers", "onnxruntime", "onnxport.runtime")
+
+    def __init__(self, path: str, precision: str, device: str = "cpu", threads: int | None = None) -> None:
+        self.path, self.precision, self.device, self.threads = path, precision, device, threads
+        self.model: Any = None
+
+    def load(self) -> None:
+        from onnxport.runtime import load
+
+        self.model = load(self.path, precision=self.precision, device=self.device, threads=self.threads)
+
+    def about(self) -> dict[str, Any]:
+        import onnxruntime
+
+        return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
+
+    def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        return [_result(result) for result in self.model.generate(inputs, **options)]
+
+    def encode(self, inputs: list[Any], **options: Any) -> Any:
+        return self.model.encode(inputs, **options)
+
+    def classify(self, inputs: list[Any], **options: Any) -> list[Any]:
+        return [_plain(result) for result in self.model.classify(inputs, **options)]
+
+    def answer(self, inputs: list[dict[str, str]], **options: Any) -> list[Any]:
+        return [_plain(self.model.answer(question=item["question"], context=item["context"], **options)) for item in inputs]
+
+    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        outputs: dict[str, Any] = self.model.run(inputs, **options)
+        return outputs
+
+    def parity(self) -> dict[str, Any]:
+        """The golden answers through this variant, on this machine and device."""
+        from onnxport.runtime.bundle import Bundle
+        from onnxport.runtime.parity import replay
+
+        found: dict[str, Any] = replay(Bundle.open(self.path), self.precision, device=self.device, threads=self.threads)
+        return found
+
+
+class PyTorchSide:
+    """The user's own class in PyTorch, as `onnxport.export.reference` runs it."""
+
+    imports = ("torch", "onnxport.export.reference")
+
+    def __init__(self, source: str, threads: int | None = None) -> None:
+        self.source, self.threads = source, threads
+        self.reference: Any = None
+
+    def load(self) -> None:
+        from onnxport.export.reference import PyTorchReference
+
+        self.reference = PyTorchReference(self.source, self.threads)
+
+    def about(self) -> dict[str, Any]:
+        import torch
+
+        return {"device": "cpu", "versions": {"torch": torch.__version__}, "size_bytes": _source_bytes(Path(self.source))}
+
+    def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        return [_result(result) for result in self.reference.generate(inputs, batch_size=len(inputs), **options)]
+
+    def encode(self, inputs: list[Any], **options: Any) -> Any:
+        return self.reference.encode(inputs, **options)
+
+    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        outputs: dict[str, Any] = self.reference.run(inputs, **options)
+        return outputs
+
+
+def _source_bytes(source: Path) -> int | None:
+    """What the original needs on disk: its folder's weights, configuration and tokenizer; None for a factory in code."""
+    if not source.is_dir():
+        return None
+    kept = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
+    return sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path.suffix in kept)
+
+
+def _plain(result: Any) -> Any:
+    if isinstance(result, dict):
+        return result
+    return {name: getattr(result, name) for name in ("label", "scores", "answer", "text", "start", "end", "score") if hasattr(result, name)}
+
+
+def _result(result: Any) -> dict[str, Any]:
+    """text, tokens and score of one generated answer, whether it is a dict or an object."""
+    if isinstance(result, dict):
+        fields = {name: result.get(name) for name in ("text", "tokens", "score")}
+    else:
+        fields = {name: getattr(result, name, None) for name in ("text", "tokens", "score")}
+    fields["tokens"] = [int(token) for token in fields["tokens"]]
+    return fields

@@ -1,0 +1,85 @@
+"""Timing that survives a noisy machine: sides alternate run by run, medians are compared, and the spread is told."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxport.compare.client import Client
+
+Sample = tuple[float, int]  # seconds, units
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Runs of one side over the same work; run i stands beside run i of every other side."""
+
+    seconds: list[float]
+    units: list[int]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Units a second: the median over runs."""
+        return statistics.median(u / s for s, u in zip(self.seconds, self.units, strict=True))
+
+
+def alternate(
+    sides: Mapping[str, Client],
+    run: Callable[[Client, int], Sample],
+    *,
+    rounds: int,
+    least: int = 5,
+    budget_s: float = 10.0,
+    warm_up: int = 1,
+) -> dict[str, Timed]:
+    """Runs every side once a round, the first side of a round being another each time.
+
+    run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them.
+    """
+    names = list(sides)
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for number in range(-warm_up, rounds):
+        if number >= least and time.perf_counter() - started > budget_s:
+            break
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            sample = run(sides[name], max(number, 0))
+            if number >= 0:
+                samples[name].append(sample)
+    return {name: Timed([s for s, _ in taken], [u for _, u in taken]) for name, taken in samples.items()}
+
+
+def ratio(side: Timed, reference: Timed) -> dict[str, float]:
+    """How many times as fast `side` is: the ratio of median rates, with the 10th and 90th percentile of the ratios run by run."""
+    pairs = zip(side.seconds, side.units, reference.seconds, reference.units, strict=True)
+    single = [(u / s) / (v / r) for s, u, r, v in pairs]
+    return {"ratio": side.rate / reference.rate, "low": percentile(single, 10), "high": percentile(single, 90)}
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between the two nearest ranks; `values` need not be sorted and must not be empty."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def latency_ms(timed: Timed) -> dict[str, float]:
+    """p50, p90 and p99 in milliseconds of single inputs."""
+    return {f"p{percent}": percentile(timed.seconds, percent) * 1e3 for percent in (50, 90, 99)}
+
+
+def timed_call(method: str, batches: Sequence[Any], **options: Any) -> Callable[[Client, int], Sample]:
+    """A run for `alternate`: the method on one batch a round, in turn."""
+
+    def run(side: Client, number: int) -> Sample:
+        return side.time(method, batches[number % len(batches)], **options)[0]
+
+    return run

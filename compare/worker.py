@@ -1,0 +1,180 @@
+"""A side of a comparison in a process of its own: `python -m onnxport.compare.worker` answers JSON lines.
+
+One request a line on standard input, `{"op": ..., ...}`; one answer a line on standard output, `{"result": ...}` or
+`{"error": {"class", "message", "exit_code", "traceback"}}`. Operations:
+
+    load      spec                      -> {"import_ms", "load_ms", "about"}
+    generate, encode, classify, answer, run
+              inputs, options           -> {"seconds", "outputs"}
+    time      method, inputs, options, calls -> {"seconds": [per call], "units": [per call]}   (units: new tokens of generate, else inputs)
+    parity    -                         -> the side's differences from the golden answers, or null
+    stats     -                         -> {"peak_rss_bytes", "rss_bytes"}
+    close     -                         -> null, and the process ends
+
+Standard output is kept for the protocol: whatever a side prints goes to standard error. When standard input ends, so does the process,
+in the middle of a call too: a parent that was killed leaves no orphan.
+
+A side is any class with the methods of `Side` that it can offer; `{"kind": "class", "class": "module:Class", "options": {...}}` names
+one from outside, so that a peer is measured by the same code.
+"""
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Protocol
+
+from onnxport.compare import arrays, memory
+from onnxport.errors import OnnxportError, UsageError
+
+METHODS = ("generate", "encode", "classify", "answer", "run")
+KINDS = {"bundle": "onnxport.compare.sides:BundleSide", "pytorch": "onnxport.compare.sides:PyTorchSide"}
+
+
+class Side(Protocol):
+    """What a measured class looks like. Constructing it is cheap; `load` is what load_ms measures.
+
+    imports: modules to import before `load`; their time is import_ms.
+    about: optional method, a dict that may hold "versions", "device" and "size_bytes"; called after load.
+    parity: optional method, differences from the golden answers.
+    """
+
+    imports: tuple[str, ...]
+
+    def load(self) -> None: ...
+
+    def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Texts or lists of token ids in; a dict an input out: "tokens" (new ids, list of int) and "text" (None without a tokenizer)."""
+        ...
+
+    def encode(self, inputs: list[Any], **options: Any) -> list[list[float]]: ...
+
+    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Arrays by name in, arrays by name out."""
+        ...
+
+
+def make_side(spec: dict[str, Any]) -> Side:
+    """The side of a spec, not yet loaded. Raises UsageError for a kind or class that cannot be found."""
+    options = {name: value for name, value in spec.items() if name != "kind"}
+    kind = spec.get("kind")
+    if kind == "class":
+        place, options = options.get("class", ""), options.get("options", {})
+    elif kind in KINDS:
+        place = KINDS[kind]
+    else:
+        raise UsageError(f"unknown kind of side {kind!r}; expected {', '.join([*KINDS, 'class'])}")
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(**options)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"cannot import the side {place!r} ({error}); expected module:Class") from error
+
+
+class Worker:
+    """Answers requests with one side."""
+
+    def __init__(self) -> None:
+        self.side: Any = None
+
+    def handle(self, request: dict[str, Any]) -> Any:
+        op = request.get("op")
+        if op == "load":
+            return self.load(request["spec"])
+        if op == "stats":
+            return {"peak_rss_bytes": memory.peak_rss_bytes(), "rss_bytes": memory.rss_bytes()}
+        if self.side is None:
+            raise UsageError(f"operation {op!r} before load; load a side first")
+        if op == "parity":
+            parity = getattr(self.side, "parity", None)
+            return None if parity is None else parity()
+        if op == "time":
+            return self.time(request)
+        if op in METHODS:
+            started = time.perf_counter()
+            outputs = self.call(op, request)
+            return {"seconds": time.perf_counter() - started, "outputs": outputs}
+        raise UsageError(f"unknown operation {op!r}; expected load, {', '.join(METHODS)}, time, parity, stats or close")
+
+    def load(self, spec: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        side = make_side(spec)
+        for module in getattr(side, "imports", ()):
+            importlib.import_module(module)
+        imported = time.perf_counter()
+        side.load()
+        loaded = time.perf_counter()
+        self.side = side
+        about = side.about() if hasattr(side, "about") else {}
+        return {"import_ms": (imported - started) * 1e3, "load_ms": (loaded - imported) * 1e3, "about": about}
+
+    def call(self, method: str, request: dict[str, Any]) -> Any:
+        function = getattr(self.side, method, None)
+        if function is None:
+            raise UsageError(f"{type(self.side).__name__} has no {method}()")
+        return function(arrays.unpack(request["inputs"]), **request.get("options", {}))
+
+    def time(self, request: dict[str, Any]) -> dict[str, list[float]]:
+        request = {**request, "inputs": arrays.unpack(request["inputs"])}
+        seconds, units = [], []
+        for _ in range(request.get("calls", 1)):
+            started = time.perf_counter()
+            outputs = self.call(request["method"], request)
+            seconds.append(time.perf_counter() - started)
+            generated = request["method"] == "generate"
+            units.append(sum(len(output["tokens"]) for output in outputs) if generated else arrays.rows(request["inputs"]))
+        return {"seconds": seconds, "units": units}
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """The JSON form of an error; exit_code is 1 for those that are not onnxport's."""
+    lines = str(error).splitlines() or [""]
+    name = type(error).__name__
+    if isinstance(error, OnnxportError):
+        name = next(c.__name__ for c in type(error).__mro__ if c.__module__ == OnnxportError.__module__)
+    return {
+        "class": name,
+        "message": lines[0] if isinstance(error, OnnxportError) else " ".join(line.strip() for line in lines)[:500],
+        "exit_code": getattr(error, "exit_code", 1),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    worker = Worker()
+    while True:
+        try:
+            request = json.loads(requests.get())
+            if request.get("op") == "close":
+                answer: dict[str, Any] = {"result": None}
+            else:
+                answer = {"result": arrays.pack(worker.handle(request))}
+            line = json.dumps(answer)
+        except Exception as error:
+            request = {}
+            line = json.dumps({"error": describe_error(error)})
+        protocol.write(line + "\n")
+        protocol.flush()
+        if request.get("op") == "close":
+            os._exit(0)  # sessions and thread pools need no orderly end
+
+
+if __name__ == "__main__":
+    main()
