@@ -1,0 +1,301 @@
+"""The commands as their users meet them: results, exit codes, one-line refusals."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from onnxport.cli import cli
+from onnxport.runtime.bundle import Bundle
+
+COMMAND = [sys.executable, "-m", "onnxport"]
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("onnxport: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[-1]
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+
+
+# results
+
+
+def test_every_command_has_help_with_examples() -> None:
+    for name, command in cli.commands.items():
+        result = invoke(name, "--help")
+        assert result.exit_code == 0
+        assert "Examples:" in result.output, name
+        assert command.help, name
+        for flag in ("--quiet", "--verbose"):
+            assert flag in result.output, name
+
+
+def test_run_answers_texts_in_order(bundle: Bundle) -> None:
+    one = invoke("run", bundle.path, "a b c", "one two")
+    assert one.exit_code == 0
+    two = [invoke("run", bundle.path, text).stdout.strip() for text in ("a b c", "one two")]
+    assert one.stdout.splitlines() == two
+
+
+def test_run_json_is_one_object(bundle: Bundle) -> None:
+    result = invoke("run", bundle.path, "--json", "--max-new-tokens", 3, "a b c", "d")
+    answers = json.loads(result.stdout)["results"]
+    assert len(answers) == 2
+    assert set(answers[0]) == {"text", "tokens", "score", "finish_reason"}
+    assert len(answers[0]["tokens"]) <= 3
+
+
+def test_run_stream_gives_the_text_of_the_whole_answer(bundle: Bundle) -> None:
+    whole = invoke("run", bundle.path, "a b c").stdout
+    assert invoke("run", bundle.path, "--stream", "a b c").stdout == whole
+    pieces = [json.loads(line) for line in invoke("run", bundle.path, "--stream", "--json", "a b c").stdout.splitlines()]
+    assert "".join(piece["text"] for piece in pieces) == whole.rstrip("\n")
+
+
+def test_inspect_and_verify(bundle: Bundle) -> None:
+    manifest = json.loads(invoke("inspect", bundle.path, "--json").stdout)
+    assert list(manifest["variants"]) == ["fp32", "fp16", "int8"]
+    assert manifest["provenance"]["route"] == "canonical"
+    text = invoke("inspect", bundle.path).stdout
+    for word in ("fp32*", "fp16", "int8", "group_query_attention 2"):
+        assert word in text
+    assert invoke("verify", bundle.path).exit_code == 0
+
+
+def test_doctor_tells_versions_and_providers() -> None:
+    findings = json.loads(invoke("doctor", "--json").stdout)
+    assert "CPUExecutionProvider" in findings["providers"]
+    assert findings["versions"]["onnxruntime"]
+
+
+def test_quantize_makes_the_variant_that_export_makes(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    assert invoke("export", model_folder, "--out", out, "--precision", "fp32", "-q").exit_code == 0
+    assert_refused(invoke("quantize", out, "--precision", "fp32"), 6, "--force")
+    result = invoke("quantize", out, "--precision", "int8", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    made, exported = Bundle.open(out, verify=True), bundle
+    for name in exported.variants["int8"].files:
+        assert made.files[name] == exported.files[name], name
+
+
+def test_compare_writes_reports_and_gates_decide(bundle: Bundle, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.tsv"
+    data.write_text("a b c\tone two\nd e\tthree\nf\tfour four\n")
+    out = tmp_path / "report"
+    passed = invoke("compare", bundle.path, "--data", data, "--out", out, "--batch", "1", "--gate", "int8.size_ratio<=0.9", "-q")
+    assert passed.exit_code == 0, passed.output
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["variants"]) == {"fp32", "fp16", "int8"}
+    failed = invoke("compare", bundle.path, "--data", data, "--out", out, "--force", "--batch", "1", "--gate", "int8.bleu>=1000", "-q")
+    assert failed.exit_code == 3
+    assert "int8.bleu>=1000" in failed.stderr
+
+
+# wrong usage
+
+
+def test_unknown_precision_is_wrong_usage(model_folder: Path, tmp_path: Path) -> None:
+    assert_refused(invoke("export", model_folder, "--out", tmp_path / "x", "--precision", "fp8"), 2, "fp8", "fp32")
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_variant_is_wrong_usage(bundle: Bundle) -> None:
+    assert_refused(invoke("run", bundle.path, "--precision", "int4", "a"), 2, "int4", "int8")
+
+
+def test_missing_option_is_wrong_usage(model_folder: Path) -> None:
+    assert_refused(invoke("export", model_folder), 2, "--out")
+
+
+# refused input
+
+
+def test_missing_bundle_is_refused(tmp_path: Path) -> None:
+    assert_refused(invoke("run", tmp_path / "nowhere", "a"), 4, "nowhere")
+
+
+def test_missing_source_is_refused(tmp_path: Path) -> None:
+    assert_refused(invoke("export", tmp_path / "nowhere", "--out", tmp_path / "x", "-q"), 4, "nowhere")
+
+
+def test_changed_byte_is_found(copy: Path) -> None:
+    target = copy / "int8" / "weights.bin"
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(content)
+    assert_refused(invoke("verify", copy, "-q"), 4, "int8/weights.bin")
+
+
+def test_missing_file_is_refused(copy: Path) -> None:
+    (copy / "fp32" / "decoder.onnx").unlink()
+    assert_refused(invoke("run", copy, "a"), 4, "fp32/decoder.onnx")
+
+
+def test_newer_format_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"format": 99}))
+    assert_refused(invoke("inspect", copy), 4, "99", "newer")
+
+
+def test_path_that_leaves_the_bundle_is_refused(copy: Path) -> None:
+    text = (copy / "bundle.json").read_text().replace("tokenizer.json", "../tokenizer.json")
+    (copy / "bundle.json").write_text(text)
+    assert_refused(invoke("run", copy, "a"), 4, "../tokenizer.json")
+
+
+def test_too_long_text_is_refused_with_its_length(bundle: Bundle) -> None:
+    assert_refused(invoke("run", bundle.path, "a " * 40), 4, "41", "24")
+
+
+def test_npz_that_is_none_is_refused(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"PK not really")
+    assert_refused(invoke("run", bundle.path, "--npz", bad, "--out", tmp_path / "out.npz"), 4, "bad.npz")
+
+
+def test_cuda_without_one_is_told(bundle: Bundle) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine offers CUDA")
+    assert_refused(invoke("run", bundle.path, "--device", "cuda", "a"), 5, "CUDAExecutionProvider")
+
+
+# output
+
+
+def test_existing_output_is_refused_without_force(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    out.mkdir()
+    assert_refused(invoke("export", model_folder, "--out", out, "-q"), 6, "--force")
+
+
+def test_output_below_a_file_cannot_be_written(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(invoke("export", model_folder, "--out", tmp_path / "file" / "x", "-q"), 6, "file")
+
+
+def test_full_disk_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # writing on fails as it does on a full disk
+
+    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x"), "-q"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files_only, timeout=120)
+    assert result.returncode == 6, result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert any(tmp_path.iterdir()), "the export did not begin to write"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.strip().splitlines()[-1] == "onnxport: interrupted"
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_bytes_from_two_folders(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(model_folder, tmp_path / "elsewhere" / "tiny"))
+    command = [*COMMAND, "export", source.name, "--out", str(tmp_path / "again"), "-q"]
+    subprocess.run(command, check=True, cwd=source.parent, stdout=subprocess.DEVNULL, timeout=120)
+    again = Bundle.open(tmp_path / "again")
+    assert again.files == bundle.files
+    for file in again.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert str(tmp_path).encode() not in content, file
+            assert os.fsencode(Path(__file__).parents[2]) not in content, file
+
+
+# standard input
+
+
+def test_lines_are_answered_by_lines(bundle: Bundle) -> None:
+    result = subprocess.run([*COMMAND, "run", str(bundle.path)], input=b"a b\r\n\nc", capture_output=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.decode().split("\n")
+    assert len(lines) == 4
+    assert lines[1] == "" == lines[3]
+    assert lines[0] + "\n" == invoke("run", bundle.path, "a b").stdout
+
+
+def test_a_line_is_answered_before_the_next_is_there(bundle: Bundle) -> None:
+    with subprocess.Popen([*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        for text in (b"a b\n", b"c d\n"):
+            process.stdin.write(text)
+            process.stdin.flush()
+            assert process.stdout.readline().endswith(b"\n")
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_invalid_utf8_is_refused_with_its_line(bundle: Bundle) -> None:
+    result = subprocess.run([*COMMAND, "run", str(bundle.path)], input=b"a\n\xff\n", capture_output=True, timeout=60)
+    assert result.returncode == 4
+    assert b"line 2" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+def test_interrupt_during_run(bundle: Bundle) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"a b\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        stderr = process.stderr.read()
+    assert process.returncode == 130
+    assert stderr.strip() == b"onnxport: interrupted"
+
+
+# arrays
+
+
+def test_arrays_of_a_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plainmodel.py").write_text(
+        "import torch\nfrom onnxport.export import Module\n\n\n"
+        "def build():\n    torch.manual_seed(0)\n"
+        "    return Module(torch.nn.Linear(4, 3), inputs={'x': torch.rand(1, 4)}, dynamic={'x': {0: 'batch'}}, outputs=['y'])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert invoke("export", "plainmodel:build", "--out", "b", "--precision", "fp32", "-q").exit_code == 0
+    np.savez("in.npz", x=np.ones((5, 4), np.float32))
+    result = invoke("run", "b", "--npz", "in.npz", "--out", "out.npz")
+    assert result.exit_code == 0, result.output
+    assert np.load("out.npz")["y"].shape == (5, 3)
+    assert_refused(invoke("run", "b", "--npz", "in.npz", "--out", "out.npz"), 6, "--force")
+    assert_refused(invoke("run", "b", "some text"), 2, "--npz")
