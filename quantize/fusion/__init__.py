@@ -1,0 +1,67 @@
+"""Fusion: a standard graph becomes one made of ONNX Runtime's own kernels, by an ordered list of rewrites per target."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from onnxport.errors import UsageError
+from onnxport.quantize.fusion.cache_inputs import drop_mask
+from onnxport.quantize.fusion.constants import fold_constants
+from onnxport.quantize.fusion.core import Outcome, Rule, apply, remove_dead
+from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention
+from onnxport.quantize.fusion.mask_broadcast import MaskBroadcast
+from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
+from onnxport.quantize.fusion.reshape import ReshapeOfReshape, SameShape
+from onnxport.quantize.fusion.running import check_runs
+from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
+
+__all__ = ["RULES", "check_runs", "fuse"]
+
+# Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
+RULES: dict[str, list[Rule]] = {
+    "cpu": [GroupQueryAttention(), MultiHeadAttention(), ReshapeOfReshape(), SameShape(), SkipLayerNorm(), MaskBroadcast()],
+    "any": [MaskBroadcast()],
+}
+
+
+def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dict[str, int]]:
+    """A fused copy of a standard graph, and how often each rule was applied (rules that were applied at least once).
+
+    `role` is the graph's name in the bundle (`encoder`, `decoder`, `model`), used in messages. Raises `UsageError` for an unknown target,
+    `FusionError` when only a part of a cached decoder's layers fuses, since one cache cannot be kept in two ways.
+    """
+    if target not in RULES:
+        raise UsageError(f"fusion target '{target}' is not known, expected one of {sorted(RULES)}; choose one of them")
+    fused = model.clone()
+    graph = fused.graph
+    _name_shapes(fused)
+    fold_constants(graph)
+    outcome: Outcome = apply(graph, RULES[target])
+    if outcome.counts.get("group_query_attention"):
+        remove_dead(graph)
+        drop_mask(graph, role, outcome)
+    remove_dead(graph)
+    graph.sort()
+    return fused, {name: count for name, count in outcome.counts.items() if count}
+
+
+def _name_shapes(model: ir.Model) -> None:
+    """Fill in shapes the exporter left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
+    graph = model.graph
+    if all(v.shape is not None for node in graph for v in node.outputs):
+        return
+    proto = ir.to_proto(model.clone())
+    for weight in proto.graph.initializer:
+        if len(weight.raw_data) > 4096:  # inference needs no weights, and a proto cannot hold 2 GB of them
+            weight.ClearField("raw_data")
+            weight.data_location = onnx.TensorProto.EXTERNAL
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    known = {v.name: v for node in inferred.graph for v in node.outputs}
+    for node in graph:
+        for value in node.outputs:
+            found = known.get(value.name)
+            if found is not None and value.shape is None:
+                value.shape = found.shape
+            if found is not None and value.type is None:
+                value.type = found.type

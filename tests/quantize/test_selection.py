@@ -125,7 +125,9 @@ def test_sample_never_takes_a_suppressed_token(run):
         np.testing.assert_allclose(logprob, np.log(0.5), atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch", "beams", "vocab", "candidates"), [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1)])
+@pytest.mark.parametrize(
+    ("batch", "beams", "vocab", "candidates"), [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1)]
+)
 def test_beam(run, batch, beams, vocab, candidates):
     logits = logits_of(batch * beams, vocab)
     scores = logits_of(batch, beams, seed=1)

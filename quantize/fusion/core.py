@@ -1,0 +1,174 @@
+"""What every rewrite shares: the rule's interface, the reason of a miss, and small questions about ONNX values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+
+
+class Miss(Exception):
+    """A rule does not apply to a node; its text says what was found there instead."""
+
+
+class Rule(ABC):
+    """One rewrite. `pattern` collects the nodes around an anchor, `check` compares shapes and attributes, `rewrite` changes the graph.
+
+    `pattern` and `check` raise `Miss` and leave the graph as it is; a rule keeps no state between its methods.
+    """
+
+    name: ClassVar[str]
+    anchor: ClassVar[str]  # op type (default domain) at which the pattern is looked for
+    kernel: ClassVar[str]  # op type of the node that stands for one rewrite in the finished graph; "" if the rule only removes nodes
+
+    @abstractmethod
+    def pattern(self, node: ir.Node) -> Any: ...
+
+    def check(self, graph: ir.Graph, match: Any) -> None:  # noqa: B027 - most rules that only remove nodes have nothing more to check
+        pass
+
+    @abstractmethod
+    def rewrite(self, graph: ir.Graph, match: Any) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How often each rule was applied, and why it was not where its anchor stands."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, list[str]] = field(default_factory=dict)
+
+
+def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
+    """Apply rules in order, each once over all nodes; edits `graph`."""
+    outcome = Outcome()
+    for rule in rules:
+        for node in list(graph):
+            if node.graph is not graph or not is_op(node, rule.anchor):
+                continue
+            try:
+                match = rule.pattern(node)
+                rule.check(graph, match)
+            except Miss as reason:
+                outcome.misses.setdefault(rule.name, []).append(f"{node.name or node.outputs[0].name}: {reason}")
+                continue
+            rule.rewrite(graph, match)
+            outcome.counts[rule.name] = outcome.counts.get(rule.name, 0) + 1
+    return outcome
+
+
+def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
+    return node is not None and node.op_type == op_type and node.domain == domain
+
+
+def produced_by(value: ir.Value | None, op_type: str, what: str) -> ir.Node:
+    """The node of type `op_type` that makes `value`, or a miss that names what was found."""
+    node = None if value is None else value.producer()
+    if node is None or not is_op(node, op_type):
+        found = "nothing" if value is None else f"{node.op_type}" if node else f"input or weight '{value.name}'"
+        raise Miss(f"{what} comes from {found}, not from {op_type}")
+    return node
+
+
+def source(node: ir.Node, index: int = 0) -> ir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise Miss(f"{node.op_type} '{node.name}' has no input {index}")
+    return value
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def dims(value: ir.Value) -> tuple[int | str, ...] | None:
+    """Dimensions as integers or symbol names; None if the rank is unknown. An unnamed dimension becomes '?', equal to nothing."""
+    if value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
+
+
+def known_dims(value: ir.Value, rank: int, what: str) -> tuple[int | str, ...]:
+    found = dims(value)
+    if found is None or len(found) != rank:
+        raise Miss(f"{what} '{value.name}' has shape {found}, expected {rank} dimensions")
+    return found
+
+
+def same_shape(a: Sequence[int | str] | None, b: Sequence[int | str] | None) -> bool:
+    return a is not None and b is not None and "?" not in a and tuple(a) == tuple(b)
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The constant behind a value, or None."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def only_use(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer; one of that name that exists already is shared."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=ir.TensorType(ir.tensor(array).dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def new_node(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any],
+    like: Sequence[ir.Value | None],
+    domain: str = MICROSOFT,
+) -> ir.Node:
+    """A node placed before another, whose outputs take over the names, types and shapes of `like` (None: an output left out)."""
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(like), name=f"{before.name or before.outputs[0].name}/{op_type}")
+    for output, old in zip(node.outputs, like, strict=True):
+        if old is None:
+            output.name = ""
+            continue
+        output.name, output.type, output.shape = old.name, old.type, old.shape
+    graph.insert_before(before, node)
+    if domain:
+        graph.opset_imports.setdefault(domain, 1)
+    return node
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, as a graph output too, becomes one of `new`; the name goes with it, so that outputs keep theirs."""
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = f"{name}/replaced"
+    new.name = name
+
+
+def remove_dead(graph: ir.Graph) -> int:
+    """Remove nodes nobody reads and initializers nobody reads; returns how many nodes went."""
+    removed = 0
+    for node in reversed(list(graph)):
+        if all(not v.uses() and not v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+            removed += 1
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+    return removed

@@ -1,0 +1,154 @@
+"""Attention without a cache of its own: encoder self-attention and cross-attention become MultiHeadAttention.
+
+Keys and values are taken as they are: three dimensions [batch, source, hidden] where a projection made them, four [batch, heads, source,
+head_size] where they come from outside (computed once per source). The key padding mask is read straight from the integer graph input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.quantize.fusion.core import (
+    Miss,
+    Rule,
+    array_of,
+    attribute,
+    constant,
+    dims,
+    is_op,
+    known_dims,
+    new_node,
+    optional,
+    produced_by,
+    same_shape,
+    source,
+    take_over,
+)
+
+# The kernel adds it to the scores of padding. Finite, so that a row of nothing but padding stays finite, and within the range of float16.
+MASKED_SCORE = -10000.0
+
+
+@dataclass
+class Match:
+    attention: ir.Node
+    query: ir.Value  # [batch, heads, length, head_size]
+    flat: tuple[ir.Value, ir.Value, ir.Value]  # query as [.., hidden] or 4-D if it must be reshaped; key and value as 3-D or 4-D
+    mask: ir.Value | None  # integer graph input [batch, source], 0 = padding
+    back: ir.Node  # Transpose of the answer to [batch, length, heads, head_size]
+
+
+def _flat(value: ir.Value) -> ir.Value | None:
+    """[B, H, T, D] back to the [B, T, H*D] it was made from, if it was."""
+    transpose = value.producer()
+    if not is_op(transpose, "Transpose") or tuple(attribute(transpose, "perm", ())) != (0, 2, 1, 3):
+        return None
+    reshape = source(transpose).producer()
+    if not is_op(reshape, "Reshape"):
+        return None
+    flat, split = dims(source(reshape)), dims(source(transpose))
+    if flat is None or split is None or len(flat) != 3 or len(split) != 4 or not same_shape(flat[:2], split[:2]):
+        return None
+    return source(reshape)
+
+
+def _padding(mask: ir.Value) -> ir.Value:
+    """Walk a boolean mask [batch, 1, 1, source] back to the integer graph input that it is made of by `!= 0`."""
+    value, found = mask, dims(mask)
+    if found is None or len(found) != 4 or found[1] != 1:
+        raise Miss(f"the mask has shape {found}, expected [batch, 1, 1, source]")
+    while True:
+        node = value.producer()
+        if is_op(node, "Expand") or is_op(node, "Unsqueeze"):
+            value = source(node)
+        elif is_op(node, "Cast") and source(node).dtype in (ir.DataType.INT32, ir.DataType.INT64) and value.dtype == ir.DataType.BOOL:
+            value = source(node)
+            break
+        elif is_op(node, "Not") and is_op(equal := source(node).producer(), "Equal"):
+            zero = array_of(source(equal, 1))
+            if zero is None or zero.size != 1 or zero.item() != 0:
+                raise Miss("the mask does not compare its input with 0")
+            value = source(equal)
+            break
+        else:
+            raise Miss(f"the mask comes from {node.op_type if node else value.name}, not from an integer input compared with 0")
+    if not value.is_graph_input() or value.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+        raise Miss(f"the mask is made from '{value.name}', which is not an integer graph input")
+    if not same_shape(known_dims(value, 2, "the mask's input"), (found[0], found[3])):
+        raise Miss(f"the mask {found} is not [batch, 1, 1, source] of '{value.name}'")
+    return value
+
+
+class MultiHeadAttention(Rule):
+    name = "multi_head_attention"
+    anchor = "Attention"
+    kernel = "MultiHeadAttention"
+
+    def pattern(self, node: ir.Node) -> Match:
+        if optional(node, 4) is not None:
+            raise Miss("Attention has a past of its own")
+        query, key, value = (source(node, i) for i in range(3))
+        flat_key, flat_value = _flat(key), _flat(value)
+        if flat_key is None or flat_value is None:
+            flat_key, flat_value = key, value
+        mask = optional(node, 3)
+        uses = node.outputs[0].uses()
+        if len(uses) != 1 or not is_op(uses[0].node, "Transpose"):
+            raise Miss("the answer is not transposed back to [batch, length, heads, head_size]")
+        return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask and _padding(mask), uses[0].node)
+
+    def check(self, graph: ir.Graph, match: Match) -> None:
+        query, key, value = (known_dims(source(match.attention, i), 4, "heads") for i in range(3))
+        if not isinstance(query[1], int) or not isinstance(query[3], int):
+            raise Miss(f"heads and head size are not known: {query}")
+        if query[1] != key[1] or key[1] != value[1] or query[3] != key[3] or key[:3] != value[:3]:
+            raise Miss(f"query {query}, key {key} and value {value} differ in heads or size")
+        if not same_shape(query[:1], key[:1]):
+            raise Miss(f"query {query} and key {key} differ in batch")
+        if match.flat[0] is match.query:
+            produced_by(produced_by(match.query, "Transpose", "query").inputs[0], "Reshape", "query")
+        if match.mask is not None and not same_shape(known_dims(match.mask, 2, "mask"), (key[0], key[2])):
+            raise Miss(f"the mask is {dims(match.mask)}, the keys are {key}")
+        if tuple(attribute(match.back, "perm", ())) != (0, 2, 1, 3):
+            raise Miss("the answer is not transposed by (0, 2, 1, 3)")
+        if not all(is_op(use.node, "Reshape") and use.idx == 0 for use in match.back.outputs[0].uses()):
+            raise Miss("the answer's heads are not merged by a Reshape")
+        if attribute(match.attention, "is_causal", 0) or attribute(match.attention, "softcap", 0.0):
+            raise Miss("Attention with is_causal or softcap")
+        if any(v.uses() for v in match.attention.outputs[1:]):
+            raise Miss("further outputs of Attention are used")
+
+    def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        batch, heads, length, size = known_dims(match.query, 4, "query")
+        _, _, _, value_size = known_dims(source(match.attention, 2), 4, "value")
+        assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
+        query = match.flat[0]
+        if query is match.query:
+            split = source(match.query.producer())  # type: ignore[arg-type]  # check() has seen the Transpose
+            shape = constant(graph, f"shape_0_0_{heads * size}", np.array([0, 0, heads * size], np.int64))
+            like = ir.Value(name=f"{split.name}/flat", type=split.type, shape=ir.Shape([batch, length, heads * size]))
+            query = new_node(graph, match.attention, "Reshape", [split, shape], {}, [like], domain="").outputs[0]
+        attributes: dict[str, object] = {"num_heads": heads, "mask_filter_value": MASKED_SCORE}
+        if "scale" in match.attention.attributes:
+            attributes["scale"] = float(match.attention.attributes["scale"].value)
+        inputs = [query, match.flat[1], match.flat[2]]
+        if match.mask is not None:
+            inputs += [None, _int32(graph, match.mask)]
+        like = ir.Value(name=match.back.outputs[0].name, type=match.back.outputs[0].type, shape=ir.Shape([batch, length, heads * value_size]))
+        node = new_node(graph, match.attention, self.kernel, inputs, attributes, [like])
+        # The Reshapes behind it see the same numbers in the same order, so they stay right whatever shape they ask for.
+        take_over(match.back.outputs[0], node.outputs[0])
+
+
+def _int32(graph: ir.Graph, mask: ir.Value) -> ir.Value:
+    """The mask as the kernel wants it; the Cast of an int64 mask is made once for all layers."""
+    if mask.dtype == ir.DataType.INT32:
+        return mask
+    for use in mask.uses():
+        if is_op(use.node, "Cast") and attribute(use.node, "to", None) == ir.DataType.INT32:
+            return use.node.outputs[0]
+    like = ir.Value(name=f"{mask.name}/int32", type=ir.TensorType(ir.DataType.INT32), shape=mask.shape)
+    return new_node(graph, graph[0], "Cast", [mask], {"to": ir.DataType.INT32}, [like], domain="").outputs[0]

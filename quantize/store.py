@@ -1,0 +1,109 @@
+"""Writing a variant: one small graph file a role, and one file of weights that all of them map.
+
+Tensors with the same bytes are stored once, whatever graph, name or shape they have: a tied embedding and projection cost their bytes once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxport.errors import OutputError
+
+WEIGHTS = "weights.bin"
+IR_VERSION = 10
+INLINE_BYTES = 256  # shapes, axes and scalars stay in the graph, where ONNX Runtime can fold them
+PAGE, LINE = 4096, 64  # large tensors start on a page, small ones on a cache line
+
+
+def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
+    """Write `<role>.onnx` for every model and one `weights.bin` into `folder` (made if absent); returns role -> file name.
+
+    The same models give the same bytes. Raises `OutputError` if the files cannot be written; files begun are removed then.
+    """
+    folder = Path(folder)
+    files = {role: f"{role}.onnx" for role in models}
+    made: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made.append(folder / WEIGHTS)
+        with open(folder / WEIGHTS, "wb") as weights:
+            places: dict[tuple[str, int], int] = {}
+            protos = {role: _proto(model, weights, places) for role, model in models.items()}
+            weights.flush()
+            os.fsync(weights.fileno())
+        for role, proto in protos.items():
+            made.append(folder / files[role])
+            (folder / files[role]).write_bytes(proto.SerializeToString(deterministic=True))
+    except OSError as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {error.filename or folder}: {error.strerror or error}; free space or choose another folder") from error
+    return files
+
+
+def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int]) -> onnx.ModelProto:
+    graph = model.graph
+    large: dict[str, ir.Value] = {}
+    light = model.clone()
+    for name, value in graph.initializers.items():
+        assert value.const_value is not None
+        if value.const_value.nbytes > INLINE_BYTES:
+            large[name] = value
+            light.graph.initializers[name].const_value = None
+    for name in large:
+        del light.graph.initializers[name]
+    _strip(light)
+    proto = ir.to_proto(light)
+    del proto.graph.initializer[:]
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        if name not in large:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy(), name))
+            continue
+        offset, length = _place(tensor.tobytes(), weights, places)
+        entry = proto.graph.initializer.add(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        for key, item in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+            entry.external_data.add(key=key, value=str(item))
+    return proto
+
+
+def _place(data: bytes, weights: object, places: dict[tuple[str, int], int]) -> tuple[int, int]:
+    key = hashlib.sha256(data).hexdigest(), len(data)
+    if key not in places:
+        step = PAGE if len(data) >= 16 * PAGE else LINE
+        position = weights.tell()  # type: ignore[attr-defined]
+        offset = -(-position // step) * step
+        weights.write(b"\0" * (offset - position) + data)  # type: ignore[attr-defined]
+        places[key] = offset
+    return places[key], len(data)
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what would make bytes depend on where and how the graph was made: metadata, doc strings, producer, names of nodes."""
+    model.ir_version = min(model.ir_version or IR_VERSION, IR_VERSION)
+    model.producer_name, model.producer_version, model.domain, model.model_version, model.doc_string = "onnxport", None, None, None, None
+    model.metadata_props.clear()
+    model.graph.doc_string = None
+    model.graph.name = "graph"
+    model.graph.metadata_props.clear()
+    values: Iterable[ir.Value] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for value in values:
+        value.doc_string = None
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.doc_string = None
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = None  # half the graph's bytes, and ONNX Runtime infers them again
+                value.type = None
