@@ -1,0 +1,116 @@
+"""The sessions of one variant and what the decoding loop must know of their graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxport.errors import BundleError
+from onnxport.runtime.bundle import Bundle, GenerationConfig, Variant
+from onnxport.runtime.cache import Cache, DeviceCache, HostCache
+from onnxport.runtime.session import NUMPY_TYPES, Sessions, value_of
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A batch's sources as the decoder reads them: keys and values by input name, [sources, heads, source, head_size], and the mask."""
+
+    values: dict[str, onnxruntime.OrtValue]
+    mask: np.ndarray  # int32 [sources, source]
+
+
+class Engine:
+    """Encoder, decoder and search sessions. Sessions may be run from many threads; search graphs are loaded when first used."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions) -> None:
+        if bundle.generation is None:
+            raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
+        self.config: GenerationConfig = bundle.generation
+        self.device = sessions.device
+        self._bundle, self._sessions = bundle, sessions
+        self._search: dict[str, onnxruntime.InferenceSession] = {}
+        self._lock = threading.Lock()
+        roles = ("encoder", "decoder") if self.config.kind == "seq2seq" else ("decoder",)
+        absent = [r for r in roles if r not in variant.graphs]
+        if absent:
+            raise BundleError(f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again")
+        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"])) if "encoder" in roles else None
+        self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
+        self.inputs = {i.name: i for i in self.decoder.get_inputs()}
+        self._check_decoder(variant)
+        self.cache_names = [f"{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")]
+        self.cache_type = np.dtype(NUMPY_TYPES[self.inputs["past_key_0"].type])
+
+    def _check_decoder(self, variant: Variant) -> None:
+        needed = ["input_ids", "seqlens_k", "total_sequence_length", *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value"))]
+        absent = [n for n in needed if n not in self.inputs]
+        if absent:
+            raise BundleError(f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again")
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.config.vocab_size
+
+    def search(self, name: str) -> onnxruntime.InferenceSession:
+        """The session of a search graph. BundleError when the bundle has none of that name."""
+        with self._lock:
+            if name not in self._search:
+                if name not in self._bundle.search:
+                    raise BundleError(f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export the model again")
+                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]))
+            return self._search[name]
+
+    def new_cache(self) -> Cache:
+        """An empty cache of the kind the device needs."""
+        shape = (2 * self.config.layers, self.config.kv_heads, self.config.head_size, self.cache_type)
+        return HostCache(*shape) if self.device == "cpu" else DeviceCache(*shape, self.device, self._reorder())
+
+    def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
+        """The same for some of the sources only."""
+        if self.device == "cpu":
+            values = {n: value_of(np.ascontiguousarray(v.numpy()[sources])) for n, v in cross.values.items()}
+        else:
+            binding, session = self._reorder().io_binding(), self._reorder()
+            for i, v in enumerate(cross.values.values()):
+                binding.bind_ortvalue_input(f"in_{i}", v)
+                binding.bind_output(f"out_{i}", self.device)
+            binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
+            session.run_with_iobinding(binding)
+            values = dict(zip(cross.values, binding.get_outputs(), strict=True))
+        return Cross(values, np.ascontiguousarray(cross.mask[sources]))
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> Cross:
+        """Run the encoder over token ids; keys and values stay where they were computed."""
+        assert self.encoder is not None
+        ids, mask = padded(sources, self.config.pad_id or 0)
+        feeds = {"input_ids": ids, "source_mask": mask}
+        binding = self.encoder.io_binding()
+        for i in self.encoder.get_inputs():
+            binding.bind_ortvalue_input(i.name, value_of(feeds[i.name]))
+        names = [o.name for o in self.encoder.get_outputs() if o.name.startswith("cross_")]
+        for name in names:
+            binding.bind_output(name, self.device)
+        self.encoder.run_with_iobinding(binding)
+        return Cross(dict(zip(names, binding.get_outputs(), strict=True)), mask)
+
+    def _reorder(self) -> onnxruntime.InferenceSession:
+        special = f"reorder_{self.cache_type}"
+        return self.search(special if special in self._bundle.search else "reorder")
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids int64 [rows, longest] and mask int32, 1 on ids."""
+    longest = max(map(len, rows))
+    ids, mask = np.full((len(rows), longest), pad, np.int64), np.zeros((len(rows), longest), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask

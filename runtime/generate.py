@@ -1,0 +1,179 @@
+"""From a call's inputs to its results: ids, limits, groups of like length, search, text."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from onnxport.errors import TextError, UsageError
+from onnxport.runtime.beam import Hypothesis, beam_search
+from onnxport.runtime.engine import Engine
+from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.search import Job, Row, decode
+from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
+
+DEFAULT_NEW_TOKENS = 128
+
+Input = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    text: None where the bundle has no tokenizer. tokens: new ids with the final eos. token_logprobs: one a token. score: their sum; with beams
+    the sum / len(tokens) ** length_penalty. finish_reason: "eos", "length", "stop" (text is cut before the stop string, tokens are not) or
+    "empty" (an empty input). alternatives: the next best beams when n_best asks for them.
+    """
+
+    text: str | None
+    tokens: list[int]
+    score: float
+    token_logprobs: list[float]
+    finish_reason: str
+    alternatives: tuple[Generation, ...] = ()
+
+
+EMPTY = Generation("", [], 0.0, [], "empty")
+
+
+class Generator:
+    """Answers inputs with an engine; holds no state of a call, so many threads may use it."""
+
+    def __init__(self, engine: Engine, source: TextTokenizer | None, target: TextTokenizer | None) -> None:
+        self._engine, self._config = engine, engine.config
+        self._source, self._target = source or target, target or source
+
+    def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
+        """One Generation an input, in order."""
+        jobs = self._jobs(inputs, prefix, options)
+        results: list[Generation] = [EMPTY] * len(inputs)
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        ordered = sorted(jobs, key=lambda j: (len(j.source), len(j.prefix), j.index))
+        for start in range(0, len(ordered), options.batch_size):
+            group = ordered[start : start + options.batch_size]
+            if options.beam > 1:
+                for job, hypotheses in zip(group, beam_search(self._engine, group, options, watch, self._target), strict=True):
+                    best = [self._of_beam(h, options) for h in hypotheses[: options.n_best]]
+                    first = best[0]
+                    results[job.index] = Generation(first.text, first.tokens, first.score, first.token_logprobs, first.finish_reason, tuple(best[1:]))
+            else:
+                rows: list[Row] = []
+                for rows in decode(self._engine, group, options, watch, self._target, seed):  # noqa: B007 - the last state counts
+                    pass
+                for row in rows:
+                    results[row.job.index] = self._of_row(row)
+        return results
+
+    def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch) -> Stream:
+        """The answer to one input, a piece of text at a time. UsageError with beams, TextError without a tokenizer."""
+        if options.beam > 1:
+            raise UsageError(f"beam is {options.beam}, expected 1 to stream: beams are not certain before the end")
+        if self._target is None:
+            raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
+        jobs = self._jobs([one], None if prefix is None else [prefix], options)
+        return Stream(self._pieces(jobs, options, watch) if jobs else iter([EMPTY]))
+
+    def _pieces(self, jobs: list[Job], options: Options, watch: Watch) -> Iterator[str | Generation]:
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        row: Row | None = None
+        for (row,) in decode(self._engine, jobs, options, watch, self._target, seed, streaming=True):
+            if row.piece:
+                yield row.piece
+        if row is not None:
+            yield self._of_row(row)
+
+    def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options) -> list[Job]:
+        if prefix is not None and len(prefix) != len(inputs):
+            raise UsageError(f"prefix has {len(prefix)} entries, expected one for each of {len(inputs)} inputs")
+        if options.stop and self._target is None:
+            raise UsageError("stop needs text, but the bundle has no tokenizer; stop at token ids yourself")
+        seq2seq = self._config.kind == "seq2seq"
+        vocabulary = self._config.source_vocab_size if seq2seq else self._config.vocab_size
+        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", special=True)
+        starts = [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
+        jobs = []
+        for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
+            if one:
+                begin = [self._config.decoder_start_id or 0, *start] if seq2seq else [*one, *start]
+                jobs.append(Job(i, one if seq2seq else (), begin, self._limit(one, begin, options, _where(i, len(inputs)))))
+        return jobs
+
+    def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
+        texts = []
+        for i, one in enumerate(inputs):
+            if isinstance(one, str) or not hasattr(one, "__len__") or isinstance(one, (bytes, bytearray, dict)):
+                _located(check_text, one, where=what + _where(i, len(inputs)))
+                if one and tokenizer is None:
+                    raise TextError(f"{what}{_where(i, len(inputs))}is text, but the bundle has no tokenizer; give token ids")
+                texts.append(one)
+        encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else [[]] * len(texts))
+        result = []
+        for i, one in enumerate(inputs):
+            if isinstance(one, str):
+                ids = next(encoded) if one else (next(encoded) and [])
+                result.append(_located(check_ids, ids, vocabulary, where=what + _where(i, len(inputs))))
+            else:
+                result.append(_located(check_ids, one, vocabulary, where=what + _where(i, len(inputs))))
+        return result
+
+    def _limit(self, source: Sequence[int], begin: Sequence[int], options: Options, where: str) -> int:
+        """The most new tokens: what was asked for, within the model's positions (the last new token is never read)."""
+        wanted, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
+        if most is None:
+            limit = wanted or max(DEFAULT_NEW_TOKENS, options.min_new_tokens)
+        else:
+            longest = max(len(source), len(begin))
+            if longest > most:
+                raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
+            limit = min(wanted or max(DEFAULT_NEW_TOKENS, options.min_new_tokens), most - len(begin) + 1)
+        if limit < options.min_new_tokens:
+            raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
+        return limit
+
+    def _text(self, tokens: Sequence[int]) -> str | None:
+        if self._target is None:
+            return None
+        end = len(tokens) - 1 if tokens and tokens[-1] in self._config.eos_ids else len(tokens)
+        return self._target.decode(tokens[:end])
+
+    def _of_row(self, row: Row) -> Generation:
+        text = row.stream.text if row.stream is not None else self._text(row.tokens)
+        return Generation(text, row.tokens, float(sum(row.logprobs)), row.logprobs, row.reason)
+
+    def _of_beam(self, hypothesis: Hypothesis, options: Options) -> Generation:
+        text = self._text(hypothesis.tokens)
+        if hypothesis.reason == "stop" and text is not None:
+            text = text[: min(i for i in map(text.find, options.stop) if i >= 0)]
+        return Generation(text, hypothesis.tokens, hypothesis.score, hypothesis.logprobs, hypothesis.reason)
+
+
+class Stream:
+    """Iterates over pieces of text; afterwards `result` is the whole Generation."""
+
+    def __init__(self, parts: Iterator[str | Generation]) -> None:
+        self._parts = parts
+        self.result: Generation | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        part = next(self._parts)
+        if isinstance(part, Generation):
+            self.result = part
+            raise StopIteration
+        return part
+
+
+def _where(index: int, count: int) -> str:
+    return f"input {index} " if count > 1 else "the input "
+
+
+def _located(check, *arguments, where: str):  # type: ignore[no-untyped-def]
+    """`check` with the input's place in front of what it says."""
+    try:
+        return check(*arguments)
+    except TextError as e:
+        raise TextError(f"{where.rstrip()}: {e}") from None

@@ -1,0 +1,160 @@
+"""The manifest's parts as frozen dataclasses, and their checked reading from JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxport.errors import BundleError
+
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file's SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What the decoding loop must know of a model; ids refer to the target vocabulary unless they say source."""
+
+    kind: str  # "seq2seq" or "causal"
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    source_vocab_size: int | None
+    max_length: int | None  # positions; None is unlimited
+    pad_id: int | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    decoder_start_id: int | None
+    max_new_tokens: int | None
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How texts become inputs and vectors in an encoder-only bundle; every field has a default."""
+
+    max_length: int | None = None
+    pad_id: int = 0
+    vocab_size: int | None = None
+    pooling: str = "mean"
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones."""
+
+    name: str
+    files: tuple[str, ...]
+    bytes: int
+    graphs: Mapping[str, str]
+    target: str
+    plan: Mapping[str, Any]
+    fusions: Mapping[str, int]
+    parity: Mapping[str, Any]
+
+
+class Reader:
+    """Takes typed fields out of a JSON object and says which field is wrong."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise BundleError(f"{MANIFEST}: {where} is {type(value).__name__}, expected an object; export the model again")
+        self.value, self.where = value, where
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        if key not in self.value:
+            if default is ...:
+                raise BundleError(f"{MANIFEST}: {self.where} has no {key!r}; export the model again")
+            return default
+        found = self.value[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {type(found).__name__}, expected {names}; export the model again")
+        return found
+
+    def strings(self, key: str) -> dict[str, str]:
+        found = self.get(key, dict, {})
+        if not all(isinstance(v, str) for v in found.values()):
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to paths; export the model again")
+        return dict(found)
+
+    def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False) -> Any:
+        found = self.get(key, (int, type(None)) if null else int, default)
+        if found is not None and found is not default and found < smallest:
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {found}, expected at least {smallest}; export the model again")
+        return found
+
+
+def generation(value: object) -> GenerationConfig | None:
+    if value is None:
+        return None
+    r = Reader(value, "generation")
+    kind = r.get("kind", str)
+    if kind not in ("seq2seq", "causal"):
+        raise BundleError(f"{MANIFEST}: generation.kind is {kind!r}, expected seq2seq or causal; upgrade onnxport")
+    eos = r.get("eos_id", (int, list, type(None)), None)
+    ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    if not all(type(i) is int for i in ids):
+        raise BundleError(f"{MANIFEST}: generation.eos_id must hold integers; export the model again")
+    config = GenerationConfig(
+        kind=kind,
+        layers=r.natural("layers", smallest=1),
+        kv_heads=r.natural("kv_heads", smallest=1),
+        head_size=r.natural("head_size", smallest=1),
+        vocab_size=r.natural("vocab_size", smallest=1),
+        source_vocab_size=r.natural("source_vocab_size", None, 1, null=True),
+        max_length=r.natural("max_length", None, 1, null=True),
+        pad_id=r.natural("pad_id", None, null=True),
+        bos_id=r.natural("bos_id", None, null=True),
+        eos_ids=ids,
+        decoder_start_id=r.natural("decoder_start_id", None, null=True),
+        max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
+    )
+    if kind == "seq2seq" and config.decoder_start_id is None:
+        raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
+    named = [config.pad_id, config.bos_id, config.decoder_start_id, *ids]
+    wrong = [i for i in named if i is not None and not 0 <= i < max(config.vocab_size, config.source_vocab_size or 0)]
+    if wrong:
+        raise BundleError(f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {config.vocab_size}; export the model again")
+    return config
+
+
+def encoding(value: object) -> EncodingConfig:
+    r = Reader({} if value is None else value, "encoding")
+    config = EncodingConfig(
+        max_length=r.natural("max_length", None, 1, null=True),
+        pad_id=r.natural("pad_id", 0, null=True) or 0,
+        vocab_size=r.natural("vocab_size", None, 1, null=True),
+        pooling=r.get("pooling", str, "mean"),
+        normalize=r.get("normalize", bool, True),
+    )
+    if config.pooling not in ("mean", "cls"):
+        raise BundleError(f"{MANIFEST}: encoding.pooling is {config.pooling!r}, expected mean or cls; upgrade onnxport")
+    return config
+
+
+def variant(name: str, value: object) -> Variant:
+    r = Reader(value, f"variants.{name}")
+    files = r.get("files", list)
+    if not all(isinstance(f, str) for f in files):
+        raise BundleError(f"{MANIFEST}: variants.{name}.files must hold paths; export the model again")
+    return Variant(
+        name=name,
+        files=tuple(files),
+        bytes=r.natural("bytes"),
+        graphs=r.strings("graphs"),
+        target=r.get("target", str, "any"),
+        plan=r.get("plan", dict, {}),
+        fusions=r.get("fusions", dict, {}),
+        parity=r.get("parity", dict, {}),
+    )

@@ -1,0 +1,168 @@
+"""The door for applications: `load` a bundle, then generate, stream, run or encode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxport.errors import UsageError
+from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.engine import Engine
+from onnxport.runtime.generate import Generation, Generator, Input, Stream
+from onnxport.runtime.options import Flag, Options, Watch, stops
+from onnxport.runtime.session import Sessions
+from onnxport.runtime.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from onnxport.runtime.encode import Encoder
+
+
+def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
+    """Load a bundle.
+
+    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is what this process may
+    use. verify: check every file's hash too.
+    Errors: BundleError (damaged or foreign bundle), UsageError (unknown precision or device), DeviceError (the device cannot be had).
+    """
+    bundle = Bundle.open(path, verify)
+    name = bundle.default if precision is None else precision
+    if name not in bundle.variants:
+        raise UsageError(f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`")
+    return Model(bundle, name, Sessions.choose(device, threads))
+
+
+class Model:
+    """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
+
+    A context manager; `close` frees the sessions.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
+        self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
+        self._process, self._closed = os.getpid(), False
+        self._tokenizers: dict[str, TextTokenizer] = {}
+        known: dict[str, TextTokenizer] = {}
+        for role, file in bundle.tokenizers.items():
+            self._tokenizers[role] = known.setdefault(file, known.get(file) or TextTokenizer(bundle.file(file)))
+        self._generator: Generator | None = None
+        self._encoder: Encoder | None = None
+        variant = bundle.variants[precision]
+        if bundle.generation is not None:
+            self.engine: Engine | None = Engine(bundle, variant, sessions)
+            self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
+        else:
+            from onnxport.runtime.encode import Encoder
+
+            self.engine = None
+            self._encoder = Encoder(bundle, variant, sessions, self._tokenizers.get("source") or self._tokenizers.get("target"))
+
+    def generate(
+        self,
+        inputs: str | Sequence[Input],
+        *,
+        prefix: str | Sequence[Input] | None = None,
+        beam: int = 1,
+        n_best: int = 1,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+        batch_size: int = 32,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+    ) -> list[Generation]:
+        """Answer texts or lists of token ids; a single text gives a list of one, an empty one an empty result ("empty").
+
+        Greedy by default, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. prefix: what each answer
+        begins with (texts or ids; not part of the result). max_new_tokens: default is the bundle's or 128, always within the model's positions.
+        seed: makes sampling repeatable; a row's draw depends on it and on the row's place in `inputs` only. stop: texts that end an answer.
+        batch_size: inputs that decode together. timeout in seconds: GenerationTimeout; cancel (threading.Event): Cancelled, between two steps.
+        Errors: UsageError (a parameter), TextError (an input).
+        """
+        options = Options(
+            beam=beam, n_best=n_best, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty,
+            early_stopping=early_stopping, batch_size=batch_size,
+        )  # fmt: skip
+        generator = self._ready().generating()
+        many = [inputs] if isinstance(inputs, str) else inputs
+        starts = [prefix] if isinstance(prefix, str) else prefix
+        return generator.generate(_listed(many), None if starts is None else _listed(starts), options, Watch(timeout, cancel))
+
+    def stream(
+        self,
+        text: Input,
+        *,
+        prefix: Input | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        beam: int = 1,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+    ) -> Stream:
+        """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end."""
+        options = Options(
+            beam=beam, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop),
+        )  # fmt: skip
+        return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel))
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
+        return self._ready().encoding().run(inputs)
+
+    def encode(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Vectors float32 [texts, hidden] of an embedding bundle, pooled over tokens and of length 1 as the bundle says."""
+        return self._ready().encoding().encode([texts] if isinstance(texts, str) else list(texts), batch_size)
+
+    def generating(self) -> Generator:
+        """The generator of a bundle that generates. UsageError for others."""
+        if self._generator is None:
+            raise UsageError(f"this bundle's task is {self.bundle.task}, it does not generate; use run or encode")
+        return self._generator
+
+    def encoding(self) -> Encoder:
+        """The encoder of a bundle that does not generate. UsageError for others."""
+        if self._encoder is None:
+            raise UsageError(f"this bundle's task is {self.bundle.task}; use generate or stream")
+        return self._encoder
+
+    def close(self) -> None:
+        """Free the sessions; later calls are a UsageError."""
+        self._closed, self._generator, self._encoder, self.engine = True, None, None, None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ready(self) -> Model:
+        if self._closed:
+            raise UsageError("this model was closed; load it again")
+        if os.getpid() != self._process:  # the worker threads of ONNX Runtime stayed in the parent: a call would hang
+            raise UsageError(f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child")
+        return self
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple, np.ndarray)) and not hasattr(value, "__iter__"):
+        raise UsageError(f"inputs is {type(value).__name__}, expected a text or a list of texts or of lists of token ids")
+    return list(value)

@@ -1,0 +1,107 @@
+"""Options of a generation, checked once; and the watch that ends a call early."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from onnxport.errors import Cancelled, GenerationTimeout, UsageError
+
+
+class Flag(Protocol):
+    """What `cancel` must offer: threading.Event does."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to search. Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams when `beam` > 1.
+
+    length_penalty and early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
+    sum of log-probabilities / (new tokens with eos) ** length_penalty.
+    """
+
+    beam: int = 1
+    n_best: int = 1
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        _whole("beam", self.beam, 1)
+        _whole("n_best", self.n_best, 1)
+        _whole("batch_size", self.batch_size, 1)
+        _whole("min_new_tokens", self.min_new_tokens, 0)
+        for name, least in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least)
+        _number("repetition_penalty", self.repetition_penalty, above=0)
+        _number("length_penalty", self.length_penalty)
+        if self.temperature is not None:
+            _number("temperature", self.temperature, least=0)
+        if self.top_p is not None:
+            _number("top_p", self.top_p, above=0, most=1)
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise UsageError(f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise UsageError(f"min_new_tokens is {self.min_new_tokens}, expected at most max_new_tokens ({self.max_new_tokens})")
+        if not all(isinstance(s, str) and s for s in self.stop):
+            raise UsageError(f"stop is {list(self.stop)!r}, expected non-empty texts")
+        if self.n_best > self.beam:
+            raise UsageError(f"n_best is {self.n_best}, expected at most beam ({self.beam})")
+        if self.beam > 1 and self.sampling:
+            raise UsageError(f"beam is {self.beam} together with temperature, top_k or top_p; choose beams or sampling")
+
+    @property
+    def sampling(self) -> bool:
+        """True when tokens are drawn."""
+        given = self.temperature is not None or bool(self.top_k) or self.top_p is not None
+        return given and self.temperature != 0
+
+
+def stops(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """`stop` as a tuple."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+class Watch:
+    """Ends a call between two steps when its time is over or its caller asks for it."""
+
+    def __init__(self, timeout: float | None = None, cancel: Flag | None = None) -> None:
+        if timeout is not None:
+            _number("timeout", timeout, above=0)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(f"cancel is {type(cancel).__name__}, expected an object with is_set(), such as threading.Event")
+        self._timeout, self._cancel = timeout, cancel
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def check(self) -> None:
+        """Raise Cancelled or GenerationTimeout when it is time to."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("the generation was cancelled by its caller")
+        if self._end is not None and time.monotonic() >= self._end:
+            raise GenerationTimeout(f"the generation took more than {self._timeout} s; allow more time or fewer new tokens")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
+
+
+def _number(name: str, value: object, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> None:
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or not (value >= least and value > above and value <= most):  # type: ignore[operator]
+        parts = [f"at least {least:g}"] * math.isfinite(least) + [f"above {above:g}"] * math.isfinite(above) + [f"at most {most:g}"] * math.isfinite(most)
+        raise UsageError(f"{name} is {value!r}, expected a number{' ' if parts else ''}{' and '.join(parts)}")

@@ -1,0 +1,118 @@
+"""ONNX Runtime sessions: the asked device or an error, threads that fit the machine, one setting for all sessions of a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxport.errors import BundleError, DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NUMPY_TYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
+}  # fmt: skip
+
+
+def quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs this container may use (cgroup v2, then v1); None without a limit."""
+    try:
+        limit, period = (root / "cpu.max").read_text().split()[:2]
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = (root / "cpu/cpu.cfs_quota_us").read_text()
+        return None if int(limit) <= 0 else int(limit) / int((root / "cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: the least of the machine's, its affinity's and its container's."""
+    found = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = min(found, len(os.sched_getaffinity(0)))
+    limit = quota(root)
+    return max(1, found if limit is None else min(found, int(limit)))
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Makes every session of a model alike. device: "cpu" or "cuda"; threads of one operator."""
+
+    device: str
+    threads: int
+
+    @classmethod
+    def choose(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
+        """Check the wishes. UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had."""
+        import onnxruntime
+
+        if device not in PROVIDERS:
+            raise UsageError(f"device is {device!r}, expected one of {', '.join(PROVIDERS)}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise UsageError(f"threads is {threads!r}, expected a whole number from 1")
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS[device] not in available:
+            raise DeviceError(f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu] or use cpu")
+        return cls(device, threads or cores())
+
+    def options(self) -> onnxruntime.SessionOptions:
+        """Options common to all sessions."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        # Spinning workers answer the next small step at once, but more of them than cores would take time from those that work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.threads <= cores() else "0")
+        if self.device == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options
+
+    def open(self, path: str | Path) -> onnxruntime.InferenceSession:
+        """A session for the graph at `path`. BundleError when it cannot be loaded, DeviceError when it would run elsewhere."""
+        import onnxruntime
+
+        provider = PROVIDERS[self.device]
+        if self.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(str(path), self.options(), providers=[provider])
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            reason = first_line(e)
+            if self.device != "cpu" and ("fallback" in reason or "CUDA" in reason):
+                raise DeviceError(f"{path}: cannot run on {self.device} ({reason}); use device cpu or a variant made for it") from e
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e
+        if session.get_providers()[:1] != [provider]:
+            raise DeviceError(f"{path}: asked for {provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN")
+        return session
+
+
+def first_line(error: Exception, length: int = 300) -> str:
+    """An error's message on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def value_of(array: Any, device: str = "cpu") -> onnxruntime.OrtValue:
+    """An OrtValue of a C-contiguous array; on the CPU it shares the array's memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
+
+
+def empty_value(shape: tuple[int, ...], dtype: Any, device: str) -> onnxruntime.OrtValue:
+    """An uninitialized OrtValue on the device."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device)

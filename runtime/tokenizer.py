@@ -1,0 +1,134 @@
+"""Text to token ids and back, with checks; and text that grows as tokens arrive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from onnxport.errors import BundleError, TextError
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class TextTokenizer:
+    """A tokenizer.json. Its post-processor adds the special tokens; padding and truncation are off, nothing is cut in silence."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as e:  # tokenizers raises bare Exception
+            raise BundleError(f"{path}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Ids of each text, with special tokens unless `special` is False. TextError for what is not encodable text."""
+        for text in texts:
+            check_text(text)
+        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def is_byte(self, token: int) -> bool:
+        """True for a byte-fallback token, whose text depends on its neighbours."""
+        name = self._tokenizer.id_to_token(token)
+        return name is not None and _BYTE.fullmatch(name) is not None
+
+
+def check_text(text: object) -> None:
+    """TextError unless `text` is a str that UTF-8 can hold."""
+    if not isinstance(text, str):
+        raise TextError(f"input is {type(text).__name__}, expected text (str) or a list of token ids")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise TextError(f"text holds a lone surrogate U+{ord(text[e.start]):04X} at {e.start}, expected valid Unicode; decode its bytes with the right encoding") from None
+
+
+def check_ids(ids: Sequence[object], vocabulary: int | None, what: str = "token id") -> list[int]:
+    """The ids as ints. TextError for one that is not a whole number (bool and float are not) or is outside the vocabulary."""
+    checked = []
+    for i in ids:
+        if isinstance(i, bool) or not hasattr(i, "__index__") or getattr(i, "dtype", None) == bool:
+            raise TextError(f"{what} {i!r} is {type(i).__name__}, expected a whole number")
+        number = int(i.__index__())
+        if number < 0 or (vocabulary is not None and number >= vocabulary):
+            raise TextError(f"{what} {number} is outside the vocabulary of {vocabulary}; ids go from 0 to {(vocabulary or 0) - 1}")
+        checked.append(number)
+    return checked
+
+
+class TextStream:
+    """Text of a growing sequence of ids: pieces are only what later tokens cannot change, and join to the final text.
+
+    Held back are incomplete UTF-8 characters, runs of byte tokens and text that may be the beginning of a stop string.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._ids: list[int] = []
+        self._start = 0  # decoding begins here: a few tokens back, so that spaces between tokens come out right
+        self._done = 0  # tokens before this are in `_text`
+        self._text = ""  # decoded for good
+        self._emitted = 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """What was emitted so far."""
+        return self._text[: self._emitted]
+
+    def push(self, token: int) -> str:
+        """Add a token; the piece of text that is now certain (may be empty). Sets `stopped` when a stop string appeared: it is cut off."""
+        self._ids.append(token)
+        if not self._tokenizer.is_byte(token):
+            self._settle(final=False)
+        return self._emit(final=False)
+
+    def finish(self) -> str:
+        """The piece that was held back. No more tokens may follow."""
+        if not self.stopped:
+            self._settle(final=True)
+        return self._emit(final=True)
+
+    def _settle(self, final: bool) -> None:
+        known = self._tokenizer.decode(self._ids[self._start : self._done])
+        longer = self._tokenizer.decode(self._ids[self._start :])
+        if not final and (longer.endswith("\ufffd") or not longer.startswith(known)):
+            return
+        if len(longer) > len(known) or final:
+            shared = len(known) if longer.startswith(known) else _common(known, longer)
+            self._text += longer[shared:]
+            self._start, self._done = self._done, len(self._ids)
+
+    def _emit(self, final: bool) -> str:
+        if self.stopped:
+            return ""
+        end = len(self._text)
+        if self._stops:
+            longest = max(map(len, self._stops))
+            found = [i for i in (self._text.find(s, max(0, self._emitted - longest)) for s in self._stops) if i >= 0]
+            if found:
+                end, self.stopped = max(min(found), self._emitted), True
+                self._text = self._text[:end]
+            elif not final:
+                end -= self._held()
+        piece = self._text[self._emitted : end]
+        self._emitted = max(self._emitted, end)
+        return piece
+
+    def _held(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        for size in range(min(len(self._text), max(map(len, self._stops)) - 1), 0, -1):
+            if any(s.startswith(self._text[-size:]) for s in self._stops):
+                return size
+        return 0
+
+
+def _common(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
