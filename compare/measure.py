@@ -1,0 +1,73 @@
+"""Measures sides that are given: starts, answers, speed, latency, memory, parity. Knows nothing of bundles; peers come the same way."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from onnxport.compare import timing
+from onnxport.compare.client import Client
+from onnxport.compare.workload import Workload
+
+Progress = Callable[[str], None]
+
+
+@contextmanager
+def started(specs: Mapping[str, dict[str, Any]], work: Workload, *, launches: int, paths: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yields {name: {"client", "import_ms", "load_ms", "first_output_ms", "about"}}; all processes are ended on the way out.
+
+    Every side is started `launches` times, in turn, and the medians are kept: the first start of all reads files into the page cache.
+    first_output_ms runs from the start of the process, imports included, to its first answer.
+    """
+    paths = list(paths)
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in specs}
+    found: dict[str, Any] = {}
+    first = work.chunks(1)[0]
+    with ExitStack() as stack:
+        for number in range(launches):
+            for name, spec in specs.items():
+                client = stack.enter_context(Client(name, spec, paths=paths))
+                loaded = client.load()
+                client.call(work.method, first, **work.natural)
+                waited = (time.perf_counter() - client.started) * 1e3
+                taken[name].append({"import_ms": loaded["import_ms"], "load_ms": loaded["load_ms"], "first_output_ms": waited})
+                found[name] = {"client": client, "about": loaded["about"]}
+                if number < launches - 1:
+                    client.close()
+        for name, launch in taken.items():
+            found[name] |= {key: statistics.median(one[key] for one in launch) for key in launch[0]}
+        yield found
+
+
+def answers(sides: Mapping[str, Client], work: Workload, batch: int) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Every side's outputs for all inputs, and its rate on them (new tokens or items a second); sides alternate batch by batch."""
+    names = list(sides)
+    outputs: dict[str, list[Any]] = {name: [] for name in names}
+    seconds = dict.fromkeys(names, 0.0)
+    for number, chunk in enumerate(work.chunks(batch)):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            given, spent = sides[name].call(work.method, chunk, **work.natural)
+            outputs[name] += [given] if work.method == "run" else list(given)
+            seconds[name] += spent
+    units = {name: sum(len(o["tokens"]) for o in given) if work.generates else len(given) for name, given in outputs.items()}
+    return outputs, {name: units[name] / seconds[name] for name in names}
+
+
+def throughput(sides: Mapping[str, Client], work: Workload, batch: int, *, rounds: int, budget_s: float) -> dict[str, timing.Timed]:
+    """Runs on batches of one size; with generation every row makes the same number of new tokens."""
+    run = timing.timed_call(work.method, work.batches(batch, rounds), **work.fixed)
+    return timing.alternate(sides, run, rounds=rounds, budget_s=budget_s)
+
+
+def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_s: float) -> dict[str, timing.Timed]:
+    """Single inputs answered as a user gets them, each to its natural end."""
+    batches = work.batches(1, rounds)
+    run = timing.timed_call(work.method, batches, **work.natural)
+    return timing.alternate(sides, run, rounds=max(len(batches), 20), least=min(20, rounds), budget_s=budget_s)
+
+
+def memory_and_parity(sides: Mapping[str, Client]) -> dict[str, dict[str, Any]]:
+    """peak_rss_bytes of every side, taken before the golden answers are replayed, and what the replay found (None if not offered)."""
+    return {name: client.request("stats") | {"parity": client.request("parity")} for name, client in sides.items()}

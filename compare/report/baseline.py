@@ -1,0 +1,41 @@
+"""An earlier report.json as a baseline: what changed since."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxport.compare.gates import lookup
+from onnxport.compare.metrics import QUALITY
+from onnxport.errors import DataError
+
+_RELATIVE = ("throughput", "speedup", "latency_ms.p50", "load_ms", "first_output_ms", "peak_rss_bytes", "size_bytes")
+_ABSOLUTE = (*QUALITY, "agreement")
+
+
+def read_baseline(path: str | Path) -> dict[str, Any]:
+    """A report.json (or the folder that holds one). Raises DataError."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    expected = "expected a report.json of an earlier comparison"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: the baseline cannot be read ({error.strerror}); {expected}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: the baseline is not valid JSON ({error}); {expected}") from None
+    variants = report.get("variants") if isinstance(report, dict) else None
+    if not isinstance(variants, dict) or not all(isinstance(values, dict) for values in variants.values()):
+        raise DataError(f"{path}: the baseline has no 'variants'; {expected}")
+    return dict(report)
+
+
+def changes(values: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, float]:
+    """What both hold: relative changes of speed, time and size (0.1 is 10% more), differences of quality. Dots become underscores."""
+    found = {}
+    for name in (*_RELATIVE, *_ABSOLUTE):
+        now, then = lookup(values, name), lookup(earlier, name)
+        if now is None or then is None or (name in _RELATIVE and not then):
+            continue
+        found[name.replace(".", "_")] = now / then - 1 if name in _RELATIVE else now - then
+    return found

@@ -1,0 +1,81 @@
+"""The report as one HTML file that opens offline: styles and plots are inside, nothing is fetched."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxport.compare.examples import marked
+from onnxport.compare.report import figures, plots
+from onnxport.compare.verdict import lead_metric
+from onnxport.errors import UsageError
+
+_HERE = Path(__file__).parent
+
+
+def require_jinja2() -> Any:
+    """The module, or a UsageError that names the extra to install."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UsageError(f"the HTML report needs jinja2 ({error}); pip install onnxport[compare]") from error
+    return jinja2
+
+
+def render_html(content: Mapping[str, Any]) -> str:
+    """`content` is `Report.as_dict()`, or a report.json that was read. Every text in it is escaped."""
+    jinja2 = require_jinja2()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    markup = jinja2.filters.FILTERS["safe"]
+    variants = content["variants"]
+    latency = {f"{p} in 100 are answered within": {n: v["latency_ms"][f"p{p}"] for n, v in variants.items()} for p in (50, 90, 99)}
+    speed = {f"Batch of {b}": {n: v["throughput_by_batch"][str(b)] for n, v in variants.items()} for b in content["method"]["batches"]}
+    size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
+    memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
+    same = {
+        "Share of identical answers": {n: v["agreement"] for n, v in variants.items() if "agreement" in v and n != content["reference"]}
+    }
+    text: str = environment.get_template("report.html.jinja").render(
+        report=content,
+        headline=figures.headline(content),
+        style=markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        cards=[_card(content, number, name) for number, name in enumerate(variants)],
+        lines=figures.lines(content)[1:],
+        scatter=markup(plots.quality_and_speed(content)),
+        latency=plots.bars(content, latency, figures.milliseconds),
+        speed=plots.bars(content, speed, figures.significant),
+        space=plots.bars(content, size, figures.megabytes) + plots.bars(content, memory, figures.megabytes),
+        same=plots.bars(content, same, figures.percent) if any(same.values()) else [],
+        parting=plots.first_differences(content),
+        examples={name: [_example(e) for e in examples] for name, examples in content["examples"].items() if examples},
+        machine=figures.machine_line(content),
+        quality_label=figures.LABELS.get(next(iter(figures.quality_names(content)), ""), ""),
+    )
+    return text
+
+
+def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
+    values = content["variants"][name]
+    metric = lead_metric(values)
+    facts = [
+        (figures.significant(values["throughput"]), content["method"]["unit"]),
+        (figures.megabytes(values.get("size_bytes")), "on disk"),
+    ]
+    if metric:
+        facts.append((figures.quality(metric, values[metric]), figures.LABELS[metric]))
+    if name != content["reference"] and "agreement" in values:
+        facts.append((figures.percent(values["agreement"]), "same answers"))
+    return {
+        "name": name,
+        "color": number % 6,
+        "verdict": content["verdict"][name],
+        "facts": facts,
+        "reference": name == content["reference"],
+        "chosen": name == content["recommended"],
+    }
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    pair = {"reference": marked(example["reference"], example["variant"]), "variant": marked(example["variant"], example["reference"])}
+    return {**example, **{f"{side}_pieces": pieces for side, pieces in pair.items()}}

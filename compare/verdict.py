@@ -1,0 +1,122 @@
+"""One sentence a variant: what it costs, what it gains, and whether to deploy it. Rules, not opinions; they are all here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxport.compare.metrics import QUALITY
+
+_ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on shared machines differ by as much
+_SMALLER = 0.9
+_SAME_ANSWERS = 0.9  # without references: the share of identical outputs from which a variant may be recommended
+_LABELS = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy", "perplexity": "perplexity"}
+_NAMES = {"pytorch": "PyTorch"}
+
+
+def lead_metric(metrics: Mapping[str, Any]) -> str | None:
+    """The quality metric a verdict speaks of, or None."""
+    return next((name for name in QUALITY if metrics.get(name) is not None), None)
+
+
+def tolerance(metric: str, reference: float) -> float:
+    """How much worse still counts as the same quality: half a point of BLEU or chrF, 0.01 of a share, a hundredth of the perplexity."""
+    if metric in ("bleu", "chrf"):
+        return 0.5
+    return 0.01 * reference if metric == "perplexity" else 0.01
+
+
+def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
+    """The variant to deploy: the fastest of those that keep the quality, or a clearly smaller one that is as fast."""
+    fit = {name: v for name, v in variants.items() if name != "pytorch" and _keeps_quality(v, variants[reference], name == reference)}
+    if not fit:
+        return reference
+    fastest = max(v["throughput"] for v in fit.values())
+    alike = {name: v for name, v in fit.items() if v["throughput"] >= fastest * (1 - _ALIKE)}
+    first = max(alike, key=lambda name: alike[name]["throughput"])
+    smallest = min(alike, key=lambda name: alike[name]["size_bytes"] or 0)
+    smaller = (alike[smallest]["size_bytes"] or 0) < _SMALLER * (alike[first]["size_bytes"] or 0)
+    if smaller:
+        return smallest
+    # Neither clearly faster nor clearly smaller than the plain variant: the plain one has the fewest surprises.
+    return reference if reference in alike and reference != "pytorch" else first
+
+
+def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str) -> dict[str, str]:
+    """variant -> sentence."""
+    chosen = best(variants, reference)
+    return {name: _sentence(name, variants, reference, chosen) for name in variants}
+
+
+def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str) -> str:
+    own, base = variants[name], variants[reference]
+    if name == reference:
+        told = [f"{_LABELS[m]} {_number(m, own[m])}" for m in [lead_metric(own)] if m]
+        text = "the reference" + (f" ({', '.join(told)})" if told else "")
+        if name == "pytorch":
+            return f"{text}: the original model in PyTorch"
+        if len(variants) == 1:
+            return f"{text}: nothing else was measured, so nothing can be recommended"
+        return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == chosen else text
+    parts = [_speed(own, reference), _size(own), _quality(own, base), _sameness(own)]
+    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen)
+
+
+def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str) -> str:
+    if name == chosen:
+        return "the one to deploy here"
+    if name == "pytorch":
+        return "the original model in PyTorch"
+    if not _keeps_quality(own, base, False):
+        return "it loses too much to replace the reference"
+    slower = own["speedup"] < 1 + _ALIKE
+    smaller = own["size_ratio"] is not None and own["size_ratio"] < _SMALLER
+    if slower and smaller:
+        return f"on this {_device(own)} it saves disk, not time"
+    if slower:
+        return f"no gain on this {_device(own)}"
+    return f"a sound choice, but {chosen} does better here"
+
+
+def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference: bool) -> bool:
+    metric = lead_metric(own)
+    if is_reference:
+        return True
+    if metric is not None and own.get(f"{metric}_drop") is not None:
+        return bool(own[f"{metric}_drop"] <= tolerance(metric, base[metric]))
+    same = own.get("agreement", own.get("cosine"))
+    return same is None or same >= _SAME_ANSWERS
+
+
+def _speed(own: Mapping[str, Any], reference: str) -> str:
+    base, ratio = _NAMES.get(reference, reference), own["speedup"]
+    if abs(ratio - 1) <= _ALIKE:
+        return f"about as fast as {base}"
+    return f"{ratio:.1f} times as fast as {base}" if ratio >= 1.1 else f"{ratio:.2f} times as fast as {base}"
+
+
+def _size(own: Mapping[str, Any]) -> str:
+    return "" if own["size_ratio"] is None else f"{own['size_ratio']:.2f} of its size"
+
+
+def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    metric = lead_metric(own)
+    if metric is None or base.get(metric) is None:
+        return ""
+    label, value, other = _LABELS[metric], _number(metric, own[metric]), _number(metric, base[metric])
+    if value == other:
+        return f"the same {label} ({value})"
+    change = own[metric] - base[metric]
+    return f"{label} {_number(metric, abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other})"
+
+
+def _sameness(own: Mapping[str, Any]) -> str:
+    if own.get("agreement") is not None:
+        return "all answers identical" if own["agreement"] == 1 else f"{int(own['agreement'] * 100)}% of the answers identical"
+    return f"cosine to the reference {own['cosine']:.4f}" if own.get("cosine") is not None else ""
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric in ("bleu", "chrf", "perplexity") else f"{value:.3f}"
+
+
+def _device(own: Mapping[str, Any]) -> str:
+    return "GPU" if own.get("device") == "cuda" else "CPU"
