@@ -110,7 +110,7 @@ def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
 def _sameness(own: Mapping[str, Any]) -> str:
     if own.get("agreement") is not None:
-        return "all answers identical" if own["agreement"] == 1 else f"{int(own['agreement'] * 100)}% of the answers identical"
+        return "all answers identical" if own["agreement"] == 1 else f"{int(own['agreement'] * 1000) / 10:g}% of the answers identical"
     return f"cosine to the reference {own['cosine']:.4f}" if own.get("cosine") is not None else ""
 
 

@@ -55,16 +55,28 @@ def columns(content: Mapping[str, Any]) -> list[str]:
     names = [LABELS[name] for name in quality_names(content)]
     same = [heading for key, heading in (("agreement", "Same answers"), ("cosine", "Cosine")) if _any(content, key)]
     batches = [f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
-    return ["Variant", "Size", *batches, "Speed-up", "Latency p50", "p99", "First answer", "Peak memory", *names, *same, "Max. difference"]
+    return [
+        "Variant",
+        "Size",
+        "Relative size",
+        *batches,
+        "Speed-up",
+        "Latency p50",
+        "Latency p99",
+        "First answer",
+        "Peak memory",
+        *names,
+        *same,
+        "Max. difference",
+    ]
 
 
 def rows(content: Mapping[str, Any]) -> list[list[str]]:
     """One row of texts a variant, in the report's order."""
     found = []
     for name, values in content["variants"].items():
-        size, ratio = megabytes(values.get("size_bytes")), values.get("size_ratio")
         latency = values["latency_ms"]
-        row = [name, size if ratio is None or name == content["reference"] else f"{size} ({times(ratio)})"]
+        row = [name, megabytes(values.get("size_bytes")), times(values.get("size_ratio"))]
         row += [significant(values["throughput_by_batch"][str(batch)]) for batch in content["method"]["batches"]]
         row += [times(values["speedup"]), milliseconds(latency["p50"]), milliseconds(latency["p99"])]
         row += [milliseconds(values["first_output_ms"]), megabytes(values["peak_rss_bytes"])]

@@ -8,7 +8,7 @@ from typing import Any
 from onnxport.compare.report import figures
 
 _WIDTH, _HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 32, 46
 
 
 def quality_and_speed(content: Mapping[str, Any]) -> str:
@@ -103,12 +103,13 @@ def _label(name: str, x: float, y: float, radius: float, taken: list[tuple[float
 def _axes(right: float, low: float, high: float, below: str, beside: str) -> list[str]:
     plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     parts = []
+    ticks = ",.0f" if right >= 8 else ".2f"
     for step in range(5):
         x, y = _LEFT + plot_width * step / 4, _TOP + plot_height * (1 - step / 4)
         value = low + (high - low) * step / 4
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{right * step / 4:,.4g}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{right * step / 4:{ticks}}</text>')
     middle = _TOP + plot_height / 2
     parts.append(f'<text class="axis" x="{_LEFT + plot_width / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(below)}</text>')
     parts.append(f'<text class="axis" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(beside)}</text>')
