@@ -1,8 +1,8 @@
 """The thin runtime: loads a bundle and answers from it. Imports neither torch nor onnx.
 
-    from onnxport.runtime import load
-    model = load("artifacts/en-de", precision="int8")
-    model.generate(["How are you?"], beam=4)
+from onnxport.runtime import load
+model = load("artifacts/en-de", precision="int8")
+model.generate(["How are you?"], beam=4)
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ class _Input:
         self.done = not self.open or all_ended or (full and options.early_stopping is True)
 
 
-def beam_search(engine: Engine, jobs: Sequence[Job], options: Options, watch: Watch, tokenizer: TextTokenizer | None) -> list[list[Hypothesis]]:
+def beam_search(
+    engine: Engine, jobs: Sequence[Job], options: Options, watch: Watch, tokenizer: TextTokenizer | None
+) -> list[list[Hypothesis]]:
     """Search for all jobs together; for each its finished hypotheses, best first. UsageError when the vocabulary is too small for the beams."""
     beams, vocabulary, eos = options.beam, engine.vocab_size, engine.config.eos_ids
     if 2 * beams + len(eos) > vocabulary:
@@ -147,7 +149,9 @@ def _advance(
     return new_scores, parents, chosen
 
 
-def _reason(one: _Input, tokens: np.ndarray, token: int, length: int, eos: tuple[int, ...], options: Options, tokenizer: TextTokenizer | None) -> str:
+def _reason(
+    one: _Input, tokens: np.ndarray, token: int, length: int, eos: tuple[int, ...], options: Options, tokenizer: TextTokenizer | None
+) -> str:
     if token in eos:
         return "eos"
     if options.stop and tokenizer is not None:

@@ -13,7 +13,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxport.errors import BundleError
-from onnxport.runtime.manifest import MANIFEST, EncodingConfig, FileEntry, GenerationConfig, Reader, Variant, encoding, generation, variant
+from onnxport.runtime.manifest import (
+    MANIFEST,
+    EncodingConfig,
+    FileEntry,
+    GenerationConfig,
+    Manifest,
+    Reader,
+    Variant,
+    encoding,
+    generation,
+    variant,
+)
 
 FORMAT = 1
 TASKS = ("translation", "summarization", "text2text", "text-generation", "embedding", "classification", "question-answering", "tensor")
@@ -21,7 +32,7 @@ TASKS = ("translation", "summarization", "text2text", "text-generation", "embedd
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle. `raw` is bundle.json as read, so that a rewrite loses nothing."""
+    """A checked bundle. `manifest` is bundle.json as read, so that a rewrite loses nothing."""
 
     path: Path
     name: str
@@ -36,7 +47,7 @@ class Bundle:
     golden: str | None
     tokenizers: Mapping[str, str]
     provenance: Mapping[str, Any]
-    raw: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Bundle:
@@ -55,7 +66,9 @@ class Bundle:
         r = Reader(raw, "the manifest")
         number = r.natural("format")
         if number > FORMAT:
-            raise BundleError(f"{root}: bundle format {number}, this onnxport reads up to {FORMAT}: made by a newer onnxport; upgrade onnxport")
+            raise BundleError(
+                f"{root}: bundle format {number}, this onnxport reads up to {FORMAT}: made by a newer onnxport; upgrade onnxport"
+            )
         if number < 1:
             raise BundleError(f"{root}: bundle format {number}, expected 1 to {FORMAT}; export the model again")
         files = {}
@@ -76,7 +89,7 @@ class Bundle:
             golden=r.get("golden", (str, type(None)), None),
             tokenizers=r.strings("tokenizers"),
             provenance=r.get("provenance", dict, {}),
-            raw=r.value,
+            manifest=Manifest(r.value),
         )
         bundle._check_names()
         return bundle
@@ -85,7 +98,9 @@ class Bundle:
         if self.task not in TASKS:
             raise BundleError(f"{self.path}: task {self.task!r} is not one of {', '.join(TASKS)}; upgrade onnxport")
         if self.default not in self.variants:
-            raise BundleError(f"{self.path}: default variant {self.default!r} is not among {', '.join(self.variants) or 'none'}; export the model again")
+            raise BundleError(
+                f"{self.path}: default variant {self.default!r} is not among {', '.join(self.variants) or 'none'}; export the model again"
+            )
         for name in self.files:
             _check_relative(name)
         named = [*self.search.values(), *self.tokenizers.values(), *([self.golden] if self.golden else [])]
@@ -111,13 +126,19 @@ class Bundle:
             if not path.exists():
                 raise BundleError(f"{self.path}: {name} is missing; copy the whole folder or export the model again")
             if not path.resolve().is_relative_to(root):
-                raise BundleError(f"{self.path}: {name} is a link that leaves the bundle; every file must lie inside; copy the files themselves")
+                raise BundleError(
+                    f"{self.path}: {name} is a link that leaves the bundle; every file must lie inside; copy the files themselves"
+                )
             if not path.is_file():
                 raise BundleError(f"{self.path}: {name} is not a file; export the model again")
             if path.stat().st_size != entry.bytes:
-                raise BundleError(f"{self.path}: {name} has {path.stat().st_size} bytes, expected {entry.bytes}; copy or export the bundle again")
+                raise BundleError(
+                    f"{self.path}: {name} has {path.stat().st_size} bytes, expected {entry.bytes}; copy or export the bundle again"
+                )
             if verify and sha256(path) != entry.sha256:
-                raise BundleError(f"{self.path}: {name} has changed, its SHA-256 is not the one in {MANIFEST}; copy or export the bundle again")
+                raise BundleError(
+                    f"{self.path}: {name} has changed, its SHA-256 is not the one in {MANIFEST}; copy or export the bundle again"
+                )
 
     def unlisted(self) -> list[str]:
         """Files in the folder that the manifest does not name, sorted."""
@@ -148,4 +169,6 @@ def _read_json(path: Path) -> object:
 def _check_relative(name: str) -> None:
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name or name == MANIFEST:
-        raise BundleError(f"{MANIFEST}: path {name!r} leaves the bundle or is not allowed, expected a path inside it; do not use this bundle")
+        raise BundleError(
+            f"{MANIFEST}: path {name!r} leaves the bundle or is not allowed, expected a path inside it; do not use this bundle"
+        )

@@ -40,7 +40,9 @@ class Engine:
         roles = ("encoder", "decoder") if self.config.kind == "seq2seq" else ("decoder",)
         absent = [r for r in roles if r not in variant.graphs]
         if absent:
-            raise BundleError(f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again")
+            raise BundleError(
+                f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again"
+            )
         self.encoder = sessions.open(bundle.file(variant.graphs["encoder"])) if "encoder" in roles else None
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
@@ -49,10 +51,17 @@ class Engine:
         self.cache_type = np.dtype(NUMPY_TYPES[self.inputs["past_key_0"].type])
 
     def _check_decoder(self, variant: Variant) -> None:
-        needed = ["input_ids", "seqlens_k", "total_sequence_length", *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value"))]
+        needed = [
+            "input_ids",
+            "seqlens_k",
+            "total_sequence_length",
+            *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")),
+        ]
         absent = [n for n in needed if n not in self.inputs]
         if absent:
-            raise BundleError(f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again")
+            raise BundleError(
+                f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +73,9 @@ class Engine:
         with self._lock:
             if name not in self._search:
                 if name not in self._bundle.search:
-                    raise BundleError(f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export the model again")
+                    raise BundleError(
+                        f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export the model again"
+                    )
                 self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]))
             return self._search[name]
 

@@ -22,8 +22,8 @@ Input = str | Sequence[int]
 class Generation:
     """An answer.
 
-    text: None where the bundle has no tokenizer. tokens: new ids with the final eos. token_logprobs: one a token. score: their sum; with beams
-    the sum / len(tokens) ** length_penalty. finish_reason: "eos", "length", "stop" (text is cut before the stop string, tokens are not) or
+    text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
+    log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length", "stop" (text is cut before the stop string, tokens are not) or
     "empty" (an empty input). alternatives: the next best beams when n_best asks for them.
     """
 
@@ -57,7 +57,9 @@ class Generator:
                 for job, hypotheses in zip(group, beam_search(self._engine, group, options, watch, self._target), strict=True):
                     best = [self._of_beam(h, options) for h in hypotheses[: options.n_best]]
                     first = best[0]
-                    results[job.index] = Generation(first.text, first.tokens, first.score, first.token_logprobs, first.finish_reason, tuple(best[1:]))
+                    results[job.index] = Generation(
+                        first.text, first.tokens, first.score, first.token_logprobs, first.finish_reason, tuple(best[1:])
+                    )
             else:
                 rows: list[Row] = []
                 for rows in decode(self._engine, group, options, watch, self._target, seed):  # noqa: B007 - the last state counts
@@ -92,7 +94,9 @@ class Generator:
         seq2seq = self._config.kind == "seq2seq"
         vocabulary = self._config.source_vocab_size if seq2seq else self._config.vocab_size
         ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", special=True)
-        starts = [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
+        starts = (
+            [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
+        )
         jobs = []
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
@@ -133,20 +137,19 @@ class Generator:
         return limit
 
     def _text(self, tokens: Sequence[int]) -> str | None:
-        if self._target is None:
-            return None
-        end = len(tokens) - 1 if tokens and tokens[-1] in self._config.eos_ids else len(tokens)
-        return self._target.decode(tokens[:end])
+        return None if self._target is None else self._target.decode(tokens)
 
     def _of_row(self, row: Row) -> Generation:
-        text = row.stream.text if row.stream is not None else self._text(row.tokens)
-        return Generation(text, row.tokens, float(sum(row.logprobs)), row.logprobs, row.reason)
+        end = len(row.tokens) - (row.reason == "eos")
+        text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
+        return Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
 
     def _of_beam(self, hypothesis: Hypothesis, options: Options) -> Generation:
-        text = self._text(hypothesis.tokens)
+        end = len(hypothesis.tokens) - (hypothesis.reason == "eos")
+        text = self._text(hypothesis.tokens[:end])
         if hypothesis.reason == "stop" and text is not None:
             text = text[: min(i for i in map(text.find, options.stop) if i >= 0)]
-        return Generation(text, hypothesis.tokens, hypothesis.score, hypothesis.logprobs, hypothesis.reason)
+        return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason)
 
 
 class Stream:

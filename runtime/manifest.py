@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,17 @@ from typing import Any
 from onnxport.errors import BundleError
 
 MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json as it was read."""
+
+    value: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy, free to change."""
+        return copy.deepcopy(dict(self.value))
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,9 @@ def generation(value: object) -> GenerationConfig | None:
     named = [config.pad_id, config.bos_id, config.decoder_start_id, *ids]
     wrong = [i for i in named if i is not None and not 0 <= i < max(config.vocab_size, config.source_vocab_size or 0)]
     if wrong:
-        raise BundleError(f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {config.vocab_size}; export the model again")
+        raise BundleError(
+            f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {config.vocab_size}; export the model again"
+        )
     return config
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxport.errors import UsageError
+from onnxport.errors import TextError, UsageError
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.generate import Generation, Generator, Input, Stream
@@ -32,7 +32,9 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
     bundle = Bundle.open(path, verify)
     name = bundle.default if precision is None else precision
     if name not in bundle.variants:
-        raise UsageError(f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`")
+        raise UsageError(
+            f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
+        )
     return Model(bundle, name, Sessions.choose(device, threads))
 
 
@@ -124,6 +126,18 @@ class Model:
         )  # fmt: skip
         return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel))
 
+    @property
+    def task(self) -> str:
+        """The bundle's task."""
+        return self.bundle.task
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
+        tokenizer = self._tokenizers.get("source") or self._tokenizers.get("target")
+        if tokenizer is None:
+            raise TextError("the bundle has no tokenizer; give token ids")
+        return tokenizer.encode([text])[0]
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
         return self._ready().encoding().run(inputs)
@@ -158,7 +172,9 @@ class Model:
         if self._closed:
             raise UsageError("this model was closed; load it again")
         if os.getpid() != self._process:  # the worker threads of ONNX Runtime stayed in the parent: a call would hang
-            raise UsageError(f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child")
+            raise UsageError(
+                f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child"
+            )
         return self
 
 

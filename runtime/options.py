@@ -103,5 +103,9 @@ def _whole(name: str, value: object, least: int) -> None:
 def _number(name: str, value: object, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> None:
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not fine or not (value >= least and value > above and value <= most):  # type: ignore[operator]
-        parts = [f"at least {least:g}"] * math.isfinite(least) + [f"above {above:g}"] * math.isfinite(above) + [f"at most {most:g}"] * math.isfinite(most)
+        parts = (
+            [f"at least {least:g}"] * math.isfinite(least)
+            + [f"above {above:g}"] * math.isfinite(above)
+            + [f"at most {most:g}"] * math.isfinite(most)
+        )
         raise UsageError(f"{name} is {value!r}, expected a number{' ' if parts else ''}{' and '.join(parts)}")

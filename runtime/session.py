@@ -61,7 +61,9 @@ class Sessions:
             raise UsageError(f"threads is {threads!r}, expected a whole number from 1")
         available = onnxruntime.get_available_providers()
         if PROVIDERS[device] not in available:
-            raise DeviceError(f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu] or use cpu")
+            raise DeviceError(
+                f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu] or use cpu"
+            )
         return cls(device, threads or cores())
 
     def options(self) -> onnxruntime.SessionOptions:

@@ -1,8 +1,8 @@
 """Writing a bundle whole or not at all: made in a folder beside the output, then renamed into place.
 
-    with bundle_folder(out, force) as staging:
-        (staging.path / "fp32" / "decoder.onnx").write_bytes(...)
-        staging.manifest = {...}                       # `files` and each variant's `bytes` are filled in
+with bundle_folder(out, force) as staging:
+    (staging.path / "fp32" / "decoder.onnx").write_bytes(...)
+    staging.manifest = {...}                       # `files` and each variant's `bytes` are filled in
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from onnxport.errors import BundleError, OutputError
 from onnxport.runtime.bundle import FORMAT, MANIFEST, Bundle, sha256
 
+UNWRITABLE = {getattr(errno, n) for n in ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EFBIG", "EIO"] if hasattr(errno, n)}
+
 
 class Staging:
     """A bundle in the making: put files under `path`, set `manifest`; leaving the context checks and publishes it."""
@@ -28,19 +30,27 @@ class Staging:
         self.path = path
         self.manifest: dict[str, Any] | None = None
 
-    def _finish(self) -> None:
+    def preview(self) -> Bundle:
+        """The bundle as it stands, unhashed: to load and check variants before it is finished."""
+        return Bundle.parse(self._complete(hashed=False), self.path)
+
+    def _complete(self, hashed: bool) -> dict[str, Any]:
         if self.manifest is None:
             raise ValueError("the manifest was not set before the bundle was finished")
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
         sizes = {n: (self.path / n).stat().st_size for n in names if n != MANIFEST}
         manifest = {"format": FORMAT, **self.manifest}
-        manifest["files"] = {n: {"sha256": sha256(self.path / n), "bytes": size} for n, size in sizes.items()}
+        manifest["files"] = {n: {"sha256": sha256(self.path / n) if hashed else "", "bytes": size} for n, size in sizes.items()}
         shared = sum(size for n, size in sizes.items() if n in _shared(manifest))
         manifest["variants"] = {
             name: {**v, "bytes": shared + sum(sizes.get(f, 0) for f in v["files"])} for name, v in manifest["variants"].items()
         }
+        return manifest
+
+    def _finish(self) -> None:
+        manifest = self._complete(hashed=True)
         Bundle.parse(manifest, self.path)  # what is written can be read
-        for name in names:
+        for name in manifest["files"]:
             _sync(self.path / name)
         text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         target = self.path / MANIFEST
@@ -98,7 +108,7 @@ def extended_bundle(path: str | Path) -> Iterator[Staging]:
                 os.link(bundle.file(name).resolve(), target)
             except OSError:  # a file system without hard links
                 shutil.copyfile(bundle.file(name), target)
-        staging.manifest = json.loads(json.dumps(bundle.raw))
+        staging.manifest = bundle.manifest.as_dict()
         yield staging
 
 
@@ -132,7 +142,7 @@ def _writing(out: Path) -> Iterator[None]:
     except (OutputError, BundleError):
         raise
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO):
+        if e.errno in UNWRITABLE:
             raise OutputError(f"{out}: cannot be written ({e.strerror}); free space or choose another place") from e
         raise
 

@@ -47,14 +47,16 @@ def check_text(text: object) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
-        raise TextError(f"text holds a lone surrogate U+{ord(text[e.start]):04X} at {e.start}, expected valid Unicode; decode its bytes with the right encoding") from None
+        raise TextError(
+            f"text holds a lone surrogate U+{ord(text[e.start]):04X} at {e.start}, expected valid Unicode; decode its bytes with the right encoding"
+        ) from None
 
 
 def check_ids(ids: Sequence[object], vocabulary: int | None, what: str = "token id") -> list[int]:
     """The ids as ints. TextError for one that is not a whole number (bool and float are not) or is outside the vocabulary."""
     checked = []
     for i in ids:
-        if isinstance(i, bool) or not hasattr(i, "__index__") or getattr(i, "dtype", None) == bool:
+        if isinstance(i, bool) or not hasattr(i, "__index__") or type(i).__name__ == "bool":
             raise TextError(f"{what} {i!r} is {type(i).__name__}, expected a whole number")
         number = int(i.__index__())
         if number < 0 or (vocabulary is not None and number >= vocabulary):

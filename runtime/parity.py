@@ -1,0 +1,151 @@
+"""Replaying the golden answers: how far a variant is from the original class, through the sessions that `generate` uses."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxport.errors import BundleError
+from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.encode import Encoder
+from onnxport.runtime.engine import Engine
+from onnxport.runtime.generate import Generator
+from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.running import Running
+from onnxport.runtime.session import Sessions
+
+Arrays = dict[str, np.ndarray]
+
+
+def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+    """Compare a variant with the bundle's goldens.
+
+    A model that generates is run twice over every case, as prefill of each beginning and step by step; the worse counts. Returns
+    max_abs_diff; relative_error, rms(difference) / rms(golden - its mean over the last axis); argmax_agreement, the share of positions with
+    the golden arg-max (generating models); greedy_agreement, the share of golden greedy tokens before the first difference, the end counted
+    (None without such a case); finite; cases, their number. BundleError when the goldens are missing or unreadable.
+    """
+    cases = read_goldens(bundle)
+    sessions = Sessions.choose(device, threads)
+    if bundle.generation is None:
+        encoder = Encoder(bundle, bundle.variants[variant], sessions, None)
+        return _summary([_tensors(encoder, case) for case in cases.values()], None)
+    engine = Engine(bundle, bundle.variants[variant], sessions)
+    greedy = cases.pop("greedy", None)
+    differences = [pair for case in cases.values() for pair in _logits(engine, case)]
+    return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
+
+
+def read_goldens(bundle: Bundle) -> dict[str, Arrays]:
+    """golden.npz by case and name. BundleError when it is missing, unreadable or empty."""
+    if bundle.golden is None:
+        raise BundleError(f"{bundle.path}: no golden answers, expected golden.npz; export the model again")
+    path, cases = bundle.file(bundle.golden), {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in sorted(arrays.files):
+                case, _, name = key.partition("/")
+                cases.setdefault(case, {})[name] = arrays[key]
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
+        raise BundleError(f"{path}: not a readable .npz file of plain arrays ({str(e).splitlines()[0]}); export the model again") from None
+    if not cases:
+        raise BundleError(f"{path}: no golden answers in it; export the model again")
+    return cases
+
+
+def _logits(engine: Engine, case: Arrays) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(golden, found) logits [positions, vocabulary] by prefill, then by steps."""
+    try:
+        ids = case["target_ids" if engine.encoder is not None else "input_ids"]
+        golden, (rows, length) = case["logits"], ids.shape
+        lengths = case.get("target_lengths", case.get("lengths", np.full(rows, length)))
+        sources = _unpadded(case["source_ids"], case["source_mask"]) if engine.encoder is not None else None
+    except (KeyError, ValueError) as e:
+        raise BundleError(f"the golden answers are incomplete ({e}); export the model again") from None
+    real = np.arange(length)[None, :] < lengths[:, None]
+    for found in (_prefilled(engine, sources, ids), _stepped(engine, sources, ids)):
+        if found.shape != golden.shape:
+            raise BundleError(f"the golden logits have shape {golden.shape}, the model gives {found.shape}; export the model again")
+        yield golden[real], found[real]
+
+
+def _prefilled(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
+    """Each beginning of each row is a row of one prefill; those of one source share its keys and values, as beams do."""
+    cross = engine.encode(sources) if sources is not None else None
+    rows, length = ids.shape
+    beginnings = [row[: t + 1].tolist() for row in ids for t in range(length)]
+    running = Running(engine, cross, beginnings, 1)
+    running.prefill()
+    return running.logits.numpy().reshape(rows, length, -1)
+
+
+def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
+    cross = engine.encode(sources) if sources is not None else None
+    running = Running(engine, cross, ids[:, :1].tolist(), ids.shape[1])
+    running.prefill()
+    found = [running.logits.numpy().copy()]
+    for t in range(1, ids.shape[1]):
+        running.ids[:, 0] = ids[:, t]
+        running.step()
+        found.append(running.logits.numpy().copy())
+    return np.stack(found, 1)
+
+
+def _greedy(engine: Engine, case: Arrays) -> float:
+    tokens, lengths = case["tokens"], case["lengths"]
+    inputs = _unpadded(case["source_ids"], case["source_mask"])
+    answers = Generator(engine, None, None).generate(inputs, None, Options(max_new_tokens=tokens.shape[1]), Watch())
+    same = total = 0
+    for answer, row, length in zip(answers, tokens, lengths, strict=True):
+        end = [-1] if length < tokens.shape[1] else []  # the original ended here
+        golden = [*row[:length].tolist(), *end]
+        found = [*answer.tokens, *([-1] if answer.finish_reason == "eos" else [])]
+        different = [i for i, token in enumerate(golden) if i >= len(found) or found[i] != token]
+        same, total = same + (different[0] if different else len(golden)), total + len(golden)
+    return same / max(total, 1)
+
+
+def _tensors(encoder: Encoder, case: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(golden, found) of every output; positions that an attention mask leaves out are not compared."""
+    given = {n[3:]: a for n, a in case.items() if n.startswith("in/")}
+    found = encoder.run(given)
+    pairs = []
+    for name, golden in ((n[4:], a) for n, a in case.items() if n.startswith("out/")):
+        if name not in found or found[name].shape != golden.shape:
+            raise BundleError(
+                f"the golden output {name} has shape {golden.shape}, the model gives {found.get(name, np.zeros(0)).shape}; export again"
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and golden.ndim > 2 and golden.shape[:2] == mask.shape:
+            pairs.append((golden[mask > 0], found[name][mask > 0]))
+        else:
+            pairs.append((np.atleast_1d(golden), np.atleast_1d(found[name])))
+    return pairs
+
+
+def _summary(cases: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], greedy: float | None, logits: bool = False) -> dict[str, Any]:
+    largest = relative = 0.0
+    agreement, finite = 1.0, True
+    pairs = [(g.astype(np.float64), f.astype(np.float64)) for case in cases for g, f in case]
+    for golden, found in pairs:
+        if not np.isfinite(found).all():
+            finite = False
+            continue
+        difference = golden - found
+        spread = _rms(golden - golden.mean(-1, keepdims=True)) or _rms(golden) or 1.0
+        largest, relative = max(largest, float(np.abs(difference).max(initial=0))), max(relative, _rms(difference) / spread)
+        if logits:
+            agreement = min(agreement, float((golden.argmax(-1) == found.argmax(-1)).mean()))
+    result: dict[str, Any] = {"max_abs_diff": largest, "relative_error": relative, "finite": finite, "cases": len(cases)}
+    return result | ({"argmax_agreement": agreement, "greedy_agreement": greedy} if logits else {})
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+
+
+def _unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+    return [row[m > 0].tolist() for row, m in zip(ids, mask, strict=True)]
