@@ -1,1 +1,20 @@
-"""From a PyTorch Transformer to standard ONNX and golden answers."""
+"""From a PyTorch Transformer to standard ONNX and golden answers. torch lives here and nowhere else; it is imported when first used."""
+
+from typing import TYPE_CHECKING, Any
+
+from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
+
+if TYPE_CHECKING:
+    from onnxport.export.pipeline import export
+    from onnxport.export.result import Exported
+
+__all__ = ["CausalLM", "Encoder", "Exported", "Module", "Seq2Seq", "export"]
+_LAZY = {"export": "onnxport.export.pipeline", "Exported": "onnxport.export.result"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

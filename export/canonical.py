@@ -1,0 +1,129 @@
+"""The canonical route: the adapters' parts into canonical graphs, checked against the user's own class, then traced."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from onnxport.export.families.pytorch_weights import Canonical
+from onnxport.export.model.attention import padded_head_size
+from onnxport.export.model.settings import skip_norms
+from onnxport.export.trace import trace
+
+
+@dataclass
+class Built:
+    """Canonical graphs by role."""
+
+    graphs: dict[str, Canonical]
+
+    def head(self, role: str = "decoder") -> tuple[int, int]:
+        """(heads, padded head size) of a role's self attention."""
+        layer, hidden = self.graphs[role].stack.layers[0], self.graphs[role].stack.hidden
+        return layer.heads, padded_head_size(hidden // layer.heads)
+
+
+def expected_fusions(built: Built) -> dict[str, dict[str, int]]:
+    """Role → rule → how often it must apply."""
+    result = {}
+    for role, graph in built.graphs.items():
+        layers = len(graph.stack.layers)
+        rules = {"skip_layer_norm": skip_norms(graph.stack)}
+        if role == "encoder":
+            rules["multi_head_attention"] = layers
+        else:
+            rules["group_query_attention"] = layers
+            if graph.stack.cross:
+                rules["multi_head_attention"] = layers
+        result[role] = rules
+    return result
+
+
+def trace_source_encoder(built: Built, opset: int) -> ir.Model:
+    """`input_ids`, `source_mask` [batch, source] → cross keys and values of every decoder layer."""
+    canonical = built.graphs["encoder"]
+    heads, size = built.head()
+    axes = {0: "batch", 1: "source"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
+    outputs = {
+        f"cross_{kind}_{i}": ("batch", heads, "source", size)
+        for i in range(len(built.graphs["decoder"].stack.layers))
+        for kind in ("key", "value")
+    }
+    return trace(canonical.module, inputs, {name: axes for name in inputs}, list(inputs), outputs, canonical.names, opset, "encoder")
+
+
+def trace_text_encoder(canonical: Canonical, output: str, shape: tuple[int | str, ...], opset: int) -> ir.Model:
+    """`input_ids`, `attention_mask` [batch, sequence] → hidden states or logits."""
+    axes = {0: "batch", 1: "sequence"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    return trace(canonical.module, inputs, {name: axes for name in inputs}, list(inputs), {output: shape}, canonical.names, opset, "encoder")
+
+
+def trace_decoder(built: Built, opset: int) -> ir.Model:
+    """One graph for prefill and step; the example has two beams a source, and no two sizes alike."""
+    canonical = built.graphs["decoder"]
+    layers, cross = len(canonical.stack.layers), canonical.stack.cross
+    heads, size = built.head()
+    sources, batch, length, past, source = 3, 6, 4, 5, 7
+    inputs: dict[str, Any] = {
+        "input_ids": torch.zeros(batch, length, dtype=torch.long),
+        "position_ids": torch.zeros(batch, length, dtype=torch.long),
+        "logits_index": torch.zeros(batch, dtype=torch.long),
+        "self_mask": torch.ones(batch, 1, length, past + length, dtype=torch.bool),
+        "past": [(torch.zeros(batch, heads, past, size), torch.zeros(batch, heads, past, size)) for _ in range(layers)],
+    }
+    cache = {0: "batch", 2: "past"}
+    dynamic: dict[str, Any] = {
+        "input_ids": {0: "batch", 1: "length"},
+        "position_ids": {0: "batch", 1: "length"},
+        "logits_index": {0: "batch"},
+        "self_mask": {0: "batch", 2: "length", 3: "total"},
+        "past": [(cache, cache)] * layers,
+    }
+    names = [*list(inputs)[:4], *_pairs("past", layers)]
+    if cross:
+        inputs["source_mask"] = torch.ones(sources, source, dtype=torch.int32)
+        inputs["cross"] = [(torch.zeros(sources, heads, source, size), torch.zeros(sources, heads, source, size)) for _ in range(layers)]
+        memory = {0: "source_batch", 2: "source"}
+        dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
+        names += ["source_mask", *_pairs("cross", layers)]
+    vocabulary = canonical.module.vocabulary
+    outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", vocabulary)}
+    outputs |= {name: ("batch", heads, "total", size) for name in _pairs("present", layers)}
+    return trace(canonical.module, inputs, dynamic, names, outputs, canonical.names, opset, "decoder")
+
+
+def _pairs(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}_{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
+
+
+class CanonicalDecoding:
+    """The canonical decoder driven as the runtime drives its graph: prefill of right-padded rows, or one token at a time."""
+
+    def __init__(self, decoder: nn.Module, heads: int, size: int, layers: int) -> None:
+        self.decoder, self.heads, self.size, self.layers = decoder, heads, size, layers
+
+    def _empty(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros(batch, self.heads, 0, self.size), torch.zeros(batch, self.heads, 0, self.size)) for _ in range(self.layers)]
+
+    def prefill(self, ids: Tensor, **memory: Any) -> Tensor:
+        """int64 [batch, length] → logits [batch, length, vocabulary], every position from one pass without a past."""
+        batch, length = ids.shape
+        mask = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, length, length)
+        positions = torch.arange(length).expand(batch, length)
+        rows = [self.decoder(ids, positions, torch.full((batch,), i), mask, self._empty(batch), **memory)[0] for i in range(length)]
+        return torch.stack(rows, 1)
+
+    def steps(self, ids: Tensor, **memory: Any) -> Tensor:
+        """The same logits, a position at a time through the cache."""
+        batch, length = ids.shape
+        past, rows = self._empty(batch), []
+        for i in range(length):
+            mask = torch.ones(batch, 1, 1, i + 1, dtype=torch.bool)
+            logits, *present = self.decoder(ids[:, i : i + 1], torch.full((batch, 1), i), torch.zeros(batch, dtype=torch.long), mask, past, **memory)
+            past = list(zip(present[::2], present[1::2], strict=True))
+            rows.append(logits)
+        return torch.stack(rows, 1)

@@ -1,0 +1,124 @@
+"""Golden answers: seeded inputs at several shapes, answered by the user's own class."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
+
+POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
+GREEDY_TOKENS = 16
+# (source lengths, target lengths) a row: batch 1, a ragged batch with a length of 1, and 1 x 1
+SEQ2SEQ_SHAPES = [([7], [5]), ([1, 4, 9], [3, 1, 4]), ([1], [1])]
+CAUSAL_SHAPES = [[6], [1, 5, 3], [1]]
+ENCODER_SHAPES = [[5], [1, 7, 3], [1]]
+GREEDY_SHAPES = [3, 8, 1]
+
+
+class Inputs:
+    """Random ids of a vocabulary that are none of the special ones, unless nothing else is there."""
+
+    def __init__(self, seed: int, special: set[int]) -> None:
+        self.random, self.special = np.random.default_rng(seed), special
+
+    def rows(self, vocabulary: int, lengths: list[int], pad: int, start: int | None = None) -> Tensor:
+        """int64 [rows, longest], padded on the right; each row begins with `start` where one is given."""
+        usual = np.array([i for i in range(vocabulary) if i not in self.special] or list(range(vocabulary)))
+        ids = np.full((len(lengths), max(lengths)), pad, dtype=np.int64)
+        for row, length in zip(ids, lengths, strict=True):
+            row[:length] = self.random.choice(usual, length)
+            if start is not None:
+                row[0] = start
+        return torch.from_numpy(ids)
+
+
+def real(lengths: list[int]) -> Tensor:
+    """int32 [rows, longest]: 1 where a row has a token."""
+    return (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).int()
+
+
+def fit(lengths: list[int], max_length: int | None) -> list[int]:
+    return [min(length, max_length) if max_length is not None else length for length in lengths]
+
+
+def scaled(lengths: list[int], vocabulary: int) -> list[int]:
+    """Longer rows where the vocabulary is small enough to store them; a length of 1 stays."""
+    factor = 2 if vocabulary <= 1000 else 1
+    return [length * factor if length > 1 else 1 for length in lengths]
+
+
+def seq2seq_goldens(model: OriginalSeq2Seq, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
+    """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them."""
+    inputs = Inputs(20240229, set(ids.values()))
+    pad, start = ids["pad_id"], ids["decoder_start_id"]
+    source_rows, target_rows = model.source.num_embeddings, model.target.num_embeddings
+    result: dict[str, np.ndarray] = {}
+    for i, (sources, targets) in enumerate(SEQ2SEQ_SHAPES):
+        sources, targets = fit(sources, max_length), fit(scaled(targets, target_rows), max_length)
+        source, mask = inputs.rows(source_rows, sources, pad), real(sources)
+        target = inputs.rows(target_rows, targets, pad, start)
+        logits = model.forward(source, mask, target)
+        logits = logits * real(targets)[:, :, None]
+        result |= {f"seq{i}/source_ids": source.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
+        result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
+    lengths = fit(GREEDY_SHAPES, max_length)
+    source, mask = inputs.rows(source_rows, lengths, pad), real(lengths)
+    rows = greedy_seq2seq(model, source, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
+    return result | {"greedy/source_ids": source.numpy(), "greedy/source_mask": mask.numpy()} | _answers(rows, pad)
+
+
+def greedy_seq2seq(model: OriginalSeq2Seq, source: Tensor, mask: Tensor, ids: dict[str, int], count: int) -> list[list[int]]:
+    """Plain greedy decoding without a cache: the lists hold neither the start nor the end token."""
+    memory = model.encode(source, mask)
+    target = torch.full((len(source), 1), ids["decoder_start_id"])
+    for _ in range(count):
+        token = model.decode(target, memory, mask)[:, -1].argmax(-1)
+        target = torch.cat([target, token[:, None]], 1)
+    return [until(row[1:].tolist(), ids["eos_id"]) for row in target]
+
+
+def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
+    """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
+    inputs = Inputs(20240229, set(ids.values()))
+    vocabulary, result = model.embedding.num_embeddings, {}
+    for i, lengths in enumerate(CAUSAL_SHAPES):
+        lengths = fit(scaled(lengths, vocabulary), max_length)
+        rows = inputs.rows(vocabulary, lengths, ids["pad_id"])
+        logits = model.causal(rows) * real(lengths)[:, :, None]
+        result |= {f"seq{i}/input_ids": rows.numpy(), f"seq{i}/lengths": np.array(lengths), f"seq{i}/logits": logits.numpy()}
+    lengths = fit(GREEDY_SHAPES, max(1, max_length // 2) if max_length is not None else None)
+    prompts, mask = inputs.rows(vocabulary, lengths, ids["pad_id"]), real(lengths)
+    count = min(GREEDY_TOKENS, max_length - max(lengths) + 1) if max_length is not None else GREEDY_TOKENS
+    answers = [greedy_causal(model, row[:length], ids["eos_id"], count) for row, length in zip(prompts, lengths, strict=True)]
+    return result | {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
+
+
+def greedy_causal(model: OriginalEncoder, prompt: Tensor, eos: int, count: int) -> list[int]:
+    """Plain greedy continuation of one prompt [length], without a cache."""
+    row = prompt[None]
+    for _ in range(count):
+        row = torch.cat([row, model.causal(row)[:, -1].argmax(-1)[:, None]], 1)
+    return until(row[0, len(prompt) :].tolist(), eos)
+
+
+def encoder_goldens(model: OriginalEncoder, pad: int, max_length: int | None, output: str) -> dict[str, np.ndarray]:
+    """Cases `case0..` with `in/input_ids`, `in/attention_mask` and `out/<output>`."""
+    inputs, result = Inputs(20240229, {pad}), {}
+    for i, lengths in enumerate(ENCODER_SHAPES):
+        lengths = fit(lengths, max_length)
+        rows, mask = inputs.rows(model.embedding.num_embeddings, lengths, pad), real(lengths).long()
+        result |= {f"case{i}/in/input_ids": rows.numpy(), f"case{i}/in/attention_mask": mask.numpy()}
+        result[f"case{i}/out/{output}"] = model.encode(rows, mask).numpy()
+    return result
+
+
+def until(row: list[int], eos: int) -> list[int]:
+    """The row up to, and without, its first `eos`."""
+    return row[: row.index(eos)] if eos in row else row
+
+
+def _answers(rows: list[list[int]], pad: int) -> dict[str, np.ndarray]:
+    tokens = np.full((len(rows), max([1, *map(len, rows)])), pad, dtype=np.int64)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    return {"greedy/tokens": tokens, "greedy/lengths": np.array([len(row) for row in rows])}

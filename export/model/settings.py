@@ -1,0 +1,37 @@
+"""What a canonical Transformer is made of."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: which linear parts carry a bias follows the source's weights (`biases`: canonical parameter names that exist)."""
+
+    heads: int
+    inner: int
+    activation: str
+    norm_first: bool
+    eps: tuple[float, ...]  # one per norm, in the order of use
+    biases: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers with an optional final norm; `cross` says whether each layer attends to a memory."""
+
+    hidden: int
+    layers: tuple[Layer, ...]
+    cross: bool
+    final_eps: float | None
+    final_bias: bool = True
+
+
+def skip_norms(stack: Stack) -> int:
+    """How many layer norms of a stack directly follow a residual addition (each fuses into SkipLayerNormalization)."""
+    count, after_residual = 0, False
+    for layer in stack.layers:
+        for _ in range(3 if stack.cross else 2):
+            # pre-norm: norm, block, add; post-norm: block, add, norm
+            count += after_residual if layer.norm_first else 1
+            after_residual = layer.norm_first
+    return count + (after_residual if stack.final_eps is not None else 0)

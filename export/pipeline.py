@@ -1,0 +1,210 @@
+"""From what the user named to standard graphs with golden answers."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxport.errors import ParityError, UsageError
+from onnxport.export import golden
+from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
+from onnxport.export.canonical import Built, CanonicalDecoding, expected_fusions, trace_decoder, trace_source_encoder, trace_text_encoder
+from onnxport.export.families.pytorch_weights import build_decoder, build_encoder, build_text_encoder
+from onnxport.export.guard import evaluating
+from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
+from onnxport.export.prepare import Parts, prepare
+from onnxport.export.result import Exported
+from onnxport.export.source import Source, resolve
+from onnxport.export.trace import check_opset
+
+TOLERANCE = 1e-4
+Progress = Callable[[str], None]
+TASKS = {
+    Seq2Seq: ("text2text", "translation", "summarization"),
+    CausalLM: ("text-generation",),
+    Encoder: ("embedding", "classification", "tensor"),
+    Module: ("tensor",),
+}
+
+
+def export(
+    source: str | Path | Adapter | tuple[Any, Any],
+    task: str | None = None,
+    opset: int | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Standard graphs and golden answers of a folder, a `package.module:factory`, an adapter, or `(module, example inputs)`.
+
+    Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (the canonical model and the user's class disagree).
+    """
+    opset = check_opset(opset)
+    say = progress or (lambda message: None)
+    say("reading the source")
+    found = resolve(source, allow_pickle)
+    adapter = found.adapter
+    chosen = choose_task(adapter, task or found.task, found)
+    if isinstance(adapter, Module):
+        from onnxport.export.direct import export_module
+
+        return export_module(found, chosen, opset, say)
+    parts = prepare(adapter)
+    modules = [module for module in parts.modules.values() if module is not None]
+    with evaluating(*modules):
+        say("asking the original for golden answers")
+        make = {Seq2Seq: _seq2seq, CausalLM: _causal, Encoder: _encoder}[type(adapter)]
+        return make(found, adapter, parts, chosen, opset, say)
+
+
+def choose_task(adapter: Adapter, task: str | None, found: Source) -> str:
+    """The asked task where this kind of model can do it, else its usual one."""
+    possible = list(TASKS[type(adapter)])
+    if isinstance(adapter, Encoder):
+        labels = adapter.head is not None and adapter.pooling is not None
+        possible = ["tensor", *(["classification"] if labels else ["embedding"] if adapter.head is None else [])]
+        if found.tokenizers and adapter.head is None:
+            possible.reverse()
+    if task is None:
+        return possible[0]
+    if task not in possible:
+        raise UsageError(f"task {task} is not possible for this {type(adapter).__name__}; possible: {', '.join(possible)}")
+    return task
+
+
+def agree(original: Tensor, canonical: Tensor, what: str) -> None:
+    """ParityError where the canonical model and the user's own class differ by more than `TOLERANCE` of the answer's size."""
+    bound = TOLERANCE * max(1.0, original.abs().max().item())
+    difference = (original - canonical).abs().max().item()
+    if not difference <= bound:
+        raise ParityError(f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)")
+
+
+def _seq2seq(found: Source, adapter: Seq2Seq, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+    original = original_seq2seq(parts)
+    transformer, source, target = parts.transformer, parts.source_embedding.weight, parts.target_embedding.weight
+    goldens = golden.seq2seq_goldens(original, parts.ids, parts.max_length)
+    target_path = "source_embedding" if target is source else "target_embedding"
+    decoder = build_decoder(transformer.decoder, "transformer.decoder", target_path, target, parts.positions, parts.scale, parts.head)
+    encoder = build_encoder(
+        transformer.encoder, "transformer.encoder", "source_embedding", source, parts.positions, parts.scale, transformer.decoder
+    )
+    built = Built({"encoder": encoder, "decoder": decoder})
+    heads, size = built.head()
+    layers = len(decoder.stack.layers)
+    decoding = CanonicalDecoding(decoder.module, heads, size, layers)
+    say("checking the canonical model against the original")
+    for case in _cases(goldens, "seq"):
+        values = {name: torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")}
+        flat = encoder.module(values["source_ids"], values["source_mask"])
+        memory = {"source_mask": values["source_mask"], "cross": list(zip(flat[::2], flat[1::2], strict=True))}
+        _agree_decoding(decoding, values["target_ids"], values["target_lengths"], values["logits"], memory)
+    say("tracing the encoder")
+    graphs = {"encoder": trace_source_encoder(built, opset)}
+    say("tracing the decoder")
+    graphs["decoder"] = trace_decoder(built, opset)
+    generation = _generation("seq2seq", built, parts) | {"source_vocab_size": source.shape[0]}
+    return _exported(found, parts, task, opset, graphs, goldens, generation, expected_fusions(built))
+
+
+def _causal(found: Source, adapter: CausalLM, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+    original = original_encoder(parts)
+    goldens = golden.causal_goldens(original, parts.ids, parts.max_length)
+    decoder = build_decoder(parts.transformer, "transformer", "embedding", parts.embedding.weight, parts.positions, parts.scale, parts.head)
+    built = Built({"decoder": decoder})
+    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
+    say("checking the canonical model against the original")
+    for case in _cases(goldens, "seq"):
+        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
+        _agree_decoding(decoding, ids, lengths, logits, {})
+    say("tracing the decoder")
+    graphs = {"decoder": trace_decoder(built, opset)}
+    return _exported(found, parts, task, opset, graphs, goldens, _generation("causal", built, parts), expected_fusions(built))
+
+
+def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+    original = original_encoder(parts, adapter.pooling)
+    output = "last_hidden_state" if parts.head is None else "logits"
+    goldens = golden.encoder_goldens(original, adapter.pad_id, parts.max_length, output)
+    table = parts.embedding.weight
+    encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, adapter.pooling)
+    say("checking the canonical model against the original")
+    for case in _cases(goldens, "case"):
+        ids, mask = (torch.from_numpy(goldens[f"{case}/in/{name}"]) for name in ("input_ids", "attention_mask"))
+        agree(torch.from_numpy(goldens[f"{case}/out/{output}"]), encoder.module(ids, mask), output)
+    say("tracing the encoder")
+    width = encoder.stack.hidden if parts.head is None else parts.head.out_features
+    shape = ("batch", width) if adapter.pooling else ("batch", "sequence", width)
+    graphs = {"encoder": trace_text_encoder(encoder, output, shape, opset)}
+    return _exported(found, parts, task, opset, graphs, goldens, None, expected_fusions(Built({"encoder": encoder})))
+
+
+def original_seq2seq(parts: Parts) -> OriginalSeq2Seq:
+    """The user's class behind functions of ids."""
+    return OriginalSeq2Seq(parts.transformer, parts.source_embedding, parts.target_embedding, parts.head, parts.positions, parts.scale)
+
+
+def original_encoder(parts: Parts, pooling: str | None = None) -> OriginalEncoder:
+    return OriginalEncoder(parts.transformer, parts.embedding, parts.head, parts.positions, parts.scale, pooling)
+
+
+def _agree_decoding(decoding: CanonicalDecoding, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
+    compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
+    agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
+    agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
+
+
+def _cases(goldens: dict[str, np.ndarray], prefix: str) -> list[str]:
+    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})
+
+
+def _generation(kind: str, built: Built, parts: Parts) -> dict[str, Any]:
+    heads, size = built.head()
+    decoder = built.graphs["decoder"]
+    return {
+        "kind": kind,
+        "layers": len(decoder.stack.layers),
+        "kv_heads": heads,
+        "head_size": size,
+        "vocab_size": decoder.module.vocabulary,
+        "max_length": parts.max_length,
+        **parts.ids,
+    }
+
+
+def _exported(
+    found: Source, parts: Parts, task: str, opset: int, graphs: Any, goldens: dict[str, np.ndarray], generation: Any, expected: Any
+) -> Exported:
+    return Exported(
+        name=found.name,
+        task=task,
+        family=found.family,
+        route="canonical",
+        opset=opset,
+        graphs=graphs,
+        goldens=goldens,
+        generation=generation,
+        tokenizers=found.tokenizers,
+        source_hashes=found.hashes or module_hashes(parts.modules | {"positions": parts.positions}),
+        expected=expected,
+        settings=found.settings,
+    )
+
+
+def module_hashes(modules: dict[str, Any]) -> dict[str, str]:
+    """sha256 of each module's class and state, name by name."""
+    result = {}
+    for name, module in modules.items():
+        if module is None:
+            continue
+        digest = hashlib.sha256(type(module).__qualname__.encode())
+        state = {"": module} if isinstance(module, Tensor) else module.state_dict()
+        for key, value in sorted(state.items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        result[name] = digest.hexdigest()
+    return result

@@ -1,0 +1,205 @@
+"""Traces a module to standard ONNX: torch.onnx, named dynamic axes, and names that lead back to the user's PyTorch parameters."""
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript import optimizer, rewriter
+from torch import nn
+
+from onnxport.errors import CheckpointError, UsageError
+from onnxport.export.families.pytorch_weights import Names
+
+OPSETS = (23,)  # what torch writes without converting, and ONNX has Attention in
+Shapes = dict[str, tuple[int | str, ...]]
+
+
+def check_opset(opset: int | None) -> int:
+    """The opset to write; UsageError for one that cannot be written."""
+    if opset is None:
+        return OPSETS[0]
+    if opset not in OPSETS:
+        known = ", ".join(map(str, OPSETS))
+        raise UsageError(f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which has the Attention operator")
+    return opset
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keeps the exporter's progress lines and warnings off the user's terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def trace(
+    module: nn.Module,
+    inputs: dict[str, Any],
+    dynamic: Any,
+    input_names: list[str],
+    outputs: Shapes,
+    names: Names,
+    opset: int,
+    graph_name: str,
+) -> ir.Model:
+    """Standard ONNX of `module(**inputs)`, or of `module(*inputs)` for the one key "" (a tuple).
+
+    `dynamic` mirrors `inputs` with {axis: name}; `outputs` gives names and shapes ("" as a dimension keeps what the tracer found).
+    Errors: CheckpointError when torch cannot trace it, with torch's own first line.
+    """
+    args = tuple(inputs.pop("")) if "" in inputs else ()
+    try:
+        with silence():
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=inputs or None,
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                input_names=input_names,
+                output_names=list(outputs),
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+                report=False,
+            )
+    except Exception as error:
+        raise CheckpointError(f"torch could not trace {graph_name}: {_reason(error)}") from error
+    return clean(program.model, outputs, names, opset, graph_name)
+
+
+def _reason(error: BaseException) -> str:
+    """The deepest cause's first meaningful line: torch wraps it in pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]
+
+
+def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name: str) -> ir.Model:
+    """Names nodes and initializers after PyTorch's, types the outputs, drops every path and trace of this machine, and checks the result."""
+    optimize(model, set(names.parameters))
+    graph = model.graph
+    graph.name = graph_name
+    _name_nodes(graph, names.modules)
+    _name_initializers(graph, names.parameters)
+    for value, (_, shape) in zip(graph.outputs, outputs.items(), strict=True):
+        if shape:
+            value.shape = ir.Shape(shape)
+    _strip(model)
+    for domain in [domain for domain in model.opset_imports if domain != ""]:
+        del model.opset_imports[domain]
+    model.opset_imports[""] = opset
+    check(model, graph_name)
+    return model
+
+
+def _name_nodes(graph: ir.Graph, modules: dict[str, str]) -> None:
+    """`module.path/Op`, with a number from the second one on."""
+    counts: dict[str, int] = {}
+    prefixes = sorted(modules, key=len, reverse=True)
+    scope = ""
+    for node in graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        path = [part for part in ast.literal_eval(scopes)[:-1] if part and not part.startswith("_empty")] if scopes else None
+        if path is not None:  # nodes made by an optimization have no scope of their own: they keep their neighbour's
+            scope = path[-1] if path else ""
+        name = scope
+        for prefix in prefixes:
+            if scope == prefix or scope.startswith(prefix + "."):
+                name = modules[prefix] + scope[len(prefix) :]
+                break
+        label = f"{name}/{node.op_type}" if name else node.op_type
+        counts[label] = counts.get(label, 0) + 1
+        node.name = label if counts[label] == 1 else f"{label}_{counts[label]}"
+
+
+def optimize(model: ir.Model, parameters: set[str]) -> None:
+    """onnxscript's own folding and rewriting, except that equal parameters stay apart: each keeps its name, its plan and its module."""
+    passes.InlinePass()(model)
+    for _ in range(2):  # a rewrite can leave something to fold, and the other way round
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewriter.rewrite(model)
+    lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), lift, passes.LiftSubgraphInitializersToMainGraphPass())(model)
+    _join_constants(model.graph, parameters)
+    ir.passes.Sequential(passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass(), passes.OutputFixPass(), passes.NameFixPass())(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+
+
+def _join_constants(graph: ir.Graph, parameters: set[str]) -> None:
+    """Small equal constants become one; parameters never do."""
+    kept: dict[tuple[Any, ...], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        if name in parameters or value.const_value.size > 16 or value.is_graph_output():
+            continue
+        array = value.const_value.numpy()
+        first = kept.setdefault((str(value.dtype), array.shape, array.tobytes()), value)
+        if first is not value:
+            ir.convenience.replace_all_uses_with(value, first)
+            del graph.initializers[name]
+
+
+def _name_initializers(graph: ir.Graph, parameters: dict[str, str]) -> None:
+    """Parameters get their PyTorch names; constants that the tracer numbered are named by what they hold."""
+    taken = {value.name for value in [*graph.inputs, *graph.outputs]} | set(parameters.values())
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+        elif name in parameters:
+            value.name = parameters[name]
+        else:
+            array = value.const_value.numpy()
+            words = "_".join(map(str, array.ravel().tolist())) if array.size <= 4 else "x".join(map(str, array.shape))
+            label = base = f"constant/{str(value.dtype).lower()}/{words or 'empty'}{'' if array.ndim else '/scalar'}"
+            number = 1
+            while label in taken:
+                number += 1
+                label = f"{base}/{number}"
+            taken.add(label)
+            value.name = label
+
+
+def _strip(model: ir.Model) -> None:
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
+        value.meta.clear()
+        value.doc_string = None
+        if value.const_value is not None:
+            value.const_value.doc_string = None
+
+
+def check(model: ir.Model, graph_name: str) -> None:
+    """onnx.checker and strict shape inference over the graph, its large weights standing in as inputs so that size does not matter."""
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        if value.const_value.size > 1024:
+            del light.graph.initializers[name]
+            value.const_value = None
+            light.graph.inputs.append(value)
+    try:
+        onnx.checker.check_model(ir.to_proto(light), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckpointError(f"the traced {graph_name} is not valid ONNX: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,74 @@
+"""Reads the weight files of a folder: safetensors, or PyTorch pickles where the user allows them."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnxport.errors import CheckpointError
+
+PICKLES = ("*.pt", "*.pth", "*.bin")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Tensors by name, and the files they were read from."""
+
+    tensors: dict[str, Tensor]
+    paths: list[Path]
+
+
+def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
+    """Every tensor of the folder, on the CPU in its own type. Errors: CheckpointError."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if paths:
+        tensors: dict[str, Tensor] = {}
+        for path in paths:
+            _join(tensors, _safetensors(path), path)
+        return WeightFiles(tensors, paths)
+    paths = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
+    if not paths:
+        raise CheckpointError(f"{folder} has no weights; expected model.safetensors")
+    names = ", ".join(path.name for path in paths)
+    if not allow_pickle:
+        raise CheckpointError(f"{folder} has only pickled weights ({names}); save them as model.safetensors, or allow pickles (--allow-pickle)")
+    if len(paths) > 1:
+        raise CheckpointError(f"{folder} has several pickled weight files ({names}); keep one")
+    return WeightFiles(_pickle(paths[0]), paths)
+
+
+def _join(tensors: dict[str, Tensor], more: dict[str, Tensor], path: Path) -> None:
+    if twice := sorted(tensors.keys() & more.keys()):
+        raise CheckpointError(f"{path} repeats tensors of another file: {', '.join(twice)}")
+    tensors.update(more)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {_first_line(error)}; copy it again") from error
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights only: {_first_line(error)}; save a state_dict") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a state_dict of tensors by name")
+    return dict(state)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
