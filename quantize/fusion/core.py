@@ -141,7 +141,8 @@ def new_node(
     domain: str = MICROSOFT,
 ) -> ir.Node:
     """A node placed before another, whose outputs take over the names, types and shapes of `like` (None: an output left out)."""
-    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(like), name=f"{before.name or before.outputs[0].name}/{op_type}")
+    name = next(v.name for v in like if v is not None)  # names of values are unique, so those of nodes are
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(like), name=f"{name}/{op_type}")
     for output, old in zip(node.outputs, like, strict=True):
         if old is None:
             output.name = ""

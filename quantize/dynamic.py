@@ -1,0 +1,76 @@
+"""The default INT8 recipe: which kernel every weight gets, as a table, and the plan that says what each got."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxport.quantize import blocks, rows
+from onnxport.quantize.fusion.constants import fold_constants
+from onnxport.quantize.fusion.core import remove_dead
+from onnxport.quantize.linear import Linear, linears, lookups
+
+# (role, what the weight is for) -> scheme. A decoder step has one row per text and waits for weights; all else has many rows.
+RECIPE: dict[tuple[str, str], str] = {
+    ("encoder", "linear"): "int8-rows",
+    ("decoder", "linear"): "int8-blocks",
+    ("model", "linear"): "int8-rows",
+    ("encoder", "lookup"): "int8-blocks",
+    ("decoder", "lookup"): "int8-blocks",
+    ("model", "lookup"): "int8-blocks",
+}
+# What the kernels take; a weight outside stays in float32, and the plan says so.
+FEWEST_INPUTS = 16  # K: the smallest block
+FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
+KEPT = "float32"
+
+
+def to_int8(models: dict[str, ir.Model], recipe: dict[tuple[str, str], str] | None = None) -> tuple[dict[str, ir.Model], dict[str, str]]:
+    """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard) and the plan.
+
+    Weights of linear layers and token embeddings become 8-bit; biases, norms, positions and everything between stay float32, as do
+    caches and logits. The plan maps the PyTorch name of a weight to its scheme: `int8-rows`, `int8-blocks<size>`, `float32`.
+    `recipe` maps (role, "linear" or "lookup") to a scheme, `RECIPE` by default; roles it does not name are treated as `model`.
+    """
+    table = RECIPE if recipe is None else recipe
+    plan: dict[str, str] = {}
+    done: dict[str, ir.Model] = {}
+    for role, model in models.items():
+        done[role] = copy = model.clone()
+        fold_constants(copy.graph)
+        known = role if (role, "linear") in table else "model"
+        _linears(copy.graph, table[known, "linear"], plan)
+        _lookups(copy.graph, table[known, "lookup"], plan)
+        remove_dead(copy.graph)
+        copy.graph.sort()
+    return done, plan
+
+
+def _note(plan: dict[str, str], parameter: str, scheme: str) -> None:
+    """A weight with two uses has two schemes only if they differ."""
+    known = plan.get(parameter, "").split("+") if parameter in plan else []
+    plan[parameter] = "+".join(known if scheme in known else [*known, scheme])
+
+
+def _linears(graph: ir.Graph, scheme: str, plan: dict[str, str]) -> None:
+    shared: dict[ir.Value, rows.Quantized] = {}
+    found: list[Linear] = list(linears(graph))
+    for linear in found:
+        if scheme == KEPT or linear.shape[0] < FEWEST_INPUTS:
+            _note(plan, linear.parameter, KEPT)
+        elif scheme == "int8-rows":
+            if linear.x not in shared:
+                shared[linear.x] = rows.quantize_rows(graph, linear.node, linear.x)
+            rows.replace(graph, linear, shared[linear.x])
+            _note(plan, linear.parameter, "int8-rows")
+        else:
+            size = blocks.replace_linear(graph, linear)
+            _note(plan, linear.parameter, f"int8-blocks{size}")
+
+
+def _lookups(graph: ir.Graph, scheme: str, plan: dict[str, str]) -> None:
+    for lookup in list(lookups(graph)):
+        rows_of, k = lookup.table.shape
+        if scheme == KEPT or k < FEWEST_INPUTS or rows_of < FEWEST_ROWS:
+            _note(plan, lookup.parameter, KEPT)
+        else:
+            _note(plan, lookup.parameter, f"int8-blocks{blocks.replace_lookup(graph, lookup)}")
