@@ -143,7 +143,8 @@ def test_whole_decoder(standard, eager, session, tools):
     kinds = [n.op_type for n in quantized["decoder"].graph]
     assert kinds.count("MatMulNBits") == 13 and kinds.count("GatherBlockQuantized") == 1
     assert not {"MatMul", "Gemm"} & set(kinds)
-    assert quantized["decoder"].graph.initializers["positions"].dtype == ir.DataType.FLOAT
+    kept = [v.const_value.size for v in quantized["decoder"].graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
+    assert max(kept) == 40 * 32  # the positions are the largest tensor left in float32
     assert kinds.count("SkipLayerNormalization") == counts["skip_layer_norm"]
     assert plan["layers.1.qkv.weight"] == "int8-blocks32" and plan["embedding.weight"] == "int8-blocks32" and len(plan) == 13
     pairs = tools.replay_cached(eager, session(quantized["decoder"]))
