@@ -43,10 +43,7 @@ class _Input:
         self.done = False
 
     def finish(self, hypothesis: Hypothesis, options: Options) -> None:
-        """Take a hypothesis if it is among the best."""
-        full = len(self.finished) >= options.beam
-        if not self.open or (full and options.early_stopping is True):
-            return
+        """Take a hypothesis if it is among the best; those of one step compete even when early_stopping ends the search with it."""
         self.finished.append(hypothesis)
         self.finished.sort(key=lambda h: -h.score)
         del self.finished[options.beam :]
@@ -63,7 +60,7 @@ class _Input:
 def beam_search(
     engine: Engine, jobs: Sequence[Job], options: Options, watch: Watch, tokenizer: TextTokenizer | None
 ) -> list[list[Hypothesis]]:
-    """Search for all jobs together; for each its finished hypotheses, best first. UsageError when the vocabulary is too small for the beams."""
+    """Search for all jobs together; for each its finished hypotheses, best first. UsageError: too small a vocabulary."""
     beams, vocabulary, eos = options.beam, engine.vocab_size, engine.config.eos_ids
     if 2 * beams + len(eos) > vocabulary:
         raise UsageError(f"beam is {beams}, expected at most {(vocabulary - len(eos)) // 2} with a vocabulary of {vocabulary}")
@@ -123,7 +120,7 @@ def _advance(
     eos: tuple[int, ...],
     tokenizer: TextTokenizer | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort every input's candidates into finished and running: scores float32, parent beam and token int64 of the next beams, [inputs, beams]."""
+    """Sort every input's candidates into finished and running: scores, parents and tokens of the next beams, [inputs, beams]."""
     beams, length = options.beam, tokens.shape[2] + 1
     new_scores = np.zeros((len(live), beams), np.float32)
     parents, chosen = np.zeros((len(live), beams), np.int64), np.zeros((len(live), beams), np.int64)
@@ -178,4 +175,4 @@ def _history(live: Sequence[_Input], tokens: np.ndarray) -> np.ndarray:
     """int64 [rows, longest]: prefix and tokens of every beam, padded with the row's first id."""
     longest = max(len(one.job.prefix) for one in live)
     prefixes = np.array([[*one.job.prefix, *one.job.prefix[:1] * (longest - len(one.job.prefix))] for one in live], np.int64)
-    return np.concatenate([np.repeat(prefixes, tokens.shape[1], 0), tokens.reshape(-1, tokens.shape[2])], 1)
+    return np.concatenate([np.repeat(prefixes, tokens.shape[1], 0), tokens.reshape(len(live) * tokens.shape[1], tokens.shape[2])], 1)

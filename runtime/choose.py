@@ -81,7 +81,7 @@ class TokenChooser:
         self._processed: Graph | None = None
 
     def choose(self, suppress: bool, history: np.ndarray | None = None, generators: list[np.random.Generator] | None = None) -> None:
-        """Choose a token for every row. `suppress`: no eos; `history`: needed with a repetition penalty; `generators`: one a row, to sample."""
+        """Choose a token for every row. `suppress`: no eos; `history`: for a repetition penalty; `generators`: one a row, to sample."""
         if generators is not None:
             self._uniform[:] = [g.random(dtype=np.float32) for g in generators]
         if self._options.repetition_penalty != 1.0 or (suppress and self._options.sampling):
@@ -141,7 +141,7 @@ class BeamChooser:
         self._binding.bind_ortvalue_input("logits", source)
 
     def choose(self, candidates: int, history: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """value float32 [inputs, C] (best first) and index int64 [inputs, C] into beams * vocabulary; C is `candidates` or all there are."""
+        """value float32 [inputs, C] (best first) and index int64 [inputs, C] into beams * vocabulary; C: `candidates` or all."""
         if self._processor is not None:
             self._processor.run(history, False)
         self._binding.bind_ortvalue_input("scores", value_of(self.scores))

@@ -74,7 +74,7 @@ class Engine:
             if name not in self._search:
                 if name not in self._bundle.search:
                     raise BundleError(
-                        f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export the model again"
+                        f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export again"
                     )
                 self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]))
             return self._search[name]

@@ -23,8 +23,9 @@ class Generation:
     """An answer.
 
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
-    log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length", "stop" (text is cut before the stop string, tokens are not) or
-    "empty" (an empty input). alternatives: the next best beams when n_best asks for them.
+    log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
+    "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
+    alternatives: the next best beams when n_best asks for them.
     """
 
     text: str | None

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
     """Load a bundle.
 
-    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is what this process may
-    use. verify: check every file's hash too.
+    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
+    this process may use. verify: check every file's hash too.
     Errors: BundleError (damaged or foreign bundle), UsageError (unknown precision or device), DeviceError (the device cannot be had).
     """
     bundle = Bundle.open(path, verify)
@@ -87,9 +87,9 @@ class Model:
         """Answer texts or lists of token ids; a single text gives a list of one, an empty one an empty result ("empty").
 
         Greedy by default, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. prefix: what each answer
-        begins with (texts or ids; not part of the result). max_new_tokens: default is the bundle's or 128, always within the model's positions.
+        begins with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
         seed: makes sampling repeatable; a row's draw depends on it and on the row's place in `inputs` only. stop: texts that end an answer.
-        batch_size: inputs that decode together. timeout in seconds: GenerationTimeout; cancel (threading.Event): Cancelled, between two steps.
+        batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
         Errors: UsageError (a parameter), TextError (an input).
         """
         options = Options(

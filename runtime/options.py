@@ -19,7 +19,7 @@ class Flag(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """How to search. Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams when `beam` > 1.
+    """How to search. Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams.
 
     length_penalty and early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
     sum of log-probabilities / (new tokens with eos) ** length_penalty.

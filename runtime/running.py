@@ -1,4 +1,4 @@
-"""A batch in flight: the cache, one binding of the decoder made once, and the three things that happen to it: prefill, step, choice of rows."""
+"""A batch in flight: the cache, one binding of the decoder made once, and what happens to it: prefill, step, choice of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AHEAD = 256  # new positions room is made for at first; then the cache doubles
 class Running:
     """Rows that decode together.
 
-    `ids` int64 [rows, 1] is the decoder's input of the next step, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
+    `ids` int64 [rows, 1] is the decoder's next input, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
     cache entries. `active` bool [rows]: rows that are finished keep their length, and what they compute is not used.
     `logits` is the OrtValue float32 [rows, vocab] that prefill and every step write; it changes only when the number of rows does.
     """

@@ -62,7 +62,7 @@ class Sessions:
         available = onnxruntime.get_available_providers()
         if PROVIDERS[device] not in available:
             raise DeviceError(
-                f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu] or use cpu"
+                f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu]"
             )
         return cls(device, threads or cores())
 

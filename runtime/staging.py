@@ -20,7 +20,8 @@ from typing import Any
 from onnxport.errors import BundleError, OutputError
 from onnxport.runtime.bundle import FORMAT, MANIFEST, Bundle, sha256
 
-UNWRITABLE = {getattr(errno, n) for n in ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EFBIG", "EIO"] if hasattr(errno, n)}
+_NAMES = ("EEXIST", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EFBIG", "EIO")
+UNWRITABLE = {getattr(errno, n) for n in _NAMES if hasattr(errno, n)}
 
 
 class Staging:
@@ -52,7 +53,9 @@ class Staging:
         Bundle.parse(manifest, self.path)  # what is written can be read
         for name in manifest["files"]:
             _sync(self.path / name)
-        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        ordered = json.loads(json.dumps(manifest, sort_keys=True, allow_nan=False))
+        ordered["variants"] = {name: ordered["variants"][name] for name in manifest["variants"]}  # in the order they were asked for
+        text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
         target = self.path / MANIFEST
         target.unlink(missing_ok=True)  # a hard link of the old one must not be written through
         with target.open("w", encoding="utf-8") as f:

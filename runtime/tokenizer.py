@@ -48,7 +48,7 @@ def check_text(text: object) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
         raise TextError(
-            f"text holds a lone surrogate U+{ord(text[e.start]):04X} at {e.start}, expected valid Unicode; decode its bytes with the right encoding"
+            f"text holds a lone surrogate U+{ord(text[e.start]):04X} at {e.start}, expected valid Unicode; decode it rightly"
         ) from None
 
 

@@ -14,7 +14,7 @@ from onnxport.runtime.session import Sessions
 def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
     """Check everything that can be checked on this machine.
 
-    Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (graphs that load), "variants": name → parity as
+    Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
     found now}. BundleError for a changed, missing or unloadable file; ParityError when golden answers are not reproduced within the bounds
     that the manifest records.
     """
@@ -27,7 +27,8 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
         variants[name] = replay(bundle, name, threads=threads)
         check_bounds(variant, variants[name])
     return {
-        "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search), "variants": variants,
+        "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
+        "variants": variants,
     }  # fmt: skip
 
 
