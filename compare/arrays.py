@@ -39,6 +39,6 @@ def unpack(value: Any) -> Any:
 def rows(inputs: Any) -> int:
     """How many items a call carries: the length of a list, or the first axis of the first array."""
     if isinstance(inputs, dict):
-        first = next(iter(inputs.values()), None)
-        return int(first.shape[0]) if first is not None and getattr(first, "shape", ()) else 1
+        shape = getattr(next(iter(inputs.values()), None), "shape", None)
+        return int(shape[0]) if shape else 1
     return len(inputs)

@@ -75,7 +75,7 @@ class Client:
             try:
                 self._pipe.write(line + "\n")
                 self._pipe.flush()
-            except OSError:
+            except (OSError, ValueError):  # a broken or an already closed pipe
                 raise self._died(op) from None
             try:
                 answer = self._answers.get(timeout=self.timeout)

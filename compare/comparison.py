@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare import machine, measure, metrics, timing
+from onnxport.compare import machine, measure, metrics
 from onnxport.compare.examples import differing
 from onnxport.compare.gates import evaluate, parse_gate
 from onnxport.compare.report import Report, check_out
@@ -19,10 +19,6 @@ from onnxport.errors import UsageError
 from onnxport.runtime.bundle import Bundle
 
 PYTORCH = "pytorch"
-_LAUNCHES = 3
-_ROUNDS = 15
-_LATENCY_ROUNDS = 100
-_BUDGET_S = 6.0  # for each batch size and for the latencies, all sides together; at least 5 rounds are always run
 
 
 def compare(
@@ -73,7 +69,8 @@ def compare(
     specs = {name: _spec(opened, name, device, source, threads) for name in names}
     sizes = {name: opened.variants[name].bytes for name in names if name != PYTORCH}
     before = machine.describe()
-    measured, outputs, versions = _measure(specs, work, batches, reference, sizes, tell)
+    paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
+    measured, outputs, versions = measure.measured(specs, work, batches, reference, sizes, tell, paths)
     before["versions"] |= versions
     for name, values in measured.items():
         if earlier is not None:
@@ -118,63 +115,12 @@ def _spec(bundle: Bundle, name: str, device: str, source: str | None, threads: i
     return {"kind": "bundle", "path": str(bundle.path), "precision": name, "device": device, "threads": threads}
 
 
-def _measure(
-    specs: Mapping[str, dict[str, Any]],
-    work: Workload,
-    batches: Sequence[int],
-    reference: str,
-    sizes: Mapping[str, int],
-    tell: measure.Progress,
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]], dict[str, str]]:
-    """Metrics by variant, outputs by variant, and versions that the sides told."""
-    tell(f"starting {', '.join(specs)}")
-    with measure.started(specs, work, launches=_LAUNCHES, paths=[os.getcwd()] if PYTORCH in specs else []) as found:
-        sides = {name: side["client"] for name, side in found.items()}
-        tell(f"answering {len(work.inputs)} inputs")
-        outputs, data_rates = measure.answers(sides, work, max(batches))
-        timed = {}
-        for batch in batches:
-            tell(f"timing batches of {batch}")
-            timed[batch] = measure.throughput(sides, work, batch, rounds=_ROUNDS, budget_s=_BUDGET_S)
-        tell("timing single inputs")
-        singles = measure.latency(sides, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S)
-        tell("reading memory, replaying the golden answers")
-        last = measure.memory_and_parity(sides)
-    variants: dict[str, dict[str, Any]] = {}
-    for name, side in found.items():
-        size, base = (side["about"].get("size_bytes", sizes.get(n)) for n, side in ((name, side), (reference, found[reference])))
-        first = timing.ratio(timed[batches[0]][name], timed[batches[0]][reference])
-        parity = last[name]["parity"] or {}
-        variants[name] = {
-            "device": side["about"].get("device", "cpu"),
-            "size_bytes": size,
-            "size_ratio": size / base if size and base else None,
-            **{key: side[key] for key in ("import_ms", "load_ms", "first_output_ms")},
-            "latency_ms": timing.latency_ms(singles[name]),
-            "throughput": timed[batches[0]][name].rate,
-            "speedup": first["ratio"],
-            "speedup_spread": {"low": first["low"], "high": first["high"]},
-            "throughput_by_batch": {str(batch): runs[name].rate for batch, runs in timed.items()},
-            "speedup_by_batch": {str(batch): timing.ratio(runs[name], runs[reference])["ratio"] for batch, runs in timed.items()},
-            "data_throughput": data_rates[name],
-            "peak_rss_bytes": last[name]["peak_rss_bytes"],
-            "max_abs_diff": parity.get("max_abs_diff"),
-            "parity": parity or None,
-            **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
-            **metrics.quality(work.kind, outputs[name], work.references),
-        }
-    for values in variants.values():
-        values |= metrics.drops(values, variants[reference])
-    versions = {package: version for side in found.values() for package, version in side["about"].get("versions", {}).items()}
-    return variants, outputs, versions
-
-
 def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> dict[str, Any]:
     method: dict[str, Any] = {
         "threads": threads,
         "batches": list(batches),
         "unit": "tokens/s" if work.generates else "items/s",
-        "launches": _LAUNCHES,
+        "launches": measure.LAUNCHES,
         "processes": "each side in a process of its own; sides alternate run by run; medians, with warm-up",
         "size_bytes": "the variant's graphs and weights, tokenizers and search graphs; golden answers are not counted",
         "first_output_ms": "from the start of the process, imports included, to the first answer",

@@ -2,15 +2,20 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from onnxport.compare import timing
+from onnxport.compare import metrics, timing
 from onnxport.compare.client import Client
 from onnxport.compare.workload import Workload
 
 Progress = Callable[[str], None]
+
+LAUNCHES = 3
+_ROUNDS = 15
+_LATENCY_ROUNDS = 100
+_BUDGET_S = 6.0  # for each batch size and for the latencies, all sides together; at least 5 rounds are always run
 
 
 @contextmanager
@@ -71,3 +76,59 @@ def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_
 def memory_and_parity(sides: Mapping[str, Client]) -> dict[str, dict[str, Any]]:
     """peak_rss_bytes of every side, taken before the golden answers are replayed, and what the replay found (None if not offered)."""
     return {name: client.request("stats") | {"parity": client.request("parity")} for name, client in sides.items()}
+
+
+def measured(
+    specs: Mapping[str, dict[str, Any]],
+    work: Workload,
+    batches: Sequence[int],
+    reference: str,
+    sizes: Mapping[str, int],
+    tell: Progress,
+    paths: Iterable[str] = (),
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]], dict[str, str]]:
+    """Metrics by side (the fields of report.json), outputs by side, and versions that the sides told.
+
+    specs: see `worker`.  batches: sizes to time.  reference: the side that the others are held against.
+    sizes: bytes on disk of sides that do not tell theirs.  paths: folders that sides are imported from.  tell: told the name of each stage.
+    """
+    tell(f"starting {', '.join(specs)}")
+    with started(specs, work, launches=LAUNCHES, paths=paths) as found:
+        sides = {name: side["client"] for name, side in found.items()}
+        tell(f"answering {len(work.inputs)} inputs")
+        outputs, data_rates = answers(sides, work, max(batches))
+        timed = {}
+        for batch in batches:
+            tell(f"timing batches of {batch}")
+            timed[batch] = throughput(sides, work, batch, rounds=_ROUNDS, budget_s=_BUDGET_S)
+        tell("timing single inputs")
+        singles = latency(sides, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S)
+        tell("reading memory, replaying the golden answers")
+        last = memory_and_parity(sides)
+    variants: dict[str, dict[str, Any]] = {}
+    for name, side in found.items():
+        size, base = (side["about"].get("size_bytes", sizes.get(n)) for n, side in ((name, side), (reference, found[reference])))
+        first = timing.ratio(timed[batches[0]][name], timed[batches[0]][reference])
+        parity = last[name]["parity"] or {}
+        variants[name] = {
+            "device": side["about"].get("device", "cpu"),
+            "size_bytes": size,
+            "size_ratio": size / base if size and base else None,
+            **{key: side[key] for key in ("import_ms", "load_ms", "first_output_ms")},
+            "latency_ms": timing.latency_ms(singles[name]),
+            "throughput": timed[batches[0]][name].rate,
+            "speedup": first["ratio"],
+            "speedup_spread": {"low": first["low"], "high": first["high"]},
+            "throughput_by_batch": {str(batch): runs[name].rate for batch, runs in timed.items()},
+            "speedup_by_batch": {str(batch): timing.ratio(runs[name], runs[reference])["ratio"] for batch, runs in timed.items()},
+            "data_throughput": data_rates[name],
+            "peak_rss_bytes": last[name]["peak_rss_bytes"],
+            "max_abs_diff": parity.get("max_abs_diff"),
+            "parity": parity or None,
+            **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
+            **metrics.quality(work.kind, outputs[name], work.references),
+        }
+    for values in variants.values():
+        values |= metrics.drops(values, variants[reference])
+    versions = {package: version for side in found.values() for package, version in side["about"].get("versions", {}).items()}
+    return variants, outputs, versions

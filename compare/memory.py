@@ -11,7 +11,7 @@ def peak_rss_bytes() -> int:
     """
     found = _status("VmHWM")
     if found is not None:
-        return found
+        return max(found, rss_bytes() or 0)  # the kernel counts in batches: the peak may lag behind what is held
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

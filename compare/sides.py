@@ -24,7 +24,7 @@ class BundleSide:
         return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
-        return [_result(result) for result in self.model.generate(inputs, **options)]
+        return [_result(result) for result in self.model.generate(inputs, batch_size=max(1, len(inputs)), **options)]
 
     def encode(self, inputs: list[Any], **options: Any) -> Any:
         return self.model.encode(inputs, **options)

@@ -113,7 +113,7 @@ def _golden_inputs(bundle: Bundle, method: str) -> list[Any]:
     with numpy.load(bundle.file(bundle.golden), allow_pickle=False) as golden:
         arrays = {name: golden[name] for name in golden.files}
     if method == "generate":
-        inputs = [row for name, ids in sorted(arrays.items()) for row in _rows(name, ids, arrays)]
+        inputs: list[Any] = [row for name, ids in sorted(arrays.items()) for row in _rows(name, ids, arrays)]
     else:
         cases: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():

@@ -1,0 +1,192 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compare_samples import SIZES, write_bundle
+
+from onnxport.compare import compare, comparison, measure, read_data
+from onnxport.compare.workload import workload
+from onnxport.errors import BundleError, DataError, OutputError, TextError, UsageError
+from onnxport.runtime.bundle import Bundle
+
+SENTENCES = ["it is late", "the sun is very bright today", "a man walks home", "we know nothing about them", "old dogs sleep long hours"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "test.tsv"
+    path.write_text("".join(f"{s} {i}\t{i} {' '.join(s.split()[::-1])}\n" for i in range(4) for s in SENTENCES))
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Puts fake sides in the place of the bundle's variants; returns their options, by variant."""
+    options = {"fp32": {}, "fp16": {"delay": 0.004}, "int8": {"wrong": 5}, "pytorch": {"delay": 0.002}}
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(measure, "LAUNCHES", 1)
+    monkeypatch.setattr(measure, "_ROUNDS", 5)
+    monkeypatch.setattr(measure, "_LATENCY_ROUNDS", 5)
+
+    def spec(opened, name, device, source, threads):
+        given = dict(options[name])
+        return {
+            "kind": "class",
+            "class": f"fake_sides:{given.pop('class', 'Echo')}",
+            "options": {"size_bytes": SIZES.get(name, 50_000_000), **given},
+        }
+
+    monkeypatch.setattr(comparison, "_spec", spec)
+    return options
+
+
+def test_a_whole_comparison(bundle, data, fakes, tmp_path):
+    stages = []
+    gates = ["int8.bleu_drop>0", "fp16.speedup<1", "fp16.agreement==1", "comet>=1"]
+    report = compare(bundle, data, out=tmp_path / "out", gates=gates, batches=(1, 4), progress=stages.append)
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content == report.as_dict()
+    assert content["reference"] == "fp32"
+    assert [gate["passed"] for gate in content["gates"]] == [True, True, True, False]
+    for name, values in content["variants"].items():
+        assert values["size_bytes"] == SIZES[name]
+        assert values["size_ratio"] == SIZES[name] / SIZES["fp32"]
+        for field in (
+            "device",
+            "load_ms",
+            "first_output_ms",
+            "throughput",
+            "speedup",
+            "peak_rss_bytes",
+            "max_abs_diff",
+            "agreement",
+            "bleu",
+            "chrf",
+            "exact_match",
+        ):
+            assert field in values, (name, field)
+        assert values["latency_ms"]["p50"] <= values["latency_ms"]["p90"] <= values["latency_ms"]["p99"]
+        assert values["throughput"] == values["throughput_by_batch"]["1"]
+        assert values["first_output_ms"] > values["load_ms"]
+    fp32, int8 = content["variants"]["fp32"], content["variants"]["int8"]
+    assert (fp32["bleu"], fp32["speedup"], fp32["agreement"], fp32["bleu_drop"]) == (pytest.approx(100), 1, 1, 0)
+    assert 0 < int8["agreement"] < 1
+    assert int8["bleu_drop"] == pytest.approx(100 - int8["bleu"])
+    assert len(content["examples"]["int8"]) == round((1 - int8["agreement"]) * 20)
+    assert content["machine"]["versions"]["fake"] == "1.0"
+    assert "tok:13a" in content["method"]["signatures"]["bleu"]
+    assert any("Only 20 inputs" in note for note in content["notes"])
+    assert stages[-1] == "writing the report"
+
+
+def test_the_original_becomes_the_reference(bundle, data, fakes):
+    report = compare(bundle, data, ["fp16"], source="somewhere", batches=(2,))
+    assert report.reference == "pytorch"
+    assert list(report.variants) == ["pytorch", "fp16"]
+    assert report.variants["fp16"]["size_ratio"] == 15 / 50
+
+
+def test_a_reference_that_was_left_out_is_measured_all_the_same(bundle, data, fakes):
+    assert list(compare(bundle, data, ["int8"], batches=(1,), limit=2).variants) == ["fp32", "int8"]
+
+
+def test_without_data_there_is_agreement_but_no_quality(bundle, fakes):
+    report = compare(bundle, precisions=["fp16"], batches=(1,), gates=["bleu_drop<=1"])
+    assert report.variants["fp16"]["agreement"] == 1
+    assert "bleu" not in report.variants["fp16"]
+    assert not report.passed
+    assert "nothing is known of the quality" in report.notes[0]
+
+
+def test_arrays_are_compared_on_golden_inputs(tmp_path, fakes):
+    folder = tmp_path / "tensor"
+    folder.mkdir()
+    np.savez(
+        folder / "golden.npz",
+        **{"a/in/x": np.ones((3, 2), np.float32), "a/out/y": np.ones((3, 2), np.float32), "b/in/x": np.ones((1, 2), np.float32)},
+    )
+    report = compare(write_bundle(folder, "tensor", tokenizer=False, golden="golden.npz"), precisions=["int8"], batches=(1,))
+    assert report.method["unit"] == "items/s"
+    assert report.variants["int8"]["max_abs_diff"] > 0
+    assert "agreement" not in report.variants["int8"]
+
+
+def test_golden_ids_serve_a_bundle_without_tokenizer(tmp_path):
+    ids, mask = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[1, 1, 1], [1, 1, 0]], np.int32)
+    np.savez(
+        tmp_path / "golden.npz",
+        **{"seq0/source_ids": ids, "seq0/source_mask": mask, "seq0/target_ids": ids, "c/input_ids": ids, "c/lengths": np.array([1, 2])},
+    )
+    opened = Bundle.open(write_bundle(tmp_path, tokenizer=False, golden="golden.npz"))
+    assert workload(opened, None, None).inputs == [[5], [8, 9], [5, 6, 7], [8, 9]]
+
+
+def test_generation_stays_within_the_models_positions(bundle):
+    work = workload(Bundle.open(bundle), None, None, max_new_tokens=500)
+    assert work.natural["max_new_tokens"] == 63
+    assert work.fixed["min_new_tokens"] == work.fixed["max_new_tokens"] == 32
+
+
+def test_batches_are_spread_over_the_data(bundle, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"{i}\n" for i in range(100)))
+    work = workload(Bundle.open(bundle), path, None)
+    batches = work.batches(4, 5)
+    assert [len(batch) for batch in batches] == [4] * 5
+    assert len({row for batch in batches for row in batch}) == 20
+    assert all(int(batch[0]) < 25 and int(batch[3]) >= 75 for batch in batches)
+    assert len(work.batches(300, 5)) == 1
+    assert len(work.batches(300, 5)[0]) == 300
+
+
+def test_an_unknown_variant_is_wrong_usage(bundle, data):
+    with pytest.raises(UsageError, match=r"no variant 'int88'; it holds fp32, fp16, int8; did you mean int8\?"):
+        compare(bundle, data, ["int88"])
+
+
+def test_a_bad_gate_is_told_before_anything_is_measured(bundle, data):
+    with pytest.raises(UsageError, match="is not a gate"):
+        compare(bundle, data, gates=["fast"])
+
+
+@pytest.mark.parametrize("batches", [(), (0,), (1, -2)])
+def test_bad_batch_sizes_are_wrong_usage(bundle, data, batches):
+    with pytest.raises(UsageError, match="expected sizes from 1"):
+        compare(bundle, data, batches=batches)
+
+
+def test_data_of_another_task_is_refused(bundle, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": "y"}\n')
+    assert read_data(path).kind == "labelled"
+    with pytest.raises(DataError, match="holds labelled, but a bundle for translation takes pairs or texts"):
+        compare(bundle, path)
+
+
+def test_texts_for_a_bundle_without_tokenizer_are_refused(tmp_path, data):
+    folder = write_bundle(tmp_path / "bare", tokenizer=False)
+    with pytest.raises(DataError, match="no tokenizer"):
+        compare(folder, data)
+    with pytest.raises(BundleError, match="neither a tokenizer nor golden inputs"):
+        compare(folder)
+
+
+def test_an_existing_report_is_refused_before_anything_is_measured(bundle, data, tmp_path):
+    (tmp_path / "report.md").write_text("")
+    with pytest.raises(OutputError, match=r"report\.md already"):
+        compare(bundle, data, out=tmp_path)
+
+
+def test_a_side_that_refuses_an_input_ends_the_comparison_and_writes_nothing(bundle, tmp_path, fakes):
+    path = tmp_path / "a.txt"
+    path.write_text("refuse\n")
+    fakes["int8"] = {"class": "Faulty"}
+    with pytest.raises(TextError, match="too long"):
+        compare(bundle, path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

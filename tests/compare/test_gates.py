@@ -1,0 +1,84 @@
+import pytest
+
+from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.errors import UsageError
+
+VARIANTS = {
+    "fp32": {"speedup": 1.0, "bleu_drop": 0.0, "latency_ms": {"p50": 40.0, "p90": 50.0}},
+    "fp16": {"speedup": 0.5, "bleu_drop": 0.1, "latency_ms": {"p50": 80.0, "p90": 90.0}},
+    "int8-static": {"speedup": 2.0, "bleu_drop": -0.3, "latency_ms": {"p50": 20.0, "p90": 25.0}, "cosine": float("nan"), "device": "cpu"},
+}
+
+
+def check(expr, variants=VARIANTS):
+    return evaluate([parse_gate(expr)], variants, "fp32")[0]
+
+
+@pytest.mark.parametrize(
+    "expr, passed, value",
+    [
+        ("int8-static.speedup>=1.5", True, 2.0),
+        ("int8-static.speedup > 2", False, 2.0),
+        ("fp32.speedup==1", True, 1.0),
+        ("bleu_drop<=0.5", True, 0.1),
+        ("bleu_drop<0.1", False, 0.1),
+        ("speedup>=1", False, 0.5),
+        ("latency_ms.p90<=90", True, 90.0),
+        ("int8-static.latency_ms.p90<=2.5e1", True, 25.0),
+        ("int8-static.bleu_drop>=-0.3", True, -0.3),
+        ("speedup==2", False, 0.5),
+    ],
+)
+def test_a_gate_holds_or_not(expr, passed, value):
+    gate = check(expr)
+    assert (gate["expr"], gate["passed"], gate["value"]) == (expr, passed, value)
+    assert bool(gate["message"]) is not passed
+
+
+def test_without_variant_the_reference_is_left_out():
+    assert check("bleu_drop>=0.05")["values"].keys() == {"fp16", "int8-static"}
+
+
+@pytest.mark.parametrize(
+    "metric", ["comet", "fp16.comet", "latency_ms", "latency_ms.p75", "device", "cosine", "int8-static.cosine", "int4.speedup"]
+)
+def test_what_was_not_measured_fails_and_says_so(metric):
+    gate = check(f"{metric}>=0")
+    assert not gate["passed"]
+    assert gate["value"] is None
+    assert "was not measured for" in gate["message"]
+
+
+@pytest.mark.parametrize(
+    "expr, meant", [("bleu_dorp<=1", "bleu_drop"), ("latency_ms.p9<=1", "latency_ms.p90"), ("fp61.speedup>=1", "fp16.speedup")]
+)
+def test_a_near_name_is_suggested(expr, meant):
+    assert f"did you mean {meant}?" in check(expr)["message"]
+
+
+def test_a_gate_over_no_variant_fails():
+    gate = check("bleu_drop<=1", {"fp32": VARIANTS["fp32"]})
+    assert not gate["passed"]
+    assert "nothing was checked" in gate["message"]
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "",
+        "speedup",
+        "speedup>=",
+        ">=1",
+        "speedup>=fast",
+        "speedup=>1",
+        "speedup!=1",
+        "speedup=1",
+        "a b>=1",
+        "speedup>=nan",
+        "speedup>=1.5x",
+        "a..b>=1",
+    ],
+)
+def test_a_bad_expression_shows_the_grammar(expr):
+    with pytest.raises(UsageError, match=r"VARIANT.*METRIC OP NUMBER.*for example"):
+        parse_gate(expr)

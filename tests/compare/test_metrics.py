@@ -1,0 +1,85 @@
+import sys
+
+import pytest
+
+from onnxport.compare import metrics
+from onnxport.compare.examples import marked
+from onnxport.errors import UsageError
+
+
+def answers(*texts):
+    return [{"text": text, "tokens": [len(word) for word in text.split()]} for text in texts]
+
+
+def test_translation_is_scored_by_sacrebleu():
+    import sacrebleu
+
+    hypotheses, references = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog barks"]
+    found = metrics.translation(hypotheses, [[r] for r in references])
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score)
+    assert found["exact_match"] == 0
+
+
+def test_any_of_several_references_counts():
+    found = metrics.quality(
+        "pairs",
+        answers("guten tag liebe leute", "auf wiedersehen ihr lieben"),
+        [["hallo", "guten tag liebe leute"], ["auf wiedersehen ihr lieben"]],
+    )
+    assert found["bleu"] == pytest.approx(100)
+    assert found["exact_match"] == 1
+
+
+def test_signatures_name_the_tokenizer():
+    found = metrics.signatures([["a"], ["b", "c"]])
+    assert "tok:13a" in found["bleu"]
+    assert "nrefs:var" in found["bleu"]
+
+
+def test_questions_are_scored_as_squad_does():
+    outputs = [{"answer": "The Cat!"}, {"answer": "a big red dog"}, {"answer": ""}]
+    found = metrics.quality("questions", outputs, [["cat"], ["red dog"], []])
+    assert found["exact_match"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx((1 + 0.8 + 1) / 3)
+
+
+def test_labels_give_accuracy():
+    assert metrics.quality("labelled", [{"label": 1}, {"label": "b"}], ["1", "c"]) == {"accuracy": 0.5}
+
+
+def test_without_references_there_is_no_quality():
+    assert metrics.quality("texts", answers("a"), None) == {}
+
+
+def test_a_drop_is_positive_when_worse():
+    found = metrics.drops({"bleu": 36.0, "perplexity": 9.0, "f1": 0.9}, {"bleu": 37.0, "perplexity": 8.0, "accuracy": 1.0})
+    assert found == {"bleu_drop": 1.0, "perplexity_drop": 1.0}
+
+
+def test_agreement_is_the_share_of_identical_answers():
+    found = metrics.agreement(answers("a bb", "a bb ccc", "a", "x"), answers("a bb", "a bb cccc", "a bb", "x"))
+    assert found["agreement"] == 0.5
+    assert found["first_difference"] == {"count": 2, "median": 1.5, "histogram": {"1": 1, "2": 1}}
+
+
+def test_vectors_have_a_cosine():
+    assert metrics.agreement([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]]) == {"cosine": 1.0}
+
+
+@pytest.mark.parametrize("a, b, place", [([1, 2, 3], [1, 9, 3], 1), ([1, 2], [1, 2, 3], 2), ([], [1], 0)])
+def test_first_difference(a, b, place):
+    assert metrics.first_difference(a, b) == place
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(UsageError, match=r"pip install onnxport\[compare\]"):
+        metrics.translation(["a"], [["a"]])
+
+
+def test_differing_words_are_marked_and_nothing_is_lost():
+    text = "Das ist  ein Test."
+    pieces = marked(text, "Das war ein Test!")
+    assert "".join(piece for piece, _ in pieces) == text
+    assert [piece.strip() for piece, differs in pieces if differs and piece.strip()] == ["ist", "."]

@@ -1,0 +1,177 @@
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from compare_samples import metrics, report, translated
+
+from onnxport.compare import table
+from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.compare.report import check_out
+from onnxport.compare.report.baseline import changes, read_baseline
+from onnxport.compare.report.html import render_html
+from onnxport.compare.report.markdown import render_markdown
+from onnxport.errors import DataError, GateError, OutputError, UsageError
+
+
+def gated(*exprs):
+    made = report()
+    return report(gates=evaluate([parse_gate(e) for e in exprs], made.variants, "fp32"))
+
+
+class Page(HTMLParser):
+    """Tags and attributes that would fetch something, and whether every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        self.fetched += [
+            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href", "srcset") and not (value or "").startswith("#")
+        ]
+        if tag in ("script", "link", "iframe"):
+            self.fetched.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass  # <line .../> of a plot
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_three_files_are_written(tmp_path):
+    out = tmp_path / "deep" / "report"
+    report().write(out)
+    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
+    content = json.loads((out / "report.json").read_text())
+    assert content["variants"]["int8"]["latency_ms"].keys() == {"p50", "p90", "p99"}
+    assert content["verdict"].keys() == content["variants"].keys() == {"fp32", "fp16", "int8"}
+    assert [p.name for p in out.parent.iterdir()] == ["report"]
+
+
+def test_an_existing_report_is_kept_without_force(tmp_path):
+    report().write(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        report().write(tmp_path)
+    report(bundle="other").write(tmp_path, force=True)
+    assert json.loads((tmp_path / "report.json").read_text())["bundle"] == "other"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        check_out(tmp_path / "out", True)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        report().write(tmp_path / "file" / "out")
+
+
+def test_nothing_is_written_when_rendering_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UsageError, match=r"pip install onnxport\[compare\]"):
+        report().write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_holds_no_number_that_json_lacks():
+    content = report(variants={"fp32": translated(max_abs_diff=float("inf"))}).as_dict()
+    assert content["variants"]["fp32"]["max_abs_diff"] is None
+    json.dumps(content, allow_nan=False)
+
+
+def test_failed_gates_are_raised_together():
+    made = gated("int8.speedup>=1.5", "bleu_drop<=0.05", "comet>=1")
+    assert not made.passed
+    with pytest.raises(GateError, match=r"2 of 3 gates failed: bleu_drop<=0.05 .*int8 has 0.1.*comet>=1 .*not measured"):
+        made.raise_for_gates()
+    assert gated("int8.speedup>=1.5").passed
+    gated("int8.speedup>=1.5").raise_for_gates()
+
+
+def test_the_page_fetches_nothing_and_is_well_formed():
+    text = render_html(gated("int8.speedup>=1.5", "comet>=1").as_dict())
+    page = Page(text)
+    assert page.fetched == []
+    assert page.open == []
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_the_page_begins_with_the_verdict_and_shows_what_differs():
+    text = render_html(report().as_dict())
+    assert text.index("deploy int8") < text.index("Figures") < text.index("Where answers differ")
+    assert "prefers-color-scheme: dark" in text
+    assert "<mark>du</mark>" in text
+    assert "<svg" in text
+
+
+def test_texts_are_escaped_everywhere():
+    evil = "<script>alert(1)</script>|"
+    made = report(
+        bundle=evil,
+        notes=[evil],
+        data={"name": evil, "kind": "pairs", "count": 1, "built_in": False},
+        examples={"int8": [{"index": 0, "input": evil, "expected": evil, "reference": evil, "variant": evil + "x", "first_difference": 0}]},
+    ).as_dict()
+    assert "<script" not in render_html(made)
+    text = render_markdown(made)
+    assert "<script" not in text
+    assert {line.count("|") - line.count("\\|") for line in text.splitlines() if "alert" in line and line.startswith("|")} == {4}
+
+
+def test_a_variants_name_is_escaped_in_plots():
+    made = report(
+        variants={"fp32": translated(), "<x&y>": translated(speedup=2.0)}, verdict={"fp32": "the reference", "<x&y>": "fast"}, examples={}
+    )
+    text = render_html(made.as_dict() | {"recommended": "fp32"})
+    assert "<x&y>" not in text
+    Page(text)
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown, table])
+def test_every_form_survives_what_was_not_measured(render):
+    bare = {
+        "fp32": metrics(size_bytes=None, size_ratio=None, max_abs_diff=None),
+        "v": metrics(size_ratio=None, max_abs_diff=None, agreement=None, cosine=0.5),
+    }
+    content = report(variants=bare, verdict={"fp32": "the reference", "v": "as fast"}, recommended=None, examples={}).as_dict()
+    assert "fp32" in render(content)
+
+
+def test_the_table_fits_a_terminal():
+    text = table(gated("comet>=1"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.startswith("en-de: deploy int8: 2.10× the speed of fp32, 0.27× the size")
+    assert "gate FAILED  comet>=1" in text
+    assert re.search(r"Same answers +100% +99% +96.5%", text)
+
+
+def test_a_baseline_gives_changes(tmp_path):
+    report().write(tmp_path)
+    earlier = read_baseline(tmp_path)["variants"]["int8"]
+    now = translated(0.3, speedup=1.05, size=8_000_000)
+    found = changes(now, earlier)
+    assert found["throughput"] == pytest.approx(-0.5)
+    assert found["latency_ms_p50"] == pytest.approx(1.0)
+    assert found["size_bytes"] == 0
+    assert found["bleu"] == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    "content, told", [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "no 'variants'"), ('{"variants": [1]}', "no 'variants'")]
+)
+def test_a_bad_baseline_is_refused(tmp_path, content, told):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=told):
+        read_baseline(path)

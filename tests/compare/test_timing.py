@@ -1,0 +1,59 @@
+import pytest
+
+from onnxport.compare import machine, memory
+from onnxport.compare.timing import Timed, alternate, latency_ms, percentile, ratio
+
+
+def test_sides_alternate_and_take_turns_at_the_start():
+    calls = []
+
+    def run(side, number):
+        calls.append(side)
+        return 1.0, 10
+
+    timed = alternate({"a": "A", "b": "B", "c": "C"}, run, rounds=3, warm_up=1)
+    assert len(timed["a"].seconds) == 3
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == 4  # the warm-up is run but not kept
+    assert all(sorted(one) == ["A", "B", "C"] for one in rounds)
+    assert [one[0] for one in rounds[1:]] == ["A", "B", "C"]
+
+
+def test_a_spent_budget_ends_the_rounds_but_not_before_the_least():
+    timed = alternate({"a": None}, lambda side, number: (1.0, 1), rounds=50, least=4, budget_s=0.0)
+    assert len(timed["a"].seconds) == 4
+
+
+def test_rates_and_ratios_are_medians():
+    slow, fast = Timed([1.0, 1.0, 9.0], [10, 10, 10]), Timed([0.5, 0.4, 0.5], [10, 10, 10])
+    assert slow.rate == 10
+    assert fast.rate == 20
+    found = ratio(fast, slow)
+    assert found["ratio"] == 2
+    assert found["low"] == pytest.approx(2.1)
+    assert found["high"] == pytest.approx(18 - 0.2 * (18 - 2.5))
+
+
+@pytest.mark.parametrize("percent, expected", [(0, 1), (50, 3), (90, 4.6), (100, 5)])
+def test_percentiles_interpolate(percent, expected):
+    assert percentile([5, 1, 4, 2, 3], percent) == pytest.approx(expected)
+
+
+def test_latencies_are_milliseconds():
+    assert latency_ms(Timed([0.1] * 9, [1] * 9)) == pytest.approx({"p50": 100, "p90": 100, "p99": 100})
+
+
+def test_the_machine_is_described():
+    facts = machine.describe(["no-such-package"])
+    assert facts["cores"] >= facts["available_cpus"] >= 1
+    assert facts["versions"]["onnxport"]
+    assert "no-such-package" not in facts["versions"]
+
+
+def test_a_containers_quota_bounds_the_processors(monkeypatch):
+    monkeypatch.setattr(machine, "_text", lambda path: "100000 100000\n" if path.endswith("cpu.max") else "")
+    assert machine.available_cpus() == 1
+
+
+def test_peak_memory_is_at_least_what_is_held_now():
+    assert memory.peak_rss_bytes() >= (memory.rss_bytes() or 0)

@@ -1,0 +1,76 @@
+import pytest
+from compare_samples import metrics, translated
+
+from onnxport.compare.verdict import best, verdicts
+
+FP32 = translated()
+
+
+def test_the_fastest_that_keeps_its_quality_is_chosen():
+    variants = {"fp32": FP32, "int8": translated(0.1, speedup=2.1, size=7_800_000, agreement=0.96)}
+    assert best(variants, "fp32") == "int8"
+    assert verdicts(variants, "fp32")["int8"] == (
+        "2.1 times as fast as fp32, 0.26 of its size, BLEU 0.1 lower (37.2 against 37.3), 96% of the answers identical: "
+        "the one to deploy here"
+    )
+
+
+def test_a_variant_that_loses_quality_is_not_chosen_however_fast():
+    variants = {"fp32": FP32, "int8": translated(2.0, speedup=9.0, size=8_000_000, agreement=0.4)}
+    assert best(variants, "fp32") == "fp32"
+    told = verdicts(variants, "fp32")
+    assert told["int8"].endswith("it loses too much to replace the reference")
+    assert told["fp32"].startswith("the reference (BLEU 37.3): the one to deploy here")
+
+
+def test_half_precision_on_a_cpu_saves_disk_not_time():
+    variants = {"fp32": FP32, "fp16": translated(speedup=0.45, size=15_000_000)}
+    assert best(variants, "fp32") == "fp32"
+    assert verdicts(variants, "fp32")["fp16"] == (
+        "0.45 times as fast as fp32, 0.50 of its size, the same BLEU (37.3), all answers identical: on this CPU it saves disk, not time"
+    )
+
+
+def test_as_fast_but_smaller_is_chosen():
+    variants = {"fp32": FP32, "fp16": translated(speedup=0.97, size=15_000_000)}
+    assert best(variants, "fp32") == "fp16"
+    assert verdicts(variants, "fp32")["fp16"].startswith("about as fast as fp32, 0.50 of its size")
+
+
+def test_neither_faster_nor_smaller_is_no_gain():
+    variants = {"fp32": FP32, "other": translated(speedup=1.03)}
+    assert best(variants, "fp32") == "fp32"
+    assert verdicts(variants, "fp32")["other"].endswith("no gain on this CPU")
+
+
+def test_a_faster_one_that_is_not_the_best_points_to_the_best():
+    variants = {"fp32": FP32, "int8": translated(speedup=2.0), "int4": translated(speedup=3.0)}
+    assert verdicts(variants, "fp32")["int8"].endswith("a sound choice, but int4 does better here")
+
+
+def test_pytorch_is_never_recommended():
+    variants = {"pytorch": translated(), "fp32": translated(speedup=4.0), "int8": translated(3.0, speedup=8.0)}
+    assert best(variants, "pytorch") == "fp32"
+    told = verdicts(variants, "pytorch")
+    assert told["pytorch"].endswith("the original model in PyTorch")
+    assert told["fp32"].startswith("4.0 times as fast as PyTorch")
+
+
+@pytest.mark.parametrize("same, chosen", [(0.95, "int8"), (0.5, "fp32")])
+def test_without_references_agreement_decides(same, chosen):
+    variants = {"fp32": metrics(), "int8": metrics(2.0, agreement=same)}
+    assert best(variants, "fp32") == chosen
+
+
+def test_nearly_all_is_never_called_all():
+    told = verdicts({"fp32": FP32, "int8": translated(speedup=2.0, agreement=0.9999)}, "fp32")["int8"]
+    assert "99.9% of the answers identical" in told
+
+
+def test_alone_nothing_is_recommended():
+    assert "nothing can be recommended" in verdicts({"fp32": FP32}, "fp32")["fp32"]
+
+
+def test_sizes_that_are_not_known_are_left_out():
+    told = verdicts({"pytorch": translated(size_ratio=None), "fp32": translated(size_ratio=None, speedup=2.0)}, "pytorch")
+    assert "its size" not in told["fp32"]
