@@ -126,19 +126,23 @@ def _causal(found: Source, adapter: CausalLM, parts: Parts, task: str, opset: in
 
 
 def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
-    original = original_encoder(parts, adapter.pooling)
+    # without a head the runtime pools, for texts alone: the graph then gives every position
+    pooling = adapter.pooling if parts.head is not None else None
+    original = original_encoder(parts, pooling)
     output = "last_hidden_state" if parts.head is None else "logits"
     goldens = golden.encoder_goldens(original, adapter.pad_id, parts.max_length, output)
     table = parts.embedding.weight
-    encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, adapter.pooling)
+    encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, pooling)
     say("checking the canonical model against the original")
     for case in _cases(goldens, "case"):
         ids, mask = (torch.from_numpy(goldens[f"{case}/in/{name}"]) for name in ("input_ids", "attention_mask"))
         agree(torch.from_numpy(goldens[f"{case}/out/{output}"]), encoder.module(ids, mask), output)
     say("tracing the encoder")
     width = encoder.stack.hidden if parts.head is None else parts.head.out_features
-    shape = ("batch", width) if adapter.pooling else ("batch", "sequence", width)
+    shape = ("batch", width) if pooling else ("batch", "sequence", width)
     graphs = {"encoder": trace_text_encoder(encoder, output, shape, opset)}
+    how = "cls" if adapter.pooling == "first" else "mean"
+    found.settings["encoding"] = {"max_length": parts.max_length, "vocab_size": table.shape[0], "pooling": how, **parts.ids}
     return _exported(found, parts, task, opset, graphs, goldens, None, expected_fusions(Built({"encoder": encoder})))
 
 

@@ -1,22 +1,17 @@
 """Traces a module to standard ONNX: torch.onnx, named dynamic axes, and names that lead back to the user's PyTorch parameters."""
 
 import ast
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 import torch
-from onnxscript import optimizer, rewriter
 from torch import nn
 
 from onnxport.errors import CheckpointError, UsageError
 from onnxport.export.families.pytorch_weights import Names
+from onnxport.export.optimize import optimize, unused
+from onnxport.export.quiet import silence
 
 OPSETS = (23,)  # what torch writes without converting, and ONNX has Attention in
 Shapes = dict[str, tuple[int | str, ...]]
@@ -30,19 +25,6 @@ def check_opset(opset: int | None) -> int:
         known = ", ".join(map(str, OPSETS))
         raise UsageError(f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which has the Attention operator")
     return opset
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keeps the exporter's progress lines and warnings off the user's terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def trace(
@@ -91,11 +73,18 @@ def _reason(error: BaseException) -> str:
 
 def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name: str) -> ir.Model:
     """Names nodes and initializers after PyTorch's, types the outputs, drops every path and trace of this machine, and checks the result."""
-    optimize(model, set(names.parameters))
     graph = model.graph
     graph.name = graph_name
+    # names are final before anything is folded, so that what is folded can take them over
+    clash = {value.name for value in [*graph.inputs, *graph.outputs]}
+    parameters = set()
+    for old, new in names.parameters.items():
+        if (value := graph.initializers.get(old)) is not None:
+            value.name = f"{new}.parameter" if new in clash else new
+            parameters.add(value.name)
+    optimize(model, parameters)
     _name_nodes(graph, names.modules)
-    _name_initializers(graph, names.parameters)
+    _name_constants(graph, parameters)
     for value, (_, shape) in zip(graph.outputs, outputs.items(), strict=True):
         if shape:
             value.shape = ir.Shape(shape)
@@ -127,50 +116,16 @@ def _name_nodes(graph: ir.Graph, modules: dict[str, str]) -> None:
         node.name = label if counts[label] == 1 else f"{label}_{counts[label]}"
 
 
-def optimize(model: ir.Model, parameters: set[str]) -> None:
-    """onnxscript's own folding and rewriting, except that equal parameters stay apart: each keeps its name, its plan and its module."""
-    passes.InlinePass()(model)
-    for _ in range(2):  # a rewrite can leave something to fold, and the other way round
-        optimizer.fold_constants(model, onnx_shape_inference=True)
-        rewriter.rewrite(model)
-    lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
-    ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), lift, passes.LiftSubgraphInitializersToMainGraphPass())(model)
-    _join_constants(model.graph, parameters)
-    ir.passes.Sequential(passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass(), passes.OutputFixPass(), passes.NameFixPass())(model)
-    passes.RemoveUnusedOpsetsPass()(model)
-
-
-def _join_constants(graph: ir.Graph, parameters: set[str]) -> None:
-    """Small equal constants become one; parameters never do."""
-    kept: dict[tuple[Any, ...], ir.Value] = {}
-    for name, value in list(graph.initializers.items()):
-        if name in parameters or value.const_value.size > 16 or value.is_graph_output():
-            continue
-        array = value.const_value.numpy()
-        first = kept.setdefault((str(value.dtype), array.shape, array.tobytes()), value)
-        if first is not value:
-            ir.convenience.replace_all_uses_with(value, first)
-            del graph.initializers[name]
-
-
-def _name_initializers(graph: ir.Graph, parameters: dict[str, str]) -> None:
-    """Parameters get their PyTorch names; constants that the tracer numbered are named by what they hold."""
-    taken = {value.name for value in [*graph.inputs, *graph.outputs]} | set(parameters.values())
+def _name_constants(graph: ir.Graph, parameters: set[str]) -> None:
+    """Constants that the tracer numbered are named by what they hold; whatever nobody reads goes."""
+    taken = {value.name for value in [*graph.inputs, *graph.outputs]} | parameters
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-        elif name in parameters:
-            value.name = parameters[name]
-        else:
+        elif name not in parameters:
             array = value.const_value.numpy()
             words = "_".join(map(str, array.ravel().tolist())) if array.size <= 4 else "x".join(map(str, array.shape))
-            label = base = f"constant/{str(value.dtype).lower()}/{words or 'empty'}{'' if array.ndim else '/scalar'}"
-            number = 1
-            while label in taken:
-                number += 1
-                label = f"{base}/{number}"
-            taken.add(label)
-            value.name = label
+            value.name = unused(f"constant/{str(value.dtype).lower()}/{words or 'empty'}{'' if array.ndim else '/scalar'}", taken)
 
 
 def _strip(model: ir.Model) -> None:

@@ -1,0 +1,144 @@
+"""Which axes of a module's inputs are free: as the user names them, by PyTorch's own conventions, or as torch.export finds them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onnxport.errors import CheckpointError
+from onnxport.export.sampling import Axes
+from onnxport.export.quiet import silence
+
+# argument → meaning of its axes, by class; "s", "t" and "b" are source, target and batch, "-" a fixed axis
+SEQUENCE = {"src_mask": "ss", "mask": "ss", "src_key_padding_mask": "bs"}
+CONVENTIONS: dict[type, dict[str, str]] = {
+    nn.Transformer: {
+        **SEQUENCE,
+        "src": "bs-",
+        "tgt": "bt-",
+        "tgt_mask": "tt",
+        "memory_mask": "ts",
+        "tgt_key_padding_mask": "bt",
+        "memory_key_padding_mask": "bs",
+    },
+    nn.TransformerEncoder: {**SEQUENCE, "src": "bs-"},
+    nn.TransformerDecoder: {
+        "tgt": "bt-",
+        "memory": "bs-",
+        "tgt_mask": "tt",
+        "memory_mask": "ts",
+        "tgt_key_padding_mask": "bt",
+        "memory_key_padding_mask": "bs",
+    },
+}
+NAMES = {"s": "source", "t": "target", "b": "batch"}
+
+
+def checked(dynamic: Mapping[str, Mapping[int, str]], tensors: Mapping[str, Tensor]) -> dict[str, Axes]:
+    """The user's free axes; CheckpointError tells every one that is not there."""
+    problems, result = [], {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, axes in dynamic.items():
+        if name not in tensors:
+            problems.append(f"there is no input {name}, but {', '.join(tensors)}")
+            continue
+        if not isinstance(axes, Mapping):
+            problems.append(f"{name} has {axes!r}, expected {{axis: name}}")
+            continue
+        result[name] = {}
+        for axis, label in axes.items():
+            rank = tensors[name].dim()
+            if not isinstance(axis, int) or not -rank <= axis < rank:
+                problems.append(f"{name} has {rank} axes, and no axis {axis!r}")
+            elif not isinstance(label, str) or not label.isidentifier():
+                problems.append(f"{name} axis {axis} is called {label!r}, expected a name")
+            else:
+                result[name][axis % rank] = label
+                size = tensors[name].shape[axis]
+                first = sizes.setdefault(label, (size, f"{name} axis {axis}"))
+                if first[0] != size:
+                    problems.append(f"{label} is {first[0]} in {first[1]} and {size} in {name} axis {axis}")
+    if problems:
+        raise CheckpointError(f"dynamic does not fit the inputs: {'; '.join(problems)}")
+    return result
+
+
+def conventional(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Axes] | None:
+    """Free axes of PyTorch's Transformer classes (and subclasses with their forward); None for any other module."""
+    for kind, table in CONVENTIONS.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward and set(tensors) <= set(table):
+            stack = module.encoder if isinstance(module, nn.Transformer) else module
+            layers = getattr(stack, "layers", None)
+            if layers is None or not hasattr(layers[0], "self_attn"):
+                return None
+            return {name: _axes(table[name], tensor, layers[0].self_attn.batch_first) for name, tensor in tensors.items()}
+    return None
+
+
+def _axes(meaning: str, tensor: Tensor, batch_first: bool) -> Axes:
+    if meaning.endswith("-"):
+        if tensor.dim() == 2:  # unbatched
+            meaning = meaning[1:]
+        elif not batch_first:
+            meaning = meaning[1] + meaning[0] + meaning[2]
+    elif tensor.dim() == 1:
+        meaning = meaning.removeprefix("b")
+    return {axis: NAMES[letter] for axis, letter in enumerate(meaning) if letter != "-"}
+
+
+def argument_names(module: nn.Module, count: int) -> list[str]:
+    """Names of the first positional arguments of a module's forward; made up where the signature does not tell."""
+    try:
+        parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = [parameter.name for parameter in parameters]
+    except (TypeError, ValueError):
+        names = []
+    return [names[i] if i < len(names) else f"input_{i}" for i in range(count)]
+
+
+def discovered(call: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, Axes], dict[str, Tensor]]:
+    """Free axes as torch.export finds them with every axis allowed to vary, and examples that show them.
+
+    Axes of size 1 are tried at size 3 (the tracer would take a 1 for a constant), all together, then each input's first axis, then none.
+    """
+    tried = [
+        {name: tuple(range(t.dim())) for name, t in tensors.items()},
+        {name: (0,) if t.dim() else () for name, t in tensors.items()},
+        {name: () for name in tensors},
+    ]
+    for widen in tried:
+        wide = {name: _widened(tensor, widen[name]) for name, tensor in tensors.items()}
+        try:
+            with silence():
+                call(*wide.values())
+        except Exception:  # the module does not take this shape: whatever it raises says so
+            continue
+        return _free_axes(call, wide), wide
+    return {}, tensors
+
+
+def _widened(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    for axis in axes:
+        if tensor.shape[axis] == 1:
+            tensor = tensor.repeat_interleave(3, axis)
+    return tensor
+
+
+def _free_axes(call: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Axes]:
+    shapes: Any = (tuple({axis: torch.export.Dim.AUTO for axis in range(t.dim())} for t in tensors.values()),)
+    try:
+        with silence():
+            program = torch.export.export(call, tuple(tensors.values()), dynamic_shapes=shapes, strict=False)
+    except Exception:  # not traceable with anything free; the trace itself will tell why, or succeed with nothing free
+        return {}
+    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(tensors) :]
+    labels: dict[str, str] = {}
+    result: dict[str, Axes] = {}
+    for name, value in zip(tensors, values, strict=True):
+        for axis, size in enumerate(value.shape):
+            symbol = getattr(getattr(size, "node", None), "expr", None)
+            if isinstance(size, torch.SymInt) and symbol is not None and symbol.is_Symbol:
+                result.setdefault(name, {})[axis] = labels.setdefault(str(symbol), f"{name}_{axis}")
+    return result
