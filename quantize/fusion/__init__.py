@@ -39,7 +39,6 @@ def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dic
     fold_constants(graph)
     outcome: Outcome = apply(graph, RULES[target])
     if outcome.counts.get("group_query_attention"):
-        remove_dead(graph)
         drop_mask(graph, role, outcome)
     remove_dead(graph)
     graph.sort()

@@ -46,7 +46,7 @@ class Outcome:
 
 
 def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
-    """Apply rules in order, each once over all nodes; edits `graph`."""
+    """Apply rules in order, each once over all nodes, and remove what they leave unread; edits `graph`."""
     outcome = Outcome()
     for rule in rules:
         for node in list(graph):
@@ -60,6 +60,7 @@ def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
                 continue
             rule.rewrite(graph, match)
             outcome.counts[rule.name] = outcome.counts.get(rule.name, 0) + 1
+        remove_dead(graph)  # what a rule replaced must not be found by the next
     return outcome
 
 
