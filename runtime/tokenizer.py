@@ -23,6 +23,7 @@ class TextTokenizer:
             raise BundleError(f"{path}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Ids of each text, with special tokens unless `special` is False. TextError for what is not encodable text."""
@@ -34,10 +35,10 @@ class TextTokenizer:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def is_byte(self, token: int) -> bool:
-        """True for a byte-fallback token, whose text depends on its neighbours."""
+    def is_open(self, token: int) -> bool:
+        """True for a token after which text may still change: byte-fallback tokens join their neighbours, across those without text too."""
         name = self._tokenizer.id_to_token(token)
-        return name is not None and _BYTE.fullmatch(name) is not None
+        return name is None or token in self._special or _BYTE.fullmatch(name) is not None
 
 
 def check_text(text: object) -> None:
@@ -88,7 +89,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Add a token; the piece of text that is now certain (may be empty). Sets `stopped` when a stop string appeared: it is cut off."""
         self._ids.append(token)
-        if not self._tokenizer.is_byte(token):
+        if not self._tokenizer.is_open(token):
             self._settle(final=False)
         return self._emit(final=False)
 

@@ -32,7 +32,9 @@ def test_draws_follow_the_distribution(model: Model, seq2seq: tiny.TinyModel, op
     usual = wanted >= 5
     assert usual.sum() >= 3
     rest_found, rest_wanted = found[~usual].sum(), wanted[~usual].sum()
-    statistic = ((found - wanted)[usual] ** 2 / wanted[usual]).sum() + ((rest_found - rest_wanted) ** 2 / rest_wanted if rest_wanted > 1 else 0)
+    statistic = ((found - wanted)[usual] ** 2 / wanted[usual]).sum() + (
+        (rest_found - rest_wanted) ** 2 / rest_wanted if rest_wanted > 1 else 0
+    )
     freedom = usual.sum()
     # Wilson and Hilferty's approximation of the 99.99% point of chi-square
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.72 * np.sqrt(2 / (9 * freedom))) ** 3

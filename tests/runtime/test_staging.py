@@ -13,7 +13,12 @@ from onnxport.runtime import staging
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
 
-MANIFEST: dict[str, Any] = {"name": "n", "task": "tensor", "default": "fp32", "variants": {"fp32": {"files": ["a"], "graphs": {"model": "a"}}}}
+MANIFEST: dict[str, Any] = {
+    "name": "n",
+    "task": "tensor",
+    "default": "fp32",
+    "variants": {"fp32": {"files": ["a"], "graphs": {"model": "a"}}},
+}
 
 
 def fill(made: Staging, text: str = "x") -> None:

@@ -163,7 +163,8 @@ def tokenizer(kind: str) -> Tokenizer:
 
 def generation(kind: str) -> dict[str, object]:
     return {
-        "kind": kind, "layers": LAYERS, "kv_heads": HEADS, "head_size": SIZE, "vocab_size": VOCABULARY, "max_length": POSITIONS, "pad_id": PAD,
+        "kind": kind,
+        "layers": LAYERS, "kv_heads": HEADS, "head_size": SIZE, "vocab_size": VOCABULARY, "max_length": POSITIONS, "pad_id": PAD,
         "bos_id": BOS, "eos_id": EOS, "decoder_start_id": BOS if kind == "seq2seq" else None,
         "source_vocab_size": VOCABULARY if kind == "seq2seq" else None,
     }  # fmt: skip
