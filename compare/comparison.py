@@ -141,6 +141,8 @@ def _notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference:
         notes.append(f"No data was given: measured on {len(work.inputs)} {work.name}, so nothing is known of the quality. Give --data.")
     elif len(work.inputs) < 100:
         notes.append(f"Only {len(work.inputs)} inputs were measured: quality figures may move by several points on other data.")
+    if PYTORCH in variants and work.generates:
+        notes.append("pytorch is the original class as it is, which decodes without a key/value cache: the longer the answers, the slower.")
     load, cpus = (facts["load_average"] or [0])[0], facts["available_cpus"]
     if load > cpus:
         notes.append(f"The machine was busy (load {load:.1f} on {cpus} CPUs): read the ratios, not the absolute speeds.")

@@ -34,18 +34,21 @@ def alternate(
     *,
     rounds: int,
     least: int = 5,
+    fewest: int = 3,
     budget_s: float = 10.0,
     warm_up: int = 1,
 ) -> dict[str, Timed]:
     """Runs every side once a round, the first side of a round being another each time.
 
-    run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them.
+    run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them, or before
+    `fewest` when a side is so slow that twice the budget is spent.
     """
     names = list(sides)
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     started = time.perf_counter()
     for number in range(-warm_up, rounds):
-        if number >= least and time.perf_counter() - started > budget_s:
+        spent = time.perf_counter() - started
+        if spent > budget_s and number >= (least if spent < 2 * budget_s else fewest):
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

@@ -94,7 +94,10 @@ def _speed(own: Mapping[str, Any], reference: str) -> str:
 
 
 def _size(own: Mapping[str, Any]) -> str:
-    return "" if own["size_ratio"] is None else f"{own['size_ratio']:.2f} of its size"
+    ratio = own["size_ratio"]
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f} of its size" if ratio < 1.1 else f"{ratio:.1f} times its size"
 
 
 def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def percent(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}×"
+    return MISSING if value is None else f"{value:.2f}×" if value < 10 else f"{significant(value)}×"
 
 
 def scientific(value: float | None) -> str:

@@ -17,6 +17,7 @@ def metrics(speedup: float = 1.0, size: int = 30_000_000, **more: Any) -> dict[s
         "load_ms": 12.0,
         "first_output_ms": 300.0,
         "latency_ms": {"p50": 40 / speedup, "p90": 50 / speedup, "p99": 60 / speedup},
+        "latency_samples": 100,
         "throughput": 100 * speedup,
         "throughput_by_batch": {"1": 100 * speedup, "8": 400 * speedup},
         "speedup": speedup,

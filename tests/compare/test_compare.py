@@ -6,6 +6,7 @@ import pytest
 from compare_samples import SIZES, write_bundle
 
 from onnxport.compare import compare, comparison, measure, read_data
+from onnxport.compare.client import Client
 from onnxport.compare.workload import workload
 from onnxport.errors import BundleError, DataError, OutputError, TextError, UsageError
 from onnxport.runtime.bundle import Bundle
@@ -90,6 +91,23 @@ def test_the_original_becomes_the_reference(bundle, data, fakes):
     assert report.reference == "pytorch"
     assert list(report.variants) == ["pytorch", "fp16"]
     assert report.variants["fp16"]["size_ratio"] == 15 / 50
+
+
+def test_a_slow_start_is_not_repeated(bundle, data, fakes, monkeypatch):
+    monkeypatch.setattr(measure, "LAUNCHES", 2)
+    monkeypatch.setattr(measure, "_SLOW_START_MS", 0.0)
+    asked = []
+    monkeypatch.setattr(measure, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
+    assert compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=2).variants["int8"]["load_ms"] >= 0
+    assert asked == ["fp32", "int8"]
+
+
+def test_every_side_is_started_several_times_and_left_running_once(bundle, data, fakes, monkeypatch):
+    monkeypatch.setattr(measure, "LAUNCHES", 2)
+    asked = []
+    monkeypatch.setattr(measure, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
+    compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=2)
+    assert asked == ["fp32", "int8"] * 2
 
 
 def test_a_reference_that_was_left_out_is_measured_all_the_same(bundle, data, fakes):

@@ -1,6 +1,6 @@
 import pytest
 
-from onnxport.compare import machine, memory
+from onnxport.compare import machine, memory, timing
 from onnxport.compare.timing import Timed, alternate, latency_ms, percentile, ratio
 
 
@@ -20,8 +20,15 @@ def test_sides_alternate_and_take_turns_at_the_start():
 
 
 def test_a_spent_budget_ends_the_rounds_but_not_before_the_least():
-    timed = alternate({"a": None}, lambda side, number: (1.0, 1), rounds=50, least=4, budget_s=0.0)
+    timed = alternate({"a": None}, lambda side, number: (1.0, 1), rounds=50, least=4, fewest=4, budget_s=0.0)
     assert len(timed["a"].seconds) == 4
+
+
+def test_a_very_slow_side_is_run_fewer_times(monkeypatch):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    timed = alternate({"a": None}, lambda side, number: (1.0, 1), rounds=50, least=20, fewest=3, budget_s=10.0)
+    assert len(timed["a"].seconds) == 3
 
 
 def test_rates_and_ratios_are_medians():
