@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
-from onnxport.export.sampling import Axes
 from onnxport.export.quiet import silence
+from onnxport.export.sampling import Axes
 
 # argument → meaning of its axes, by class; "s", "t" and "b" are source, target and batch, "-" a fixed axis
 SEQUENCE = {"src_mask": "ss", "mask": "ss", "src_key_padding_mask": "bs"}
@@ -91,7 +91,9 @@ def _axes(meaning: str, tensor: Tensor, batch_first: bool) -> Axes:
 def argument_names(module: nn.Module, count: int) -> list[str]:
     """Names of the first positional arguments of a module's forward; made up where the signature does not tell."""
     try:
-        parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        parameters = [
+            p for p in inspect.signature(module.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         names = [parameter.name for parameter in parameters]
     except (TypeError, ValueError):
         names = []
@@ -106,7 +108,7 @@ def discovered(call: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, A
     tried = [
         {name: tuple(range(t.dim())) for name, t in tensors.items()},
         {name: (0,) if t.dim() else () for name, t in tensors.items()},
-        {name: () for name in tensors},
+        dict.fromkeys(tensors, ()),
     ]
     for widen in tried:
         wide = {name: _widened(tensor, widen[name]) for name, tensor in tensors.items()}
@@ -127,7 +129,7 @@ def _widened(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _free_axes(call: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Axes]:
-    shapes: Any = (tuple({axis: torch.export.Dim.AUTO for axis in range(t.dim())} for t in tensors.values()),)
+    shapes: Any = (tuple(dict.fromkeys(range(t.dim()), torch.export.Dim.AUTO) for t in tensors.values()),)
     try:
         with silence():
             program = torch.export.export(call, tuple(tensors.values()), dynamic_shapes=shapes, strict=False)

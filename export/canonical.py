@@ -52,14 +52,16 @@ def trace_source_encoder(built: Built, opset: int) -> ir.Model:
         for i in range(len(built.graphs["decoder"].stack.layers))
         for kind in ("key", "value")
     }
-    return trace(canonical.module, inputs, {name: axes for name in inputs}, list(inputs), outputs, canonical.names, opset, "encoder")
+    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
 
 
 def trace_text_encoder(canonical: Canonical, output: str, shape: tuple[int | str, ...], opset: int) -> ir.Model:
     """`input_ids`, `attention_mask` [batch, sequence] → hidden states or logits."""
     axes = {0: "batch", 1: "sequence"}
     inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
-    return trace(canonical.module, inputs, {name: axes for name in inputs}, list(inputs), {output: shape}, canonical.names, opset, "encoder")
+    return trace(
+        canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), {output: shape}, canonical.names, opset, "encoder"
+    )
 
 
 def trace_decoder(built: Built, opset: int) -> ir.Model:
@@ -92,7 +94,7 @@ def trace_decoder(built: Built, opset: int) -> ir.Model:
         names += ["source_mask", *_pairs("cross", layers)]
     vocabulary = canonical.module.vocabulary
     outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", vocabulary)}
-    outputs |= {name: ("batch", heads, "total", size) for name in _pairs("present", layers)}
+    outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
     return trace(canonical.module, inputs, dynamic, names, outputs, canonical.names, opset, "decoder")
 
 
@@ -123,7 +125,9 @@ class CanonicalDecoding:
         past, rows = self._empty(batch), []
         for i in range(length):
             mask = torch.ones(batch, 1, 1, i + 1, dtype=torch.bool)
-            logits, *present = self.decoder(ids[:, i : i + 1], torch.full((batch, 1), i), torch.zeros(batch, dtype=torch.long), mask, past, **memory)
+            logits, *present = self.decoder(
+                ids[:, i : i + 1], torch.full((batch, 1), i), torch.zeros(batch, dtype=torch.long), mask, past, **memory
+            )
             past = list(zip(present[::2], present[1::2], strict=True))
             rows.append(logits)
         return torch.stack(rows, 1)

@@ -129,7 +129,7 @@ def export_module(found: Source, task: str, opset: int, say: Callable[[str], Non
         parameters = {f"module.{name}": name for name, _ in [*adapter.module.named_parameters(), *adapter.module.named_buffers()]}
         modules = {"module": ""} | {f"module.{name}": name for name, _ in adapter.module.named_modules() if name}
         inputs = {"": tuple(traced.values())}
-        model = trace(call, inputs, shapes, list(traced), {name: () for name in names}, Names(parameters, modules), opset, "model")
+        model = trace(call, inputs, shapes, list(traced), dict.fromkeys(names, ()), Names(parameters, modules), opset, "model")
     free = {name: {str(axis): label for axis, label in axes.items()} for name, axes in dynamic.items() if axes}
     return Exported(
         name=found.name,
@@ -172,7 +172,9 @@ def module_goldens(
         except Exception as error:  # a size the module itself does not take is no golden
             reasons.append(f"{sizes}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
     if len(reasons) == len(other_sizes(bounded)):
-        raise CheckpointError(f"the module runs at no other size of its free axes than its examples' ({reasons[-1]}); name fewer in dynamic")
+        raise CheckpointError(
+            f"the module runs at no other size of its free axes than its examples' ({reasons[-1]}); name fewer in dynamic"
+        )
     return result
 
 

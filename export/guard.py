@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module, fused: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, PyTorch's unfused attention path and a private random state; all of it undone afterwards, whatever happens.
 
     The mode is set flag by flag: a module's own `train` or `eval` may do more than that. Gradients are saved because a module may call backward.
-    The fused path is off because it cannot be traced, and because a golden answer must not depend on which path a shape happens to take.
+    The fused path is off, unless `fused`, because it cannot be traced, and because a golden answer must not depend on which path a shape happens to take.
     """
     training = [(part, part.training) for module in modules for part in module.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         for part, _ in training:
             part.training = False
-        torch.backends.mha.set_fastpath_enabled(False)
+        if not fused:
+            torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -16,6 +16,7 @@ LAYOUT = {"Transpose", "Split", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Gat
 
 def optimize(model: ir.Model, parameters: set[str]) -> None:
     """onnxscript's own folding and rewriting, except that equal parameters stay apart: each keeps its name, its plan and its module."""
+
     def own(node: ir.Node) -> bool | None:
         """Nodes over parameters are not onnxscript's to fold: their results must keep a name."""
         return False if any(value is not None and value.name in parameters for value in node.inputs) else None
@@ -26,10 +27,14 @@ def optimize(model: ir.Model, parameters: set[str]) -> None:
             optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=own)
             rewriter.rewrite(model)
     lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
-    ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), lift, passes.LiftSubgraphInitializersToMainGraphPass())(model)
+    ir.passes.Sequential(
+        passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), lift, passes.LiftSubgraphInitializersToMainGraphPass()
+    )(model)
     parameters |= fold_parameters(model.graph, parameters)
     _join_constants(model.graph, parameters)
-    ir.passes.Sequential(passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass(), passes.OutputFixPass(), passes.NameFixPass())(model)
+    ir.passes.Sequential(
+        passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass(), passes.OutputFixPass(), passes.NameFixPass()
+    )(model)
     passes.RemoveUnusedOpsetsPass()(model)
 
 
@@ -63,7 +68,9 @@ def fold_parameters(graph: ir.Graph, parameters: set[str]) -> set[str]:
             if alone and len(arrays) == 1:
                 source.name = f"{base}/before"
             name = unused(base, set(graph.initializers) | {v.name for v in graph.inputs})
-            folded = ir.Value(name=name, type=value.type, shape=ir.Shape(array.shape), const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+            folded = ir.Value(
+                name=name, type=value.type, shape=ir.Shape(array.shape), const_value=ir.tensor(np.ascontiguousarray(array), name=name)
+            )
             graph.register_initializer(folded)
             ir.convenience.replace_all_uses_with(value, folded)
             made.add(name)
@@ -81,7 +88,9 @@ def _evaluate(node: ir.Node) -> list[np.ndarray]:
     inputs = {name: value.const_value for name, value in zip(names, node.inputs, strict=True) if value is not None}
     infos = [onnx.helper.make_tensor_value_info(name, tensor.dtype.value, list(tensor.shape)) for name, tensor in inputs.items()]
     outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs]
-    model = onnx.helper.make_model(onnx.helper.make_graph([proto], "fold", infos, outputs), opset_imports=[onnx.helper.make_opsetid("", 23)])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([proto], "fold", infos, outputs), opset_imports=[onnx.helper.make_opsetid("", 23)]
+    )
     return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: tensor.numpy() for name, tensor in inputs.items()}))
 
 

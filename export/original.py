@@ -22,9 +22,22 @@ class OriginalSeq2Seq:
     """`torch.nn.Transformer` with the embeddings, positions and head around it."""
 
     def __init__(
-        self, transformer: nn.Transformer, source: nn.Embedding, target: nn.Embedding, head: nn.Linear | None, positions: Tensor | None, scale: float
+        self,
+        transformer: nn.Transformer,
+        source: nn.Embedding,
+        target: nn.Embedding,
+        head: nn.Linear | None,
+        positions: Tensor | None,
+        scale: float,
     ) -> None:
-        self.transformer, self.source, self.target, self.head, self.positions, self.scale = transformer, source, target, head, positions, scale
+        self.transformer, self.source, self.target, self.head, self.positions, self.scale = (
+            transformer,
+            source,
+            target,
+            head,
+            positions,
+            scale,
+        )
         self.modules = [module for module in (transformer, source, target, head) if module is not None]
 
     def _turn(self, x: Tensor) -> Tensor:
@@ -41,9 +54,7 @@ class OriginalSeq2Seq:
     def decode(self, target_ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """int64 [batch, target], memory and mask as in `encode` → logits [batch, target, vocabulary]."""
         x = self._turn(embed(target_ids, self.target, self.positions, self.scale))
-        y = self.transformer.decoder(
-            x, self._turn(memory), tgt_mask=causal_mask(target_ids.shape[1]), memory_key_padding_mask=mask == 0
-        )
+        y = self.transformer.decoder(x, self._turn(memory), tgt_mask=causal_mask(target_ids.shape[1]), memory_key_padding_mask=mask == 0)
         return self._logits(self._turn(y))
 
     def forward(self, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:

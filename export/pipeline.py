@@ -13,7 +13,7 @@ from onnxport.errors import ParityError, UsageError
 from onnxport.export import golden
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
 from onnxport.export.canonical import Built, CanonicalDecoding, expected_fusions, trace_decoder, trace_source_encoder, trace_text_encoder
-from onnxport.export.families.pytorch_weights import build_decoder, build_encoder, build_text_encoder
+from onnxport.export.families.pytorch_weights import build_decoder, build_source_encoder, build_text_encoder, same_storage
 from onnxport.export.guard import evaluating
 from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
 from onnxport.export.prepare import Parts, prepare
@@ -80,57 +80,70 @@ def agree(original: Tensor, canonical: Tensor, what: str) -> None:
     bound = TOLERANCE * max(1.0, original.abs().max().item())
     difference = (original - canonical).abs().max().item()
     if not difference <= bound:
-        raise ParityError(f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)")
+        raise ParityError(
+            f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)"
+        )
 
 
 def _seq2seq(found: Source, adapter: Seq2Seq, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
-    original = original_seq2seq(parts)
-    transformer, source, target = parts.transformer, parts.source_embedding.weight, parts.target_embedding.weight
-    goldens = golden.seq2seq_goldens(original, parts.ids, parts.max_length)
-    target_path = "source_embedding" if target is source else "target_embedding"
-    decoder = build_decoder(transformer.decoder, "transformer.decoder", target_path, target, parts.positions, parts.scale, parts.head)
-    encoder = build_encoder(
-        transformer.encoder, "transformer.encoder", "source_embedding", source, parts.positions, parts.scale, transformer.decoder
-    )
-    built = Built({"encoder": encoder, "decoder": decoder})
-    heads, size = built.head()
-    layers = len(decoder.stack.layers)
-    decoding = CanonicalDecoding(decoder.module, heads, size, layers)
+    goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, parts.max_length)
     say("checking the canonical model against the original")
-    for case in _cases(goldens, "seq"):
-        values = {name: torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")}
-        flat = encoder.module(values["source_ids"], values["source_mask"])
-        memory = {"source_mask": values["source_mask"], "cross": list(zip(flat[::2], flat[1::2], strict=True))}
-        _agree_decoding(decoding, values["target_ids"], values["target_lengths"], values["logits"], memory)
+    built = seq2seq_built(parts)
+    check_seq2seq(built, goldens)
     say("tracing the encoder")
     graphs = {"encoder": trace_source_encoder(built, opset)}
     say("tracing the decoder")
     graphs["decoder"] = trace_decoder(built, opset)
-    generation = _generation("seq2seq", built, parts) | {"source_vocab_size": source.shape[0]}
+    generation = _generation("seq2seq", built, parts) | {"source_vocab_size": parts.source_embedding.num_embeddings}
     return _exported(found, parts, task, opset, graphs, goldens, generation, expected_fusions(built))
 
 
-def _causal(found: Source, adapter: CausalLM, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
-    original = original_encoder(parts)
-    goldens = golden.causal_goldens(original, parts.ids, parts.max_length)
-    decoder = build_decoder(parts.transformer, "transformer", "embedding", parts.embedding.weight, parts.positions, parts.scale, parts.head)
-    built = Built({"decoder": decoder})
-    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
-    say("checking the canonical model against the original")
+def seq2seq_built(parts: Parts) -> Built:
+    """The canonical encoder and decoder of a sequence-to-sequence model."""
+    transformer, source, target = parts.transformer, parts.source_embedding.weight, parts.target_embedding.weight
+    path = "source_embedding" if same_storage(target, source) else "target_embedding"
+    decoder = build_decoder(transformer.decoder, "transformer.decoder", path, target, parts.positions, parts.scale, parts.head)
+    encoder = build_source_encoder(transformer, source, parts.positions, parts.scale)
+    return Built({"encoder": encoder, "decoder": decoder})
+
+
+def check_seq2seq(built: Built, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
+    names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
     for case in _cases(goldens, "seq"):
-        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
-        _agree_decoding(decoding, ids, lengths, logits, {})
+        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
+        flat = built.graphs["encoder"].module(source, mask)
+        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
+        _check_decoding(built, ids, lengths, logits, memory)
+
+
+def _causal(found: Source, adapter: CausalLM, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+    goldens = golden.causal_goldens(original_encoder(parts), parts.ids, parts.max_length)
+    say("checking the canonical model against the original")
+    built = causal_built(parts)
+    check_causal(built, goldens)
     say("tracing the decoder")
     graphs = {"decoder": trace_decoder(built, opset)}
     return _exported(found, parts, task, opset, graphs, goldens, _generation("causal", built, parts), expected_fusions(built))
 
 
+def causal_built(parts: Parts) -> Built:
+    """The canonical decoder of a language model."""
+    table = parts.embedding.weight
+    return Built({"decoder": build_decoder(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale, parts.head)})
+
+
+def check_causal(built: Built, goldens: dict[str, np.ndarray]) -> None:
+    for case in _cases(goldens, "seq"):
+        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
+        _check_decoding(built, ids, lengths, logits, {})
+
+
 def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
     # without a head the runtime pools, for texts alone: the graph then gives every position
     pooling = adapter.pooling if parts.head is not None else None
-    original = original_encoder(parts, pooling)
     output = "last_hidden_state" if parts.head is None else "logits"
-    goldens = golden.encoder_goldens(original, adapter.pad_id, parts.max_length, output)
+    goldens = golden.encoder_goldens(original_encoder(parts, pooling), adapter.pad_id, parts.max_length, output)
     table = parts.embedding.weight
     encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, pooling)
     say("checking the canonical model against the original")
@@ -155,7 +168,9 @@ def original_encoder(parts: Parts, pooling: str | None = None) -> OriginalEncode
     return OriginalEncoder(parts.transformer, parts.embedding, parts.head, parts.positions, parts.scale, pooling)
 
 
-def _agree_decoding(decoding: CanonicalDecoding, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
+def _check_decoding(built: Built, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
+    decoder = built.graphs["decoder"]
+    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
     compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
     agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
     agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")

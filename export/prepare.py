@@ -68,7 +68,9 @@ def prepare(adapter: Seq2Seq | CausalLM | Encoder) -> Parts:
         ids["decoder_start_id"] = adapter.bos_id if adapter.decoder_start_id is None else adapter.decoder_start_id
     elif isinstance(adapter, CausalLM):
         ids["decoder_start_id"] = adapter.bos_id
-    return Parts(copied, None if positions is None else positions[:max_length].contiguous(), float(adapter.embedding_scale), max_length, ids)
+    return Parts(
+        copied, None if positions is None else positions[:max_length].contiguous(), float(adapter.embedding_scale), max_length, ids
+    )
 
 
 def _hidden(transformer: nn.Module) -> int:

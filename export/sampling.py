@@ -32,7 +32,7 @@ def other_sizes(sizes: dict[str, int]) -> list[dict[str, int]]:
     """Sizes to check at, none of them traced: everything 1, each axis apart from the others, and larger all over."""
     names = list(sizes)
     return [
-        {name: 1 for name in names},
+        dict.fromkeys(names, 1),
         {name: sizes[name] + 1 + 2 * i for i, name in enumerate(names)},
         {name: max(1, sizes[name] - 1 - i) for i, name in enumerate(names)},
     ]

@@ -57,7 +57,9 @@ def _call(text: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
                 raise CheckpointError(f"importing {module_name} failed: {error}; install what it needs") from error
-            raise UsageError(f"no module {module_name} here or installed; run the command where {module_name.split('.')[0]}.py is") from error
+            raise UsageError(
+                f"no module {module_name} here or installed; run the command where {module_name.split('.')[0]}.py is"
+            ) from error
         except Exception as error:
             raise CheckpointError(f"importing {module_name} failed: {_one_line(error)}") from error
         factory = getattr(module, factory_name, None)
@@ -119,7 +121,9 @@ def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:
     result = {side: tokenizer_bytes(value) for side, value in given.items() if value is not None}
     rows = {
         "source": getattr(adapter, "source_embedding", None) or getattr(adapter, "embedding", None),
-        "target": getattr(adapter, "target_embedding", None) or getattr(adapter, "source_embedding", None) or getattr(adapter, "embedding", None),
+        "target": getattr(adapter, "target_embedding", None)
+        or getattr(adapter, "source_embedding", None)
+        or getattr(adapter, "embedding", None),
     }
     problems = [problem for side, data in result.items() if (problem := vocabulary_problem(data, rows[side].num_embeddings, side))]
     if problems:

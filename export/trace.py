@@ -23,7 +23,9 @@ def check_opset(opset: int | None) -> int:
         return OPSETS[0]
     if opset not in OPSETS:
         known = ", ".join(map(str, OPSETS))
-        raise UsageError(f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which has the Attention operator")
+        raise UsageError(
+            f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which has the Attention operator"
+        )
     return opset
 
 

@@ -34,7 +34,9 @@ def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
         raise CheckpointError(f"{folder} has no weights; expected model.safetensors")
     names = ", ".join(path.name for path in paths)
     if not allow_pickle:
-        raise CheckpointError(f"{folder} has only pickled weights ({names}); save them as model.safetensors, or allow pickles (--allow-pickle)")
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({names}); save them as model.safetensors, or allow pickles (--allow-pickle)"
+        )
     if len(paths) > 1:
         raise CheckpointError(f"{folder} has several pickled weight files ({names}); keep one")
     return WeightFiles(_pickle(paths[0]), paths)

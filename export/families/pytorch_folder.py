@@ -14,7 +14,17 @@ from onnxport.export.families.pytorch_config import read_config
 from onnxport.export.source import Source, file_hash, tokenizer_bytes, vocabulary_problem
 from onnxport.export.weights import read_weights
 
-SETTINGS = ("d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dim_feedforward", "activation", "norm_first", "layer_norm_eps", "bias")
+SETTINGS = (
+    "d_model",
+    "nhead",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "dim_feedforward",
+    "activation",
+    "norm_first",
+    "layer_norm_eps",
+    "bias",
+)
 
 
 def sinusoidal(length: int, size: int) -> Tensor:
@@ -47,7 +57,9 @@ def read(folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
     transformer.load_state_dict(state, assign=True)
     adapter = _adapter(transformer, tensors, config)
     hashes = {path.name: file_hash(path) for path in sorted([folder / "config.json", *files.paths, *tokenizer_files])}
-    settings = {name: value for name, value in config.items() if name not in ("name", "task", "dropout", "batch_first") and value is not None}
+    settings = {
+        name: value for name, value in config.items() if name not in ("name", "task", "dropout", "batch_first") and value is not None
+    }
     name = config["name"] or folder.resolve().name
     return Source(adapter, name, config["architecture"], config["task"], hashes, tokenizers, settings)
 

@@ -13,7 +13,17 @@ from onnxport.export.model.settings import Layer, Stack
 
 INSTEAD = "use Module(...) to trace it as it is"
 EXACT = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-PARTS = (*EXACT, nn.MultiheadAttention, nn.Linear, NonDynamicallyQuantizableLinear, nn.LayerNorm, nn.Dropout, nn.Dropout1d, nn.ModuleList, nn.Embedding)
+PARTS = (
+    *EXACT,
+    nn.MultiheadAttention,
+    nn.Linear,
+    NonDynamicallyQuantizableLinear,
+    nn.LayerNorm,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.ModuleList,
+    nn.Embedding,
+)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 

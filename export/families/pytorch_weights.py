@@ -51,7 +51,8 @@ class _Loader:
         for name, ours, transform in rows:
             if name in tensors:
                 self.put(f"{canonical}.{ours}", f"{source}.{name}{PARTS.get(transform, '')}", transform(tensors[name], heads))
-        modules = LAYER_MODULES | {ours.rpartition(".")[0]: name.rpartition(".")[0] for name, ours, _ in rows if name.startswith(("norm", "linear"))}
+        own = [(ours.rpartition(".")[0], name.rpartition(".")[0]) for name, ours, _ in rows if name.startswith(("norm", "linear"))]
+        modules = LAYER_MODULES | dict(own)
         self.names.modules |= {f"{canonical}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
         self.names.modules[canonical] = source
 
@@ -78,18 +79,17 @@ def _embedding(table: Tensor, positions: Tensor | None, scale: float) -> Embeddi
     return Embedding(table.shape[0], table.shape[1], None if positions is None else positions.shape[0], scale)
 
 
-def build_encoder(
-    encoder: nn.TransformerEncoder, path: str, embedding_path: str, table: Tensor, positions: Tensor | None, scale: float, decoder: nn.TransformerDecoder | None
-) -> Canonical:
-    """The graph `encoder` of a sequence-to-sequence model: `decoder` gives the cross-attention projections."""
-    stack = read_stack(encoder, path)
+def build_source_encoder(transformer: nn.Transformer, table: Tensor, positions: Tensor | None, scale: float) -> Canonical:
+    """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
+    encoder, decoder = transformer.encoder, transformer.decoder
+    stack = read_stack(encoder, "transformer.encoder")
     cross = [(layer.multihead_attn.num_heads, layer.multihead_attn.in_proj_bias is not None) for layer in decoder.layers]
-    module = SourceEncoder(Encoder(stack, _embedding(table, positions, scale)), stack.hidden, cross)
-    loader = _Loader(module)
-    _load_encoder(loader, encoder, path, embedding_path, table, positions)
+    loader = _Loader(SourceEncoder(Encoder(stack, _embedding(table, positions, scale)), stack.hidden, cross))
+    _load_encoder(loader, encoder, "transformer.encoder", "source_embedding", table, positions)
     for i, layer in enumerate(decoder.layers):
-        loader.layer(CROSS_PROJECTION, layer, f"cross.{i}", f"transformer.decoder.layers.{i}")
-        loader.names.modules[f"cross.{i}"] = f"transformer.decoder.layers.{i}.multihead_attn"
+        path = f"transformer.decoder.layers.{i}"
+        loader.layer(CROSS_PROJECTION, layer, f"cross.{i}", path)
+        loader.names.modules[f"cross.{i}"] = f"{path}.multihead_attn"
     return loader.done(stack)
 
 
@@ -109,7 +109,9 @@ def build_text_encoder(
     return loader.done(stack)
 
 
-def _load_encoder(loader: _Loader, encoder: nn.TransformerEncoder, path: str, embedding_path: str, table: Tensor, positions: Tensor | None) -> None:
+def _load_encoder(
+    loader: _Loader, encoder: nn.TransformerEncoder, path: str, embedding_path: str, table: Tensor, positions: Tensor | None
+) -> None:
     loader.embedding("encoder.embedding", table, positions, embedding_path)
     for i, layer in enumerate(encoder.layers):
         loader.layer(ENCODER_LAYER, layer, f"encoder.layers.{i}", f"{path}.layers.{i}")

@@ -29,7 +29,9 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(hidden, layer.inner, layer.activation, (has("feed_forward.up.bias"), has("feed_forward.down.bias")))
         self.feed_forward_norm = LayerNorm(hidden, layer.eps[-1], has("feed_forward_norm.bias"))
 
-    def forward(self, x: Tensor, mask: Tensor, past: Pair, memory_mask: Tensor | None, memory: Pair | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor, past: Pair, memory_mask: Tensor | None, memory: Pair | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x [batch, length, hidden], mask bool [batch, 1, length, total], past and memory key and value → x, key and value with the new entries."""
         y, key, value = self.attention(self.attention_norm(x) if self.norm_first else x, mask, past)
         x = x + y if self.norm_first else self.attention_norm(x + y)

@@ -1,0 +1,78 @@
+"""Traced models, each traced once: a trace takes seconds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from onnxport.export import CausalLM, Encoder, Module, Seq2Seq, export
+from onnxport.export.result import Exported
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pre-norm, tied, sinusoidal, heads of 10."""
+    return tiny.write_folder(tmp_path_factory.mktemp("source") / "tiny-en-de", tokenizer=40)
+
+
+@pytest.fixture(scope="session")
+def from_folder(folder: Path) -> Exported:
+    return export(folder)
+
+
+def separate_adapter() -> Seq2Seq:
+    """Post-norm, GELU, no biases, sequence first, everything apart, no final norms, learned positions."""
+    torch.manual_seed(3)
+    transformer = nn.Transformer(16, 2, 2, 1, 24, activation="gelu", bias=False)
+    transformer.encoder.norm = transformer.decoder.norm = None
+    return Seq2Seq(
+        transformer=tiny.randomized(transformer),
+        source_embedding=nn.Embedding(30, 16),
+        target_embedding=nn.Embedding(25, 16),
+        head=nn.Linear(16, 25),
+        positions=nn.Embedding(12, 16),
+        source_tokenizer=tiny.words(30),
+        target_tokenizer=tiny.words(25),
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        decoder_start_id=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def separate() -> Exported:
+    return export(separate_adapter())
+
+
+@pytest.fixture(scope="session")
+def causal() -> Exported:
+    torch.manual_seed(4)
+    embedding = nn.Embedding(30, 16)
+    model = CausalLM(transformer=tiny.encoder_stack(norm_first=True), embedding=embedding, pad_id=0, bos_id=1, eos_id=2, max_length=20)
+    return export(model)
+
+
+@pytest.fixture(scope="session")
+def classifier() -> Exported:
+    torch.manual_seed(5)
+    stack = tiny.encoder_stack(batch_first=False, norm=False)
+    return export(Encoder(transformer=stack, embedding=nn.Embedding(30, 16), head=nn.Linear(16, 3), pooling="mean"))
+
+
+@pytest.fixture(scope="session")
+def plain() -> Exported:
+    """The first thing that everyone tries: PyTorch's documentation example with its batch of 1."""
+    torch.manual_seed(6)
+    inputs = {"src": torch.rand(10, 1, 512), "tgt": torch.rand(7, 1, 512)}
+    dynamic = {"src": {0: "source", 1: "batch"}, "tgt": {0: "target", 1: "batch"}}
+    module = nn.Transformer(d_model=512, nhead=8, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=64)
+    return export(Module(module, inputs=inputs, dynamic=dynamic, outputs=["output"]))
