@@ -131,7 +131,8 @@ def _advance(
         candidates = [(float(v), int(i) // vocabulary, int(i) % vocabulary) for v, i in zip(value[b], index[b], strict=True)]
         if early:
             candidates = [c for c in candidates if c[2] not in eos]
-        kept, ended = [], []
+        kept: list[tuple[float, int, int]] = []
+        ended: list[tuple[float, int, int]] = []
         for rank, (score, parent, token) in enumerate(candidates[: 2 * beams]):
             reason = _reason(one, tokens[b, parent], token, length, eos, options, tokenizer)
             (ended if reason else kept).append((score, parent, token))
@@ -174,5 +175,5 @@ def _reorder(running: Running, live: Sequence[_Input], old: np.ndarray, parents:
 def _history(live: Sequence[_Input], tokens: np.ndarray) -> np.ndarray:
     """int64 [rows, longest]: prefix and tokens of every beam, padded with the row's first id."""
     longest = max(len(one.job.prefix) for one in live)
-    prefixes = np.array([[*one.job.prefix, *one.job.prefix[:1] * (longest - len(one.job.prefix))] for one in live], np.int64)
+    prefixes = np.array([[*one.job.prefix] + [one.job.prefix[0]] * (longest - len(one.job.prefix)) for one in live], np.int64)
     return np.concatenate([np.repeat(prefixes, tokens.shape[1], 0), tokens.reshape(len(live) * tokens.shape[1], tokens.shape[2])], 1)

@@ -51,7 +51,11 @@ class Processor:
         self.processed = empty_value((rows, engine.vocab_size), np.float32, engine.device)
         self._suppressed = np.array(engine.config.eos_ids, np.int64)
         self._none = np.zeros(0, np.int64)
-        fixed = {"history": np.zeros((rows, 1), np.int64), "penalty": np.array(penalty, np.float32), "suppressed": self._none}
+        fixed: dict[str, np.ndarray] = {
+            "history": np.zeros((rows, 1), np.int64),
+            "penalty": np.array(penalty, np.float32),
+            "suppressed": self._none,
+        }
         self._graph = Graph(engine, "process", {"logits": logits}, fixed)
         self._graph.into("processed", self.processed)
 
@@ -73,7 +77,7 @@ class TokenChooser:
     def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, ids: np.ndarray, options: Options) -> None:
         rows = len(ids)
         self.logprobs, self._tokens, self._options = np.zeros(rows, np.float32), ids.reshape(rows), options
-        self._eos = np.array(engine.config.eos_ids, np.int64)
+        self._eos = engine.config.eos_ids
         self._uniform = np.zeros(rows, np.float32)
         self._engine, self._logits = engine, logits
         self._processor: Processor | None = None
@@ -95,7 +99,7 @@ class TokenChooser:
 
     def _second_best(self) -> None:
         """Choose again where greedy took an eos that may not come yet: rare, so that most steps pay nothing for it."""
-        taken = np.isin(self._tokens, self._eos)
+        taken = np.array([token in self._eos for token in self._tokens.tolist()])
         if not taken.any():
             return
         tokens, logprobs = self._tokens.copy(), self.logprobs.copy()

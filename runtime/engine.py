@@ -48,7 +48,10 @@ class Engine:
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
         self.cache_names = [f"{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")]
-        self.cache_type = np.dtype(NUMPY_TYPES[self.inputs["past_key_0"].type])
+        kind = self.inputs["past_key_0"].type
+        if kind not in NUMPY_TYPES:
+            raise BundleError(f"variant {variant.name}: its cache is {kind}, expected a type that NumPy has; choose another precision")
+        self.cache_type = np.dtype(NUMPY_TYPES[kind])
 
     def _check_decoder(self, variant: Variant) -> None:
         needed = [
@@ -76,7 +79,8 @@ class Engine:
                     raise BundleError(
                         f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export again"
                     )
-                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]))
+                # Two spinning pools would take the cores from each other between a step and its choice.
+                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), spinning=False)
             return self._search[name]
 
     def new_cache(self) -> Cache:

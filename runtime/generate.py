@@ -106,13 +106,13 @@ class Generator:
         return jobs
 
     def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
-        texts = []
+        texts: list[str] = []
         for i, one in enumerate(inputs):
             if isinstance(one, str) or not hasattr(one, "__len__") or isinstance(one, (bytes, bytearray, dict)):
                 _located(check_text, one, where=what + _where(i, len(inputs)))
                 if one and tokenizer is None:
                     raise TextError(f"{what}{_where(i, len(inputs))}is text, but the bundle has no tokenizer; give token ids")
-                texts.append(one)
+                texts.append(str(one))
         encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else [[]] * len(texts))
         result = []
         for i, one in enumerate(inputs):

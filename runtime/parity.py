@@ -43,7 +43,8 @@ def read_goldens(bundle: Bundle) -> dict[str, Arrays]:
     """golden.npz by case and name. BundleError when it is missing, unreadable or empty."""
     if bundle.golden is None:
         raise BundleError(f"{bundle.path}: no golden answers, expected golden.npz; export the model again")
-    path, cases = bundle.file(bundle.golden), {}
+    path = bundle.file(bundle.golden)
+    cases: dict[str, Arrays] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in sorted(arrays.files):

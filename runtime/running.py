@@ -43,7 +43,7 @@ class Running:
         longest = int(self.lengths.max())
         self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
         ids, _ = padded(self._prefixes, self.engine.config.pad_id or 0)
-        feeds = {
+        feeds: dict[str, np.ndarray] = {
             "input_ids": ids,
             "position_ids": np.tile(np.arange(longest, dtype=np.int64), (self.rows, 1)),
             "logits_index": self.lengths - 1,
@@ -97,7 +97,7 @@ class Running:
         self._positions = np.zeros((rows, 1), np.int64)
         self._seqlens = np.zeros(rows, np.int32)
         self._total = np.zeros((), np.int32)
-        self._feeds = {
+        self._feeds: dict[str, np.ndarray] = {
             "input_ids": self.ids,
             "position_ids": self._positions,
             "logits_index": np.zeros(rows, np.int64),

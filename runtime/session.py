@@ -66,8 +66,8 @@ class Sessions:
             )
         return cls(device, threads or cores())
 
-    def options(self) -> onnxruntime.SessionOptions:
-        """Options common to all sessions."""
+    def options(self, spinning: bool = True) -> onnxruntime.SessionOptions:
+        """Options common to all sessions; `spinning` only where a session runs again and again."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -76,12 +76,12 @@ class Sessions:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         # Spinning workers answer the next small step at once, but more of them than cores would take time from those that work.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.threads <= cores() else "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning and self.threads <= cores() else "0")
         if self.device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
 
-    def open(self, path: str | Path) -> onnxruntime.InferenceSession:
+    def open(self, path: str | Path, spinning: bool = True) -> onnxruntime.InferenceSession:
         """A session for the graph at `path`. BundleError when it cannot be loaded, DeviceError when it would run elsewhere."""
         import onnxruntime
 
@@ -89,7 +89,7 @@ class Sessions:
         if self.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         try:
-            session = onnxruntime.InferenceSession(str(path), self.options(), providers=[provider])
+            session = onnxruntime.InferenceSession(str(path), self.options(spinning), providers=[provider])
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = first_line(e)
             if self.device != "cpu" and ("fallback" in reason or "CUDA" in reason):
