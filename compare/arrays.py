@@ -34,11 +34,3 @@ def unpack(value: Any) -> Any:
     if isinstance(value, list):
         return [unpack(item) for item in value]
     return value
-
-
-def rows(inputs: Any) -> int:
-    """How many items a call carries: the length of a list, or the first axis of the first array."""
-    if isinstance(inputs, dict):
-        shape = getattr(next(iter(inputs.values()), None), "shape", None)
-        return int(shape[0]) if shape else 1
-    return len(inputs)

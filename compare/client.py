@@ -64,7 +64,7 @@ class Client:
         return arrays.unpack(result["outputs"]), result["seconds"]
 
     def time(self, method: str, inputs: Any, calls: int = 1, **options: Any) -> list[tuple[float, int]]:
-        """(seconds, units) of each call; units are new tokens for generate and inputs otherwise."""
+        """(seconds, units) of each call; units are new tokens for generate, 1 for run, inputs otherwise."""
         result = self.request("time", method=method, inputs=arrays.pack(inputs), calls=calls, options=options)
         return list(zip(result["seconds"], result["units"], strict=True))
 

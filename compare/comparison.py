@@ -70,6 +70,7 @@ def compare(
     sizes = {name: opened.variants[name].bytes for name in names if name != PYTORCH}
     before = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
+    batches = batches[:1] if work.method == "run" else batches  # golden inputs have a batch of their own
     measured, outputs, versions = measure.measured(specs, work, batches, reference, sizes, tell, paths)
     before["versions"] |= versions
     for name, values in measured.items():
@@ -119,7 +120,7 @@ def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> 
     method: dict[str, Any] = {
         "threads": threads,
         "batches": list(batches),
-        "unit": "tokens/s" if work.generates else "items/s",
+        "unit": work.unit,
         "launches": measure.LAUNCHES,
         "processes": "each side in a process of its own; sides alternate run by run; medians, with warm-up",
         "size_bytes": "the variant's graphs and weights, tokenizers and search graphs; golden answers are not counted",
@@ -144,8 +145,11 @@ def _notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference:
     if PYTORCH in variants and work.generates:
         notes.append("pytorch is the original class as it is, which decodes without a key/value cache: the longer the answers, the slower.")
     load, cpus = (facts["load_average"] or [0])[0], facts["available_cpus"]
-    if load > cpus:
-        notes.append(f"The machine was busy (load {load:.1f} on {cpus} CPUs): read the ratios, not the absolute speeds.")
+    if load > cpus + 0.5:
+        worst = "; PyTorch, whose threads wait for one another, suffers most" if PYTORCH in variants else ""
+        notes.append(
+            f"The machine was busy (load {load:.1f} on {cpus} CPUs): speeds and ratios are rough{worst}. Measure again on a quiet one."
+        )
     for name, values in variants.items():
         spread = values["speedup_spread"]
         if name != reference and spread["high"] > 1.5 * spread["low"]:

@@ -6,7 +6,8 @@ One request a line on standard input, `{"op": ..., ...}`; one answer a line on s
     load      spec                      -> {"import_ms", "load_ms", "about"}
     generate, encode, classify, answer, run
               inputs, options           -> {"seconds", "outputs"}
-    time      method, inputs, options, calls -> {"seconds": [per call], "units": [per call]}   (units: new tokens of generate, else inputs)
+    time      method, inputs, options, calls -> {"seconds": [per call], "units": [per call]}
+              (units: new tokens of generate, 1 of run, else inputs)
     parity    -                         -> the side's differences from the golden answers, or null
     stats     -                         -> {"peak_rss_bytes", "rss_bytes"}
     close     -                         -> null, and the process ends
@@ -126,9 +127,15 @@ class Worker:
             started = time.perf_counter()
             outputs = self.call(request["method"], request)
             seconds.append(time.perf_counter() - started)
-            generated = request["method"] == "generate"
-            units.append(sum(len(output["tokens"]) for output in outputs) if generated else arrays.rows(request["inputs"]))
+            units.append(_units(request["method"], request["inputs"], outputs))
         return {"seconds": seconds, "units": units}
+
+
+def _units(method: str, inputs: Any, outputs: Any) -> int:
+    """What a call did: new tokens generated, or inputs answered; one for `run`, whose arrays have no axis that is surely the batch."""
+    if method == "generate":
+        return sum(len(output["tokens"]) for output in outputs)
+    return 1 if method == "run" else len(inputs)
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

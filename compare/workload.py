@@ -57,6 +57,11 @@ class Workload:
     def generates(self) -> bool:
         return self.method == "generate"
 
+    @property
+    def unit(self) -> str:
+        """Of throughput. Arrays have no axis that is surely the batch, so a call of `run` counts as one."""
+        return {"generate": "tokens/s", "run": "calls/s"}.get(self.method, "items/s")
+
     def batches(self, size: int, most: int) -> list[Any]:
         """Up to `most` timing batches of `size` inputs, spread over the data (inputs come again when there are too few)."""
         if self.method == "run":

@@ -54,7 +54,7 @@ def columns(content: Mapping[str, Any]) -> list[str]:
     unit = content["method"]["unit"]
     names = [LABELS[name] for name in quality_names(content)]
     same = [heading for key, heading in (("agreement", "Same answers"), ("cosine", "Cosine")) if _any(content, key)]
-    batches = [f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
+    batches = [unit if unit == "calls/s" else f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
     return [
         "Variant",
         "Size",

@@ -30,7 +30,8 @@ def render_html(content: Mapping[str, Any]) -> str:
     markup = jinja2.filters.FILTERS["safe"]
     variants = content["variants"]
     latency = {f"{p} in 100 are answered within": {n: v["latency_ms"][f"p{p}"] for n, v in variants.items()} for p in (50, 90, 99)}
-    speed = {f"Batch of {b}": {n: v["throughput_by_batch"][str(b)] for n, v in variants.items()} for b in content["method"]["batches"]}
+    title = "Golden inputs" if content["method"]["unit"] == "calls/s" else "Batch of {}"
+    speed = {title.format(b): {n: v["throughput_by_batch"][str(b)] for n, v in variants.items()} for b in content["method"]["batches"]}
     size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
     memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
     same = {

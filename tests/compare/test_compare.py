@@ -129,8 +129,10 @@ def test_arrays_are_compared_on_golden_inputs(tmp_path, fakes):
         folder / "golden.npz",
         **{"a/in/x": np.ones((3, 2), np.float32), "a/out/y": np.ones((3, 2), np.float32), "b/in/x": np.ones((1, 2), np.float32)},
     )
-    report = compare(write_bundle(folder, "tensor", tokenizer=False, golden="golden.npz"), precisions=["int8"], batches=(1,))
-    assert report.method["unit"] == "items/s"
+    report = compare(write_bundle(folder, "tensor", tokenizer=False, golden="golden.npz"), precisions=["int8"], out=tmp_path / "out")
+    assert report.method["unit"] == "calls/s"
+    assert report.variants["int8"]["throughput_by_batch"].keys() == {"1"}
+    assert "Golden inputs" in (tmp_path / "out" / "report.html").read_text()
     assert report.variants["int8"]["max_abs_diff"] > 0
     assert "agreement" not in report.variants["int8"]
 

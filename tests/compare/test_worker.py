@@ -67,7 +67,7 @@ def test_arrays_come_and_go(start):
     outputs, _ = client.call("run", {"x": np.arange(6, dtype=np.float16).reshape(2, 3)})
     assert outputs["x"].dtype == np.float16
     assert outputs["x"].tolist() == [[0, 2, 4], [6, 8, 10]]
-    assert client.time("run", {"x": np.zeros((5, 2))})[0][1] == 5
+    assert client.time("run", {"x": np.zeros((5, 2))})[0][1] == 1
 
 
 @pytest.mark.parametrize("array", [np.zeros((0, 3), np.int64), np.array(2.5), np.array([True, False]), np.arange(6.0).reshape(2, 3).T])
