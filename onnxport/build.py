@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxport import __version__, bounds
 from onnxport.errors import OutputError, UsageError
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle import FORMAT, Bundle
 from onnxport.runtime.parity import replay
 from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
 
@@ -82,7 +82,7 @@ def add_variant(
     for option, value in (("--plan", plan), ("--budget", budget)):
         if value is not None:
             raise UsageError(f"{option}: {precision} takes none; leave it out")
-    store = _heavy("onnxport.quantize.store", "export")
+    ir = _heavy("onnx_ir", "export")
     bundle = Bundle.open(path)
     if precision in bundle.variants and not force:
         raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
@@ -91,7 +91,7 @@ def add_variant(
     with extended_bundle(path) as staging:
         progress("read fp32")
         base = bundle.variants["fp32"]
-        fused = {role: store.read(bundle.file(name)) for role, name in base.graphs.items()}
+        fused = {role: ir.load(bundle.file(name)) for role, name in base.graphs.items()}
         progress(f"make and check {precision}")
         for name in bundle.variants[precision].files if precision in bundle.variants else ():
             (staging.path / name).unlink()
@@ -159,7 +159,17 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dic
         "parity": {},
     }
     manifest["variants"][precision] = variant
-    variant["parity"] = bounds.check(precision, precision, replay(staging.preview(), precision))
+    variant["parity"] = bounds.check(precision, precision, replay(_preview(staging), precision))
+
+
+def _preview(staging: Staging) -> Bundle:
+    """The bundle as it is so far, to answer from before it is published."""
+    assert staging.manifest is not None
+    names = [path.relative_to(staging.path).as_posix() for path in staging.path.rglob("*") if path.is_file()]
+    sizes = {name: (staging.path / name).stat().st_size for name in names}
+    variants = {name: {**variant, "bytes": 0} for name, variant in staging.manifest["variants"].items()}
+    files = {name: {"sha256": "", "bytes": size} for name, size in sizes.items()}
+    return Bundle.parse({**staging.manifest, "format": FORMAT, "files": files, "variants": variants}, staging.path)
 
 
 def _write_shared(staging: Staging, exported: "Exported") -> None:

@@ -1,6 +1,6 @@
 """Beam search in plain PyTorch, one text at a time and without a cache: slow, short, and easy to check by eye.
 
-The rules are those of Hugging Face Transformers' generate: there are twice as many candidates as beams; an end token makes a finished hypothesis
+The rules are those of Hugging Face Transformers: there are twice as many candidates as beams; an end token makes a finished hypothesis
 when it is among the first `beams` candidates; a hypothesis scores its log-probability over its length to the power of the length penalty.
 """
 
