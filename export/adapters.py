@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class Seq2Seq:
     """An encoder-decoder around `torch.nn.Transformer`, exported with cached decoding.
 
-    `source_embedding`, `target_embedding`: nn.Embedding [vocabulary, d] (the target's defaults to the source's); `head`: nn.Linear d → vocabulary,
-    None where the output shares the target table; `positions`: [max_length, d] tensor, parameter or nn.Embedding, added to source and target
-    embeddings after these were multiplied by `embedding_scale`; tokenizers: path of a tokenizer.json, or a tokenizers.Tokenizer;
+    `source_embedding`, `target_embedding`: nn.Embedding [vocabulary, d] (the target's defaults to the source's); `head`: nn.Linear d →
+    vocabulary, None where the output shares the target table; `positions`: [max_length, d] tensor, parameter or nn.Embedding, added to
+    source and target embeddings after these were multiplied by `embedding_scale`; tokenizers: path of a tokenizer.json, or a
+    tokenizers.Tokenizer;
     `max_length`: positions the model can take (None: what `positions` holds, or no bound); `decoder_start_id` defaults to `bos_id`.
     """
 
@@ -42,7 +43,7 @@ class Seq2Seq:
 
 @dataclass(kw_only=True, eq=False)
 class CausalLM:
-    """A decoder-only language model around `torch.nn.TransformerEncoder` with a causal mask, exported with a cache. Arguments as in `Seq2Seq`."""
+    """A decoder-only language model around `torch.nn.TransformerEncoder` with a causal mask, with a cache. Arguments as in `Seq2Seq`."""
 
     transformer: nn.TransformerEncoder
     embedding: nn.Embedding
@@ -62,8 +63,8 @@ class CausalLM:
 class Encoder:
     """A bidirectional encoder around `torch.nn.TransformerEncoder`.
 
-    Without `head` it gives `last_hidden_state`, with one `logits`. `pooling` None keeps every position, "first" takes position 0 and "mean" the mean
-    of the real positions, before the head.
+    Without `head` it gives `last_hidden_state`, with one `logits`. `pooling` None keeps every position, "first" takes position 0 and
+    "mean" the mean of the real positions, before the head.
     """
 
     transformer: nn.TransformerEncoder

@@ -59,9 +59,7 @@ def trace_text_encoder(canonical: Canonical, output: str, shape: tuple[int | str
     """`input_ids`, `attention_mask` [batch, sequence] → hidden states or logits."""
     axes = {0: "batch", 1: "sequence"}
     inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
-    return trace(
-        canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), {output: shape}, canonical.names, opset, "encoder"
-    )
+    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), {output: shape}, canonical.names, opset, "encoder")
 
 
 def trace_decoder(built: Built, opset: int) -> ir.Model:

@@ -22,7 +22,7 @@ LARGEST = 64  # free axes of goldens stay at most this long where the examples a
 
 
 class Call(nn.Module):
-    """A module as a function of flat tensors: `forward(*tensors)` → tuple of tensors, whatever nesting the user's own inputs and outputs have."""
+    """A module as a function of flat tensors: `forward(*tensors)` → tuple of tensors, whatever the user's own nesting."""
 
     def __init__(self, module: nn.Module, spec: Any, constants: dict[int, Any], keywords: bool) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def evaluating(*modules: nn.Module, fused: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, PyTorch's unfused attention path and a private random state; all of it undone afterwards, whatever happens.
 
-    The mode is set flag by flag: a module's own `train` or `eval` may do more than that. Gradients are saved because a module may call backward.
-    The fused path is off, unless `fused`, because it cannot be traced, and because a golden answer must not depend on which path a shape happens to take.
+    The mode is set flag by flag: a module's own `train` or `eval` may do more than that. The fused path is off, unless `fused`, because it
+    cannot be traced, and because a golden answer must not depend on which path a shape happens to take.
     """
     training = [(part, part.training) for module in modules for part in module.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()

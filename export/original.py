@@ -1,4 +1,4 @@
-"""The user's own class behind plain functions of ids: golden answers and the PyTorch reference come from here, never from the canonical model."""
+"""The user's own class behind plain functions of ids: golden answers come from here, never from the canonical model."""
 
 import torch
 import torch.nn.functional as F

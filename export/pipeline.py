@@ -40,7 +40,7 @@ def export(
 ) -> Exported:
     """Standard graphs and golden answers of a folder, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
-    Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (the canonical model and the user's class disagree).
+    Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     opset = check_opset(opset)
     say = progress or (lambda message: None)

@@ -33,7 +33,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 class PyTorchReference:
-    """A source, as `export` takes it, run by its own class in eval mode. Errors: those of `export`, and TextError for inputs it cannot take."""
+    """A source, as `export` takes it, run by its own class in eval mode. Errors: those of `export`, and TextError for its inputs."""
 
     def __init__(self, source: Any, threads: int | None = None, allow_pickle: bool = False) -> None:
         """`threads`: of the whole process; meant for a process of its own."""
@@ -60,7 +60,7 @@ class PyTorchReference:
         beam: int = 1,
         batch_size: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Greedy or beam search. One {text, tokens (without end), score} an input: the sum of log-probabilities, over the length with beams."""
+        """Greedy or beam search. One {text, tokens (without end), score} an input: summed log-probabilities, over the length with beams."""
         if not isinstance(self.adapter, Seq2Seq | CausalLM):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
         rows = self._ids(inputs)

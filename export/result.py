@@ -11,7 +11,7 @@ import onnx_ir as ir
 class Exported:
     """Standard graphs with golden answers of the user's own class.
 
-    `graphs`: role → standard ONNX; `goldens`: `case/name` → array; `generation`: what a search loop must know, None where nothing is generated;
+    `graphs`: role → standard ONNX; `goldens`: `case/name` → array; `generation`: what a search loop must know, or None;
     `tokenizers`: `source` and `target` → tokenizer.json's bytes; `source_hashes`: file or class → sha256;
     `expected`: role → fusion rule → how often it must apply; `settings`: the model's settings, ready for JSON.
     """

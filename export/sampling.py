@@ -39,7 +39,7 @@ def other_sizes(sizes: dict[str, int]) -> list[dict[str, int]]:
 
 
 def resized(tensors: Mapping[str, Tensor], dynamic: Mapping[str, Axes], sizes: dict[str, int], seed: int) -> dict[str, Tensor]:
-    """The examples at other sizes: values tiled along each free axis, then, where that keeps their meaning, shuffled so that no two rows are alike."""
+    """The examples at other sizes: values tiled along each free axis, then, where that keeps their meaning, shuffled so rows differ."""
     generator = torch.Generator().manual_seed(seed)
     result = {}
     for name, tensor in tensors.items():

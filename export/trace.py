@@ -74,7 +74,7 @@ def _reason(error: BaseException) -> str:
 
 
 def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name: str) -> ir.Model:
-    """Names nodes and initializers after PyTorch's, types the outputs, drops every path and trace of this machine, and checks the result."""
+    """Names nodes and initializers after PyTorch's, types the outputs, drops every path of this machine, and checks the result."""
     graph = model.graph
     graph.name = graph_name
     # names are final before anything is folded, so that what is folded can take them over

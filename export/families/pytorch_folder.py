@@ -38,7 +38,7 @@ def sinusoidal(length: int, size: int) -> Tensor:
 
 
 def read(folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
-    """The folder as a Seq2Seq around torch.nn.Transformer. CheckpointError tells every gap between config, weights and tokenizers at once."""
+    """The folder as a Seq2Seq around torch.nn.Transformer. CheckpointError tells all gaps of config, weights and tokenizers at once."""
     config = read_config(given, str(folder / "config.json"))
     files = read_weights(folder, allow_pickle)
     with torch.device("meta"), warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """PyTorch's own Transformer: the table of its names, and how each tensor becomes the canonical one.
 
-A row is (name in PyTorch's layer, name in the canonical layer, transform). `heads` below is the number of heads; attention weights are padded to the
-canonical head size with zeros.
+A row is (name in PyTorch's layer, name in the canonical layer, transform). `heads` below is the number of heads; attention weights are
+padded to the canonical head size with zeros.
 """
 
 from collections.abc import Callable

@@ -128,7 +128,7 @@ def build_decoder(
     scale: float,
     head: nn.Linear | None,
 ) -> Canonical:
-    """The graph `decoder`; a TransformerEncoder makes one without cross attention. `head` None, or one that shares the table, stays tied."""
+    """The graph `decoder`; a TransformerEncoder makes one without cross attention. A `head` that is None or shares the table is tied."""
     stack = read_stack(decoder, path)
     tied = head is None or same_storage(head.weight, table)
     bias = head is not None and head.bias is not None

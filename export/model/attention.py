@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [batch, length, hidden], mask bool (true = may attend) broadcast to [batch, heads, length, total], past key and value
-        [batch, heads, past, size] → output [batch, length, hidden], and key and value [batch, heads, total, size] with the past before them."""
+        [batch, heads, past, size] → output [batch, length, hidden], key and value [batch, heads, total, size] with the past before them."""
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
         if past is not None:
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)

@@ -32,7 +32,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, past: Pair, memory_mask: Tensor | None, memory: Pair | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [batch, length, hidden], mask bool [batch, 1, length, total], past and memory key and value → x, key and value with the new entries."""
+        """x [batch, length, hidden], mask bool [batch, 1, length, total], past and memory pairs → x, key and value with the new entries."""
         y, key, value = self.attention(self.attention_norm(x) if self.norm_first else x, mask, past)
         x = x + y if self.norm_first else self.attention_norm(x + y)
         if self.cross is not None:
@@ -66,8 +66,8 @@ class Decoder(nn.Module):
         source_mask: Tensor | None = None,
         cross: list[Pair] | None = None,
     ) -> tuple[Tensor, ...]:
-        """input_ids and position_ids int64 [batch, length], logits_index int64 [batch], self_mask bool [batch, 1, length, total]; past pairs
-        [batch, heads, past, size], source_mask int32 [sources, source], cross pairs [sources, heads, source, size]
+        """input_ids and position_ids int64 [batch, length], logits_index int64 [batch], self_mask bool [batch, 1, length, total]; past
+        pairs [batch, heads, past, size], source_mask int32 [sources, source], cross pairs [sources, heads, source, size]
         → logits [batch, vocabulary], then key and value [batch, heads, total, size] of each layer."""
         x = self.embedding(input_ids, position_ids)
         memory_mask = None if source_mask is None else (source_mask != 0)[:, None, None, :]

@@ -14,7 +14,7 @@ from onnxport.export.result import Exported
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny  # noqa: E402
+import tiny
 
 torch.set_num_threads(1)  # tiny models: threads would only wait for one another
 

@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "source_vocab_size": 40,
     "target_vocab_size": 40,
     "positions": "sinusoidal",
-    "embedding_scale": 4.5,
+    "embedding_scale": 0.5,
     "tie_embeddings": True,
     "max_length": 32,
     "pad_id": 0,
@@ -73,6 +73,7 @@ def words(count: int) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
     return tokenizer
 
 

@@ -1,0 +1,196 @@
+"""What holds for every standard graph: its interface, its names, its bytes, and what an export leaves behind (nothing)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from onnxport.errors import CheckpointError
+from onnxport.export import Module, Seq2Seq, export
+from onnxport.export.result import Exported
+from onnxport.quantize.fusion import fuse
+
+
+def interface(values: Any) -> dict[str, tuple[str, list[Any]]]:
+    return {value.name: (value.dtype.name, [d if isinstance(d, int) else d.value for d in value.shape]) for value in values}
+
+
+def as_bytes(model: ir.Model) -> bytes:
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def test_seq2seq_interface(from_folder: Exported) -> None:
+    encoder, decoder = from_folder.graphs["encoder"].graph, from_folder.graphs["decoder"].graph
+    assert interface(encoder.inputs) == {"input_ids": ("INT64", ["batch", "source"]), "source_mask": ("INT32", ["batch", "source"])}
+    cross = ("FLOAT", ["batch", 2, "source", 16])
+    names = ["cross_key_0", "cross_value_0", "cross_key_1", "cross_value_1"]
+    assert list(interface(encoder.outputs).items()) == [(name, cross) for name in names]
+    past, shared = ("FLOAT", ["batch", 2, "past", 16]), ("FLOAT", ["source_batch", 2, "source", 16])
+    caches = {f"past_{kind}_{i}": past for i in range(2) for kind in ("key", "value")}
+    assert interface(decoder.inputs) == {
+        "input_ids": ("INT64", ["batch", "length"]),
+        "position_ids": ("INT64", ["batch", "length"]),
+        "logits_index": ("INT64", ["batch"]),
+        "self_mask": ("BOOL", ["batch", 1, "length", "total"]),
+        **caches,
+        "source_mask": ("INT32", ["source_batch", "source"]),
+        **dict.fromkeys(names, shared),
+    }
+    present = ("FLOAT", ["batch", 2, "total", 16])
+    assert interface(decoder.outputs) == {"logits": ("FLOAT", ["batch", 40])} | {n.replace("past", "present"): present for n in caches}
+
+
+def test_graphs_are_standard_onnx(from_folder: Exported, separate: Exported, causal: Exported, plain: Exported) -> None:
+    for exported in (from_folder, separate, causal, plain):
+        for model in exported.graphs.values():
+            assert dict(model.opset_imports) == {"": 23} and not model.functions
+            assert {node.domain for node in model.graph} == {""}
+
+
+def test_expected_fusions_are_reached(from_folder: Exported, separate: Exported, causal: Exported, classifier: Exported) -> None:
+    for exported in (from_folder, separate, causal, classifier):
+        assert set(exported.expected) == set(exported.graphs)
+        for role, wanted in exported.expected.items():
+            found = fuse(exported.graphs[role], role)[1]
+            assert all(found.get(rule, 0) >= count for rule, count in wanted.items()), (role, found, wanted)
+
+
+def test_initializers_are_named_after_parameters(from_folder: Exported, separate: Exported) -> None:
+    state = set(tiny.weights_of(tiny.CONFIG)) | {"positions.weight"}
+    for model in from_folder.graphs.values():
+        names = {name for name in model.graph.initializers if not name.startswith("constant/")}
+        assert {name.removesuffix(".query").removesuffix(".key_value") for name in names} <= state
+    decoder = from_folder.graphs["decoder"].graph
+    assert "transformer.decoder.layers.1.self_attn.in_proj_weight" in decoder.initializers
+    assert "transformer.decoder.layers.0.multihead_attn.in_proj_weight.query" in decoder.initializers
+    head = next(node for node in decoder if node.op_type == "Gemm")
+    assert head.inputs[1].name == "source_embedding.weight"  # tied: the very tensor that the embedding gathers from
+    assert {"head.weight", "head.bias", "target_embedding.weight"} <= set(separate.graphs["decoder"].graph.initializers)
+
+
+def test_equal_parameters_keep_their_names() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module[2].load_state_dict(module[0].state_dict())
+    exported = export(Module(module, inputs=(torch.rand(3, 4),), dynamic={"input": {0: "batch"}}))
+    names = [name for name in exported.graphs["model"].graph.initializers if not name.startswith("constant/")]
+    assert sorted(names) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+def test_nodes_are_named_after_modules(from_folder: Exported, plain: Exported) -> None:
+    names = [node.name for node in from_folder.graphs["decoder"].graph]
+    assert len(set(names)) == len(names)
+    parts = "self_attn/Attention multihead_attn/Attention linear1/MatMul norm3/LayerNormalization multihead_attn.out_proj/Add"
+    for name in parts.split():
+        assert f"transformer.decoder.layers.1.{name}" in names
+    assert "transformer.encoder.norm/LayerNormalization" in [node.name for node in from_folder.graphs["encoder"].graph]
+    assert "encoder.layers.0.linear2/MatMul" in [node.name for node in plain.graphs["model"].graph]
+
+
+def test_nothing_of_this_machine_is_in_the_bytes(from_folder: Exported, plain: Exported, folder: Path) -> None:
+    for exported in (from_folder, plain):
+        for model in exported.graphs.values():
+            data = as_bytes(model)
+            places = (str(Path(torch.__file__).parents[1]).encode(), str(folder).encode())
+            for trace in (b".py", b"site-packages", b"File ", b"pkg.torch", *places):
+                assert trace not in data, trace
+            assert not model.doc_string and not model.graph.metadata_props
+
+
+def test_same_bytes_from_another_folder_and_process(tmp_path: Path, from_folder: Exported) -> None:
+    copy = tiny.write_folder(tmp_path / "elsewhere" / "tiny-en-de", tokenizer=40)
+    code = (
+        "import sys, hashlib, onnx_ir as ir\nfrom onnxport.export import export\ne = export(sys.argv[1])\n"
+        "for role, model in sorted(e.graphs.items()):\n"
+        "    print(hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest())\n"
+        "for name, value in sorted(e.goldens.items()):\n    print(name, hashlib.sha256(value.tobytes()).hexdigest())\n"
+        "print(e.source_hashes)\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code, str(copy)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    lines = [hashlib.sha256(as_bytes(model)).hexdigest() for _, model in sorted(from_folder.graphs.items())]
+    lines += [f"{name} {hashlib.sha256(value.tobytes()).hexdigest()}" for name, value in sorted(from_folder.goldens.items())]
+    assert result.stdout.splitlines() == [*lines, str(from_folder.source_hashes)]
+
+
+def test_hashes_are_of_the_files(folder: Path, from_folder: Exported) -> None:
+    assert set(from_folder.source_hashes) == {"config.json", "model.safetensors", "tokenizer.json"}
+    for name, digest in from_folder.source_hashes.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+class Watched(nn.Module):
+    """Counts what is done to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout, self.modes = nn.Linear(4, 2), nn.Dropout(0.5), 0
+
+    def train(self, mode: bool = True) -> Watched:
+        self.modes += 1
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.rand(3)
+        return self.dropout(self.linear(x))
+
+
+def snapshot(module: nn.Module) -> Any:
+    state = [(n, p.requires_grad, p.dtype, p.data_ptr(), p.grad is None, p.detach().clone().tolist()) for n, p in module.named_parameters()]
+    modes = [(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in module.named_modules()]
+    switches = (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    generators = (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
+    return state, modes, switches, generators, list(sys.path), os.getcwd()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_module_and_process_are_left_as_they_were(fails: bool) -> None:
+    module = Watched().train()
+    module.dropout.training = False
+    module.linear.weight.requires_grad_(False)
+    modes = module.modes
+    before = snapshot(module)
+    adapter = Module(module, inputs={"x": torch.rand(3, 5 if fails else 4)}, dynamic={"x": {0: "batch"}})
+    before = (*before[:3], (torch.get_rng_state().tolist(), *before[3][1:]), *before[4:])
+    if fails:
+        with pytest.raises(CheckpointError, match="does not run"):
+            export(adapter)
+    else:
+        goldens = export(adapter).goldens  # in eval mode: nothing is dropped
+        expected = goldens["case0/in/x"] @ module.linear.weight.detach().numpy().T + module.linear.bias.detach().numpy()
+        np.testing.assert_allclose(goldens["case0/out/output"], expected, atol=1e-5)
+    assert snapshot(module) == before and module.modes == modes
+
+
+def test_half_precision_adapter_is_exported_from_a_copy() -> None:
+    transformer = tiny.randomized(nn.Transformer(16, 2, 1, 1, 20)).half()
+    embedding = nn.Embedding(20, 16).half()
+    from onnxport.export.prepare import prepare
+
+    before = snapshot(transformer)
+    adapter = Seq2Seq(transformer=transformer, source_embedding=embedding, pad_id=0, bos_id=1, eos_id=2)
+    parts = prepare(adapter)
+    assert parts.transformer.encoder.layers[0].linear1.weight.dtype == torch.float32
+    assert parts.source_embedding is parts.target_embedding  # one copy: still tied
+    assert snapshot(transformer) == before
+
+
+def test_import_string_leaves_the_path_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "left_alone.py").write_text("def build():\n    raise RuntimeError('no')\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with pytest.raises(CheckpointError):
+        export("left_alone:build")
+    assert sys.path == before
