@@ -116,13 +116,18 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         beam: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
         timeout: float | None = None,
         cancel: Flag | None = None,
     ) -> Stream:
-        """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end."""
+        """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end.
+
+        Parameters and errors are those of `generate`; beams are refused, since nothing of theirs is certain before the end.
+        """
         options = Options(
             beam=beam, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop),
+            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty, early_stopping=early_stopping,
         )  # fmt: skip
         return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel))
 

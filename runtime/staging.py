@@ -57,7 +57,6 @@ class Staging:
         ordered["variants"] = {name: ordered["variants"][name] for name in manifest["variants"]}  # in the order they were asked for
         text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
         target = self.path / MANIFEST
-        target.unlink(missing_ok=True)  # a hard link of the old one must not be written through
         with target.open("w", encoding="utf-8") as f:
             f.write(text)
             f.flush()
@@ -98,19 +97,14 @@ def bundle_folder(out: str | Path, force: bool = False) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def extended_bundle(path: str | Path) -> Iterator[Staging]:
-    """A Staging that starts as the bundle at `path` (files linked, not copied) with its manifest, and replaces it at the end.
-
-    Existing files must be replaced (unlink, then write), never opened for writing.
-    """
+    """A Staging that starts as the bundle at `path` (files copied) with its manifest, and replaces it at the end."""
     bundle = Bundle.open(path)
     with bundle_folder(path, force=True) as staging:
         for name in bundle.files:
             target = staging.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(bundle.file(name).resolve(), target)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(bundle.file(name), target)
+            with _writing(staging.path):
+                shutil.copyfile(bundle.file(name), target)  # no hard link: onnx refuses external data that has two names
         staging.manifest = bundle.manifest.as_dict()
         yield staging
 

@@ -111,6 +111,11 @@ def test_a_stream_of_beams_is_refused(model: Model) -> None:
         model.stream("w5", beam=2)
 
 
+def test_a_stream_takes_the_options_of_generate(model: Model) -> None:
+    shared = {"length_penalty": 2.0, "early_stopping": True, "repetition_penalty": 1.2, "min_new_tokens": 3, "max_new_tokens": 6}
+    assert "".join(model.stream("w5 w6", **shared)) == model.generate("w5 w6", **shared)[0].text
+
+
 def test_unknown_precision_lists_those_there_are(tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match="precision is 'int3', this bundle has fp32"):
         load(tiny_bundle, precision="int3")
