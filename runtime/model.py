@@ -127,7 +127,8 @@ class Model:
         """
         options = Options(
             beam=beam, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty, early_stopping=early_stopping,
+            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty,
+            early_stopping=early_stopping,
         )  # fmt: skip
         return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel))
 
