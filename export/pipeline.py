@@ -207,10 +207,15 @@ def _exported(
         goldens=goldens,
         generation=generation,
         tokenizers=found.tokenizers,
-        source_hashes=found.hashes or module_hashes(parts.modules | {"positions": parts.positions}),
+        source_hashes=found.hashes or _adapter_hashes(found, parts),
         expected=expected,
         settings=found.settings,
     )
+
+
+def _adapter_hashes(found: Source, parts: Parts) -> dict[str, str]:
+    tokenizers = {f"{side}_tokenizer": hashlib.sha256(data).hexdigest() for side, data in found.tokenizers.items()}
+    return module_hashes(parts.modules | {"positions": parts.positions}) | tokenizers
 
 
 def module_hashes(modules: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from onnxport.export.families.pytorch_weights import Names
 from onnxport.export.optimize import optimize, unused
 from onnxport.export.quiet import silence
 
-OPSETS = (23,)  # what torch writes without converting, and ONNX has Attention in
+OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
 Shapes = dict[str, tuple[int | str, ...]]
 
 
@@ -24,7 +24,7 @@ def check_opset(opset: int | None) -> int:
     if opset not in OPSETS:
         known = ", ".join(map(str, OPSETS))
         raise UsageError(
-            f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which has the Attention operator"
+            f"opset {opset} cannot be written: this torch ({torch.__version__}) writes {known}, which have the Attention operator"
         )
     return opset
 
@@ -99,7 +99,7 @@ def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name
 
 
 def _name_nodes(graph: ir.Graph, modules: dict[str, str]) -> None:
-    """`module.path/Op`, with a number from the second one on."""
+    """`module.path/Op`, with a number from the second one on; what a node gives is named after it."""
     counts: dict[str, int] = {}
     prefixes = sorted(modules, key=len, reverse=True)
     scope = ""
@@ -116,6 +116,9 @@ def _name_nodes(graph: ir.Graph, modules: dict[str, str]) -> None:
         label = f"{name}/{node.op_type}" if name else node.op_type
         counts[label] = counts.get(label, 0) + 1
         node.name = label if counts[label] == 1 else f"{label}_{counts[label]}"
+        for i, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = f"{node.name}_output_{i}"
 
 
 def _name_constants(graph: ir.Graph, parameters: set[str]) -> None:

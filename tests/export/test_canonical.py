@@ -14,13 +14,14 @@ from graphs import Decoding, assert_causal_graph_equals_original, assert_seq2seq
 from torch import nn
 
 from onnxport.errors import ParityError
-from onnxport.export import CausalLM, Encoder, Seq2Seq, golden
+from onnxport.export import CausalLM, Encoder, Seq2Seq, export, golden
 from onnxport.export.canonical import expected_fusions
 from onnxport.export.guard import evaluating
 from onnxport.export.pipeline import causal_built, check_causal, check_seq2seq, original_encoder, original_seq2seq, seq2seq_built
 from onnxport.export.prepare import prepare
 from onnxport.export.result import Exported
 from onnxport.export.source import resolve
+from onnxport.quantize.fusion import fuse
 
 
 def assert_canonical_equals_original(adapter: Seq2Seq | CausalLM) -> dict[str, dict[str, int]]:
@@ -157,6 +158,15 @@ def test_traced_causal_graph_equals_torch_in_chunks(causal: Exported) -> None:
         ends = [min(start + size, ids.shape[1]) - 1 for start in range(0, ids.shape[1], size)]
         assert abs(decoding.in_chunks(ids, {}, size) - whole[:, ends]).max() < 1e-4
     assert causal.task == "text-generation" and causal.generation["kind"] == "causal"
+
+
+@pytest.mark.parametrize("opset", [24, 25])
+def test_traced_graph_of_a_later_opset_equals_torch(opset: int) -> None:
+    embedding = nn.Embedding.from_pretrained(tiny.table(20, 16))
+    exported = export(CausalLM(transformer=tiny.encoder_stack(layers=1), embedding=embedding, pad_id=0, bos_id=1, eos_id=2), opset=opset)
+    assert exported.opset == opset and exported.graphs["decoder"].opset_imports == {"": opset}
+    assert_causal_graph_equals_original(exported)
+    assert fuse(exported.graphs["decoder"], "decoder")[1].items() >= exported.expected["decoder"].items()
 
 
 def test_traced_classifier_equals_torch(classifier: Exported) -> None:
