@@ -36,14 +36,14 @@ def _from_elsewhere(graph: ir.Graph, node: ir.Node, value: ir.Value, providers: 
     shape = dims(value) or ()
     start, end = attribute(node, "start", 0), attribute(node, "end", len(shape))
     parts: list[ir.Value] = []
-    for dim in shape[start:end]:
+    for axis, dim in list(enumerate(shape))[start:end]:
         if isinstance(dim, int):
             parts.append(constant(graph, f"dim_{dim}", np.array([dim], np.int64)))
             continue
         found = next(((v, (dims(v) or ()).index(dim)) for v in providers if dim in (dims(v) or ())), None)
         if found is None:
             raise FusionError(
-                f"{role}: the graph reads dimension '{dim}' of '{value.name}', expected only dimensions that other inputs have; "
+                f"{role}: the graph reads dimension {axis} ('{dim}') of '{value.name}', expected only dimensions that other inputs have; "
                 "compute it from position_ids or input_ids in the model"
             )
         like = ir.Value(name=f"{node.outputs[0].name}/{dim}", type=node.outputs[0].type, shape=ir.Shape([1]))

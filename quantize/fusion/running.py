@@ -29,20 +29,22 @@ def node_counts(path: str | Path) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node))
 
 
-def check_runs(path: str | Path, expected: dict[str, int], rules: list[Rule] | None = None) -> dict[str, int]:
+def check_runs(path: str | Path, expected: dict[str, int], target: str = "cpu") -> dict[str, int]:
     """Compare the kernels that really run with what fusion should have reached; returns the count found for each rule of `expected`.
 
-    Raises `FusionError` naming rule, found, expected, and the reason of the first failed match. `rules`: the CPU target's by default.
+    Rules that `target` does not use, and rules that only remove nodes, leave nothing to count and are passed over. Raises `FusionError`
+    naming rule, found, expected, and the reason of the first failed match.
     """
     from onnxport.quantize.fusion import RULES
 
-    by_name = {rule.name: rule for rule in (RULES["cpu"] if rules is None else rules)}
+    known = {rule.name for rules in RULES.values() for rule in rules}
+    by_name = {rule.name: rule for rule in RULES[target]}
     running = node_counts(path)
     found: dict[str, int] = {}
     for name, count in expected.items():
-        if name not in by_name:
-            raise FusionError(f"{Path(path).name}: fusion rule '{name}' is not known, expected one of {sorted(by_name)}; correct the expectation")
-        if not by_name[name].kernel:  # the rule only removed nodes: it leaves nothing to count
+        if name not in known:
+            raise FusionError(f"{Path(path).name}: fusion rule '{name}' is not known, expected one of {sorted(known)}; correct the expectation")
+        if name not in by_name or not by_name[name].kernel:
             continue
         found[name] = running.get(by_name[name].kernel, 0)
         if found[name] < count:

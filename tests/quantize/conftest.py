@@ -4,11 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from onnxport.quantize.store import write
@@ -178,7 +180,23 @@ def replay_cached(standard, fused, sources=2, beams=3, prompt=3, steps=3, source
     return pairs
 
 
-helpers = SimpleNamespace(load=load, run=run, replay_cached=replay_cached, Cached=Cached, decoder_inputs=decoder_inputs)
+def build(nodes, inputs, outputs, weights=()) -> ir.Model:
+    """A graph from lists: (op, inputs, outputs, attributes), name -> shape or (type, shape), name -> array; shapes inside are inferred."""
+    kinds = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
+    info = lambda name, t: helper.make_tensor_value_info(name, kinds[t[0]] if isinstance(t, tuple) else TensorProto.FLOAT, t[1] if isinstance(t, tuple) else t)  # noqa: E731
+    graph = helper.make_graph(
+        [helper.make_node(op, i, o, name=f"{op}_{n}", **dict(*attributes)) for n, (op, i, o, *attributes) in enumerate(nodes)],
+        "g", [info(*item) for item in inputs.items()], [info(*item) for item in outputs.items()],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in dict(weights).items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+helpers = SimpleNamespace(
+    build=build,
+    load=load, run=run, replay_cached=replay_cached, Cached=Cached, decoder_inputs=decoder_inputs,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
