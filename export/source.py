@@ -82,7 +82,7 @@ def _one_line(error: BaseException) -> str:
 
 def _from_path(path: Path, allow_pickle: bool) -> Source:
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a folder with config.json and weights, or package.module:factory")
+        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, or package.module:factory")
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an ONNX file; known for now are folders and package.module:factory")
     if not path.is_dir():

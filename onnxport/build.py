@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxport import __version__, bounds
 from onnxport.errors import OutputError, UsageError
-from onnxport.runtime.bundle import FORMAT, Bundle
+from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.parity import replay
 from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
 
@@ -159,17 +159,7 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dic
         "parity": {},
     }
     manifest["variants"][precision] = variant
-    variant["parity"] = bounds.check(precision, precision, replay(_preview(staging), precision))
-
-
-def _preview(staging: Staging) -> Bundle:
-    """The bundle as it is so far, to answer from before it is published."""
-    assert staging.manifest is not None
-    names = [path.relative_to(staging.path).as_posix() for path in staging.path.rglob("*") if path.is_file()]
-    sizes = {name: (staging.path / name).stat().st_size for name in names}
-    variants = {name: {**variant, "bytes": 0} for name, variant in staging.manifest["variants"].items()}
-    files = {name: {"sha256": "", "bytes": size} for name, size in sizes.items()}
-    return Bundle.parse({**staging.manifest, "format": FORMAT, "files": files, "variants": variants}, staging.path)
+    variant["parity"] = bounds.check(precision, precision, replay(staging.preview(), precision))
 
 
 def _write_shared(staging: Staging, exported: "Exported") -> None:

@@ -1,15 +1,19 @@
 """The example's own PyTorch class: a translation model around `torch.nn.Transformer`.
 
-This is what a user's code looks like before onnxport: plain PyTorch, no knowledge of export. `train.py` trains it, and
-`onnxport export model:build` (run in this folder) exports it without any checkpoint conversion.
+This is what a user's code looks like before onnxport: plain PyTorch that knows nothing of export, but for `build` at the end. `train.py`
+trains it. `onnxport export model:build --out DIR`, run in this folder, exports it from code, as `onnxport export examples/en-de` does from files.
 """
 
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from onnxport.export import Seq2Seq
 
 FOLDER = Path(__file__).parent
 
@@ -88,3 +92,18 @@ def load(folder: Path = FOLDER) -> TranslationModel:
     weights["embedding.weight"] = weights.pop("source_embedding.weight")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def build() -> "Seq2Seq":
+    """What `onnxport export model:build` calls: the parts of the model by name."""
+    from onnxport.export import Seq2Seq
+
+    model = load()
+    return Seq2Seq(
+        transformer=model.transformer,
+        source_embedding=model.embedding,
+        positions=model.positions,
+        embedding_scale=model.config["embedding_scale"],
+        tokenizer=FOLDER / "tokenizer.json",
+        **{name: model.config[name] for name in ("pad_id", "bos_id", "eos_id", "max_length", "task")},
+    )

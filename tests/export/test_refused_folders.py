@@ -71,7 +71,7 @@ def test_config_is_not_json(tmp_path: Path) -> None:
 
 
 def test_config_or_weights_or_folder_missing(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "nowhere", "does not exist", error=UsageError)
+    assert_refused(tmp_path / "nowhere", "does not exist")
     assert_refused(tmp_path, "has no config.json")
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
     assert_refused(tmp_path, "has no weights; expected model.safetensors")

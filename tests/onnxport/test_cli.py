@@ -127,8 +127,15 @@ def test_unknown_variant_is_wrong_usage(bundle: Bundle) -> None:
     assert_refused(invoke("run", bundle.path, "--precision", "int4", "a"), 2, "int4", "int8")
 
 
-def test_missing_option_is_wrong_usage(model_folder: Path) -> None:
-    assert_refused(invoke("export", model_folder), 2, "--out")
+@pytest.mark.parametrize(
+    ("arguments", "word"), [(["export", "x"], "--out"), (["frobnicate"], "frobnicate"), (["run", "x", "--beam", "0"], "--beam")]
+)
+def test_wrong_usage_is_one_line(arguments: list[str], word: str) -> None:
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert word in result.stderr
+    assert "--help" in result.stderr
 
 
 # refused input
@@ -168,7 +175,7 @@ def test_path_that_leaves_the_bundle_is_refused(copy: Path) -> None:
 
 
 def test_too_long_text_is_refused_with_its_length(bundle: Bundle) -> None:
-    assert_refused(invoke("run", bundle.path, "a " * 40), 4, "41", "24")
+    assert_refused(invoke("run", bundle.path, " ".join("a" * 40)), 4, "41", "24")
 
 
 def test_npz_that_is_none_is_refused(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -289,11 +296,11 @@ def test_arrays_of_a_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "plainmodel.py").write_text(
         "import torch\nfrom onnxport.export import Module\n\n\n"
         "def build():\n    torch.manual_seed(0)\n"
-        "    return Module(torch.nn.Linear(4, 3), inputs={'x': torch.rand(1, 4)}, dynamic={'x': {0: 'batch'}}, outputs=['y'])\n"
+        "    return Module(torch.nn.Linear(4, 3), inputs={'input': torch.rand(1, 4)}, dynamic={'input': {0: 'batch'}}, outputs=['y'])\n"
     )
     monkeypatch.chdir(tmp_path)
     assert invoke("export", "plainmodel:build", "--out", "b", "--precision", "fp32", "-q").exit_code == 0
-    np.savez("in.npz", x=np.ones((5, 4), np.float32))
+    np.savez("in.npz", input=np.ones((5, 4), np.float32))
     result = invoke("run", "b", "--npz", "in.npz", "--out", "out.npz")
     assert result.exit_code == 0, result.output
     assert np.load("out.npz")["y"].shape == (5, 3)
