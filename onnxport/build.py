@@ -54,7 +54,6 @@ def build(
     _known(precision, calibrate)
     exporter = _heavy("onnxport.export", "export")
     with bundle_folder(out, force) as staging:
-        progress(f"read and trace {source if isinstance(source, str | Path) else type(source).__name__}")
         exported = exporter.export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
         progress("fuse")
         fused, fusions = _fuse(exported)

@@ -1,6 +1,7 @@
 """The command line: one thin function a verb. Heavy modules are imported by the verb that needs them."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,8 @@ def main() -> None:
     if not sys.argv[1:]:
         sys.argv.append("--help")
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
+    if not verbose:
+        warnings.simplefilter("ignore")  # what libraries say to programmers is no news to the command's users
     with reported(verbose):
         cli.main(standalone_mode=False)
 

@@ -1,7 +1,7 @@
 """The example's own PyTorch class: a translation model around `torch.nn.Transformer`.
 
-This is what a user's code looks like before onnxport: plain PyTorch that knows nothing of export, but for `build` at the end. `train.py`
-trains it. `onnxport export model:build --out DIR`, run in this folder, exports it from code, as `onnxport export examples/en-de` does from files.
+This is what a user's code looks like before onnxport: plain PyTorch that knows nothing of export, but for `build` at the end.
+`onnxport export model:build --out DIR`, run in this folder, exports it from code; `onnxport export examples/en-de`, from its files.
 """
 
 import json
