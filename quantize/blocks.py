@@ -41,7 +41,7 @@ def replace_linear(graph: ir.Graph, linear: Linear) -> int:
     name = linear.node.outputs[0].name
     inputs = [linear.x, constant(graph, f"{name}/uint8", data), constant(graph, f"{name}/block_scale", scale)]
     if linear.bias is not None:
-        inputs += [None, None, linear.bias]  # type: ignore[list-item]  # no zero points (128), no order of groups
+        inputs += [None, None, linear.bias]  # no zero points (128), no order of groups
     attributes = {"K": k, "N": n, "bits": BITS, "block_size": size, "accuracy_level": ACCURACY}
     node = new_node(graph, linear.node, "MatMulNBits", inputs, attributes, [linear.output])
     take_over(linear.output, node.outputs[0])

@@ -1,7 +1,7 @@
 """FP16: weights, activations and caches in half precision; ids, masks and what users see stay as they are.
 
-A converter of its own, since those of onnxruntime and onnxconverter-common leave the type of every input and output to one switch, while here
-caches must change and logits must not; and since ONNX Runtime itself inserts casts around CPU kernels that have no half-precision form.
+A converter of its own, since those of onnxruntime and onnxconverter-common have one switch for the types of all inputs and outputs, while
+here caches must change and logits must not; ONNX Runtime itself inserts casts around CPU kernels that have no half-precision form.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def to_fp16(model: ir.Model) -> ir.Model:
     graph = copy.graph
     for node in graph:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values() if isinstance(a, ir.Attr)):
-            raise CheckpointError(f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision")
+            raise CheckpointError(
+                f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision"
+            )
     fold_constants(graph)
     for name, value in graph.initializers.items():
         if value.dtype == FLOAT:

@@ -35,7 +35,9 @@ def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
         like = ir.Value(name=f"{x.name}/{suffix}", type=kind, shape=x.shape if whole else row)
         return new_node(graph, before, op, inputs, attributes, [like], domain="").outputs[0]
 
-    largest = step("ReduceMax", [step("Abs", [x], "magnitude"), constant(graph, "axis_last", np.array([-1], np.int64))], "largest", keepdims=1)
+    largest = step(
+        "ReduceMax", [step("Abs", [x], "magnitude"), constant(graph, "axis_last", np.array([-1], np.int64))], "largest", keepdims=1
+    )
     largest = step("Max", [largest, constant(graph, "row_smallest", np.float32(SMALLEST))], "range")
     scale = step("Mul", [largest, constant(graph, "row_unit", np.float32(1 / 127))], "scale")
     one, zero = constant(graph, "row_one", np.float32(1)), constant(graph, "row_zero", np.uint8(128))

@@ -12,6 +12,8 @@ Every `logprob` is the log-softmax of the logits as given: untempered and unfilt
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -40,17 +42,17 @@ class _Graph:
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
     def constant(self, value: object, kind: type) -> str:
-        array = np.asarray(value, dtype=kind)
+        array: np.ndarray = np.asarray(value, dtype=kind)
         name = f"c_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
         names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
-    def one(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def one(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return self.op(kind, *inputs, **attributes)[0]
 
     def serialize(self) -> bytes:
@@ -72,9 +74,9 @@ def _log_softmax(g: _Graph, logits: str, largest: str, chosen: str) -> str:
 
 
 def _choose(g: _Graph, weights: str, uniform: str) -> str:
-    """Inverse CDF: weights double [B, N], not normalized, uniform [B] -> first position whose cumulative weight exceeds its share, int64 [B, 1].
+    """Inverse CDF: weights double [B, N], not normalized, uniform [B] -> int64 [B, 1], the first position to exceed its share.
 
-    In double precision the sum over any vocabulary is exact enough that no token with weight is unreachable; tokens without weight are never taken.
+    In double precision a sum over any vocabulary is exact enough to reach every token with weight; one without weight is never taken.
     """
     column = g.constant([1], np.int64)
     cumulative = g.one("CumSum", weights, g.constant(1, np.int64))

@@ -43,7 +43,9 @@ def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
     except OSError as error:
         for path in made:
             path.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {error.filename or folder}: {error.strerror or error}; free space or choose another folder") from error
+        raise OutputError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; free space or choose another folder"
+        ) from error
     return files
 
 

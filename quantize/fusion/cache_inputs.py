@@ -24,7 +24,9 @@ def drop_mask(graph: ir.Graph, role: str, outcome: Outcome) -> None:
     for value in [v for v in graph.inputs if v.name == MASK]:
         if value.uses():
             readers = {use.node.name for use in value.uses()}
-            reasons = [m for m in outcome.misses.get("group_query_attention", []) if m.split(":")[0] in readers] or [f"it is read by {sorted(map(str, readers))}"]
+            reasons = [m for m in outcome.misses.get("group_query_attention", []) if m.split(":")[0] in readers] or [
+                f"it is read by {sorted(map(str, readers))}"
+            ]
             raise FusionError(
                 f"{role}: group_query_attention was applied to {outcome.counts['group_query_attention']} layers, expected all that read "
                 f"'{MASK}'; the first miss is {reasons[0]}; export every layer alike or leave the graph unfused"

@@ -105,7 +105,7 @@ class GroupQueryAttention(Rule):
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
         _, heads, _, _ = known_dims(match.heads[0], 4, "query")
         _, kv_heads, _, size = known_dims(match.heads[1], 4, "key")
-        batch = match.past[0].shape[0]  # type: ignore[index]  # check() has seen four dimensions
+        batch = match.past[0].shape[0]  # check() has seen four dimensions
         lengths = _input(graph, "seqlens_k", [batch])
         total = _input(graph, "total_sequence_length", [])
         attributes: dict[str, object] = {"num_heads": heads, "kv_num_heads": kv_heads}
@@ -123,6 +123,6 @@ def _input(graph: ir.Graph, name: str, shape: list[object]) -> ir.Value:
     for value in graph.inputs:
         if value.name == name:
             return value
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))  # type: ignore[arg-type]
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT32))
     graph.inputs.append(value)
     return value

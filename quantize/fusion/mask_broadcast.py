@@ -34,7 +34,9 @@ class MaskBroadcast(Rule):
         shape = ir.Value(name=f"{node.outputs[0].name}/mask_shape", type=int64, shape=ir.Shape([2]))
         query = source(node)
         assert mask.shape is not None and query.shape is not None
-        wide = ir.Value(name=f"{node.outputs[0].name}/mask", type=mask.type, shape=ir.Shape([*mask.shape[:-2], query.shape[2], mask.shape[-1]]))
+        wide = ir.Value(
+            name=f"{node.outputs[0].name}/mask", type=mask.type, shape=ir.Shape([*mask.shape[:-2], query.shape[2], mask.shape[-1]])
+        )
         count = new_node(graph, node, "Shape", [query], {"start": 2, "end": 3}, [length], domain="").outputs[0]
         one = constant(graph, "dim_1", np.array([1], np.int64))
         target = new_node(graph, node, "Concat", [count, one], {"axis": 0}, [shape], domain="").outputs[0]

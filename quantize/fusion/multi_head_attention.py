@@ -127,7 +127,7 @@ class MultiHeadAttention(Rule):
         assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
         query = match.flat[0]
         if query is match.query:
-            split = source(match.query.producer())  # type: ignore[arg-type]  # check() has seen the Transpose
+            split = source(match.query.producer())  # check() has seen the Transpose
             shape = constant(graph, f"shape_0_0_{heads * size}", np.array([0, 0, heads * size], np.int64))
             like = ir.Value(name=f"{split.name}/flat", type=split.type, shape=ir.Shape([batch, length, heads * size]))
             query = new_node(graph, match.attention, "Reshape", [split, shape], {}, [like], domain="").outputs[0]
@@ -137,7 +137,9 @@ class MultiHeadAttention(Rule):
         inputs = [query, match.flat[1], match.flat[2]]
         if match.mask is not None:
             inputs += [None, _int32(graph, match.mask)]
-        like = ir.Value(name=match.back.outputs[0].name, type=match.back.outputs[0].type, shape=ir.Shape([batch, length, heads * value_size]))
+        like = ir.Value(
+            name=match.back.outputs[0].name, type=match.back.outputs[0].type, shape=ir.Shape([batch, length, heads * value_size])
+        )
         node = new_node(graph, match.attention, self.kernel, inputs, attributes, [like])
         # The Reshapes behind it see the same numbers in the same order, so they stay right whatever shape they ask for.
         take_over(match.back.outputs[0], node.outputs[0])

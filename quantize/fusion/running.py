@@ -43,7 +43,9 @@ def check_runs(path: str | Path, expected: dict[str, int], target: str = "cpu") 
     found: dict[str, int] = {}
     for name, count in expected.items():
         if name not in known:
-            raise FusionError(f"{Path(path).name}: fusion rule '{name}' is not known, expected one of {sorted(known)}; correct the expectation")
+            raise FusionError(
+                f"{Path(path).name}: fusion rule '{name}' is not known, expected one of {sorted(known)}; correct the expectation"
+            )
         if name not in by_name or not by_name[name].kernel:
             continue
         found[name] = running.get(by_name[name].kernel, 0)

@@ -40,7 +40,13 @@ def _with_bias(value: ir.Value, width: object) -> tuple[ir.Value, ir.Value] | No
     if not is_op(add, "Add") or not only_use(value):
         return None
     for product, bias in (add.inputs, reversed(add.inputs)):
-        if product is not None and bias is not None and array_of(bias) is not None and dims(bias) == (width,) and dims(product) == dims(value):
+        if (
+            product is not None
+            and bias is not None
+            and array_of(bias) is not None
+            and dims(bias) == (width,)
+            and dims(product) == dims(value)
+        ):
             return product, bias
     return None
 

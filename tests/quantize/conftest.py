@@ -90,9 +90,15 @@ def traced():
     outputs = ["logits", *(f"present_{c}_{i}" for i in range(LAYERS) for c in ("key", "value"))]
     values = list(inputs.values())
     program = torch.onnx.export(
-        model, (*values[:5], values[5:]), dynamo=True, dynamic_shapes=(*axes.values(), caches), input_names=list(inputs), output_names=outputs,
-        opset_version=23, verbose=False,
-    )  # fmt: skip
+        model,
+        (*values[:5], values[5:]),
+        dynamo=True,
+        dynamic_shapes=(*axes.values(), caches),
+        input_names=list(inputs),
+        output_names=outputs,
+        opset_version=23,
+        verbose=False,
+    )
     return SimpleNamespace(graph=program.model, module=model)
 
 
@@ -135,7 +141,9 @@ def load(path: Path, threads: int = 1) -> ort.InferenceSession:
 def run(session: ort.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run with those of the inputs that the graph has; outputs by name."""
     wanted = {i.name for i in session.get_inputs()}
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, {k: v for k, v in inputs.items() if k in wanted}), strict=True))
+    return dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {k: v for k, v in inputs.items() if k in wanted}), strict=True)
+    )
 
 
 class Cached:
@@ -183,7 +191,11 @@ def replay_cached(standard, fused, sources=2, beams=3, prompt=3, steps=3, source
 def build(nodes, inputs, outputs, weights=()) -> ir.Model:
     """A graph from lists: (op, inputs, outputs, attributes), name -> shape or (type, shape), name -> array; shapes inside are inferred."""
     kinds = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
-    info = lambda name, t: helper.make_tensor_value_info(name, kinds[t[0]] if isinstance(t, tuple) else TensorProto.FLOAT, t[1] if isinstance(t, tuple) else t)  # noqa: E731
+
+    def info(name, t):
+        kind, shape = t if isinstance(t, tuple) else ("float", t)
+        return helper.make_tensor_value_info(name, kinds[kind], shape)
+
     graph = helper.make_graph(
         [helper.make_node(op, i, o, name=f"{op}_{n}", **dict(*attributes)) for n, (op, i, o, *attributes) in enumerate(nodes)],
         "g", [info(*item) for item in inputs.items()], [info(*item) for item in outputs.items()],

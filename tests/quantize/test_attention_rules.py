@@ -137,7 +137,12 @@ def test_mask_that_broadcasts_runs_on_every_target(session, tools, target):
 
 
 def test_reshapes_that_do_nothing_go(session, tools):
-    nodes = [("Reshape", ["x", "wide"], ["a"]), ("Reshape", ["a", "narrow"], ["b"]), ("Reshape", ["b", "same"], ["c"]), ("Neg", ["c"], ["y"])]
+    nodes = [
+        ("Reshape", ["x", "wide"], ["a"]),
+        ("Reshape", ["a", "narrow"], ["b"]),
+        ("Reshape", ["b", "same"], ["c"]),
+        ("Neg", ["c"], ["y"]),
+    ]
     weights = {"wide": np.array([-1, 2, 3]), "narrow": np.array([-1, 6]), "same": np.array([4, 6])}
     model = tools.build(nodes, {"x": [4, 6]}, {"y": [4, 6]}, weights)
     fused, counts = fuse(model, "model")
@@ -153,7 +158,11 @@ def test_reshape_that_copies_dimensions_keeps_the_one_before(tools):
 
 
 def test_rearranged_weights_become_initializers_with_their_names(session, tools):
-    nodes = [("Split", ["in_proj", "sizes"], ["wq", "wkv"], {"axis": 0}), ("Transpose", ["wkv"], ["t"], {"perm": [1, 0]}), ("MatMul", ["x", "t"], ["y"])]
+    nodes = [
+        ("Split", ["in_proj", "sizes"], ["wq", "wkv"], {"axis": 0}),
+        ("Transpose", ["wkv"], ["t"], {"perm": [1, 0]}),
+        ("MatMul", ["x", "t"], ["y"]),
+    ]
     weight = normal(3 * D, D)
     model = tools.build(nodes, {"x": ["n", D]}, {"y": ["n", 2 * D]}, {"in_proj": weight, "sizes": np.array([D, 2 * D])})
     fused, _ = fuse(model, "model")

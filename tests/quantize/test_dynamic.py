@@ -39,7 +39,10 @@ def linear_model(k, n, bias=True, kind="MatMul"):
 
 
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
-@pytest.mark.parametrize(("k", "n", "bias", "kind"), [(64, 48, True, "MatMul"), (128, 33, False, "MatMul"), (200, 24, True, "Gemm"), (24, 40, False, "Gemm"), (16, 7, True, "MatMul")])
+@pytest.mark.parametrize(
+    ("k", "n", "bias", "kind"),
+    [(64, 48, True, "MatMul"), (128, 33, False, "MatMul"), (200, 24, True, "Gemm"), (24, 40, False, "Gemm"), (16, 7, True, "MatMul")],
+)
 def test_error_of_one_product(session, tools, role, k, n, bias, kind):
     model, weight, offset = linear_model(k, n, bias, kind)
     quantized, plan = to_int8({role: model})
@@ -106,7 +109,10 @@ def tied(vocab, k):
     """ids -> table row, times the same table: logits of every token for every token."""
     table = RNG.standard_normal((vocab, k)).astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["embedding.weight", "input_ids"], ["x"]), helper.make_node("Gemm", ["x", "embedding.weight"], ["logits"], transB=1)],
+        [
+            helper.make_node("Gather", ["embedding.weight", "input_ids"], ["x"]),
+            helper.make_node("Gemm", ["x", "embedding.weight"], ["logits"], transB=1),
+        ],
         "g", [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", vocab])],
         [onnx.numpy_helper.from_array(table, "embedding.weight")],
@@ -127,12 +133,17 @@ def test_tied_weights_are_stored_once(session, tools, tmp_path, k):
     ids = np.arange(80)
     got = tools.run(session(only["decoder"]), {"input_ids": ids})["logits"]
     assert relative(got, table @ table.T) < 0.015
-    assert quantized["encoder"].graph.node("x/GatherBlockQuantized" if k != 24 else "x/padded/GatherBlockQuantized").op_type == "GatherBlockQuantized"
+    assert (
+        quantized["encoder"].graph.node("x/GatherBlockQuantized" if k != 24 else "x/padded/GatherBlockQuantized").op_type
+        == "GatherBlockQuantized"
+    )
 
 
 def test_small_and_positional_tables_stay():
     model, _ = tied(12, 128)
-    assert to_int8({"decoder": model})[1]["embedding.weight"] == "int8-blocks128+float32"  # the projection is quantized, a table of 12 rows is not
+    assert (
+        to_int8({"decoder": model})[1]["embedding.weight"] == "int8-blocks128+float32"
+    )  # the projection is quantized, a table of 12 rows is not
     model, _ = tied(50, 8)
     assert to_int8({"decoder": model})[1]["embedding.weight"] == "float32"
 

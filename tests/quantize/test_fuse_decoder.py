@@ -71,7 +71,7 @@ def test_a_decoder_that_fuses_in_part_is_refused(standard):
     broken = standard.clone()
     last = [n for n in broken.graph if n.op_type == "Attention" and n.inputs[3].name == "self_mask"][-1]
     last.attributes.add(ir.AttrInt64("is_causal", 1))
-    with pytest.raises(FusionError, match="applied to 1 layers.*is_causal"):
+    with pytest.raises(FusionError, match=r"applied to 1 layers.*is_causal"):
         fuse(broken, "decoder")
 
 

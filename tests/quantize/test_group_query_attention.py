@@ -23,7 +23,11 @@ def layer(tools, heads=4, kv_heads=2, size=8, mask="self_mask", order=(0, 1, 2),
     nodes += [("Concat", [f"past_{c}_0", f"{c[0]}t"], [f"present_{c}_0"], {"axis": 2}) for c in ("key", "value")]
     nodes += [("Attention", ["qt", "present_key_0", "present_value_0", mask], ["a"], {"scale": scale})]
     nodes += [("Transpose", ["a"], ["a4"], {"perm": [0, 2, 1, 3]}), ("Reshape", ["a4", "flat"], ["y"]), *extra]
-    weights = {"w": RNG.standard_normal((hidden, sum(widths))).astype(np.float32) / 4, "widths": np.array(widths), "flat": np.array([0, 0, hidden])}
+    weights = {
+        "w": RNG.standard_normal((hidden, sum(widths))).astype(np.float32) / 4,
+        "widths": np.array(widths),
+        "flat": np.array([0, 0, hidden]),
+    }
     weights |= {"heads": np.array([0, 0, heads, size]), "kv": np.array([0, 0, kv_heads, size])}
     past, present = ["batch", kv_heads, "past", size], ["batch", kv_heads, "total", size]
     inputs = {"x": ["batch", "length", hidden], mask: ("bool", ["batch", 1, "length", "total"]), "past_key_0": past, "past_value_0": past}

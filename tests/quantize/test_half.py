@@ -56,7 +56,12 @@ def test_casts_ranges_and_filled_shapes(session, tools):
 
 def test_lowest_float32_in_a_mask_becomes_lowest_float16(session, tools):
     lowest = np.finfo(np.float32).min
-    model = tools.build([("Where", ["keep", "x", "low"], ["m"]), ("Softmax", ["m"], ["y"])], {"keep": ("bool", ["n", 3]), "x": ["n", 3]}, {"y": ["n", 3]}, {"low": lowest})
+    model = tools.build(
+        [("Where", ["keep", "x", "low"], ["m"]), ("Softmax", ["m"], ["y"])],
+        {"keep": ("bool", ["n", 3]), "x": ["n", 3]},
+        {"y": ["n", 3]},
+        {"low": lowest},
+    )
     keep = np.array([[True, False, True], [False, False, False]])
     got = tools.run(session(to_fp16(model)), {"keep": keep, "x": np.zeros((2, 3), np.float32)})["y"]
     np.testing.assert_allclose(got, [[0.5, 0, 0.5], [1 / 3] * 3], atol=1e-3)

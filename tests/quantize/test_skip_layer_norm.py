@@ -36,7 +36,10 @@ def test_sum_and_norm_become_one_kernel(session, tools, bias, beta, swapped, goe
     assert counts == {"skip_layer_norm": 1}
     assert kinds(fused)[:2] == ["MatMul", "SkipLayerNormalization"] and "Add" not in kinds(fused)
     for batch, length in ((1, 1), (3, 5)):
-        inputs = {"x": RNG.standard_normal((batch, length, D)).astype(np.float32), "y": RNG.standard_normal((batch, length, 8)).astype(np.float32)}
+        inputs = {
+            "x": RNG.standard_normal((batch, length, D)).astype(np.float32),
+            "y": RNG.standard_normal((batch, length, 8)).astype(np.float32),
+        }
         expected, got = tools.run(session(model), inputs), tools.run(session(fused), inputs)
         for name in expected:
             np.testing.assert_allclose(got[name], expected[name], atol=1e-5, rtol=1e-5)
