@@ -141,7 +141,8 @@ def _read_csv(path: Path, text: str) -> tuple[str, list[Row]]:
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     rows: list[Row] = []
     header: list[str] = []
-    kind, names = "", ()
+    kind = ""
+    names: tuple[str, ...] = ()
     try:
         for values in reader:
             if not any(value.strip() for value in values):

@@ -55,9 +55,10 @@ def _evaluate(gate: Gate, variants: Mapping[str, Mapping[str, Any]], reference: 
         names, path = [head], rest
     else:
         names, path = [name for name in variants if name != reference], gate.path
-    values = {name: lookup(variants[name], path) for name in names}
-    missing = [name for name in names if values[name] is None]
-    failing = [name for name in names if values[name] is not None and not gate.holds(values[name])]
+    measured = {name: number for name in names if (number := lookup(variants[name], path)) is not None}
+    values = {name: measured.get(name) for name in names}
+    missing = [name for name in names if name not in measured]
+    failing = [name for name, number in measured.items() if not gate.holds(number)]
     message, value = "", None
     if not names:
         message = f"no variant but the reference {reference} was measured, so nothing was checked; compare at least two"
@@ -65,9 +66,9 @@ def _evaluate(gate: Gate, variants: Mapping[str, Mapping[str, Any]], reference: 
         message = f"{path} was not measured for {', '.join(missing)}{_suggestion(gate.path, variants)}"
     else:
         worst = min if gate.op in (">=", ">") else max
-        value = values[failing[0]] if gate.op == "==" and failing else worst(values.values())
+        value = measured[failing[0]] if gate.op == "==" and failing else worst(measured.values())
         if failing:
-            message = "; ".join(f"{name} has {values[name]:.6g}" for name in failing) + f", expected {gate.op} {gate.number:g}"
+            message = "; ".join(f"{name} has {measured[name]:.6g}" for name in failing) + f", expected {gate.op} {gate.number:g}"
     return {"expr": gate.expr, "value": value, "passed": not message, "values": values, "message": message}
 
 

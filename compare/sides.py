@@ -94,6 +94,7 @@ def _plain(result: Any) -> Any:
 
 def _result(result: Any) -> dict[str, Any]:
     """text, tokens and score of one generated answer, whether it is a dict or an object."""
+    fields: dict[str, Any]
     if isinstance(result, dict):
         fields = {name: result.get(name) for name in ("text", "tokens", "score")}
     else:

@@ -120,9 +120,10 @@ class Worker:
             raise UsageError(f"{type(self.side).__name__} has no {method}()")
         return function(arrays.unpack(request["inputs"]), **request.get("options", {}))
 
-    def time(self, request: dict[str, Any]) -> dict[str, list[float]]:
+    def time(self, request: dict[str, Any]) -> dict[str, list[float] | list[int]]:
         request = {**request, "inputs": arrays.unpack(request["inputs"])}
-        seconds, units = [], []
+        seconds: list[float] = []
+        units: list[int] = []
         for _ in range(request.get("calls", 1)):
             started = time.perf_counter()
             outputs = self.call(request["method"], request)

@@ -13,7 +13,7 @@ from onnxport.export.sampling import Axes
 
 # argument → meaning of its axes, by class; "s", "t" and "b" are source, target and batch, "-" a fixed axis
 SEQUENCE = {"src_mask": "ss", "mask": "ss", "src_key_padding_mask": "bs"}
-CONVENTIONS: dict[type, dict[str, str]] = {
+CONVENTIONS: dict[type[nn.Module], dict[str, str]] = {
     nn.Transformer: {
         **SEQUENCE,
         "src": "bs-",
@@ -38,7 +38,8 @@ NAMES = {"s": "source", "t": "target", "b": "batch"}
 
 def checked(dynamic: Mapping[str, Mapping[int, str]], tensors: Mapping[str, Tensor]) -> dict[str, Axes]:
     """The user's free axes; CheckpointError tells every one that is not there."""
-    problems, result = [], {}
+    problems: list[str] = []
+    result: dict[str, Axes] = {}
     sizes: dict[str, tuple[int, str]] = {}
     for name, axes in dynamic.items():
         if name not in tensors:
@@ -105,7 +106,7 @@ def discovered(call: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, A
 
     Axes of size 1 are tried at size 3 (the tracer would take a 1 for a constant), all together, then each input's first axis, then none.
     """
-    tried = [
+    tried: list[dict[str, tuple[int, ...]]] = [
         {name: tuple(range(t.dim())) for name, t in tensors.items()},
         {name: (0,) if t.dim() else () for name, t in tensors.items()},
         dict.fromkeys(tensors, ()),

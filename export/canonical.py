@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onnxport.export.families.pytorch_weights import Canonical
 from onnxport.export.model.attention import padded_head_size
 from onnxport.export.model.settings import skip_norms
-from onnxport.export.trace import trace
+from onnxport.export.trace import Shapes, trace
 
 
 @dataclass
@@ -47,7 +47,7 @@ def trace_source_encoder(built: Built, opset: int) -> ir.Model:
     heads, size = built.head()
     axes = {0: "batch", 1: "source"}
     inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
-    outputs = {
+    outputs: Shapes = {
         f"cross_{kind}_{i}": ("batch", heads, "source", size)
         for i in range(len(built.graphs["decoder"].stack.layers))
         for kind in ("key", "value")
@@ -91,7 +91,7 @@ def trace_decoder(built: Built, opset: int) -> ir.Model:
         dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
         names += ["source_mask", *_pairs("cross", layers)]
     vocabulary = canonical.module.vocabulary
-    outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", vocabulary)}
+    outputs: Shapes = {"logits": ("batch", vocabulary)}
     outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
     return trace(canonical.module, inputs, dynamic, names, outputs, canonical.names, opset, "decoder")
 

@@ -102,11 +102,10 @@ def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[st
     return names
 
 
-def export_module(found: Source, task: str, opset: int, say: Callable[[str], None]) -> Exported:
+def export_module(found: Source, adapter: Module, task: str, opset: int, say: Callable[[str], None]) -> Exported:
     """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
     from onnxport.export.pipeline import module_hashes
 
-    adapter: Module = found.adapter
     call, examples = flat_call(adapter)
     with evaluating(adapter.module, call):
         say("running the module on its example inputs")

@@ -80,7 +80,8 @@ def greedy_seq2seq(model: OriginalSeq2Seq, source: Tensor, mask: Tensor, ids: di
 def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
     inputs = Inputs(20240229, set(ids.values()))
-    vocabulary, result = model.embedding.num_embeddings, {}
+    vocabulary = model.embedding.num_embeddings
+    result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(CAUSAL_SHAPES):
         lengths = fit(scaled(lengths, vocabulary), max_length)
         rows = inputs.rows(vocabulary, lengths, ids["pad_id"])
@@ -103,7 +104,8 @@ def greedy_causal(model: OriginalEncoder, prompt: Tensor, eos: int, count: int) 
 
 def encoder_goldens(model: OriginalEncoder, pad: int, max_length: int | None, output: str) -> dict[str, np.ndarray]:
     """Cases `case0..` with `in/input_ids`, `in/attention_mask` and `out/<output>`."""
-    inputs, result = Inputs(20240229, {pad}), {}
+    inputs = Inputs(20240229, {pad})
+    result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(ENCODER_SHAPES):
         lengths = fit(lengths, max_length)
         rows, mask = inputs.rows(model.embedding.num_embeddings, lengths, pad), real(lengths).long()

@@ -51,13 +51,16 @@ def export(
     if isinstance(adapter, Module):
         from onnxport.export.direct import export_module
 
-        return export_module(found, chosen, opset, say)
+        return export_module(found, adapter, chosen, opset, say)
     parts = prepare(adapter)
     modules = [module for module in parts.modules.values() if module is not None]
     with evaluating(*modules):
         say("asking the original for golden answers")
-        make = {Seq2Seq: _seq2seq, CausalLM: _causal, Encoder: _encoder}[type(adapter)]
-        return make(found, adapter, parts, chosen, opset, say)
+        if isinstance(adapter, Seq2Seq):
+            return _seq2seq(found, parts, chosen, opset, say)
+        if isinstance(adapter, CausalLM):
+            return _causal(found, parts, chosen, opset, say)
+        return _encoder(found, adapter, parts, chosen, opset, say)
 
 
 def choose_task(adapter: Adapter, task: str | None, found: Source) -> str:
@@ -85,7 +88,7 @@ def agree(original: Tensor, canonical: Tensor, what: str) -> None:
         )
 
 
-def _seq2seq(found: Source, adapter: Seq2Seq, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+def _seq2seq(found: Source, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
     goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, parts.max_length)
     say("checking the canonical model against the original")
     built = seq2seq_built(parts)
@@ -117,7 +120,7 @@ def check_seq2seq(built: Built, goldens: dict[str, np.ndarray]) -> None:
         _check_decoding(built, ids, lengths, logits, memory)
 
 
-def _causal(found: Source, adapter: CausalLM, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
+def _causal(found: Source, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
     goldens = golden.causal_goldens(original_encoder(parts), parts.ids, parts.max_length)
     say("checking the canonical model against the original")
     built = causal_built(parts)

@@ -99,7 +99,7 @@ def _width_problems(modules: dict[str, Any], positions: Tensor | None, hidden: i
     for name, module in modules.items():
         if isinstance(module, nn.Embedding) and module.embedding_dim != hidden:
             problems.append(f"{name} is {module.embedding_dim} wide and the transformer {hidden}")
-    output = modules.get("target_embedding", modules.get("embedding"))
+    output = modules["target_embedding" if "target_embedding" in modules else "embedding"]
     head = modules["head"]
     if head is not None and head.in_features != hidden:
         problems.append(f"head takes {head.in_features} and the transformer gives {hidden}")
@@ -112,7 +112,7 @@ def _width_problems(modules: dict[str, Any], positions: Tensor | None, hidden: i
 
 def _id_problems(adapter: Any, modules: dict[str, Any]) -> list[str]:
     problems = []
-    source = modules.get("source_embedding", modules.get("embedding")).num_embeddings
+    source = modules["source_embedding" if "source_embedding" in modules else "embedding"].num_embeddings
     target = modules["target_embedding"].num_embeddings if "target_embedding" in modules else source
     bounds = {"pad_id": min(source, target), "bos_id": target, "eos_id": target, "decoder_start_id": target}
     for name, bound in bounds.items():

@@ -100,6 +100,8 @@ class PyTorchReference:
 
     def encode(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         """float32 [texts, hidden]: pooled as the adapter says (mean by default), of length 1."""
+        if not isinstance(self.adapter, Encoder):
+            raise UsageError(f"a {type(self.adapter).__name__} does not encode")
         ids, mask = padded(self._ids(texts), self.parts.ids["pad_id"])
         with evaluating(*self.modules, fused=True):
             hidden = pool(self.model.encode(ids, mask), mask, self.adapter.pooling or "mean")

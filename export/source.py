@@ -119,13 +119,15 @@ def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:
     if not isinstance(adapter, Seq2Seq):
         given = {"source": shared, "target": shared}
     result = {side: tokenizer_bytes(value) for side, value in given.items() if value is not None}
-    rows = {
-        "source": getattr(adapter, "source_embedding", None) or getattr(adapter, "embedding", None),
-        "target": getattr(adapter, "target_embedding", None)
-        or getattr(adapter, "source_embedding", None)
-        or getattr(adapter, "embedding", None),
-    }
-    problems = [problem for side, data in result.items() if (problem := vocabulary_problem(data, rows[side].num_embeddings, side))]
+    if isinstance(adapter, Seq2Seq):
+        tables = {"source": adapter.source_embedding, "target": adapter.target_embedding or adapter.source_embedding}
+    else:
+        tables = {"source": adapter.embedding, "target": adapter.embedding}
+    problems = []
+    for side, data in result.items():
+        rows = getattr(tables[side], "num_embeddings", None)  # what is no embedding is refused with the other parts
+        if rows is not None and (problem := vocabulary_problem(data, rows, side)):
+            problems.append(problem)
     if problems:
         raise CheckpointError("; ".join(dict.fromkeys(problems)))
     return result

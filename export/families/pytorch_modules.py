@@ -1,6 +1,7 @@
 """Reads a `torch.nn.Transformer` (or its encoder) into canonical settings, refusing whatever the canonical model would not reproduce."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ PARTS = (
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def activation_name(activation: object) -> str | None:
+def activation_name(activation: Any) -> str | None:
     """The canonical name of an activation function or module; None when it is not known."""
     if activation in (F.relu, torch.relu) or type(activation) is nn.ReLU:
         return "relu"

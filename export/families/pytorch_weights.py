@@ -34,7 +34,8 @@ class _Loader:
     """Assigns tensors to a canonical module's parameters and fills its `Names`."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.names, self.seen = module, Names(), set()
+        self.module, self.names = module, Names()
+        self.seen: set[str] = set()
 
     def put(self, canonical: str, source: str, value: Tensor) -> None:
         parameter = self.module.get_parameter(canonical)
@@ -130,18 +131,18 @@ def build_decoder(
 ) -> Canonical:
     """The graph `decoder`; a TransformerEncoder makes one without cross attention. A `head` that is None or shares the table is tied."""
     stack = read_stack(decoder, path)
-    tied = head is None or same_storage(head.weight, table)
-    bias = head is not None and head.bias is not None
-    module = Decoder(stack, _embedding(table, positions, scale), None if tied else head.out_features, bias)
+    own = None if head is None or same_storage(head.weight, table) else head
+    bias = None if head is None else head.bias
+    module = Decoder(stack, _embedding(table, positions, scale), None if own is None else own.out_features, bias is not None)
     loader = _Loader(module)
     loader.embedding("embedding", table, positions, embedding_path)
     for i, layer in enumerate(decoder.layers):
         loader.layer(DECODER_LAYER if stack.cross else ENCODER_LAYER, layer, f"layers.{i}", f"{path}.layers.{i}")
     loader.norm(decoder.norm, "norm", f"{path}.norm")
-    if not tied:
-        loader.put("head", "head.weight", head.weight)
-    if bias:
-        loader.put("head_bias", "head.bias", head.bias)
+    if own is not None:
+        loader.put("head", "head.weight", own.weight)
+    if bias is not None:
+        loader.put("head_bias", "head.bias", bias)
     return loader.done(stack)
 
 

@@ -22,10 +22,8 @@ class DecoderLayer(nn.Module):
         has = layer.biases.__contains__
         self.attention = SelfAttention(hidden, layer.heads, (has("attention.qkv.bias"), has("attention.out.bias")))
         self.attention_norm = LayerNorm(hidden, layer.eps[0], has("attention_norm.bias"))
-        self.cross, self.cross_norm = None, None
-        if cross:
-            self.cross = CrossAttention(hidden, layer.heads, (has("cross.query.bias"), has("cross.out.bias")))
-            self.cross_norm = LayerNorm(hidden, layer.eps[1], has("cross_norm.bias"))
+        self.cross = CrossAttention(hidden, layer.heads, (has("cross.query.bias"), has("cross.out.bias"))) if cross else None
+        self.cross_norm = LayerNorm(hidden, layer.eps[1], has("cross_norm.bias")) if cross else None
         self.feed_forward = FeedForward(hidden, layer.inner, layer.activation, (has("feed_forward.up.bias"), has("feed_forward.down.bias")))
         self.feed_forward_norm = LayerNorm(hidden, layer.eps[-1], has("feed_forward_norm.bias"))
 
@@ -35,7 +33,8 @@ class DecoderLayer(nn.Module):
         """x [batch, length, hidden], mask bool [batch, 1, length, total], past and memory pairs → x, key and value with the new entries."""
         y, key, value = self.attention(self.attention_norm(x) if self.norm_first else x, mask, past)
         x = x + y if self.norm_first else self.attention_norm(x + y)
-        if self.cross is not None:
+        if self.cross is not None and self.cross_norm is not None:
+            assert memory is not None, "a layer with cross attention needs a memory"
             y = self.cross(self.cross_norm(x) if self.norm_first else x, memory_mask, *memory)
             x = x + y if self.norm_first else self.cross_norm(x + y)
         y = self.feed_forward(self.feed_forward_norm(x) if self.norm_first else x)
