@@ -80,6 +80,8 @@ def test_causal_prompts_of_different_lengths() -> None:
         reference.generate(["text"])
     with pytest.raises(UsageError, match="it does not run on arrays"):
         reference.run({})
+    with pytest.raises(UsageError, match="does not encode"):
+        reference.encode(["text"])
 
 
 def test_encoder_gives_vectors_of_length_one() -> None:

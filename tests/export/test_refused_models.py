@@ -64,6 +64,8 @@ def test_transformer_without_canonical_form(transformer: Any, part: str) -> None
     ("changes", "part"),
     [
         ({"source_embedding": None}, "needs source_embedding"),
+        ({"source_embedding": None, "tokenizer": tiny.words(20)}, "needs source_embedding"),
+        ({"source_embedding": nn.Linear(16, 20), "tokenizer": tiny.words(20)}, "source_embedding is a Linear, not exactly"),
         ({"source_embedding": nn.Embedding(20, 8)}, "source_embedding is 8 wide and the transformer 16"),
         ({"source_embedding": nn.Embedding(20, 16, max_norm=1.0)}, "max_norm"),
         ({"head": nn.Linear(8, 20)}, "head takes 8 and the transformer gives 16"),

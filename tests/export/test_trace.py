@@ -31,14 +31,16 @@ def as_bytes(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def test_seq2seq_interface(from_folder: Exported) -> None:
-    encoder, decoder = from_folder.graphs["encoder"].graph, from_folder.graphs["decoder"].graph
+@pytest.mark.parametrize(("fixture", "layers", "size", "vocabulary"), [("from_folder", 1, 16, 40), ("separate", 2, 8, 25)])
+def test_seq2seq_interface(request: pytest.FixtureRequest, fixture: str, layers: int, size: int, vocabulary: int) -> None:
+    exported: Exported = request.getfixturevalue(fixture)
+    encoder, decoder = exported.graphs["encoder"].graph, exported.graphs["decoder"].graph
     assert interface(encoder.inputs) == {"input_ids": ("INT64", ["batch", "source"]), "source_mask": ("INT32", ["batch", "source"])}
-    cross = ("FLOAT", ["batch", 2, "source", 16])
-    names = ["cross_key_0", "cross_value_0", "cross_key_1", "cross_value_1"]
+    cross = ("FLOAT", ["batch", 2, "source", size])
+    names = ["cross_key_0", "cross_value_0", "cross_key_1", "cross_value_1"][: 2 * layers]
     assert list(interface(encoder.outputs).items()) == [(name, cross) for name in names]
-    past, shared = ("FLOAT", ["batch", 2, "past", 16]), ("FLOAT", ["source_batch", 2, "source", 16])
-    caches = {f"past_{kind}_{i}": past for i in range(2) for kind in ("key", "value")}
+    past, shared = ("FLOAT", ["batch", 2, "past", size]), ("FLOAT", ["source_batch", 2, "source", size])
+    caches = {f"past_{kind}_{i}": past for i in range(layers) for kind in ("key", "value")}
     assert interface(decoder.inputs) == {
         "input_ids": ("INT64", ["batch", "length"]),
         "position_ids": ("INT64", ["batch", "length"]),
@@ -48,15 +50,20 @@ def test_seq2seq_interface(from_folder: Exported) -> None:
         "source_mask": ("INT32", ["source_batch", "source"]),
         **dict.fromkeys(names, shared),
     }
-    present = ("FLOAT", ["batch", 2, "total", 16])
-    assert interface(decoder.outputs) == {"logits": ("FLOAT", ["batch", 40])} | {n.replace("past", "present"): present for n in caches}
+    present = ("FLOAT", ["batch", 2, "total", size])
+    outputs = {"logits": ("FLOAT", ["batch", vocabulary])} | {name.replace("past", "present"): present for name in caches}
+    assert interface(decoder.outputs) == outputs
 
 
-def test_graphs_are_standard_onnx(from_folder: Exported, separate: Exported, causal: Exported, plain: Exported) -> None:
-    for exported in (from_folder, separate, causal, plain):
-        for model in exported.graphs.values():
-            assert dict(model.opset_imports) == {"": 23} and not model.functions
-            assert {node.domain for node in model.graph} == {""}
+@pytest.mark.parametrize(
+    ("fixture", "opset"), [("from_folder", 23), ("separate", 23), ("plain", 23), ("classifier", 24), ("causal", 25)], ids=str
+)
+def test_graphs_are_standard_onnx_of_the_asked_opset(request: pytest.FixtureRequest, fixture: str, opset: int) -> None:
+    exported: Exported = request.getfixturevalue(fixture)
+    assert exported.opset == opset
+    for model in exported.graphs.values():
+        assert dict(model.opset_imports) == {"": opset} and not model.functions
+        assert {node.domain for node in model.graph} == {""}
 
 
 def test_expected_fusions_are_reached(from_folder: Exported, separate: Exported, causal: Exported, classifier: Exported) -> None:
@@ -68,32 +75,27 @@ def test_expected_fusions_are_reached(from_folder: Exported, separate: Exported,
 
 
 def test_initializers_are_named_after_parameters(from_folder: Exported, separate: Exported) -> None:
-    state = set(tiny.weights_of(tiny.CONFIG)) | {"positions.weight"}
+    state = set(tiny.weights_of(tiny.CONFIG | {"num_decoder_layers": 1})) | {"positions.weight"}
     for model in from_folder.graphs.values():
         names = {name for name in model.graph.initializers if not name.startswith("constant/")}
         assert {name.removesuffix(".query").removesuffix(".key_value") for name in names} <= state
+    for exported, last in ((from_folder, 0), (separate, 1)):
+        names = set(exported.graphs["decoder"].graph.initializers)
+        assert f"transformer.decoder.layers.{last}.self_attn.in_proj_weight" in names
+        assert f"transformer.decoder.layers.{last}.multihead_attn.in_proj_weight.query" in names
     decoder = from_folder.graphs["decoder"].graph
-    assert "transformer.decoder.layers.1.self_attn.in_proj_weight" in decoder.initializers
-    assert "transformer.decoder.layers.0.multihead_attn.in_proj_weight.query" in decoder.initializers
     head = next(node for node in decoder if node.op_type == "Gemm")
     assert head.inputs[1].name == "source_embedding.weight"  # tied: the very tensor that the embedding gathers from
     assert {"head.weight", "head.bias", "target_embedding.weight"} <= set(separate.graphs["decoder"].graph.initializers)
 
 
-def test_equal_parameters_keep_their_names() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    module[2].load_state_dict(module[0].state_dict())
-    exported = export(Module(module, inputs=(torch.rand(3, 4),), dynamic={"input": {0: "batch"}}))
-    names = [name for name in exported.graphs["model"].graph.initializers if not name.startswith("constant/")]
-    assert sorted(names) == ["0.bias", "0.weight", "2.bias", "2.weight"]
-
-
-def test_nodes_are_named_after_modules(from_folder: Exported, plain: Exported) -> None:
-    names = [node.name for node in from_folder.graphs["decoder"].graph]
-    assert len(set(names)) == len(names)
-    parts = "self_attn/Attention multihead_attn/Attention linear1/MatMul norm3/LayerNormalization multihead_attn.out_proj/Add"
-    for name in parts.split():
-        assert f"transformer.decoder.layers.1.{name}" in names
+def test_nodes_are_named_after_modules(from_folder: Exported, separate: Exported, plain: Exported) -> None:
+    parts = "self_attn/Attention multihead_attn/Attention linear1/MatMul norm3/LayerNormalization multihead_attn.out_proj/"
+    for exported, last, final in ((from_folder, 0, "Add"), (separate, 1, "MatMul")):  # no biases to add in the second
+        names = [node.name for node in exported.graphs["decoder"].graph]
+        assert len(set(names)) == len(names)
+        for name in (parts + final).split():
+            assert f"transformer.decoder.layers.{last}.{name}" in names
     assert "transformer.encoder.norm/LayerNormalization" in [node.name for node in from_folder.graphs["encoder"].graph]
     assert "encoder.layers.0.linear2/MatMul" in [node.name for node in plain.graphs["model"].graph]
 
@@ -109,7 +111,7 @@ def test_nothing_of_this_machine_is_in_the_bytes(from_folder: Exported, plain: E
 
 
 def test_same_bytes_from_another_folder_and_process(tmp_path: Path, from_folder: Exported) -> None:
-    copy = tiny.write_folder(tmp_path / "elsewhere" / "tiny-en-de", tokenizer=40)
+    copy = tiny.write_folder(tmp_path / "elsewhere" / "tiny-en-de", tokenizer=40, num_decoder_layers=1)
     code = (
         "import sys, hashlib, onnx_ir as ir\nfrom onnxport.export import export\ne = export(sys.argv[1])\n"
         "for role, model in sorted(e.graphs.items()):\n"
