@@ -32,7 +32,7 @@ def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
     def step(op: str, inputs: list[ir.Value], suffix: str, **attributes: object) -> ir.Value:
         whole = suffix in ("magnitude", "ratio", "uint8")
         kind = ir.TensorType(ir.DataType.UINT8 if suffix == "uint8" else ir.DataType.FLOAT)
-        like = ir.Value(name=f"{x.name}/{suffix}", type=kind, shape=x.shape if whole else row)
+        like = ir.Value(name=f"{x.name}/rows/{suffix}", type=kind, shape=x.shape if whole else row)
         return new_node(graph, before, op, inputs, attributes, [like], domain="").outputs[0]
 
     largest = step(

@@ -34,7 +34,7 @@ def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
         made.append(folder / WEIGHTS)
         with open(folder / WEIGHTS, "wb") as weights:
             places: dict[tuple[str, int], int] = {}
-            protos = {role: _proto(model, weights, places) for role, model in models.items()}
+            protos = {role: _proto(model, weights, places) for role, model in sorted(models.items())}
             weights.flush()
             os.fsync(weights.fileno())
         for role, proto in protos.items():
@@ -63,7 +63,10 @@ def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int])
     _strip(light)
     proto = ir.to_proto(light)
     del proto.graph.initializer[:]
-    for name, value in graph.initializers.items():
+    described = [value for value in proto.graph.value_info if value.name not in graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    for name, value in sorted(graph.initializers.items()):  # the order of weights in the file depends on their names alone
         tensor = value.const_value
         assert tensor is not None
         if name not in large:
