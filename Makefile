@@ -17,7 +17,7 @@ test: lint types unit wheel
 .venv/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/pip install --quiet --editable '.[cpu,export,compare,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable '.[cpu,export,compare,dev]'
 	touch $@
 
 lint: .venv/ready
