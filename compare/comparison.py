@@ -17,6 +17,7 @@ from onnxport.compare.verdict import best, verdicts
 from onnxport.compare.workload import Workload, workload
 from onnxport.errors import UsageError
 from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.session import cores
 
 PYTORCH = "pytorch"
 
@@ -64,7 +65,7 @@ def compare(
     if out is not None:
         require_jinja2()
         check_out(out, force)
-    threads = threads or machine.available_cpus()
+    threads = threads or cores()
     reference, names = _variants(opened, precisions, source)
     specs = {name: _spec(opened, name, device, source, threads) for name in names}
     sizes = {name: opened.variants[name].bytes for name in names if name != PYTORCH}

@@ -8,18 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from onnxport.runtime.session import cores, quota
+
 _FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 _PACKAGES = ("onnxport", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "sacrebleu")
-
-
-def available_cpus() -> int:
-    """Processors this process may use: affinity and the container's quota counted. At least 1."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:
-        count = os.cpu_count() or 1
-    quota = _quota()
-    return max(1, min(count, int(quota))) if quota else max(1, count)
 
 
 def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
@@ -36,8 +28,8 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
         "cpu": facts.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "available_cpus": available_cpus(),
-        "cpu_quota": _quota(),
+        "available_cpus": cores(),
+        "cpu_quota": quota(),
         "features": [feature for feature in _FEATURES if feature in flags],
         "ram_bytes": _ram_bytes(),
         "os": f"{platform.system()} {platform.release()}",
@@ -57,18 +49,6 @@ def _cpuinfo() -> dict[str, str]:
     """The first processor's fields of /proc/cpuinfo; empty where there is none."""
     pairs = (line.partition(":") for line in _text("/proc/cpuinfo").split("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _quota() -> float | None:
-    """Processors that the container's quota allows, or None."""
-    version2 = _text("/sys/fs/cgroup/cpu.max").split()
-    if len(version2) == 2 and version2[0].isdigit():
-        return int(version2[0]) / int(version2[1])
-    quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
-    period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
-    if quota.isdigit() and period.isdigit() and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
 
 
 def _ram_bytes() -> int | None:

@@ -57,10 +57,5 @@ def test_the_machine_is_described():
     assert "no-such-package" not in facts["versions"]
 
 
-def test_a_containers_quota_bounds_the_processors(monkeypatch):
-    monkeypatch.setattr(machine, "_text", lambda path: "100000 100000\n" if path.endswith("cpu.max") else "")
-    assert machine.available_cpus() == 1
-
-
 def test_peak_memory_is_at_least_what_is_held_now():
     assert memory.peak_rss_bytes() >= (memory.rss_bytes() or 0)
