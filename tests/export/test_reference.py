@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from plain_beam import beam_search
 from torch import nn
 
 from onnxport.errors import TextError, UsageError
 from onnxport.export import CausalLM, Encoder
 from onnxport.export.reference import PyTorchReference
 from onnxport.export.result import Exported
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from plain_beam import beam_search
 
 
 @pytest.fixture(scope="module")
