@@ -130,6 +130,7 @@ def measured(
             "peak_rss_bytes": last[name]["peak_rss_bytes"],
             "max_abs_diff": parity.get("max_abs_diff"),
             "parity": parity or None,
+            "agreement": None,  # of arrays: two float computations are not identical, `parity` tells how near they are
             **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
             **metrics.quality(work.kind, outputs[name], work.references),
         }

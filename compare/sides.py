@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from onnxport.errors import ParityError
+
 
 class BundleSide:
     """One variant of a bundle through `onnxport.runtime`."""
@@ -40,12 +42,25 @@ class BundleSide:
         return outputs
 
     def parity(self) -> dict[str, Any]:
-        """The golden answers through this variant, on this machine and device."""
+        """The golden answers through this variant, on this machine and device: see `runtime.parity.replay`.
+
+        within_bounds: whether the bounds that the manifest records hold; None where it records none.
+        """
         from onnxport.runtime.bundle import Bundle
         from onnxport.runtime.parity import replay
+        from onnxport.runtime.verify import check_bounds
 
-        found: dict[str, Any] = replay(Bundle.open(self.path), self.precision, device=self.device, threads=self.threads)
-        return found
+        bundle = Bundle.open(self.path)
+        variant = bundle.variants[self.precision]
+        found: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
+        within: bool | None = None
+        if variant.parity.get("bounds"):
+            try:
+                check_bounds(variant, found)
+                within = True
+            except ParityError:
+                within = False
+        return found | {"within_bounds": within}
 
 
 class PyTorchSide:

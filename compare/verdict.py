@@ -9,6 +9,7 @@ _ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on s
 _SMALLER = 0.9
 _SAME_ANSWERS = 0.9  # without references: the share of identical outputs from which a variant may be recommended
 _LABELS = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy", "perplexity": "perplexity"}
+_ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
 
 
@@ -66,6 +67,8 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
     if name == "pytorch":
         return "the original model in PyTorch"
     if not _keeps_quality(own, base, False):
+        if lead_metric(own) is None and _same(own) is None and _within(own) is None:
+            return "nothing tells whether its answers are right, so it cannot be recommended"
         return "it loses too much to replace the reference"
     slower = own["speedup"] < 1 + _ALIKE
     smaller = own["size_ratio"] is not None and own["size_ratio"] < _SMALLER
@@ -77,13 +80,25 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
 
 
 def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference: bool) -> bool:
+    """By the first that was measured: quality, sameness, the bounds of the golden answers. What nothing tells of is never recommended."""
     metric = lead_metric(own)
     if is_reference:
         return True
     if metric is not None and own.get(f"{metric}_drop") is not None:
         return bool(own[f"{metric}_drop"] <= tolerance(metric, base[metric]))
-    same = own.get("agreement", own.get("cosine"))
-    return same is None or same >= _SAME_ANSWERS
+    same = _same(own)
+    return _within(own) is True if same is None else same >= _SAME_ANSWERS
+
+
+def _same(own: Mapping[str, Any]) -> float | None:
+    """Agreement, or the cosine of vectors; None where neither was measured."""
+    return next((own[name] for name in ("agreement", "cosine") if own.get(name) is not None), None)
+
+
+def _within(own: Mapping[str, Any]) -> bool | None:
+    """Whether the golden answers were reproduced within the bounds recorded at export; None where that was not measured."""
+    found: bool | None = (own.get("parity") or {}).get("within_bounds")
+    return found
 
 
 def _speed(own: Mapping[str, Any], reference: str) -> str:
@@ -114,7 +129,13 @@ def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 def _sameness(own: Mapping[str, Any]) -> str:
     if own.get("agreement") is not None:
         return "all answers identical" if own["agreement"] == 1 else f"{int(own['agreement'] * 1000) / 10:g}% of the answers identical"
-    return f"cosine to the reference {own['cosine']:.4f}" if own.get("cosine") is not None else ""
+    if own.get("cosine") is not None:
+        return f"cosine to the reference {own['cosine']:.4f}"
+    if _within(own) is None:
+        return "" if lead_metric(own) else "quality and agreement not measured"
+    parity = own["parity"]
+    errors = [f"{label} {parity[name]:.1e}" for name, label in _ERRORS.items() if parity.get(name) is not None]
+    return f"golden answers {'within' if _within(own) else 'outside'} the bounds recorded at export ({', '.join(errors)})"
 
 
 def _number(metric: str, value: float) -> str:

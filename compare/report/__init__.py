@@ -12,6 +12,7 @@ from typing import Any
 from onnxport.errors import GateError, OutputError
 
 FORMAT = 1
+_ALWAYS = ("agreement", "max_abs_diff")
 FILES = ("report.json", "report.md", "report.html")
 
 
@@ -48,9 +49,14 @@ class Report:
             raise GateError(f"{len(failed)} of {len(self.gates)} gates failed: {'; '.join(failed)}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of report.json: plain values, and null for what is not finite. Metrics that were not measured are left out."""
+        """The content of report.json: plain values, and null for what is not finite.
+
+        Metrics that were not measured are left out, but for `agreement` and `max_abs_diff`, which are null then.
+        """
         content = {"format": FORMAT, **asdict(self)}
-        content["variants"] = {name: {k: v for k, v in values.items() if v is not None} for name, values in self.variants.items()}
+        content["variants"] = {
+            name: dict.fromkeys(_ALWAYS) | {k: v for k, v in values.items() if v is not None} for name, values in self.variants.items()
+        }
         plain: dict[str, Any] = _finite(content)
         return plain
 

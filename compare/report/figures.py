@@ -93,7 +93,7 @@ def lines(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _any(content: Mapping[str, Any], key: str) -> bool:
-    return any(key in values for values in content["variants"].values())
+    return any(values.get(key) is not None for values in content["variants"].values())
 
 
 def headline(content: Mapping[str, Any]) -> str:

@@ -35,7 +35,9 @@ def render_html(content: Mapping[str, Any]) -> str:
     size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
     memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
     same = {
-        "Share of identical answers": {n: v["agreement"] for n, v in variants.items() if "agreement" in v and n != content["reference"]}
+        "Share of identical answers": {
+            n: v["agreement"] for n, v in variants.items() if v["agreement"] is not None and n != content["reference"]
+        }
     }
     text: str = environment.get_template("report.html.jinja").render(
         report=content,
@@ -66,7 +68,7 @@ def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
     ]
     if metric:
         facts.append((figures.quality(metric, values[metric]), figures.LABELS[metric]))
-    if name != content["reference"] and "agreement" in values:
+    if name != content["reference"] and values["agreement"] is not None:
         facts.append((figures.percent(values["agreement"]), "same answers"))
     return {
         "name": name,

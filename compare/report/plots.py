@@ -15,7 +15,7 @@ def quality_and_speed(content: Mapping[str, Any]) -> str:
     """Speed to the right, quality upwards (or agreement where no quality was measured), area = size on disk; "" with nothing to show."""
     variants = content["variants"]
     metric = next(iter(figures.quality_names(content)), "agreement")
-    points = {name: v for name, v in variants.items() if metric in v}
+    points = {name: v for name, v in variants.items() if v.get(metric) is not None}
     if len(points) < 2:
         return ""
     scale = 1 if metric in ("bleu", "chrf", "perplexity") else 100

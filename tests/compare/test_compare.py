@@ -134,7 +134,17 @@ def test_arrays_are_compared_on_golden_inputs(tmp_path, fakes):
     assert report.variants["int8"]["throughput_by_batch"].keys() == {"1"}
     assert "Golden inputs" in (tmp_path / "out" / "report.html").read_text()
     assert report.variants["int8"]["max_abs_diff"] > 0
-    assert "agreement" not in report.variants["int8"]
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["variants"]["int8"]["agreement"] is None
+    assert content["variants"]["fp32"]["agreement"] is None
+    assert content["recommended"] == "fp32"  # nothing tells whether the other is right
+    assert "quality and agreement not measured" in content["verdict"]["int8"]
+
+
+def test_a_gate_on_what_is_null_fails(tmp_path, fakes):
+    np.savez(tmp_path / "golden.npz", **{"a/in/x": np.ones((3, 2), np.float32)})
+    report = compare(write_bundle(tmp_path, "tensor", tokenizer=False, golden="golden.npz"), precisions=["int8"], gates=["agreement>=0"])
+    assert not report.passed
 
 
 def test_golden_ids_serve_a_bundle_without_tokenizer(tmp_path):

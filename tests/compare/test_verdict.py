@@ -74,3 +74,29 @@ def test_alone_nothing_is_recommended():
 def test_sizes_that_are_not_known_are_left_out():
     told = verdicts({"pytorch": translated(size_ratio=None), "fp32": translated(size_ratio=None, speedup=2.0)}, "pytorch")
     assert "its size" not in told["fp32"]
+
+
+def unmeasured(**more):
+    return metrics(speedup=3.0, size=8_000_000, agreement=None, **more)
+
+
+@pytest.mark.parametrize("parity", [None, {}, {"within_bounds": None}, {"within_bounds": False, "relative_error": 0.5}])
+def test_what_was_not_measured_is_never_recommended(parity):
+    variants = {"fp32": metrics(agreement=None), "int8": unmeasured(parity=parity)}
+    assert best(variants, "fp32") == "fp32"
+    assert "the one to deploy" not in verdicts(variants, "fp32")["int8"]
+
+
+def test_without_any_measure_the_verdict_says_that_nothing_is_known():
+    told = verdicts({"fp32": metrics(), "int8": unmeasured()}, "fp32")["int8"]
+    assert "quality and agreement not measured: nothing tells whether its answers are right, so it cannot be recommended" in told
+
+
+def test_arrays_are_judged_by_the_bounds_of_the_golden_answers():
+    parity = {"within_bounds": True, "relative_error": 0.012, "max_abs_diff": 3e-4}
+    variants = {"fp32": metrics(agreement=None), "int8": unmeasured(parity=parity)}
+    assert best(variants, "fp32") == "int8"
+    told = (
+        "golden answers within the bounds recorded at export (relative error 1.2e-02, largest difference 3.0e-04): the one to deploy here"
+    )
+    assert told in verdicts(variants, "fp32")["int8"]

@@ -1,0 +1,22 @@
+import pytest
+
+from onnxport.compare.sides import BundleSide
+from onnxport.runtime import bundle, parity
+
+
+@pytest.mark.parametrize(
+    "bounds, found, within",
+    [
+        ({"relative_error": 0.1}, {"relative_error": 0.05, "finite": True}, True),
+        ({"relative_error": 0.1}, {"relative_error": 0.2, "finite": True}, False),
+        ({"relative_error": 0.1}, {"relative_error": 0.0, "finite": False}, False),
+        ({"relative_error": 0.1}, {"finite": True}, False),
+        ({}, {"relative_error": 0.05, "finite": True}, None),
+    ],
+)
+def test_parity_is_held_against_the_bounds_of_the_manifest(monkeypatch, bounds, found, within):
+    variant = type("Variant", (), {"name": "int8", "parity": {"bounds": bounds}})
+    opened = type("Opened", (), {"variants": {"int8": variant}})
+    monkeypatch.setattr(bundle.Bundle, "open", lambda path: opened)
+    monkeypatch.setattr(parity, "replay", lambda *given, **options: found)
+    assert BundleSide("somewhere", "int8").parity() == found | {"within_bounds": within}
