@@ -79,9 +79,13 @@ def lookup(metrics: Mapping[str, Any], path: str) -> float | None:
         if not isinstance(value, Mapping) or part not in value:
             return None
         value = value[part]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _suggestion(path: str, variants: Mapping[str, Mapping[str, Any]]) -> str:

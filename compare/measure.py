@@ -9,6 +9,7 @@ from typing import Any
 from onnxport.compare import metrics, timing
 from onnxport.compare.client import Client
 from onnxport.compare.workload import Workload
+from onnxport.errors import TextError
 
 Progress = Callable[[str], None]
 
@@ -38,7 +39,7 @@ def started(specs: Mapping[str, dict[str, Any]], work: Workload, *, launches: in
                     continue
                 client = stack.enter_context(Client(name, spec, paths=paths))
                 loaded = client.load()
-                client.call(work.method, first, **work.natural)
+                _ask(client, work, 0, first)
                 waited = (time.perf_counter() - client.started) * 1e3
                 taken[name].append({"import_ms": loaded["import_ms"], "load_ms": loaded["load_ms"], "first_output_ms": waited})
                 found[name] = {"client": client, "about": loaded["about"]}
@@ -55,13 +56,32 @@ def answers(sides: Mapping[str, Client], work: Workload, batch: int) -> tuple[di
     outputs: dict[str, list[Any]] = {name: [] for name in names}
     seconds = dict.fromkeys(names, 0.0)
     for number, chunk in enumerate(work.chunks(batch)):
+        start = number * batch
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            given, spent = sides[name].call(work.method, chunk, **work.natural)
+            given, spent = _ask(sides[name], work, start, chunk)
             outputs[name] += [given] if work.method == "run" else list(given)
             seconds[name] += spent
     units = {name: sum(len(o["tokens"]) for o in given) if work.generates else len(given) for name, given in outputs.items()}
     return outputs, {name: units[name] / seconds[name] for name in names}
+
+
+def _ask(client: Client, work: Workload, start: int, chunk: Any) -> tuple[Any, float]:
+    """Outputs of a chunk and the seconds it took. A text that the side refuses is told by its line in the data file.
+
+    start: place of the chunk's first input among all.
+    """
+    try:
+        return client.call(work.method, chunk, **work.natural)
+    except TextError as error:
+        if work.lines is None:
+            raise
+        if len(chunk) == 1:
+            line = f"line {work.lines[start]}" if work.lines[start] else f"row {start + 1}"
+            raise TextError(f"{work.name}: {line}: {error}") from error
+        for offset, one in enumerate(chunk):
+            _ask(client, work, start + offset, [one])
+        raise
 
 
 def throughput(sides: Mapping[str, Client], work: Workload, batch: int, *, rounds: int, budget_s: float) -> dict[str, timing.Timed]:

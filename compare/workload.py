@@ -41,7 +41,7 @@ class Workload:
     """inputs: one an answer (for `run`, one dict of arrays a call).  references: as `data.Dataset`, or None.
 
     natural: options for answers as users get them.  fixed: options under which every side does the same amount of work.
-    built_in: no data was given, so there is nothing to measure quality on.
+    built_in: no data was given, so there is nothing to measure quality on.  lines: of the data file, one an input; None without a file.
     """
 
     method: str
@@ -52,6 +52,7 @@ class Workload:
     natural: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     built_in: bool = False
+    lines: list[int] | None = None
 
     @property
     def generates(self) -> bool:
@@ -94,7 +95,7 @@ def workload(bundle: Bundle, data: str | Path | None, limit: int | None, beam: i
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
     used: Dataset = dataset.grouped().limited(limit)
-    return Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed)
+    return Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines)
 
 
 def _options(bundle: Bundle, beam: int, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

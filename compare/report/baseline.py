@@ -22,7 +22,7 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: the baseline cannot be read ({error.strerror}); {expected}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: the baseline is not valid JSON ({error}); {expected}") from None
     variants = report.get("variants") if isinstance(report, dict) else None
     if not isinstance(variants, dict) or not all(isinstance(values, dict) for values in variants.values()):

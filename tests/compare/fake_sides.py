@@ -47,9 +47,9 @@ class Faulty(Echo):
     """Fails in the way that the first input names."""
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        if "refuse" in inputs:
+            raise TextError("the text is too long: 9 tokens, at most 8; shorten it")
         match inputs[0]:
-            case "refuse":
-                raise TextError("the text is too long: 9 tokens, at most 8; shorten it")
             case "raise":
                 raise RuntimeError("first line\nsecond line")
             case "die":

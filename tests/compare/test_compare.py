@@ -213,6 +213,14 @@ def test_an_existing_report_is_refused_before_anything_is_measured(bundle, data,
         compare(bundle, data, out=tmp_path)
 
 
+def test_a_refused_text_is_told_by_its_line(bundle, tmp_path, fakes):
+    path = tmp_path / "a.txt"
+    path.write_text("fine\n\nfine too\nrefuse\n")
+    fakes["int8"] = {"class": "Faulty"}
+    with pytest.raises(TextError, match=r"^a\.txt: line 4: int8: the text is too long"):
+        compare(bundle, path, batches=(8,))
+
+
 def test_a_side_that_refuses_an_input_ends_the_comparison_and_writes_nothing(bundle, tmp_path, fakes):
     path = tmp_path / "a.txt"
     path.write_text("refuse\n")

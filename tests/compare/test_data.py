@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 
@@ -21,6 +22,10 @@ def write(tmp_path):
 SQUAD = {
     "data": [{"paragraphs": [{"context": "It rained.", "qas": [{"question": "What?", "answers": [{"text": "It"}, {"text": "rain"}]}]}]}]
 }
+
+
+def squad(question="What?", context="It rained.", answer="It"):
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [{"question": question, "answers": [{"text": answer}]}]}]}]})
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,9 @@ SQUAD = {
             [{"question": "Q", "context": "C"}],
             [["A"]],
         ),
+        ("a.csv", "text\ny\u2028z\nu\x85v\n", "texts", ["y\u2028z", "u\x85v"], None),
+        ("a.csv", "text\r\n" + "x" * 200_000 + "\r\n", "texts", ["x" * 200_000], None),
+        ("a.tsv", "a\tb\n\nc\td\n\n", "pairs", ["a", "c"], ["b", "d"]),
         ("a.txt", "one\n\ntwo\u2028still two\n", "texts", ["one", "two\u2028still two"], None),
         ("a.json", json.dumps(SQUAD), "questions", [{"question": "What?", "context": "It rained."}], [["It", "rain"]]),
     ],
@@ -84,6 +92,19 @@ def test_reads_every_documented_form(write, name, content, kind, inputs, referen
         ("a.json", '{"data":\n[', "line 2: not valid JSON"),
         ("a.json", '{"version": 1}', "not SQuAD's layout"),
         ("a.json", '{"data": [{"paragraphs": [{"context": "c", "qas": [{"answers": []}]}]}]}', "data[0].paragraphs[0].qas[0]"),
+        ("a.tsv", "a\tb\n \t \n", "line 2: found an empty source"),
+        ("a.tsv", "a\tb\n  \n", "line 2: found 1 column; expected 2"),
+        ("a.jsonl", '{"text": "x"}\n{"text": ' + "1" * 5000 + "}\n", "line 2: JSON that cannot be read"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, "line 1: JSON that cannot be read"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "\\ud800"}\n', "line 2: field 'text' holds a lone surrogate U+D800"),
+        ("a.jsonl", '{"text": "x", "label": "\\udfff"}\n', "line 1: field 'label' holds a lone surrogate U+DFFF"),
+        ("a.jsonl", '{"question": "Q", "context": "C", "answers": ["\\ud800"]}\n', "line 1: field 'answers' holds a lone surrogate"),
+        ("a.jsonl", '{"a\\nb": 1, "\\ud800": 2}\n', r"line 1: found 'a\nb', '\ud800'; expected source and target"),
+        ("a.json", "[" * 100_000, "JSON that cannot be read"),
+        ("a.json", squad(context=5), "data[0].paragraphs[0].qas[0]: field 'context' is a int; expected a text"),
+        ("a.json", squad(question=None), "data[0].paragraphs[0].qas[0]: field 'question' is a NoneType; expected a text"),
+        ("a.json", squad(answer=["It"]), "data[0].paragraphs[0].qas[0]: field 'text' is a list; expected a text"),
+        ("a.json", squad(question="\ud800"), "data[0].paragraphs[0].qas[0]: field 'question' holds a lone surrogate"),
         ("a.parquet", "x", "unknown kind of data file (.parquet)"),
         ("noname", "x", "no suffix"),
     ],
@@ -138,3 +159,16 @@ def test_pairs_with_one_source_are_grouped(write):
     data = read_data(write("a.tsv", "Hi.\tHallo.\nBye.\tTschüss.\nHi.\tGuten Tag.\nHi.\tHallo.\n")).grouped()
     assert data.inputs == ["Hi.", "Bye."]
     assert data.references == [["Hallo.", "Guten Tag."], ["Tschüss."]]
+
+
+def test_every_row_knows_its_line(write):
+    data = read_data(write("a.tsv", "Hi.\tHallo.\n\nBye.\tTschüss.\nHi.\tServus.\nNo.\tNein.\n"))
+    assert data.lines == [1, 3, 4, 5]
+    assert data.grouped().lines == [1, 3, 5]
+    assert data.limited(2).lines == [1, 4]
+
+
+def test_reading_long_fields_leaves_the_modules_limit_alone(write):
+    before = csv.field_size_limit()
+    read_data(write("a.csv", "text\nx\n"))
+    assert csv.field_size_limit() == before

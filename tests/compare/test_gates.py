@@ -1,6 +1,6 @@
 import pytest
 
-from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.compare.gates import evaluate, parse_gate, lookup
 from onnxport.errors import UsageError
 
 VARIANTS = {
@@ -47,6 +47,11 @@ def test_what_was_not_measured_fails_and_says_so(metric):
     assert not gate["passed"]
     assert gate["value"] is None
     assert "was not measured for" in gate["message"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 10**400, "fast", True, [1]])
+def test_what_is_no_finite_number_is_not_measured(value):
+    assert lookup({"speedup": value}, "speedup") is None
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,15 @@ def test_a_baseline_gives_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, told", [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "no 'variants'"), ('{"variants": [1]}', "no 'variants'")]
+    "content, told",
+    [
+        (None, "cannot be read"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("1" * 5000, "not valid JSON"),
+        ("[]", "no 'variants'"),
+        ('{"variants": [1]}', "no 'variants'"),
+    ],
 )
 def test_a_bad_baseline_is_refused(tmp_path, content, told):
     path = tmp_path / "report.json"
