@@ -14,7 +14,7 @@ from onnxport.compare.report import Report, check_out
 from onnxport.compare.report.baseline import changes, read_baseline
 from onnxport.compare.report.html import require_jinja2
 from onnxport.compare.verdict import best, verdicts
-from onnxport.compare.workload import Workload, workload
+from onnxport.compare.workload import GOLDEN, Workload, workload
 from onnxport.errors import UsageError
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.session import cores
@@ -139,7 +139,11 @@ def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> 
 def _notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference: str, facts: Mapping[str, Any]) -> list[str]:
     """What a reader must know before trusting the figures."""
     notes = []
-    if work.built_in:
+    if work.kind == GOLDEN:
+        notes.append(
+            f"Measured on the bundle's {len(work.inputs)} golden inputs, for it takes no texts: quality on other data is not known."
+        )
+    elif work.built_in:
         notes.append(f"No data was given: measured on {len(work.inputs)} {work.name}, so nothing is known of the quality. Give --data.")
     elif len(work.inputs) < 100:
         notes.append(f"Only {len(work.inputs)} inputs were measured: quality figures may move by several points on other data.")

@@ -31,12 +31,6 @@ class BundleSide:
     def encode(self, inputs: list[Any], **options: Any) -> Any:
         return self.model.encode(inputs, **options)
 
-    def classify(self, inputs: list[Any], **options: Any) -> list[Any]:
-        return [_plain(result) for result in self.model.classify(inputs, **options)]
-
-    def answer(self, inputs: list[dict[str, str]], **options: Any) -> list[Any]:
-        return [_plain(self.model.answer(question=item["question"], context=item["context"], **options)) for item in inputs]
-
     def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         outputs: dict[str, Any] = self.model.run(inputs, **options)
         return outputs
@@ -99,12 +93,6 @@ def _source_bytes(source: Path) -> int | None:
         return None
     kept = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
     return sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path.suffix in kept)
-
-
-def _plain(result: Any) -> Any:
-    if isinstance(result, dict):
-        return result
-    return {name: getattr(result, name) for name in ("label", "scores", "answer", "text", "start", "end", "score") if hasattr(result, name)}
 
 
 def _result(result: Any) -> dict[str, Any]:

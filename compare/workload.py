@@ -1,5 +1,7 @@
 """What a comparison asks of every side: which method, which inputs, with which options."""
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +11,12 @@ from onnxport.compare.data import Dataset, read_data
 from onnxport.errors import BundleError, DataError
 from onnxport.runtime.bundle import Bundle
 
-METHODS = {"embedding": "encode", "classification": "classify", "question-answering": "answer", "tensor": "run"}  # others: generate
+METHODS = {"embedding": "encode", "classification": "run", "question-answering": "run", "tensor": "run"}  # others: generate
+GOLDEN = "golden"  # the kind of inputs that come from the bundle itself
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 _TAKES = {
     "generate": ("pairs", "texts"),
     "encode": ("texts", "pairs", "labelled"),
-    "classify": ("labelled", "texts"),
-    "answer": ("questions",),
     "run": (),
 }
 _TIMED_TOKENS = 32
@@ -38,7 +40,9 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Workload:
-    """inputs: one an answer (for `run`, one dict of arrays a call).  references: as `data.Dataset`, or None.
+    """method: what the sides are asked for.  kind: as `data.Dataset`, or GOLDEN.  name: of the data, for the report.
+
+    inputs: one an answer (for `run`, one dict of arrays a call).  references: as `data.Dataset`, or None.
 
     natural: options for answers as users get them.  fixed: options under which every side does the same amount of work.
     built_in: no data was given, so there is nothing to measure quality on.  lines: of the data file, one an input; None without a file.
@@ -56,6 +60,7 @@ class Workload:
 
     @property
     def generates(self) -> bool:
+        """Whether outputs are generated answers, with tokens."""
         return self.method == "generate"
 
     @property
@@ -85,9 +90,10 @@ def workload(bundle: Bundle, data: str | Path | None, limit: int | None, beam: i
     method = METHODS.get(bundle.task, "generate")
     natural, fixed = _options(bundle, beam, max_new_tokens) if method == "generate" else ({}, {})
     if data is None:
-        if bundle.tokenizers and method in ("generate", "encode", "classify"):
+        if bundle.tokenizers and method != "run":
             return Workload(method, "texts", "built-in sentences", list(_SENTENCES), None, natural, fixed, True)
-        return Workload(method, "texts", "golden inputs", _golden_inputs(bundle, method), None, natural, fixed, True)
+        method = "run" if method == "encode" else method  # arrays: without a tokenizer there is nothing to encode
+        return Workload(method, GOLDEN, "golden inputs", _golden_inputs(bundle, method), None, natural, fixed, True)
     dataset = read_data(data)
     if dataset.kind not in _TAKES[method]:
         takes = " or ".join(_TAKES[method]) or "no data file: it is compared on its golden inputs"
@@ -116,17 +122,19 @@ def _golden_inputs(bundle: Bundle, method: str) -> list[Any]:
         raise BundleError(f"{bundle.path}: holds neither a tokenizer nor golden inputs to run; give data, or export the model again")
     import numpy
 
-    with numpy.load(bundle.file(bundle.golden), allow_pickle=False) as golden:
-        arrays = {name: golden[name] for name in golden.files}
-    if method == "generate":
-        inputs: list[Any] = [row for name, ids in sorted(arrays.items()) for row in _rows(name, ids, arrays)]
-    else:
-        cases: dict[str, dict[str, Any]] = {}
-        for name, array in arrays.items():
-            case, _, rest = name.partition("/in/")
-            if rest:
-                cases.setdefault(case, {})[rest] = array
-        inputs = list(cases.values())
+    cases: dict[str, dict[str, Any]] = {}
+    try:
+        with numpy.load(bundle.file(bundle.golden), allow_pickle=False) as golden:
+            arrays = {name: golden[name] for name in golden.files}
+        rows = [row for name, ids in sorted(arrays.items()) for row in _rows(name, ids, arrays)] if method == "generate" else []
+    except _UNREADABLE as error:
+        why = str(error).splitlines()[:1] or [type(error).__name__]
+        raise BundleError(f"{bundle.path}: {bundle.golden} holds no golden inputs that can be read ({why[0]}); export again") from None
+    for name, array in arrays.items():
+        case, _, rest = name.partition("/in/")
+        if rest:
+            cases.setdefault(case, {})[rest] = array
+    inputs: list[Any] = rows if method == "generate" else list(cases.values())
     if not inputs:
         raise BundleError(f"{bundle.path}: {bundle.golden} holds no inputs for {bundle.task}; export the model again")
     return inputs

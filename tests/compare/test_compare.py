@@ -157,6 +157,57 @@ def test_golden_ids_serve_a_bundle_without_tokenizer(tmp_path):
     assert workload(opened, None, None).inputs == [[5], [8, 9], [5, 6, 7], [8, 9]]
 
 
+@pytest.mark.parametrize("task", ["embedding", "classification", "question-answering"])
+def test_a_bundle_that_cannot_read_texts_is_run_on_its_golden_arrays(tmp_path, fakes, task):
+    np.savez(tmp_path / "golden.npz", **{"a/in/input_ids": np.ones((1, 4), np.int64), "a/out/last_hidden_state": np.ones((1, 4, 2))})
+    report = compare(write_bundle(tmp_path, task, tokenizer=False, golden="golden.npz"), precisions=["int8"])
+    assert report.method["unit"] == "calls/s"
+    assert not any("--data" in note for note in report.notes)
+    assert "quality on other data is not known" in report.notes[0]
+
+
+def _whole(path):
+    np.savez_compressed(path, **{"seq0/source_ids": np.arange(4000).reshape(40, 100), "seq0/source_mask": np.ones((40, 100), np.int32)})
+
+
+def _cut(path):
+    _whole(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _bent(path):
+    _whole(path)
+    raw = bytearray(path.read_bytes())
+    raw[200:260] = bytes(60)
+    path.write_bytes(raw)
+
+
+def _single(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _cut,
+        _bent,
+        _single,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no archive at all"),
+        lambda path: np.savez(path, **{"seq0/source_ids": np.ones(3, np.int64)}),
+        lambda path: np.savez(path, **{"seq0/source_ids": np.ones((2, 3), np.int64), "seq0/source_mask": np.ones((1, 3), np.int32)}),
+        lambda path: np.savez(path, **{"seq0/source_ids": np.array([["a"]])}),
+        lambda path: np.savez(path, **{"seq0/source_ids": np.array([[object()]])}),
+    ],
+)
+def test_golden_inputs_that_cannot_be_read_are_refused(tmp_path, make):
+    make(tmp_path / "golden.npz")
+    opened = Bundle.open(write_bundle(tmp_path, tokenizer=False, golden="golden.npz"))
+    with pytest.raises(BundleError, match=r"golden inputs that can be read \(.*export again$"):
+        workload(opened, None, None)
+
+
 def test_generation_stays_within_the_models_positions(bundle):
     work = workload(Bundle.open(bundle), None, None, max_new_tokens=500)
     assert work.natural["max_new_tokens"] == 63

@@ -1,6 +1,6 @@
 import pytest
 
-from onnxport.compare.gates import evaluate, parse_gate, lookup
+from onnxport.compare.gates import evaluate, lookup, parse_gate
 from onnxport.errors import UsageError
 
 VARIANTS = {
