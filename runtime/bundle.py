@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,13 +52,24 @@ class Bundle:
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Bundle:
         """Read and check the bundle in folder `path`: manifest, presence and sizes; with `verify` also every hash. BundleError."""
-        root = Path(path)
-        if not root.is_dir():
-            found = "a file" if root.is_file() else "nothing"
-            raise BundleError(f"{root}: found {found}, expected a bundle's folder; make one with `onnxport export`")
-        bundle = cls.parse(_read_json(root / MANIFEST), root)
-        bundle.check_files(verify)
+        bundle = cls.read(path)
+        try:
+            bundle.check_files(verify)
+        except OSError as e:
+            raise BundleError(f"{path}: {e.filename}: cannot be read ({e.strerror}); check its name and permissions") from e
         return bundle
+
+    @classmethod
+    def read(cls, path: str | Path) -> Bundle:
+        """The bundle that the manifest in folder `path` describes; its other files are not looked at. BundleError."""
+        root = Path(path)
+        try:
+            found = "a folder" if root.is_dir() else "a file" if root.is_file() else "nothing"
+        except (OSError, ValueError) as e:
+            raise BundleError(f"{root}: cannot be read ({e}); check its name and permissions") from e
+        if found != "a folder":
+            raise BundleError(f"{root}: found {found}, expected a bundle's folder; make one with `onnxport export`")
+        return cls.parse(_read_json(root / MANIFEST), root)
 
     @classmethod
     def parse(cls, raw: object, root: Path) -> Bundle:
@@ -118,11 +129,11 @@ class Bundle:
         """The full path of a listed file."""
         return self.path / name
 
-    def check_files(self, verify: bool, names: Iterable[str] | None = None) -> None:
-        """Presence, kind and size of the listed files (all, or `names`); with `verify` their hashes. BundleError names the file."""
+    def check_files(self, verify: bool) -> None:
+        """Presence, kind and size of the listed files; with `verify` their hashes. BundleError names the file."""
         root = self.path.resolve()
-        for name in sorted(self.files if names is None else names):
-            path, entry = self.path / name, self.files[name]
+        for name, entry in sorted(self.files.items()):
+            path = self.path / name
             if not path.exists():
                 raise BundleError(f"{self.path}: {name} is missing; copy the whole folder or export the model again")
             if not path.resolve().is_relative_to(root):
@@ -157,13 +168,17 @@ def sha256(path: Path) -> str:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_no_constant)
     except FileNotFoundError:
         raise BundleError(f"{path.parent}: no {MANIFEST} here, expected a bundle's folder; make one with `onnxport export`") from None
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not valid JSON ({str(e).splitlines()[0]}); export the model again") from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_relative(name: str) -> None:

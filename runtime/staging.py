@@ -74,13 +74,14 @@ def _shared(manifest: dict[str, Any]) -> set[str]:
 def bundle_folder(out: str | Path, force: bool = False) -> Iterator[Staging]:
     """A Staging that becomes `out` when the block ends well; nothing is left behind when it does not.
 
-    An existing `out` is refused unless `force`; then it is replaced, and stays as it was when anything fails. OutputError.
+    An existing `out` is refused unless `force`; then it is replaced, and stays as it was when anything fails. A folder that is no bundle,
+    or holds files its manifest does not list, is never replaced. OutputError.
     """
     out = Path(out).absolute()
-    if os.path.lexists(out) and not force:
-        raise OutputError(f"{out}: exists, expected a new folder; choose another name or pass --force")
-    if os.path.lexists(out) and not _replaceable(out):
-        raise OutputError(f"{out}: exists and is no bundle, so --force does not replace it; choose another name or remove it yourself")
+    if os.path.lexists(out):
+        if not force:
+            raise OutputError(f"{out}: exists, expected a new folder; choose another name or pass --force")
+        _check_replaceable(out)
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
@@ -97,7 +98,10 @@ def bundle_folder(out: str | Path, force: bool = False) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def extended_bundle(path: str | Path) -> Iterator[Staging]:
-    """A Staging that starts as the bundle at `path` (files copied) with its manifest, and replaces it at the end."""
+    """A Staging that starts as the bundle at `path` (files copied) with its manifest, and replaces it at the end.
+
+    BundleError when there is no whole bundle; OutputError when the folder holds files the manifest does not list: they would be lost.
+    """
     bundle = Bundle.open(path)
     with bundle_folder(path, force=True) as staging:
         for name in bundle.files:
@@ -109,9 +113,19 @@ def extended_bundle(path: str | Path) -> Iterator[Staging]:
         yield staging
 
 
-def _replaceable(out: Path) -> bool:
-    """--force replaces bundles and empty folders only: a mistyped --out must not delete a home folder."""
-    return out.is_dir() and not out.is_symlink() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
+def _check_replaceable(out: Path) -> None:
+    """OutputError unless `out` is an empty folder or a bundle and nothing else: replacing must not delete what onnxport did not write."""
+    stray: list[str] = []
+    if out.is_dir() and not out.is_symlink():
+        if not any(out.iterdir()):
+            return
+        with contextlib.suppress(BundleError):  # files may be missing or damaged, but the manifest must tell which are the bundle's
+            stray = Bundle.read(out).unlisted()
+            if not stray:
+                return
+    if stray:
+        raise OutputError(f"{out}: holds {stray[0]}, which its {MANIFEST} does not list, so the bundle is not replaced; move it elsewhere")
+    raise OutputError(f"{out}: exists and is no bundle, so --force does not replace it; choose another name or remove it yourself")
 
 
 def _publish(temporary: Path, out: Path, force: bool) -> None:

@@ -1,6 +1,8 @@
 """Every way a bundle can be wrong is refused with one line that names it."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +61,29 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
 def test_broken_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(tmp_path, "not valid JSON")
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_constants_that_json_does_not_have(tmp_path: Path, constant: str) -> None:
+    (tmp_path / "bundle.json").write_text(f'{{"format": 1, "bound": {constant}}}')
+    refused(tmp_path, "not valid JSON", constant)
+
+
+def test_names_that_no_file_can_have(copy: Path) -> None:
+    refused(edit(copy, lambda m: m["files"].update({"x" * 300: {"sha256": "", "bytes": 1}})), "x" * 300)
+    refused(copy / ("y" * 300), "y" * 300)
+
+
+def test_a_folder_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = Path.stat
+
+    def failing(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "decoder.onnx":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    refused(copy, "decoder.onnx", "Permission denied")
 
 
 def test_a_manifest_that_is_no_object(tmp_path: Path) -> None:

@@ -162,3 +162,33 @@ def test_adding_a_variant_fails_without_a_trace(tmp_path: Path) -> None:
     assert (out / "bundle.json").read_bytes() == before
     assert left(out) == ["a", "bundle.json"]
     assert left(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_files_that_the_manifest_does_not_list_are_never_lost(tmp_path: Path, extend: bool) -> None:
+    out = make(tmp_path / "out", "old")
+    (out / "notes").mkdir()
+    (out / "notes/mine").write_text("dear")
+    with pytest.raises(OutputError, match=r"notes/mine.*move it elsewhere"):
+        if extend:
+            with extended_bundle(out):
+                pass
+        else:
+            make(out, "new", force=True)
+    assert (out / "notes/mine").read_text() == "dear"
+    assert (out / "a").read_text() == "old"
+    assert left(tmp_path) == ["out"]
+
+
+def test_force_replaces_a_bundle_that_lost_a_file(tmp_path: Path) -> None:
+    out = make(tmp_path / "out", "old")
+    (out / "a").unlink()
+    assert (make(out, "new", force=True) / "a").read_text() == "new"
+
+
+def test_force_spares_a_folder_whose_manifest_cannot_be_read(tmp_path: Path) -> None:
+    out = make(tmp_path / "out", "old")
+    (out / "bundle.json").write_text("{")
+    with pytest.raises(OutputError, match="is no bundle"):
+        make(out, "new", force=True)
+    assert (out / "a").read_text() == "old"
