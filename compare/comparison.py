@@ -140,9 +140,7 @@ def _notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference:
     """What a reader must know before trusting the figures."""
     notes = []
     if work.kind == GOLDEN:
-        notes.append(
-            f"Measured on the bundle's {len(work.inputs)} golden inputs, for it takes no texts: quality on other data is not known."
-        )
+        notes.append(f"Measured on the bundle's own {len(work.inputs)} golden inputs: quality on other data is not known.")
     elif work.built_in:
         notes.append(f"No data was given: measured on {len(work.inputs)} {work.name}, so nothing is known of the quality. Give --data.")
     elif len(work.inputs) < 100:

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ class Report:
         return plain
 
     def write(self, out: str | Path, *, force: bool = False) -> None:
-        """Writes report.json, report.md and report.html into `out`, whole or not at all. Raises OutputError."""
+        """Writes report.json, report.md and report.html into `out`. Raises OutputError.
+
+        All three are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
+        """
         from onnxport.compare.report.html import render_html
         from onnxport.compare.report.markdown import render_markdown
 
@@ -69,37 +73,39 @@ class Report:
         texts = (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", render_markdown(content), render_html(content))
         out = Path(out).absolute()
         check_out(out, force)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as made:
-                for name, text in zip(FILES, texts, strict=True):
-                    (Path(made) / name).write_text(text, encoding="utf-8")
-                _put(Path(made), out)
-        except OSError as error:
-            raise OutputError(f"{out}: the report cannot be written ({error.strerror or error}); choose another folder") from error
+        with _written(out) as made:
+            for name, text in zip(FILES, texts, strict=True):
+                (made / name).write_text(text, encoding="utf-8")
+            out.mkdir(exist_ok=True)
+            for name in FILES:
+                os.replace(made / name, out / name)
 
 
 def check_out(out: str | Path, force: bool) -> None:
-    """Refuses an output that exists (without `force`) or that is no folder, before minutes are spent on measuring. Raises OutputError."""
-    out = Path(out)
+    """Refuses an output that exists (without `force`), is no folder or cannot be written. Raises OutputError.
+
+    To be asked before minutes are spent on measuring. Nothing is left behind but folders above `out` that had to be made.
+    """
+    out = Path(out).absolute()
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; expected a folder, new or existing, for the report")
     there = [name for name in FILES if (out / name).exists()]
     if there and not force:
         raise OutputError(f"{out}: holds {', '.join(there)} already; choose another folder, or pass --force to replace them")
+    with _written(out) as made:
+        (made / FILES[0]).write_bytes(b"x")
 
 
-def _put(made: Path, out: Path) -> None:
-    """Moves the finished files: the whole folder at once where `out` is new, else one by one over the old ones."""
-    if not out.exists():
-        whole = made / "whole"
-        whole.mkdir()
-        for name in FILES:
-            shutil.move(made / name, whole / name)
-        os.rename(whole, out)
-        return
-    for name in FILES:
-        os.replace(made / name, out / name)
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A new folder, gone in the end, on the file system of `out`: in it where it exists, else beside it. OSError becomes OutputError."""
+    try:
+        place = out if out.exists() else out.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=place) as made:
+            yield Path(made)
+    except OSError as error:
+        raise OutputError(f"{out}: the report cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _finite(value: Any) -> Any:

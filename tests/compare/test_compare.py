@@ -264,6 +264,15 @@ def test_an_existing_report_is_refused_before_anything_is_measured(bundle, data,
         compare(bundle, data, out=tmp_path)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(bundle, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    stages = []
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        compare(bundle, data, out=tmp_path / "file" / "out", progress=stages.append)
+    assert caught.value.exit_code == 6
+    assert stages == []
+
+
 def test_a_refused_text_is_told_by_its_line(bundle, tmp_path, fakes):
     path = tmp_path / "a.txt"
     path.write_text("fine\n\nfine too\nrefuse\n")

@@ -1,7 +1,9 @@
+import errno
 import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from compare_samples import metrics, report, translated
@@ -74,6 +76,29 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         report().write(tmp_path / "file" / "out")
+
+
+def test_an_earlier_report_survives_a_full_disk(tmp_path, monkeypatch):
+    report().write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_text = Path.write_text
+
+    def full(path, text, **options):
+        if path.name == "report.html":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        report(bundle="other").write(tmp_path, force=True)
+    assert caught.value.exit_code == 6
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_try_leaves_nothing_behind(tmp_path):
+    check_out(tmp_path, False)
+    check_out(tmp_path / "new", False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_when_rendering_fails(tmp_path, monkeypatch):
