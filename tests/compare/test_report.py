@@ -153,6 +153,29 @@ def test_texts_are_escaped_everywhere():
     assert {line.count("|") - line.count("\\|") for line in text.splitlines() if "alert" in line and line.startswith("|")} == {4}
 
 
+def test_names_of_variants_and_gates_are_escaped_in_markdown():
+    evil = "<img src=x>\n| `x` | **y** [z](u) |"
+    base, other = f"base {evil}", f"other {evil}"
+    example = {"index": 0, "input": "a", "expected": None, "reference": "b", "variant": "c", "first_difference": 0}
+    text = render_markdown(
+        report(
+            reference=base,
+            variants={base: translated(), other: translated(speedup=2.0)},
+            verdict={base: "the reference", other: "fast"},
+            recommended=other,
+            examples={other: [example]},
+            gates=[{"expr": f"{evil}>=1", "value": None, "passed": False, "values": {}, "message": f"{other} has 0"}],
+        ).as_dict()
+    )
+    told = [line for line in text.splitlines() if "img" in line]
+    bars = [len(re.findall(r"(?<!\\)\|", line)) for line in told]
+    wide = next(line for line in text.splitlines() if line.startswith("| Variant")).count("|")
+    assert bars == [0, 0, 0, 4, wide, wide, 0, 0, 4]  # title, two verdicts, gate, two rows, reference, heading and heads of the examples
+    for line in told:
+        assert "<" not in line
+        assert not re.search(r"(?<!\\)[`\[\]]", line)
+
+
 def test_a_variants_name_is_escaped_in_plots():
     made = report(
         variants={"fp32": translated(), "<x&y>": translated(speedup=2.0)}, verdict={"fp32": "the reference", "<x&y>": "fast"}, examples={}
