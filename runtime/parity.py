@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxport.errors import BundleError
+from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.encode import Encoder
 from onnxport.runtime.engine import Engine
@@ -26,47 +27,64 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     A model that generates is run twice over every case, as prefill of each beginning and step by step; the worse counts. Returns
     max_abs_diff; relative_error, rms(difference) / rms(golden - its mean over the last axis); argmax_agreement, the share of positions with
     the golden arg-max (generating models); greedy_agreement, the share of golden greedy tokens before the first difference, the end counted
-    (None without such a case); finite; cases, their number. BundleError when the goldens are missing or unreadable.
+    (None without such a case); finite; cases, their number. BundleError when goldens are missing, unreadable or leave nothing to compare.
     """
     cases = read_goldens(bundle)
     sessions = Sessions.choose(device, threads)
     if bundle.generation is None:
         encoder = Encoder(bundle, bundle.variants[variant], sessions, None)
-        return _summary([_tensors(encoder, case) for case in cases.values()], None)
+        return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
     engine = Engine(bundle, bundle.variants[variant], sessions)
     greedy = cases.pop("greedy", None)
-    differences = [pair for case in cases.values() for pair in _logits(engine, case)]
+    differences = [pair for name, case in cases.items() for pair in _compared(name, _logits(engine, case))]
+    if not differences:
+        raise BundleError(f"{bundle.path}: the golden answers hold no logits to compare; export the model again")
     return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
 
 
 def read_goldens(bundle: Bundle) -> dict[str, Arrays]:
-    """golden.npz by case and name. BundleError when it is missing, unreadable or empty."""
+    """golden.npz by case and name. BundleError when it is missing, unreadable, empty, or holds answers that are not finite."""
     if bundle.golden is None:
         raise BundleError(f"{bundle.path}: no golden answers, expected golden.npz; export the model again")
     path = bundle.file(bundle.golden)
     cases: dict[str, Arrays] = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in sorted(arrays.files):
-                case, _, name = key.partition("/")
-                cases.setdefault(case, {})[name] = arrays[key]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        raise BundleError(f"{path}: not a readable .npz file of plain arrays ({str(e).splitlines()[0]}); export the model again") from None
+    for key, array in sorted(read_npz(path, BundleError, "export the model again").items()):
+        case, _, name = key.partition("/")
+        if not name.startswith("in/") and array.dtype.kind in "fc" and not np.isfinite(array).all():  # an input mask may hold -inf
+            raise BundleError(f"{path}: {key} holds values that are not finite, expected golden answers; export the model again")
+        cases.setdefault(case, {})[name] = array
     if not cases:
         raise BundleError(f"{path}: no golden answers in it; export the model again")
     return cases
 
 
+def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of a case that hold values. BundleError without any: a case that compares nothing must not pass."""
+    found = [pair for pair in pairs if pair[0].size]
+    if not found:
+        raise BundleError(f"the golden case {name} has no outputs to compare; export the model again")
+    return found
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+    """BundleError where arrays of a case are missing or do not fit each other."""
+    try:
+        yield
+    except (KeyError, ValueError, IndexError, TypeError) as e:
+        raise BundleError(f"the golden answers are incomplete ({e}); export the model again") from None
+
+
 def _logits(engine: Engine, case: Arrays) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(golden, found) logits [positions, vocabulary] by prefill, then by steps."""
-    try:
+    with _complete():
         ids = case["target_ids" if engine.encoder is not None else "input_ids"]
         golden, (rows, length) = case["logits"], ids.shape
         lengths = case.get("target_lengths", case.get("lengths", np.full(rows, length)))
         sources = _unpadded(case["source_ids"], case["source_mask"]) if engine.encoder is not None else None
-    except (KeyError, ValueError) as e:
-        raise BundleError(f"the golden answers are incomplete ({e}); export the model again") from None
-    real = np.arange(length)[None, :] < lengths[:, None]
+        real = np.arange(length) < lengths.reshape(rows, 1)
+        if not ids.size or len(sources or ids) != rows:
+            raise ValueError(f"{rows} rows of {length} ids for {len(sources or ids)} sources")
     for found in (_prefilled(engine, sources, ids), _stepped(engine, sources, ids)):
         if found.shape != golden.shape:
             raise BundleError(f"the golden logits have shape {golden.shape}, the model gives {found.shape}; export the model again")
@@ -96,8 +114,11 @@ def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -
 
 
 def _greedy(engine: Engine, case: Arrays) -> float:
-    tokens, lengths = case["tokens"], case["lengths"]
-    inputs = _unpadded(case["source_ids"], case["source_mask"])
+    with _complete():
+        tokens, inputs = case["tokens"], _unpadded(case["source_ids"], case["source_mask"])
+        lengths = case["lengths"].reshape(len(inputs))
+        if not tokens.size or tokens.shape[:-1] != lengths.shape:
+            raise ValueError(f"greedy tokens of shape {tokens.shape} for {len(inputs)} inputs")
     answers = Generator(engine, None, None).generate(inputs, None, Options(max_new_tokens=tokens.shape[1]), Watch())
     same = total = 0
     for answer, row, length in zip(answers, tokens, lengths, strict=True):

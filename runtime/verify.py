@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import ParityError
-from onnxport.runtime.bundle import Bundle, Variant
+from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.parity import replay
 from onnxport.runtime.session import Sessions
 
@@ -25,24 +26,29 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
     variants = {}
     for name, variant in bundle.variants.items():
         variants[name] = replay(bundle, name, threads=threads)
-        check_bounds(variant, variants[name])
+        check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
         "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
         "variants": variants,
     }  # fmt: skip
 
 
-def check_bounds(variant: Variant, found: dict[str, Any]) -> None:
-    """ParityError when `found` breaks a bound of the variant: agreements have a least value, all else a greatest."""
-    if not found["finite"]:
-        raise ParityError(f"variant {variant.name}: values that are not finite, expected the golden answers; export the model again")
-    bounds = variant.parity.get("bounds", {})
+def check_bounds(
+    name: str, bounds: Mapping[str, float], found: Mapping[str, Any], advice: str = "export the model again on this version"
+) -> None:
+    """ParityError when what was `found` of variant `name` breaks a bound: agreements have a least value, all else a greatest.
+
+    Nothing passes by absence: not a variant without bounds, nor a metric that was not measured.
+    """
+    if not found.get("finite"):
+        raise ParityError(f"variant {name}: values that are not finite, expected the golden answers; {advice}")
+    if not isinstance(bounds, Mapping) or not bounds:
+        raise ParityError(f"variant {name}: no bounds are recorded, expected at least relative_error; {advice}")
     for metric, bound in bounds.items():
-        value = found.get(metric)
-        agreement = metric.endswith("agreement")
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise ParityError(f"variant {name}: the bound of {metric} is {bound!r}, expected a number; {advice}")
+        value, agreement = found.get(metric), metric.endswith("agreement")
         if value is None or not (value >= bound if agreement else value <= bound):
             relation = "at least" if agreement else "at most"
             shown = "not measured" if value is None else f"{value:.3g}"
-            raise ParityError(
-                f"variant {variant.name}: {metric} is {shown}, expected {relation} {bound:g}; export the model again on this version"
-            )
+            raise ParityError(f"variant {name}: {metric} is {shown}, expected {relation} {bound:g}; {advice}")

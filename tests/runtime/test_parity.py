@@ -1,8 +1,11 @@
 """A replay sees what is wrong; `verify` says which file or bound."""
 
+import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from onnxport.errors import BundleError, ParityError
 from onnxport.runtime.bundle import Bundle, sha256
 from onnxport.runtime.parity import replay
-from onnxport.runtime.verify import verify
+from onnxport.runtime.verify import check_bounds, verify
 
 from . import tiny
 
@@ -18,6 +21,12 @@ from . import tiny
 @pytest.fixture(params=["tiny_bundle", "causal_bundle"])
 def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "copy"))
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(2))
+    return buffer.getvalue()
 
 
 def rewrite(path: Path, name: str, data: bytes) -> None:
@@ -93,7 +102,7 @@ def test_verify_finds_values_that_are_not_finite(copy: Path) -> None:
         verify(copy, threads=1)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip"])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", npy()])
 def test_goldens_that_cannot_be_read(copy: Path, data: bytes) -> None:
     rewrite(copy, "golden.npz", data)
     with pytest.raises(BundleError, match="readable"):
@@ -105,3 +114,63 @@ def test_goldens_that_lack_something(copy: Path) -> None:
     rewrite(copy, "golden.npz", (copy / "golden.npz").read_bytes())
     with pytest.raises(BundleError, match="incomplete"):
         replay(Bundle.open(copy), "fp32")
+
+
+def change_goldens(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Bundle:
+    with np.load(path / "golden.npz") as arrays:
+        goldens = dict(arrays)
+    change(goldens)
+    np.savez(path / "golden.npz", **goldens)
+    rewrite(path, "golden.npz", (path / "golden.npz").read_bytes())
+    return Bundle.open(path)
+
+
+def keep(goldens: dict[str, np.ndarray], case: str) -> None:
+    for key in [k for k in goldens if not k.startswith(case)]:
+        del goldens[key]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda g: g["seq1/logits"].__setitem__((0, 0, 0), np.nan), "seq1/logits holds values that are not finite"),
+        (lambda g: g["seq1/logits"].__setitem__((0, 0, 0), np.inf), "not finite"),
+        (lambda g: g["seq0/target_lengths"].fill(0), "seq0 has no outputs to compare"),
+        (lambda g: keep(g, "greedy"), "no logits to compare"),
+        (lambda g: g.pop("greedy/lengths"), "incomplete"),
+        (lambda g: g.pop("greedy/tokens"), "incomplete"),
+        (lambda g: g.update({"greedy/lengths": np.ones(9, np.int64)}), "incomplete"),
+        (lambda g: g.update({"seq0/target_lengths": np.ones(9, np.int64)}), "incomplete"),
+        (lambda g: g.update({"seq0/source_mask": np.ones((9, 1), np.int32)}), "incomplete"),
+    ],
+)
+def test_goldens_that_compare_nothing_do_not_pass(
+    tiny_bundle: Path, tmp_path: Path, change: Callable[[dict[str, np.ndarray]], object], part: str
+) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    with pytest.raises(BundleError, match=part):
+        replay(change_goldens(path, change), "fp32", threads=1)
+
+
+@pytest.mark.parametrize("parity", [{}, {"bounds": {}}, {"bounds": []}, {"bounds": {"relative_error": None}}, {"bounds": {"other": 1.0}}])
+def test_verify_needs_bounds_it_can_check(copy: Path, parity: dict[str, Any]) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["variants"]["fp32"]["parity"] = parity
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(ParityError, match="variant fp32"):
+        verify(copy, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("found", "part"),
+    [
+        ({}, "not finite"),
+        ({"finite": True}, "relative_error is not measured, expected at most 0.1; report this"),
+        ({"finite": True, "relative_error": float("nan")}, "relative_error is nan"),
+        ({"finite": True, "relative_error": 0.0}, "greedy_agreement is not measured"),
+        ({"finite": True, "relative_error": 0.0, "greedy_agreement": 0.8}, "greedy_agreement is 0.8, expected at least 0.9"),
+    ],
+)
+def test_bounds_are_not_met_by_absence(found: dict[str, Any], part: str) -> None:
+    with pytest.raises(ParityError, match=part):
+        check_bounds("int8", {"relative_error": 0.1, "greedy_agreement": 0.9}, found, "report this")
