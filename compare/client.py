@@ -22,7 +22,7 @@ _KEPT_LINES = 20
 class Client:
     """One side in its own process.
 
-    name: what messages call the side.  spec: see `worker`.  timeout: seconds one request may take.
+    name: what messages call the side.  spec: see `worker`.  timeout: seconds one request may take.  started: by `time.perf_counter`.
     paths: folders put before the worker's module search path, for sides that live outside installed packages.
     """
 
@@ -51,6 +51,7 @@ class Client:
 
     @property
     def pid(self) -> int:
+        """Of the side's process."""
         return self._process.pid
 
     def load(self) -> dict[str, Any]:
@@ -105,6 +106,7 @@ class Client:
         self.kill()
 
     def kill(self) -> None:
+        """Ends the process by force and frees its pipes; may be called again."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()

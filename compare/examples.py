@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from onnxport.compare.metrics import first_difference
+from onnxport.compare.metrics import first_difference, identity
 from onnxport.compare.workload import Workload
 
 _SHOWN = 12
@@ -20,15 +20,15 @@ def differing(work: Workload, outputs: Sequence[Any], reference: Sequence[Any]) 
     """
     if work.method in ("encode", "run"):
         return []
-    rows = [i for i, (a, b) in enumerate(zip(outputs, reference, strict=True)) if _shown(a) != _shown(b)]
+    rows = [i for i, (a, b) in enumerate(zip(outputs, reference, strict=True)) if identity(a) != identity(b)]
     rows = [rows[i * len(rows) // _SHOWN] for i in range(_SHOWN)] if len(rows) > _SHOWN else rows
     return [
         {
             "index": i,
             "input": _text(work.inputs[i]),
             "expected": None if work.references is None else _text(work.references[i]),
-            "reference": _text(_shown(reference[i])),
-            "variant": _text(_shown(outputs[i])),
+            "reference": _text(identity(reference[i])),
+            "variant": _text(identity(outputs[i])),
             "first_difference": first_difference(outputs[i]["tokens"], reference[i]["tokens"]) if work.generates else None,
         }
         for i in rows
@@ -47,10 +47,6 @@ def marked(text: str, other: str) -> list[tuple[str, bool]]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)
-
-
-def _shown(output: dict[str, Any]) -> Any:
-    return next((output[name] for name in ("label", "answer", "text", "tokens") if output.get(name) is not None), output)
 
 
 def _text(value: Any) -> str:

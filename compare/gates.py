@@ -33,6 +33,7 @@ class Gate:
     number: float
 
     def holds(self, value: float) -> bool:
+        """Whether `value` passes, in the metric's own unit."""
         return _OPS[self.op](value, self.number)
 
 

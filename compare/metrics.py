@@ -15,6 +15,8 @@ from onnxport.errors import UsageError
 LOWER_IS_BETTER = frozenset({"perplexity"})
 QUALITY = ("bleu", "chrf", "exact_match", "f1", "accuracy", "perplexity")  # the first that was measured leads the verdict
 
+LABELS = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy", "perplexity": "perplexity"}
+
 
 def quality(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None) -> dict[str, float]:
     """Metrics of one side for data of `kind` (see `data.Dataset`); {} without references."""
@@ -84,7 +86,7 @@ def agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any
         return {}
     if not isinstance(outputs[0], dict):
         return {"cosine": statistics.fmean(_cosine(a, b) for a, b in zip(outputs, reference, strict=True))}
-    same = [_identity(a) == _identity(b) for a, b in zip(outputs, reference, strict=True)]
+    same = [identity(a) == identity(b) for a, b in zip(outputs, reference, strict=True)]
     found: dict[str, Any] = {"agreement": statistics.fmean(same)}
     if "tokens" in outputs[0]:
         places = [
@@ -104,7 +106,7 @@ def first_difference(tokens: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(other)))
 
 
-def _identity(output: dict[str, Any]) -> Any:
+def identity(output: dict[str, Any]) -> Any:
     """What must be equal for two outputs to be identical: the text where there is one, else the ids, label or answer."""
     for name in ("label", "answer", "text", "tokens"):
         if output.get(name) is not None:

@@ -7,7 +7,10 @@ from onnxport.errors import ParityError
 
 
 class BundleSide:
-    """One variant of a bundle through `onnxport.runtime`."""
+    """One variant of a bundle through `onnxport.runtime`; a `worker.Side`. Times are the worker's to take.
+
+    path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.
+    """
 
     imports = ("numpy", "tokenizers", "onnxruntime", "onnxport.runtime")
 
@@ -16,22 +19,27 @@ class BundleSide:
         self.model: Any = None
 
     def load(self) -> None:
+        """Opens the bundle and its sessions. Raises BundleError, DeviceError."""
         from onnxport.runtime import load
 
         self.model = load(self.path, precision=self.precision, device=self.device, threads=self.threads)
 
     def about(self) -> dict[str, Any]:
+        """device and versions."""
         import onnxruntime
 
         return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """An answer an input, all in one batch: {"text", "tokens", "score"}. inputs: texts or lists of token ids."""
         return [_result(result) for result in self.model.generate(inputs, batch_size=max(1, len(inputs)), **options)]
 
     def encode(self, inputs: list[Any], **options: Any) -> Any:
+        """Texts -> float32 [texts, hidden]."""
         return self.model.encode(inputs, **options)
 
     def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Arrays by name in, arrays by name out."""
         outputs: dict[str, Any] = self.model.run(inputs, **options)
         return outputs
 
@@ -45,12 +53,12 @@ class BundleSide:
         from onnxport.runtime.verify import check_bounds
 
         bundle = Bundle.open(self.path)
-        variant = bundle.variants[self.precision]
+        bounds = bundle.variants[self.precision].parity.get("bounds", {})
         found: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
         within: bool | None = None
-        if variant.parity.get("bounds"):
+        if bounds:
             try:
-                check_bounds(variant, found)
+                check_bounds(self.precision, bounds, found)
                 within = True
             except ParityError:
                 within = False
@@ -58,7 +66,10 @@ class BundleSide:
 
 
 class PyTorchSide:
-    """The user's own class in PyTorch, as `onnxport.export.reference` runs it."""
+    """The user's own class in PyTorch, as `onnxport.export.reference` runs it; a `worker.Side`.
+
+    source: as `onnxport export` takes it.  threads: None for PyTorch's own choice.
+    """
 
     imports = ("torch", "onnxport.export.reference")
 
@@ -67,22 +78,27 @@ class PyTorchSide:
         self.reference: Any = None
 
     def load(self) -> None:
+        """Builds the module with its weights. Raises CheckpointError, UsageError."""
         from onnxport.export.reference import PyTorchReference
 
         self.reference = PyTorchReference(self.source, self.threads)
 
     def about(self) -> dict[str, Any]:
+        """device, versions and size_bytes, the bytes of the source's files (None for a factory in code)."""
         import torch
 
         return {"device": "cpu", "versions": {"torch": torch.__version__}, "size_bytes": _source_bytes(Path(self.source))}
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """An answer an input, all in one batch: {"text", "tokens", "score"}. inputs: texts or lists of token ids."""
         return [_result(result) for result in self.reference.generate(inputs, batch_size=len(inputs), **options)]
 
     def encode(self, inputs: list[Any], **options: Any) -> Any:
+        """Texts -> float32 [texts, hidden]."""
         return self.reference.encode(inputs, **options)
 
     def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Arrays by name in, arrays by name out."""
         outputs: dict[str, Any] = self.reference.run(inputs, **options)
         return outputs
 

@@ -20,6 +20,7 @@ class Timed:
 
     @property
     def median(self) -> float:
+        """Seconds of a run."""
         return statistics.median(self.seconds)
 
     @property

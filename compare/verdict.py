@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.compare.metrics import QUALITY
+from onnxport.compare.metrics import LABELS, QUALITY
 
 _ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on shared machines differ by as much
 _SMALLER = 0.9
 _SAME_ANSWERS = 0.9  # without references: the share of identical outputs from which a variant may be recommended
-_LABELS = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match", "f1": "F1", "accuracy": "accuracy", "perplexity": "perplexity"}
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
 
@@ -50,7 +49,7 @@ def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str) -> dict[
 def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str) -> str:
     own, base = variants[name], variants[reference]
     if name == reference:
-        told = [f"{_LABELS[m]} {_number(m, own[m])}" for m in [lead_metric(own)] if m]
+        told = [f"{LABELS[m]} {_number(m, own[m])}" for m in [lead_metric(own)] if m]
         text = "the reference" + (f" ({', '.join(told)})" if told else "")
         if name == "pytorch":
             return f"{text}: the original model in PyTorch"
@@ -119,7 +118,7 @@ def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     metric = lead_metric(own)
     if metric is None or base.get(metric) is None:
         return ""
-    label, value, other = _LABELS[metric], _number(metric, own[metric]), _number(metric, base[metric])
+    label, value, other = LABELS[metric], _number(metric, own[metric]), _number(metric, base[metric])
     if value == other:
         return f"the same {label} ({value})"
     change = own[metric] - base[metric]

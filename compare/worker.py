@@ -47,13 +47,17 @@ class Side(Protocol):
 
     imports: tuple[str, ...]
 
-    def load(self) -> None: ...
+    def load(self) -> None:
+        """Makes the side ready to answer."""
+        ...
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Texts or lists of token ids in; a dict an input out: "tokens" (new ids, list of int) and "text" (None without a tokenizer)."""
         ...
 
-    def encode(self, inputs: list[Any], **options: Any) -> list[list[float]]: ...
+    def encode(self, inputs: list[Any], **options: Any) -> list[list[float]]:
+        """Texts in, a vector an input out."""
+        ...
 
     def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Arrays by name in, arrays by name out."""
@@ -84,6 +88,7 @@ class Worker:
         self.side: Any = None
 
     def handle(self, request: dict[str, Any]) -> Any:
+        """The result of one request (see the module). Raises what the side raises, and UsageError for a wrong request."""
         op = request.get("op")
         if op == "load":
             return self.load(request["spec"])
@@ -103,6 +108,7 @@ class Worker:
         raise UsageError(f"unknown operation {op!r}; expected load, {', '.join(METHODS)}, time, parity, stats or close")
 
     def load(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Imports and loads a side in place of the one before: import_ms and load_ms in milliseconds, and what it tells about itself."""
         started = time.perf_counter()
         side = make_side(spec)
         for module in getattr(side, "imports", ()):
@@ -115,12 +121,14 @@ class Worker:
         return {"import_ms": (imported - started) * 1e3, "load_ms": (loaded - imported) * 1e3, "about": about}
 
     def call(self, method: str, request: dict[str, Any]) -> Any:
+        """Outputs of one of the side's methods. Raises UsageError when it lacks the method."""
         function = getattr(self.side, method, None)
         if function is None:
             raise UsageError(f"{type(self.side).__name__} has no {method}()")
         return function(arrays.unpack(request["inputs"]), **request.get("options", {}))
 
     def time(self, request: dict[str, Any]) -> dict[str, list[float] | list[int]]:
+        """Seconds and units of each of the request's calls; unpacking the inputs is not counted."""
         request = {**request, "inputs": arrays.unpack(request["inputs"])}
         seconds: list[float] = []
         units: list[int] = []
@@ -154,6 +162,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Answers standard input until it ends or asks to close; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.compare.metrics import QUALITY
+from onnxport.compare.metrics import LABELS, QUALITY
 
-LABELS = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "Exact match", "f1": "F1", "accuracy": "Accuracy", "perplexity": "Perplexity"}
 MISSING = "–"
 
 
@@ -22,6 +21,7 @@ def significant(value: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
+    """Milliseconds with three digits."""
     return MISSING if value is None else f"{significant(value)} ms"
 
 
@@ -31,10 +31,12 @@ def percent(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
+    """A ratio: 2.10×."""
     return MISSING if value is None else f"{value:.2f}×" if value < 10 else f"{significant(value)}×"
 
 
 def scientific(value: float | None) -> str:
+    """Two digits and a power of ten."""
     return MISSING if value is None else f"{value:.1e}"
 
 
@@ -43,7 +45,14 @@ def quality_names(content: Mapping[str, Any]) -> list[str]:
     return [name for name in QUALITY if any(name in values for values in content["variants"].values())]
 
 
+def heading(name: str) -> str:
+    """A quality metric's label at the head of a column: names that have capitals of their own keep them."""
+    label = LABELS[name]
+    return label.capitalize() if label.islower() else label
+
+
 def quality(name: str, value: float | None) -> str:
+    """A quality metric as people write it: BLEU, chrF and perplexity as numbers, shares as percent."""
     if value is None:
         return MISSING
     return f"{value:.2f}" if name in ("bleu", "chrf", "perplexity") else percent(value)
@@ -52,7 +61,7 @@ def quality(name: str, value: float | None) -> str:
 def columns(content: Mapping[str, Any]) -> list[str]:
     """Headings that go with `rows`."""
     unit = content["method"]["unit"]
-    names = [LABELS[name] for name in quality_names(content)]
+    names = [heading(name) for name in quality_names(content)]
     same = [heading for key, heading in (("agreement", "Same answers"), ("cosine", "Cosine")) if _any(content, key)]
     batches = [unit if unit == "calls/s" else f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
     return [

@@ -54,7 +54,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         parting=plots.first_differences(content),
         examples={name: [_example(e) for e in examples] for name, examples in content["examples"].items() if examples},
         machine=figures.machine_line(content),
-        quality_label=figures.LABELS.get(next(iter(figures.quality_names(content)), ""), ""),
+        quality_label=next(map(figures.heading, figures.quality_names(content)), ""),
     )
     return text
 
@@ -67,7 +67,7 @@ def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
         (figures.megabytes(values.get("size_bytes")), "on disk"),
     ]
     if metric:
-        facts.append((figures.quality(metric, values[metric]), figures.LABELS[metric]))
+        facts.append((figures.quality(metric, values[metric]), figures.heading(metric)))
     if name != content["reference"] and values["agreement"] is not None:
         facts.append((figures.percent(values["agreement"]), "same answers"))
     return {

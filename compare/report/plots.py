@@ -22,7 +22,7 @@ def quality_and_speed(content: Mapping[str, Any]) -> str:
     values = {name: v[metric] * scale for name, v in points.items()}
     low, high = _range(list(values.values()), least=2.0 if scale == 1 else 4.0, top=None if metric == "perplexity" else 100.0)
     right = _nice(max(v["throughput"] for v in points.values()) * 1.08)
-    label = figures.LABELS.get(metric, "Same answers") + (" (%)" if scale == 100 else "")
+    label = ("Same answers" if metric == "agreement" else figures.heading(metric)) + (" (%)" if scale == 100 else "")
     parts = _axes(right, low, high, f"{content['method']['unit']}, batch {content['method']['batches'][0]}", label)
     biggest = max((v.get("size_bytes") or 1) for v in points.values())
     taken: list[tuple[float, float, float]] = []

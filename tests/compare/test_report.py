@@ -10,7 +10,7 @@ from compare_samples import metrics, report, translated
 
 from onnxport.compare import table
 from onnxport.compare.gates import evaluate, parse_gate
-from onnxport.compare.report import check_out
+from onnxport.compare.report import check_out, figures
 from onnxport.compare.report.baseline import changes, read_baseline
 from onnxport.compare.report.html import render_html
 from onnxport.compare.report.markdown import render_markdown
@@ -231,3 +231,8 @@ def test_a_bad_baseline_is_refused(tmp_path, content, told):
         path.write_text(content)
     with pytest.raises(DataError, match=told):
         read_baseline(path)
+
+
+@pytest.mark.parametrize("name, told", [("bleu", "BLEU"), ("chrf", "chrF"), ("f1", "F1"), ("exact_match", "Exact match")])
+def test_headings_keep_the_capitals_of_names(name, told):
+    assert figures.heading(name) == told

@@ -1,6 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
-from onnxport.compare import machine, memory, timing
+from onnxport.compare import machine, timing
 from onnxport.compare.timing import Timed, alternate, latency_ms, percentile, ratio
 
 
@@ -57,5 +60,15 @@ def test_the_machine_is_described():
     assert "no-such-package" not in facts["versions"]
 
 
-def test_peak_memory_is_at_least_what_is_held_now():
-    assert memory.peak_rss_bytes() >= (memory.rss_bytes() or 0)
+def test_peak_memory_rises_with_what_is_held_and_stays():
+    code = """
+from onnxport.compare import memory
+before = memory.peak_rss_bytes()
+held = b"x" * 50_000_000
+del held
+print(before, memory.peak_rss_bytes(), memory.rss_bytes())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    before, peak, now = map(int, found)
+    assert 45e6 < peak - before < 100e6
+    assert now < peak - 45e6
