@@ -14,9 +14,11 @@ import numpy as np
 from onnxport.console import emit, emit_json
 from onnxport.errors import DataError, OutputError, TextError, UsageError
 from onnxport.runtime import Model, load
+from onnxport.runtime.arrays import read_npz
 
 GENERATING = {"translation", "summarization", "text2text", "text-generation"}
 CHUNK = 64  # lines answered together when they are already there
+LONGEST = 1 << 24  # bytes of a line
 
 
 def answer(
@@ -34,11 +36,15 @@ def answer(
     **search: Any,
 ) -> None:
     """Answers and prints; every option is the command's."""
+    if out is not None and npz is None:
+        raise UsageError("--out goes with --npz: texts are answered on standard output")
+    if npz is not None and (texts or stream):
+        raise UsageError("--npz takes its inputs from the file: leave TEXT and --stream out")
     with load(bundle, precision=precision, device=device, threads=threads) as model:
         if npz is not None or model.task == "tensor":
             if npz is None or out is None:
                 raise UsageError(f"the task of {bundle} is {model.task}: expected --npz IN.npz --out OUT.npz")
-            run_arrays(model, npz, out, force)
+            run_arrays(model, npz, out, force, as_json)
         elif stream:
             _stream(model, texts, as_json, _search(model, search))
         else:
@@ -58,86 +64,130 @@ def _search(model: Model, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(model: Model, texts: list[str], search: dict[str, Any]) -> list[dict[str, Any]]:
+    """One result a text, without its private parts; a blank text has an empty result."""
+    texts = [text if text.strip() else "" for text in texts]
     if model.task in GENERATING:
-        names = ("text", "tokens", "score", "finish_reason")
-        return [{name: getattr(result, name) for name in names} for result in model.generate(texts, **search)]
-    return [{"embedding": row.tolist()} for row in model.encode(texts)]
+        return [_fields(result) for result in model.generate(texts, **search)]
+    rows = iter(model.encode([text for text in texts if text]))
+    return [{"embedding": next(rows).tolist() if text else []} for text in texts]
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in ("text", "tokens", "score", "finish_reason")}
+
+
+def _answer_lines(model: Model, start: int, texts: list[str], search: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Results of lines `start` and on; where one is refused, those before it are still answered, and the line is named."""
+    try:
+        yield from _answer(model, texts, search)
+    except TextError as error:
+        if len(texts) == 1:
+            raise TextError(f"line {start} of standard input: {error}") from None
+        for offset, text in enumerate(texts):
+            yield from _answer_lines(model, start + offset, [text], search)
 
 
 def _answer_all(model: Model, texts: tuple[str, ...], as_json: bool, search: dict[str, Any]) -> None:
     results: list[dict[str, Any]] = []
-    for chunk in [list(texts)] if texts else lines(sys.stdin.fileno()):
-        answered = _answer(model, chunk, search)
+    answers = (
+        iter(_answer(model, list(texts), search))
+        if texts
+        else (answer for start, chunk in lines(standard_input()) for answer in _answer_lines(model, start, chunk, search))
+    )
+    for result in answers:
         if as_json:
-            results += answered
-            continue
-        for result in answered:
-            emit(" ".join(result["text"].splitlines()) if "text" in result else " ".join(f"{x:.6g}" for x in result["embedding"]))
+            results.append(result)
+        elif "text" in result:
+            emit(" ".join(result["text"].splitlines()))
+        else:
+            emit(" ".join(f"{x:.6g}" for x in result["embedding"]))
     if as_json:
         emit_json({"results": results})
 
 
 def _stream(model: Model, texts: tuple[str, ...], as_json: bool, search: dict[str, Any]) -> None:
+    """Pieces as they come; as JSON an object a piece with the text's place, and a last one with the whole result."""
     if model.task not in GENERATING:
         raise UsageError(f"--stream: the task of this bundle is {model.task}, which generates no text")
-    for chunk in [list(texts)] if texts else lines(sys.stdin.fileno()):
-        for index, text in enumerate(chunk):
-            for piece in model.stream(text, **search):
+    chunks = [(0, list(texts))] if texts else ((start - 1, chunk) for start, chunk in lines(standard_input()))
+    for start, chunk in chunks:
+        for index, text in enumerate(chunk, start):
+            pieces = model.stream(text if text.strip() else "", **search)
+            for piece in pieces:
                 if as_json:
                     emit_json({"index": index, "text": piece})
                 else:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
-            if not as_json:
+            if as_json:
+                emit_json({"index": index, "result": _fields(pieces.result)})
+            else:
                 emit("")
 
 
-def lines(descriptor: int) -> Iterator[list[str]]:
-    """Lines of a UTF-8 stream in lists: what is there already comes together, up to CHUNK; a line is never waited for in vain.
+def standard_input() -> int:
+    """The descriptor of standard input.
 
     Raises:
-        TextError: a line is not UTF-8; the line's number is told.
+        UsageError: it is closed.
     """
-    number, rest, ended = 0, b"", False
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, ValueError, OSError):
+        raise UsageError("standard input is closed: give TEXT, or lines on standard input") from None
+
+
+def lines(descriptor: int) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a UTF-8 stream in lists with the number of their first: what is there already comes together, at most CHUNK lines.
+
+    Raises:
+        TextError: a line is not UTF-8 or longer than LONGEST bytes; the lines before it come first.
+    """
+    number, rest, ended = 1, bytearray(), False
     while not ended:
-        data = os.read(descriptor, 1 << 16)
-        ended = not data
-        while not ended and select.select([descriptor], [], [], 0)[0] and rest.count(b"\n") + data.count(b"\n") < CHUNK:
-            more = os.read(descriptor, 1 << 16)
-            ended = not more
-            data += more
-        whole = (rest + data).split(b"\n")
-        rest = whole.pop()
-        if ended and rest:
-            whole.append(rest)
+        waiting = 0
+        while not ended and waiting < CHUNK and (waiting == 0 or select.select([descriptor], [], [], 0)[0]):
+            data = os.read(descriptor, 1 << 16)
+            ended = not data
+            waiting += data.count(b"\n")
+            rest += data
+            if len(rest) > LONGEST and not waiting:
+                raise TextError(f"line {number} of standard input is longer than {LONGEST >> 20} MiB: split the text into lines")
+        whole = bytes(rest).split(b"\n")
+        rest = bytearray() if ended else bytearray(whole.pop())
+        if ended and not whole[-1]:
+            whole.pop()
         for start in range(0, len(whole), CHUNK):
-            chunk = whole[start : start + CHUNK]
-            yield [_decode(line, number + start + offset + 1) for offset, line in enumerate(chunk)]
+            yield from _decoded(whole[start : start + CHUNK], number + start)
         number += len(whole)
 
 
-def _decode(line: bytes, number: int) -> str:
-    try:
-        return line.decode("utf-8").rstrip("\r")
-    except UnicodeDecodeError as error:
-        found = f"byte {error.start + 1} is 0x{line[error.start]:02x}"
-        raise TextError(f"line {number} of standard input is not UTF-8 ({found}): convert it, e.g. with iconv") from None
+def _decoded(whole: list[bytes], number: int) -> Iterator[tuple[int, list[str]]]:
+    texts: list[str] = []
+    for offset, line in enumerate(whole):
+        try:
+            text = line.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            if texts:
+                yield number, texts
+            found = f"byte {error.start + 1} is 0x{line[error.start]:02x}"
+            raise TextError(f"line {number + offset} of standard input is not UTF-8 ({found}): convert it, e.g. with iconv") from None
+        texts.append(text.removeprefix("\ufeff") if number + offset == 1 else text)
+    yield number, texts
 
 
-def run_arrays(model: Model, source: Path, out: Path, force: bool) -> None:
+def run_arrays(model: Model, source: Path, out: Path, force: bool, as_json: bool = False) -> None:
     """Runs the arrays of an .npz file and writes the outputs to another, whole or not at all."""
     if out.exists() and not force:
         raise OutputError(f"{out} exists: choose another --out or give --force")
-    try:
-        with np.load(source, allow_pickle=False) as arrays:
-            inputs = {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        raise DataError(f"{source} does not exist: expected an .npz file of input arrays") from None
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(f"{source} is not a readable .npz file of plain arrays ({error}): write it with numpy.savez") from None
+    inputs = read_npz(source, DataError, "write it with numpy.savez")
+    outputs = model.run(inputs)
     buffer = io.BytesIO()
-    arrays_out: dict[str, Any] = model.run(inputs)
-    np.savez(buffer, **arrays_out)
+    with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez cannot take an output that is called `file`
+        for name, array in outputs.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", content.getvalue())
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         beside.write_bytes(buffer.getvalue())
@@ -146,3 +196,5 @@ def run_arrays(model: Model, source: Path, out: Path, force: bool) -> None:
         raise OutputError(f"{out} could not be written ({error.strerror}): free space or choose another --out") from None
     finally:
         beside.unlink(missing_ok=True)
+    if as_json:
+        emit_json({"outputs": {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}})

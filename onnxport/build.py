@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Graphs = dict[str, Any]  # role → onnx_ir.Model
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = tuple(bounds.BOUNDS)
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
 
@@ -100,6 +100,8 @@ def add_variant(
 
 
 def _known(precision: tuple[str, ...], calibrate: Path | None) -> None:
+    if not precision:
+        raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
     unknown = [name for name in precision if name not in PRECISIONS]
     if unknown:
         raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
@@ -158,7 +160,7 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dic
         "parity": {},
     }
     manifest["variants"][precision] = variant
-    variant["parity"] = bounds.check(precision, precision, replay(staging.preview(), precision))
+    variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))
 
 
 def _write_shared(staging: Staging, exported: "Exported") -> None:

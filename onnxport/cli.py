@@ -8,23 +8,8 @@ from typing import Any
 import click
 
 from onnxport import __version__
-from onnxport.console import Progress, common, emit, emit_json, reported
-from onnxport.errors import UsageError
-
-PRECISIONS = ("fp32", "fp16", "int8")
-
-
-class Verb(click.Command):
-    """A command whose help keeps the layout of its examples and whose failures end with the contract's exit codes."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            formatter.write("Examples:\n" + "".join(f"  {line.strip()}\n" for line in self.epilog.strip().splitlines()))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with reported(ctx.params.get("verbose", False)):
-            return super().invoke(ctx)
+from onnxport.console import Progress, emit, emit_json, reported
+from onnxport.verb import Verb, common, number_list, precision_list
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,25 +20,6 @@ def cli() -> None:
 
 def verb(epilog: str) -> Any:
     return cli.command(cls=Verb, epilog=epilog)
-
-
-def precision_list(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = tuple(name.strip() for name in value.split(",") if name.strip())
-    if not names:
-        raise click.BadParameter("expected a list such as fp32,fp16,int8")
-    return tuple(dict.fromkeys(names))
-
-
-def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise click.BadParameter(f"expected whole numbers from 1, such as 1,8, found {value!r}")
-    return numbers
 
 
 @verb("""
@@ -186,12 +152,14 @@ def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: boo
     folder = out or Path("artifacts/reports") / bundle.resolve().name
     with Progress(quiet) as progress:
         report = measure(bundle, batches=batch, out=folder, progress=progress, **options)
-    if as_json:
-        emit_json(report.as_dict())
-    else:
-        emit(table(report))
-        emit(f"report: {folder / 'report.html'}")
-    report.raise_for_gates()
+    try:
+        if as_json:
+            emit_json(report.as_dict())
+        else:
+            emit(table(report))
+            emit(f"report: {folder / 'report.html'}")
+    finally:  # a failed gate counts even when nobody reads the table to its end
+        report.raise_for_gates()
 
 
 @verb("""
@@ -236,6 +204,8 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
         emit_json(result)
     else:
         emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
+        for name in result["unlisted"]:
+            emit(f"not part of the bundle: {name}")
 
 
 @verb("""
@@ -267,6 +237,3 @@ def main() -> None:
         warnings.simplefilter("ignore")  # what libraries say to programmers is no news to the command's users
     with reported(verbose):
         cli.main(standalone_mode=False)
-
-
-__all__ = ["UsageError", "cli", "main"]

@@ -5,11 +5,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from onnxport.errors import OnnxportError, OutputError
 
@@ -31,7 +32,7 @@ class Progress:
         self._finish()
         self._stage = (stage, time.monotonic())
         if not self.quiet and self.console.is_terminal:
-            self._status = self.console.status(stage)
+            self._status = self.console.status(escape(stage))
             self._status.start()
 
     def _finish(self, mark: str = "✓") -> None:
@@ -40,7 +41,7 @@ class Progress:
             self._status = None
         if self._stage is not None and not self.quiet:
             stage, began = self._stage
-            self.console.print(f"{mark} {stage} [dim]({time.monotonic() - began:.1f} s)[/dim]", soft_wrap=True)
+            self.console.print(f"{mark} {escape(stage)} [dim]({time.monotonic() - began:.1f} s)[/dim]", soft_wrap=True)
         self._stage = None
 
     def __enter__(self) -> "Progress":
@@ -88,8 +89,20 @@ def reported(verbose: bool) -> Iterator[None]:
         _complain(f"{error.strerror}: {error.filename or 'output'}", verbose)
         sys.exit(OutputError.exit_code)
     except Exception as error:
+        if _interrupted(error):
+            _complain("interrupted", False)
+            sys.exit(130)
         _complain(f"internal error: {type(error).__name__}: {error} (run again with -v for the traceback, and please report it)", verbose)
         sys.exit(1)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt lies behind an error: an extension module that is interrupted while it is imported raises ImportError."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _complain(message: str, verbose: bool) -> None:
@@ -97,9 +110,3 @@ def _complain(message: str, verbose: bool) -> None:
         traceback.print_exc()
     line = " ".join(message.split())
     click.echo(f"onnxport: {line}", err=True)
-
-
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every command has."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")(command)

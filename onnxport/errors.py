@@ -25,56 +25,70 @@ class OnnxportError(Exception):
 
 
 class UsageError(OnnxportError, ValueError):
+    """Wrong usage of a command or a call."""
+
     exit_code = 2
 
 
 class CheckFailed(OnnxportError):
+    """A check that stands between a build and its users."""
+
     exit_code = 3
 
 
 class GateError(CheckFailed):
-    pass
+    """A gate of `compare` failed."""
 
 
 class ParityError(CheckFailed):
-    pass
+    """Answers differ from the original's by more than the bound."""
 
 
 class FusionError(CheckFailed):
-    pass
+    """A graph that should have fused did not."""
 
 
 class Refused(OnnxportError, ValueError):
+    """The input was refused."""
+
     exit_code = 4
 
 
 class CheckpointError(Refused):
-    pass
+    """A model that cannot be exported."""
 
 
 class BundleError(Refused):
-    pass
+    """A bundle that is damaged or of another format."""
 
 
 class DataError(Refused):
-    pass
+    """A data file or array that cannot be used."""
 
 
 class TextError(Refused):
-    pass
+    """A text or token ids that the model cannot take."""
 
 
 class DeviceError(OnnxportError, RuntimeError):
+    """The asked device or provider is not available."""
+
     exit_code = 5
 
 
 class OutputError(OnnxportError, OSError):
+    """The output could not be written."""
+
     exit_code = 6
 
 
 class Cancelled(OnnxportError):
+    """A call was cancelled by its caller."""
+
     exit_code = 130
 
 
 class GenerationTimeout(OnnxportError, TimeoutError):
+    """A call ran out of its time."""
+
     exit_code = 1

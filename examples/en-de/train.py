@@ -132,7 +132,9 @@ def train(options: argparse.Namespace, tokenizer: Tokenizer, data: list[Pair], d
     began, seen, running = time.time(), 0, 0.0
     while step < total:
         epoch, offset = divmod(step, steps_an_epoch)
-        for batch in batches(data, options.tokens, epoch)[offset:]:
+        chosen = batches(data, options.tokens, epoch)
+        # Epochs differ by a few batches; each takes as many as the first, so that a step's place follows from its number.
+        for batch in [*chosen, *chosen][offset:steps_an_epoch]:
             model.train()
             source, target = pad([pair[0] for pair in batch]), pad([[BOS, *pair[1]] for pair in batch])
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):

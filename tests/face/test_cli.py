@@ -1,38 +1,16 @@
 """The commands as their users meet them: results, exit codes, one-line refusals."""
 
 import json
-import os
-import resource
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from face.commands import COMMAND, assert_refused, invoke
 
 from onnxport.cli import cli
 from onnxport.runtime.bundle import Bundle
-
-COMMAND = [sys.executable, "-m", "onnxport"]
-
-
-def invoke(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def assert_refused(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert lines[-1].startswith("onnxport: ")
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[-1]
 
 
 @pytest.fixture
@@ -71,8 +49,8 @@ def test_run_json_is_one_object(bundle: Bundle) -> None:
 def test_run_stream_gives_the_text_of_the_whole_answer(bundle: Bundle) -> None:
     whole = invoke("run", bundle.path, "a b c").stdout
     assert invoke("run", bundle.path, "--stream", "a b c").stdout == whole
-    pieces = [json.loads(line) for line in invoke("run", bundle.path, "--stream", "--json", "a b c").stdout.splitlines()]
-    assert "".join(piece["text"] for piece in pieces) == whole.rstrip("\n")
+    objects = [json.loads(line) for line in invoke("run", bundle.path, "--stream", "--json", "a b c").stdout.splitlines()]
+    assert "".join(item.get("text", "") for item in objects) == whole.rstrip("\n") == objects[-1]["result"]["text"]
 
 
 def test_inspect_and_verify(bundle: Bundle) -> None:
@@ -192,103 +170,6 @@ def test_cuda_without_one_is_told(bundle: Bundle) -> None:
     assert_refused(invoke("run", bundle.path, "--device", "cuda", "a"), 5, "CUDAExecutionProvider")
 
 
-# output
-
-
-def test_existing_output_is_refused_without_force(model_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "there"
-    out.mkdir()
-    assert_refused(invoke("export", model_folder, "--out", out, "-q"), 6, "--force")
-
-
-def test_output_below_a_file_cannot_be_written(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert_refused(invoke("export", model_folder, "--out", tmp_path / "file" / "x", "-q"), 6, "file")
-
-
-def test_full_disk_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
-    def small_files_only() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # writing on fails as it does on a full disk
-
-    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x"), "-q"]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files_only, timeout=120)
-    assert result.returncode == 6, result.stderr
-    assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_interrupt_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert any(tmp_path.iterdir()), "the export did not begin to write"
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert stderr.strip().splitlines()[-1] == "onnxport: interrupted"
-    assert "Traceback" not in stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_same_bytes_from_two_folders(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    source = Path(shutil.copytree(model_folder, tmp_path / "elsewhere" / "tiny"))
-    command = [*COMMAND, "export", source.name, "--out", str(tmp_path / "again"), "-q"]
-    subprocess.run(command, check=True, cwd=source.parent, stdout=subprocess.DEVNULL, timeout=120)
-    again = Bundle.open(tmp_path / "again")
-    assert again.files == bundle.files
-    for file in again.path.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            assert str(tmp_path).encode() not in content, file
-            assert os.fsencode(Path(__file__).parents[2]) not in content, file
-
-
-# standard input
-
-
-def test_lines_are_answered_by_lines(bundle: Bundle) -> None:
-    result = subprocess.run([*COMMAND, "run", str(bundle.path)], input=b"a b\r\n\nc", capture_output=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.decode().split("\n")
-    assert len(lines) == 4
-    assert lines[1] == "" == lines[3]
-    assert lines[0] + "\n" == invoke("run", bundle.path, "a b").stdout
-
-
-def test_a_line_is_answered_before_the_next_is_there(bundle: Bundle) -> None:
-    with subprocess.Popen([*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin and process.stdout
-        for text in (b"a b\n", b"c d\n"):
-            process.stdin.write(text)
-            process.stdin.flush()
-            assert process.stdout.readline().endswith(b"\n")
-        process.stdin.close()
-    assert process.returncode == 0
-
-
-def test_invalid_utf8_is_refused_with_its_line(bundle: Bundle) -> None:
-    result = subprocess.run([*COMMAND, "run", str(bundle.path)], input=b"a\n\xff\n", capture_output=True, timeout=60)
-    assert result.returncode == 4
-    assert b"line 2" in result.stderr
-    assert b"Traceback" not in result.stderr
-
-
-def test_interrupt_during_run(bundle: Bundle) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdin and process.stdout and process.stderr
-        process.stdin.write(b"a b\n")
-        process.stdin.flush()
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        stderr = process.stderr.read()
-    assert process.returncode == 130
-    assert stderr.strip() == b"onnxport: interrupted"
-
-
 # arrays
 
 
@@ -306,3 +187,16 @@ def test_arrays_of_a_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert np.load("out.npz")["y"].shape == (5, 3)
     assert_refused(invoke("run", "b", "--npz", "in.npz", "--out", "out.npz"), 6, "--force")
     assert_refused(invoke("run", "b", "some text"), 2, "--npz")
+    assert_refused(invoke("run", "b", "--npz", "in.npz", "--out", "x.npz", "some text"), 2, "TEXT")
+    outputs = json.loads(invoke("run", "b", "--npz", "in.npz", "--out", "x.npz", "--json").stdout)["outputs"]
+    assert outputs == {"y": {"shape": [5, 3], "dtype": "float32"}}
+
+
+def test_out_without_npz_is_wrong_usage(bundle: Bundle, tmp_path: Path) -> None:
+    assert_refused(invoke("run", bundle.path, "--out", tmp_path / "x.txt", "a"), 2, "--npz")
+
+
+def test_markup_in_a_name_is_only_text(tmp_path: Path) -> None:
+    result = invoke("verify", tmp_path / "x[/b]")
+    assert result.exit_code == 4
+    assert "x[/b]" in result.stderr
