@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxport.errors import CheckpointError
 from onnxport.quantize import blocks, rows
 from onnxport.quantize.fusion.constants import fold_constants
 from onnxport.quantize.fusion.core import remove_dead
@@ -42,6 +43,11 @@ def to_int8(models: dict[str, ir.Model], recipe: dict[tuple[str, str], str] | No
         _lookups(copy.graph, table[known, "lookup"], plan)
         remove_dead(copy.graph)
         copy.graph.sort()
+    if not any("int8" in scheme for scheme in plan.values()):
+        raise CheckpointError(
+            f"no weight of this model can be int8: it has no linear layer of at least {FEWEST_INPUTS} inputs and no token embedding; "
+            "leave int8 out of --precision"
+        )
     return done, plan
 
 

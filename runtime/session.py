@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxport.errors import BundleError, DeviceError, UsageError
+from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError
 
 if TYPE_CHECKING:
     import onnxruntime
 
+# ONNX Runtime 1.32 ends the process with a segmentation fault when this one meets Cast, Transpose, MatMul in float16 on the CPU.
+CRASHING_OPTIMIZERS = ["MatmulTransposeFusion"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NUMPY_TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
 }  # fmt: skip
+
+MOST_THREADS = 1024
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+_leaked: list[Any] = []
+
+
+def _leak() -> None:
+    # The worker threads of ONNX Runtime stay in the parent: to free a session in the child would wait for them for ever.
+    _leaked.extend(_open)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leak)
 
 
 def quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
@@ -57,8 +73,8 @@ class Sessions:
 
         if device not in PROVIDERS:
             raise UsageError(f"device is {device!r}, expected one of {', '.join(PROVIDERS)}")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise UsageError(f"threads is {threads!r}, expected a whole number from 1")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
+            raise UsageError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
         available = onnxruntime.get_available_providers()
         if PROVIDERS[device] not in available:
             raise DeviceError(
@@ -89,7 +105,9 @@ class Sessions:
         if self.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         try:
-            session = onnxruntime.InferenceSession(str(path), self.options(spinning), providers=[provider])
+            session = onnxruntime.InferenceSession(
+                str(path), self.options(spinning), providers=[provider], disabled_optimizers=CRASHING_OPTIMIZERS
+            )
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = first_line(e)
             if self.device != "cpu" and ("fallback" in reason or "CUDA" in reason):
@@ -97,7 +115,16 @@ class Sessions:
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e
         if session.get_providers()[:1] != [provider]:
             raise DeviceError(f"{path}: asked for {provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN")
+        _open.add(session)
         return session
+
+
+def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
+    """Run into the bound outputs. OnnxportError with what ONNX Runtime says."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as e:  # ONNX Runtime's errors share no base class
+        raise OnnxportError(f"ONNX Runtime could not run the model ({first_line(e)}); check the bundle with `onnxport verify`") from e
 
 
 def first_line(error: Exception, length: int = 300) -> str:
