@@ -86,7 +86,7 @@ def compare(
         machine=before,
         verdict=verdicts(measured, reference),
         recommended=best(measured, reference) if len(measured) > 1 else None,
-        data={"name": work.name, "kind": work.kind, "count": len(work.inputs), "built_in": work.built_in},
+        data={"name": work.name, "kind": work.kind, "count": len(work.inputs), "rows": work.rows, "built_in": work.built_in},
         method=_method(work, batches, threads, beam),
         examples={name: differing(work, outputs[name], outputs[reference]) for name in names if name != reference},
         notes=_notes(work, measured, reference, before),
@@ -133,6 +133,7 @@ def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> 
         method["latency_ms"] = "single inputs, each answered to its natural end"
     if work.kind == "pairs" and work.references:
         method["signatures"] = metrics.signatures(work.references)
+        method["bleu"] = f"{work.rows} rows, {len(work.inputs)} sources measured; BLEU against all references of a source"
     return method
 
 

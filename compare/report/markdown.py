@@ -25,6 +25,8 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in figures.rows(content)]
     lines += ["", *(f"> {_cell(note)}" for note in content["notes"])]
     lines += ["", f"Measured on {data['count']} inputs ({_cell(data['name'])}). The reference is {reference}."]
+    if "bleu" in content["method"]:
+        lines.append(f"Data: {content['method']['bleu']}.")
     lines.append(f"Machine: {_cell(figures.machine_line(content))}.")
     for name, examples in content["examples"].items():
         if examples:

@@ -204,7 +204,7 @@ def _single(path):
 def test_golden_inputs_that_cannot_be_read_are_refused(tmp_path, make):
     make(tmp_path / "golden.npz")
     opened = Bundle.open(write_bundle(tmp_path, tokenizer=False, golden="golden.npz"))
-    with pytest.raises(BundleError, match=r"golden inputs that can be read \(.*export again$"):
+    with pytest.raises(BundleError, match=r"(not a readable \.npz|inputs that do not fit) .*; export the model again$"):
         workload(opened, None, None)
 
 
@@ -271,6 +271,18 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(bund
         compare(bundle, data, out=tmp_path / "file" / "out", progress=stages.append)
     assert caught.value.exit_code == 6
     assert stages == []
+
+
+def test_the_report_says_what_bleu_was_measured_on(bundle, tmp_path, fakes):
+    path = tmp_path / "a.tsv"
+    path.write_text("a b c d\td c b a\na b c d\tsomething else\ne f g h\th g f e\n")
+    report = compare(bundle, path, ["fp32"], out=tmp_path / "out")
+    told = "3 rows, 2 sources measured; BLEU against all references of a source"
+    assert report.method["bleu"] == told
+    assert (report.data["rows"], report.data["count"]) == (3, 2)
+    assert report.variants["fp32"]["bleu"] == pytest.approx(100)
+    assert told in (tmp_path / "out" / "report.md").read_text()
+    assert told in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_refused_text_is_told_by_its_line(bundle, tmp_path, fakes):
