@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxport.runtime.session import empty_value, value_of
+from onnxport.runtime.session import empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -106,7 +106,7 @@ class DeviceCache:
             binding.bind_ortvalue_input(f"in_{i}", source)
             binding.bind_ortvalue_output(f"out_{i}", target)
         binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(rows, np.int64)))
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding)
         self.values, self._spare = self._spare, self.values
 
     def _buffers(self, rows: int, capacity: int) -> list[onnxruntime.OrtValue]:

@@ -9,7 +9,7 @@ import numpy as np
 from onnxport.errors import OnnxportError
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.options import Options
-from onnxport.runtime.session import empty_value, value_of
+from onnxport.runtime.session import empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -41,7 +41,7 @@ class Graph:
         if self._copied:
             for key, array in self._arrays.items():
                 self._binding.bind_ortvalue_input(key, value_of(array))
-        self._session.run_with_iobinding(self._binding)
+        run_bound(self._session, self._binding)
 
 
 class Processor:
@@ -123,8 +123,8 @@ class TokenChooser:
             temperature = 1.0 if options.temperature is None else options.temperature
             arrays = {"temperature": np.array(temperature, np.float32), "uniform": self._uniform}
             if options.top_k or (options.top_p is not None and options.top_p < 1):
-                name = "sample"
-                arrays["top_k"] = np.array([options.top_k or self._engine.vocab_size], np.int64)
+                name, most = "sample", self._engine.vocab_size
+                arrays["top_k"] = np.array([min(options.top_k or most, most)], np.int64)
                 arrays["top_p"] = np.array(1.0 if options.top_p is None else options.top_p, np.float32)
         graph = Graph(self._engine, name, {"logits": logits}, arrays)
         graph.into("token", value_of(self._tokens))
@@ -152,7 +152,7 @@ class BeamChooser:
         self._binding.bind_ortvalue_input("candidates", value_of(np.array([candidates], np.int64)))
         for name in ("value", "index"):
             self._binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(self._binding)
+        run_bound(self._session, self._binding)
         value, index = (v.numpy() for v in self._binding.get_outputs())
         if np.isnan(value).any():
             raise OnnxportError("the model's scores are not finite; use a variant of higher precision and check the model")

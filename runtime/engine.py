@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxport.errors import BundleError
+from onnxport.errors import BundleError, OnnxportError, TextError
 from onnxport.runtime.bundle import Bundle, GenerationConfig, Variant
 from onnxport.runtime.cache import Cache, DeviceCache, HostCache
-from onnxport.runtime.session import NUMPY_TYPES, Sessions, value_of
+from onnxport.runtime.session import NUMPY_TYPES, Sessions, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -98,12 +98,12 @@ class Engine:
                 binding.bind_ortvalue_input(f"in_{i}", v)
                 binding.bind_output(f"out_{i}", self.device)
             binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
-            session.run_with_iobinding(binding)
+            run_bound(session, binding)
             values = dict(zip(cross.values, binding.get_outputs(), strict=True))
         return Cross(values, np.ascontiguousarray(cross.mask[sources]))
 
     def encode(self, sources: Sequence[Sequence[int]]) -> Cross:
-        """Run the encoder over token ids; keys and values stay where they were computed."""
+        """Run the encoder over token ids; keys and values stay where they were computed. TextError for an id the graph does not know."""
         assert self.encoder is not None
         ids, mask = padded(sources, self.config.pad_id or 0)
         feeds = {"input_ids": ids, "source_mask": mask}
@@ -113,7 +113,12 @@ class Engine:
         names = [o.name for o in self.encoder.get_outputs() if o.name.startswith("cross_")]
         for name in names:
             binding.bind_output(name, self.device)
-        self.encoder.run_with_iobinding(binding)
+        try:
+            run_bound(self.encoder, binding)
+        except OnnxportError as e:
+            if "out of data bounds" not in str(e):
+                raise
+            raise TextError(f"the source holds a token id outside the encoder's vocabulary: {e}") from e
         return Cross(dict(zip(names, binding.get_outputs(), strict=True)), mask)
 
     def _reorder(self) -> onnxruntime.InferenceSession:

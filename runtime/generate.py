@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from onnxport.errors import TextError, UsageError
@@ -36,9 +36,6 @@ class Generation:
     alternatives: tuple[Generation, ...] = ()
 
 
-EMPTY = Generation("", [], 0.0, [], "empty")
-
-
 class Generator:
     """Answers inputs with an engine; holds no state of a call, so many threads may use it."""
 
@@ -49,7 +46,7 @@ class Generator:
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
         jobs = self._jobs(inputs, prefix, options)
-        results: list[Generation] = [EMPTY] * len(inputs)
+        results = [self._empty() for _ in inputs]
         seed = secrets.randbits(63) if options.seed is None else options.seed
         ordered = sorted(jobs, key=lambda j: (len(j.source), len(j.prefix), j.index))
         for start in range(0, len(ordered), options.batch_size):
@@ -69,14 +66,17 @@ class Generator:
                     results[row.job.index] = self._of_row(row)
         return results
 
-    def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch) -> Stream:
-        """The answer to one input, a piece of text at a time. UsageError with beams, TextError without a tokenizer."""
+    def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch, ready: Callable[[], object]) -> Stream:
+        """The answer to one input, a piece of text at a time; `ready` raises where the model may not be used any more.
+
+        UsageError with beams, TextError without a tokenizer.
+        """
         if options.beam > 1:
             raise UsageError(f"beam is {options.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
             raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
         jobs = self._jobs([one], None if prefix is None else [prefix], options)
-        return Stream(self._pieces(jobs, options, watch) if jobs else iter([EMPTY]))
+        return Stream(self._pieces(jobs, options, watch) if jobs else iter([self._empty()]), ready)
 
     def _pieces(self, jobs: list[Job], options: Options, watch: Watch) -> Iterator[str | Generation]:
         seed = secrets.randbits(63) if options.seed is None else options.seed
@@ -112,12 +112,13 @@ class Generator:
                 _located(check_text, one, where=what + _where(i, len(inputs)))
                 if one and tokenizer is None:
                     raise TextError(f"{what}{_where(i, len(inputs))}is text, but the bundle has no tokenizer; give token ids")
-                texts.append(str(one))
-        encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else [[]] * len(texts))
+                if one:
+                    texts.append(str(one))
+        encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else ())
         result = []
         for i, one in enumerate(inputs):
             if isinstance(one, str):
-                ids = next(encoded) if one else (next(encoded) and [])
+                ids = next(encoded) if one else []
                 result.append(_located(check_ids, ids, vocabulary, where=what + _where(i, len(inputs))))
             else:
                 result.append(_located(check_ids, one, vocabulary, where=what + _where(i, len(inputs))))
@@ -136,6 +137,9 @@ class Generator:
         if limit < options.min_new_tokens:
             raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
         return limit
+
+    def _empty(self) -> Generation:
+        return Generation(self._text([]), [], 0.0, [], "empty")
 
     def _text(self, tokens: Sequence[int]) -> str | None:
         return None if self._target is None else self._target.decode(tokens)
@@ -156,14 +160,15 @@ class Generator:
 class Stream:
     """Iterates over pieces of text; afterwards `result` is the whole Generation."""
 
-    def __init__(self, parts: Iterator[str | Generation]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Iterator[str | Generation], ready: Callable[[], object]) -> None:
+        self._parts, self._ready = parts, ready
         self.result: Generation | None = None
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
+        self._ready()
         part = next(self._parts)
         if isinstance(part, Generation):
             self.result = part

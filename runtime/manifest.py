@@ -83,6 +83,7 @@ class Reader:
         self.value, self.where = value, where
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        """The value of `key`, of a type in `kind`; without `default` it must be there. BundleError."""
         if key not in self.value:
             if default is ...:
                 raise BundleError(f"{MANIFEST}: {self.where} has no {key!r}; export the model again")
@@ -95,12 +96,14 @@ class Reader:
         return found
 
     def strings(self, key: str) -> dict[str, str]:
+        """A map of names to paths; empty when absent. BundleError."""
         found = self.get(key, dict, {})
         if not all(isinstance(v, str) for v in found.values()):
             raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to paths; export the model again")
         return dict(found)
 
     def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False) -> Any:
+        """A whole number from `smallest`, or None where `null` allows it. BundleError."""
         found = self.get(key, (int, type(None)) if null else int, default)
         if found is not None and found is not default and found < smallest:
             raise BundleError(f"{MANIFEST}: {self.where}.{key} is {found}, expected at least {smallest}; export the model again")
@@ -108,6 +111,7 @@ class Reader:
 
 
 def generation(value: object) -> GenerationConfig | None:
+    """The `generation` section; None for models that do not generate. BundleError."""
     if value is None:
         return None
     r = Reader(value, "generation")
@@ -134,16 +138,17 @@ def generation(value: object) -> GenerationConfig | None:
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
-    named = [config.pad_id, config.bos_id, config.decoder_start_id, *ids]
-    wrong = [i for i in named if i is not None and not 0 <= i < max(config.vocab_size, config.source_vocab_size or 0)]
-    if wrong:
-        raise BundleError(
-            f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {config.vocab_size}; export the model again"
-        )
+    target = [config.pad_id, config.bos_id, config.decoder_start_id, *ids]
+    source = [config.pad_id]  # sources are padded too
+    for named, size in ((target, config.vocab_size), (source, config.source_vocab_size or config.vocab_size)):
+        wrong = [i for i in named if i is not None and not 0 <= i < size]
+        if wrong:
+            raise BundleError(f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {size}; export the model again")
     return config
 
 
 def encoding(value: object) -> EncodingConfig:
+    """The `encoding` section; defaults when it is null. BundleError."""
     r = Reader({} if value is None else value, "encoding")
     config = EncodingConfig(
         max_length=r.natural("max_length", None, 1, null=True),
@@ -158,6 +163,7 @@ def encoding(value: object) -> EncodingConfig:
 
 
 def variant(name: str, value: object) -> Variant:
+    """One entry of `variants`. BundleError."""
     r = Reader(value, f"variants.{name}")
     files = r.get("files", list)
     if not all(isinstance(f, str) for f in files):

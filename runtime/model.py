@@ -41,7 +41,7 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
 class Model:
     """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
 
-    A context manager; `close` frees the sessions.
+    A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
     """
 
     def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
@@ -88,7 +88,8 @@ class Model:
 
         Greedy by default, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. prefix: what each answer
         begins with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
-        seed: makes sampling repeatable; a row's draw depends on it and on the row's place in `inputs` only. stop: texts that end an answer.
+        seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (In int8 the scores
+        may move in their last bits with the number of rows, so that a draw near a boundary can differ.) stop: texts that end an answer.
         batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
         Errors: UsageError (a parameter), TextError (an input).
         """
@@ -130,7 +131,7 @@ class Model:
             repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty,
             early_stopping=early_stopping,
         )  # fmt: skip
-        return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel))
+        return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel), self._ready)
 
     @property
     def task(self) -> str:
@@ -139,7 +140,7 @@ class Model:
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
-        tokenizer = self._tokenizers.get("source") or self._tokenizers.get("target")
+        tokenizer = self._ready()._tokenizers.get("source") or self._tokenizers.get("target")
         if tokenizer is None:
             raise TextError("the bundle has no tokenizer; give token ids")
         return tokenizer.encode([text])[0]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol
 
 from onnxport.errors import Cancelled, GenerationTimeout, UsageError
+
+NORMAL, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the range of normal float32, the search graphs' type
+STEEPEST = 10.0  # of a length penalty: tokens ** 10 is still far from overflow
+FOREVER = 1e9  # seconds, the longest timeout
 
 
 class Flag(Protocol):
     """What `cancel` must offer: threading.Event does."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """True when the call is to end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,16 @@ class Options:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _whole("beam", self.beam, 1)
-        _whole("n_best", self.n_best, 1)
-        _whole("batch_size", self.batch_size, 1)
-        _whole("min_new_tokens", self.min_new_tokens, 0)
-        for name, least in (("max_new_tokens", 1), ("top_k", 0), ("seed", 0)):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least)
-        _number("repetition_penalty", self.repetition_penalty, above=0)
-        _number("length_penalty", self.length_penalty)
-        if self.temperature is not None:
-            _number("temperature", self.temperature, least=0)
+        whole = {"beam": 1, "n_best": 1, "batch_size": 1, "min_new_tokens": 0, "max_new_tokens": 1, "top_k": 0, "seed": 0}
+        for name, least in whole.items():
+            if getattr(self, name) is not None or name in ("beam", "n_best", "batch_size", "min_new_tokens"):
+                object.__setattr__(self, name, _whole(name, getattr(self, name), least))
+        _number("repetition_penalty", self.repetition_penalty, NORMAL, LARGEST)
+        _number("length_penalty", self.length_penalty, -STEEPEST, STEEPEST)
+        if self.temperature is not None and not _is_zero(self.temperature):
+            _number("temperature", self.temperature, NORMAL, LARGEST)
         if self.top_p is not None:
-            _number("top_p", self.top_p, above=0, most=1)
+            _number("top_p", self.top_p, NORMAL, 1)
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise UsageError(f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
@@ -81,7 +84,7 @@ class Watch:
 
     def __init__(self, timeout: float | None = None, cancel: Flag | None = None) -> None:
         if timeout is not None:
-            _number("timeout", timeout, above=0)
+            _number("timeout", timeout, NORMAL, FOREVER)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError(f"cancel is {type(cancel).__name__}, expected an object with is_set(), such as threading.Event")
         self._timeout, self._cancel = timeout, cancel
@@ -95,17 +98,16 @@ class Watch:
             raise GenerationTimeout(f"the generation took more than {self._timeout} s; allow more time or fewer new tokens")
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _whole(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
+    return int(value)
 
 
-def _number(name: str, value: object, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> None:
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fine or not (value >= least and value > above and value <= most):  # type: ignore[operator]
-        parts = (
-            [f"at least {least:g}"] * math.isfinite(least)
-            + [f"above {above:g}"] * math.isfinite(above)
-            + [f"at most {most:g}"] * math.isfinite(most)
-        )
-        raise UsageError(f"{name} is {value!r}, expected a number{' ' if parts else ''}{' and '.join(parts)}")
+def _number(name: str, value: object, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:  # NaN is in no range
+        raise UsageError(f"{name} is {value!r}, expected a number from {least:.4g} to {most:.4g}")
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value == 0

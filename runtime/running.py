@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxport.runtime.engine import Cross, Engine, padded
-from onnxport.runtime.session import empty_value, value_of
+from onnxport.runtime.session import empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,7 +50,7 @@ class Running:
             "seqlens_k": (self.lengths - 1).astype(np.int32),
             "total_sequence_length": np.array(longest, np.int32),
         }
-        self.engine.decoder.run_with_iobinding(self._bind(feeds))
+        run_bound(self.engine.decoder, self._bind(feeds))
 
     def step(self) -> None:
         """Run `ids`, one token a row, and leave the logits."""
@@ -64,7 +64,7 @@ class Running:
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
         if self._binding is None or self._bound is not self.cache.values or self.engine.device != "cpu":
             self._binding, self._bound = self._bind(self._feeds), self.cache.values
-        self.engine.decoder.run_with_iobinding(self._binding)
+        run_bound(self.engine.decoder, self._binding)
         self.lengths += self.active
 
     def expand(self, beams: int) -> None:

@@ -60,8 +60,8 @@ def decode(
 ) -> Iterator[list[Row]]:
     """Decode the jobs together; yields all their rows after every step (the same objects each time).
 
-    With stop strings or `streaming`, rows have a TextStream and `piece` is the newest text. A sampled row's randomness depends on `seed`
-    and its job's index alone.
+    With stop strings or `streaming`, rows have a TextStream and `piece` is the newest text. A sampled row's random numbers depend on `seed`
+    and its job's index alone; the distribution they choose from may move in its last bits with the number of rows where blocks are int8.
     """
     rows = [Row(job) for job in jobs]
     for row in rows:

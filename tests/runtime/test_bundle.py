@@ -120,6 +120,8 @@ def test_a_newer_format(copy: Path) -> None:
         (lambda m: m["generation"].update(layers="2"), "layers is str"),
         (lambda m: m["generation"].update(eos_id=["2"]), "eos_id"),
         (lambda m: m["generation"].update(eos_id=400), "400"),
+        (lambda m: m["generation"].update(eos_id=40, source_vocab_size=400), "id 40 outside a vocabulary of 40"),
+        (lambda m: m["generation"].update(pad_id=30, source_vocab_size=20), "id 30 outside a vocabulary of 20"),
         (lambda m: m["generation"].pop("decoder_start_id"), "decoder_start_id"),
         (lambda m: m.update(generation=[]), "generation is list"),
         (lambda m: m.update(encoding={"pooling": "max"}), "max"),

@@ -1,7 +1,12 @@
 """What an application can do wrong, and what it may do at the same time."""
 
+import gc
+import json
 import os
+import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxport.errors import Cancelled, DataError, DeviceError, GenerationTimeout, TextError, UsageError
+from onnxport.errors import Cancelled, DataError, DeviceError, GenerationTimeout, OnnxportError, TextError, UsageError
 from onnxport.runtime import Model, load
 
 from . import tiny
@@ -34,6 +39,17 @@ from . import tiny
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"temperature": True}, "temperature is True"),
+        ({"temperature": 1e-40}, "temperature is 1e-40"),
+        ({"temperature": 1e39}, "temperature is 1e+39"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"top_p": 1e-40}, "top_p is 1e-40"),
+        ({"top_k": np.bool_(True)}, "top_k is"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty is 1e-40"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty is 1e+39"),
+        ({"length_penalty": 11}, "length_penalty is 11"),
+        ({"length_penalty": -1e300}, "length_penalty is -1e+300"),
+        ({"timeout": 10**400}, "timeout is"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_p": 0}, "top_p is 0"),
@@ -83,6 +99,70 @@ def test_bad_inputs_are_named(model: Model, inputs: list[Any], part: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_numpy_are_numbers(model: Model) -> None:
+    plain = model.generate("w5 w6", temperature=4.0, top_k=5, top_p=0.5, seed=3, max_new_tokens=6, repetition_penalty=1.5)
+    scalars = model.generate(
+        "w5 w6", temperature=np.float32(4), top_k=np.int8(5), top_p=np.float16(0.5), seed=np.uint64(3), max_new_tokens=np.int32(6),
+        repetition_penalty=np.float64(1.5),
+    )  # fmt: skip
+    assert scalars == plain
+    with pytest.raises(UsageError, match="beam is 100"):
+        model.generate("w5", beam=np.int8(100))  # type: ignore[arg-type]
+
+
+def test_top_k_beyond_the_vocabulary_keeps_it_all(model: Model) -> None:
+    assert model.generate("w5", top_k=10**30, seed=1) == model.generate("w5", top_k=tiny.VOCABULARY, seed=1)
+
+
+def test_the_extremes_of_float32_draw(model: Model) -> None:
+    greedy = model.generate("w5 w6", max_new_tokens=5)[0].tokens
+    assert model.generate("w5 w6", temperature=1e-30, seed=1, max_new_tokens=5)[0].tokens == greedy
+    assert model.generate("w5 w6", temperature=1e38, seed=1, max_new_tokens=5)[0].tokens
+
+
+def test_empty_answers_are_not_shared(model: Model) -> None:
+    one, two = model.generate(["", ""])
+    assert one.text == two.text == ""
+    assert one.finish_reason == "empty"
+    one.tokens.append(5)
+    assert two.tokens == model.generate([""])[0].tokens == []
+
+
+def test_a_refused_text_is_told_by_its_place_in_the_list(model: Model) -> None:
+    with pytest.raises(TextError, match="^input 2 has"):
+        model.generate(["", "w5", "w5 " * tiny.POSITIONS, "w6"])
+    with pytest.raises(TextError, match="^input 1: "):
+        model.generate(["", [99]])
+
+
+def test_an_id_only_the_target_has(seq2seq: tiny.TinyModel, tmp_path: Path) -> None:
+    def size(path: Path, count: int | None) -> Model:
+        manifest = json.loads((path / "bundle.json").read_text())
+        manifest["generation"]["source_vocab_size"] = count
+        manifest["files"]["fp32/encoder.onnx"]["bytes"] = (path / "fp32/encoder.onnx").stat().st_size
+        (path / "bundle.json").write_text(json.dumps(manifest))
+        return load(path, threads=1)
+
+    smaller = tiny.TinyModel("seq2seq")
+    smaller.w["source"] = smaller.w["source"][:20]
+    path = tiny.write_bundle(tmp_path / "smaller", seq2seq)
+    tiny.encoder(smaller, path / "fp32/encoder.onnx")
+    for count in (20, None, tiny.VOCABULARY):  # told rightly, not told, told wrongly
+        with size(path, count) as model, pytest.raises(TextError, match="vocabulary") as caught:
+            model.generate([[5, 25, 2]])
+        assert "\n" not in str(caught.value)
+
+
+def test_what_onnx_runtime_says_is_an_error_of_ours(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["generation"]["max_length"] = 4 * tiny.POSITIONS
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    with load(path, threads=1) as model, pytest.raises(OnnxportError, match="ONNX Runtime could not run the model") as caught:
+        model.generate([[5, 2]], prefix=[[5] * (2 * tiny.POSITIONS)], max_new_tokens=2)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_long_prompt_of_a_causal_model(causal_model: Model) -> None:
     assert len(causal_model.generate([[5] * tiny.POSITIONS], max_new_tokens=9)[0].tokens) <= 1
     with pytest.raises(TextError, match="at most"):
@@ -99,6 +179,7 @@ def test_without_a_tokenizer_only_ids(seq2seq: tiny.TinyModel, tmp_path: Path) -
         result = model.generate([[5, 6, 2]], max_new_tokens=4)[0]
         assert result.text is None
         assert result.tokens
+        assert model.generate([[]])[0].text is None
         for call in (lambda: model.generate("w5"), lambda: model.stream([5, 2]), lambda: model.tokenize("w5")):
             with pytest.raises(TextError, match="no tokenizer"):
                 call()
@@ -121,7 +202,7 @@ def test_unknown_precision_lists_those_there_are(tiny_bundle: Path) -> None:
         load(tiny_bundle, precision="int3")
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, 1025, 2**40])
 def test_bad_threads(tiny_bundle: Path, threads: Any) -> None:
     with pytest.raises(UsageError, match="threads is"):
         load(tiny_bundle, threads=threads)
@@ -157,6 +238,56 @@ def test_after_a_fork_a_model_says_so(model: Model, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(UsageError, match="fork"):
         model.generate("w5")
+
+
+def child(work: Callable[[], None]) -> str:
+    """What `work` raised in a forked child, or "" ; the child is killed when it hangs."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        said = ""
+        try:
+            work()
+        except BaseException as e:
+            said = f"{type(e).__name__}: {e}"
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.close(writing)
+    end = time.monotonic() + 30
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            pytest.fail("the child hangs")
+        time.sleep(0.01)
+    with os.fdopen(reading) as said_by_child:
+        return said_by_child.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_neither_hangs_nor_answers(tiny_bundle: Path) -> None:
+    held = [load(tiny_bundle, threads=2)]
+    stream = held[0].stream("w5 w6", min_new_tokens=9, max_new_tokens=9)
+    next(stream)
+    assert child(held[0].close) == ""
+    assert child(lambda: held.clear() or gc.collect()) == ""  # type: ignore[func-returns-value]
+    calls_of_the_child: list[Callable[[], Any]] = [
+        lambda: held[0].generate("w5"), lambda: held[0].stream("w5"), lambda: held[0].tokenize("w5"), lambda: next(stream),
+    ]  # fmt: skip
+    for call in calls_of_the_child:
+        assert child(call).startswith("UsageError: this model was loaded in process")
+    assert held[0].generate("w5 w6", min_new_tokens=9, max_new_tokens=9)  # the parent goes on
+    assert list(stream)
+
+
+def test_a_stream_and_a_tokenizer_of_a_closed_model(tiny_bundle: Path) -> None:
+    with load(tiny_bundle, threads=1) as model:
+        stream = model.stream("w5 w6", min_new_tokens=9, max_new_tokens=9)
+        next(stream)
+    for call in (lambda: next(stream), lambda: model.tokenize("w5")):
+        with pytest.raises(UsageError, match="closed"):
+            call()
 
 
 class After:

@@ -60,6 +60,6 @@ def test_a_session_that_runs_elsewhere_is_refused(tiny_bundle: Path, monkeypatch
     import onnxruntime
 
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: real(path, providers=["CPUExecutionProvider"]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, *_, **__: real(path, providers=["CPUExecutionProvider"]))
     with pytest.raises(DeviceError, match="asked for CUDAExecutionProvider, got CPUExecutionProvider"):
         Sessions("cuda", 1).open(tiny_bundle / "fp32/decoder.onnx")
