@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
 
@@ -47,11 +47,16 @@ def scaled(lengths: list[int], vocabulary: int) -> list[int]:
     return [length * factor if length > 1 else 1 for length in lengths]
 
 
+def answer_rows(table: nn.Embedding, head: nn.Linear | None) -> int:
+    """Ids that can be both answered and taken: the smaller of the head's and the table's rows."""
+    return table.num_embeddings if head is None else min(table.num_embeddings, head.out_features)
+
+
 def seq2seq_goldens(model: OriginalSeq2Seq, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them."""
     inputs = Inputs(20240229, set(ids.values()))
     pad, start = ids["pad_id"], ids["decoder_start_id"]
-    source_rows, target_rows = model.source.num_embeddings, model.target.num_embeddings
+    source_rows, target_rows = model.source.num_embeddings, answer_rows(model.target, model.head)
     result: dict[str, np.ndarray] = {}
     for i, (sources, targets) in enumerate(SEQ2SEQ_SHAPES):
         sources, targets = fit(sources, max_length), fit(scaled(targets, target_rows), max_length)
@@ -80,7 +85,7 @@ def greedy_seq2seq(model: OriginalSeq2Seq, source: Tensor, mask: Tensor, ids: di
 def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
     inputs = Inputs(20240229, set(ids.values()))
-    vocabulary = model.embedding.num_embeddings
+    vocabulary = answer_rows(model.embedding, model.head)
     result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(CAUSAL_SHAPES):
         lengths = fit(scaled(lengths, vocabulary), max_length)

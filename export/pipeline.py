@@ -53,6 +53,8 @@ def export(
 
         return export_module(found, adapter, chosen, opset, say)
     parts = prepare(adapter)
+    plain = {"embedding_scale": parts.scale, "max_length": parts.max_length}
+    found.settings |= {name: value for name, value in plain.items() if name in found.settings}
     modules = [module for module in parts.modules.values() if module is not None]
     with evaluating(*modules):
         say("asking the original for golden answers")
@@ -146,7 +148,7 @@ def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: in
     # without a head the runtime pools, for texts alone: the graph then gives every position
     pooling = adapter.pooling if parts.head is not None else None
     output = "last_hidden_state" if parts.head is None else "logits"
-    goldens = golden.encoder_goldens(original_encoder(parts, pooling), adapter.pad_id, parts.max_length, output)
+    goldens = golden.encoder_goldens(original_encoder(parts, pooling), parts.ids["pad_id"], parts.max_length, output)
     table = parts.embedding.weight
     encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, pooling)
     say("checking the canonical model against the original")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -107,6 +109,30 @@ def test_causal_in_every_norm_equals_torch(norm_first: bool, tied: bool) -> None
     for norm, batch_first in itertools.product((True, False), repeat=2):
         stack = tiny.encoder_stack(norm=norm, norm_first=norm_first, batch_first=batch_first)
         assert_canonical_equals_original(CausalLM(transformer=stack, embedding=embedding, head=head, pad_id=0, bos_id=1, eos_id=2))
+
+
+@torch.no_grad()
+def test_golden_ids_are_below_a_head_smaller_than_the_table() -> None:
+    """Otherwise a golden prompt or target could hold ids that no answer can."""
+    embedding, head = nn.Embedding.from_pretrained(tiny.table(40, 16)), nn.Linear(16, 6)
+    ids = {"pad_id": 0, "bos_id": 1, "eos_id": 2}
+    causal = CausalLM(transformer=tiny.encoder_stack(), embedding=embedding, head=head, **ids)
+    assert_canonical_equals_original(causal)
+    parts = prepare(causal)
+    goldens = golden.causal_goldens(original_encoder(parts), parts.ids, None)
+    assert all(goldens[f"seq{i}/input_ids"].max() < 6 and goldens[f"seq{i}/logits"].shape[2] == 6 for i in range(3))
+    parts = prepare(seq2seq(nn.Transformer(16, 2, 1, 1, 20), 16, source_embedding=embedding, head=head))
+    goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, None)
+    assert all(goldens[f"seq{i}/target_ids"].max() < 6 for i in range(3)) and goldens["seq1/source_ids"].max() >= 6
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    ids = {"pad_id": np.int64(0), "bos_id": np.int64(1), "eos_id": np.int32(2), "max_length": np.int64(9)}
+    for scale in (np.float32(1.5), torch.tensor(1.5), 1.5):
+        parts = prepare(seq2seq(nn.Transformer(16, 2, 1, 1, 20), 16, embedding_scale=scale, **ids))
+        assert json.dumps([parts.ids, parts.scale, parts.max_length]) == (
+            '[{"pad_id": 0, "bos_id": 1, "eos_id": 2, "decoder_start_id": 1}, 1.5, 9]'
+        )
 
 
 def test_expected_fusions_count_norms_behind_residuals() -> None:
