@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
+from onnxport.export.guard import unchanged
 from onnxport.export.quiet import silence
 from onnxport.export.sampling import Axes
 
@@ -38,6 +39,8 @@ NAMES = {"s": "source", "t": "target", "b": "batch"}
 
 def checked(dynamic: Mapping[str, Mapping[int, str]], tensors: Mapping[str, Tensor]) -> dict[str, Axes]:
     """The user's free axes; CheckpointError tells every one that is not there."""
+    if not isinstance(dynamic, Mapping):
+        raise CheckpointError(f"dynamic is {dynamic!r:.60}, expected {{input: {{axis: name}}}}")
     problems: list[str] = []
     result: dict[str, Axes] = {}
     sizes: dict[str, tuple[int, str]] = {}
@@ -114,7 +117,7 @@ def discovered(call: nn.Module, tensors: dict[str, Tensor]) -> tuple[dict[str, A
     for widen in tried:
         wide = {name: _widened(tensor, widen[name]) for name, tensor in tensors.items()}
         try:
-            with silence():
+            with silence(), unchanged(call):
                 call(*wide.values())
         except Exception:  # the module does not take this shape: whatever it raises says so
             continue

@@ -1,6 +1,7 @@
 """The direct route: any module, traced as it is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Module
 from onnxport.export.axes import argument_names, checked, conventional, discovered
 from onnxport.export.families.pytorch_weights import Names
-from onnxport.export.guard import evaluating, on_cpu_in_float32
+from onnxport.export.guard import evaluating, on_cpu_in_float32, unchanged
+from onnxport.export.prepare import without_values
 from onnxport.export.result import Exported
 from onnxport.export.sampling import Axes, axis_sizes, other_sizes, resized, traced_sizes
 from onnxport.export.source import Source
@@ -22,11 +24,16 @@ LARGEST = 64  # free axes of goldens stay at most this long where the examples a
 
 
 class Call(nn.Module):
-    """A module as a function of flat tensors: `forward(*tensors)` → tuple of tensors, whatever the user's own nesting."""
+    """A module as a function of flat tensors: `forward(*tensors)` → tuple of tensors, whatever the user's own nesting.
 
-    def __init__(self, module: nn.Module, spec: Any, constants: dict[int, Any], keywords: bool) -> None:
+    Floating outputs are float32. `types`: what the tensors are turned into for the module (None: they stay as they are).
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: Any, constants: dict[int, Any], keywords: bool, types: Sequence[torch.dtype] | None = None
+    ) -> None:
         super().__init__()
-        self.module, self.spec, self.constants, self.keywords = module, spec, constants, keywords
+        self.module, self.spec, self.constants, self.keywords, self.types = module, spec, constants, keywords, types
 
     def nested(self, tensors: Sequence[Tensor]) -> Any:
         """The module's own inputs with these tensors in their places."""
@@ -36,11 +43,20 @@ class Call(nn.Module):
 
     def whole(self, tensors: Sequence[Tensor]) -> Any:
         """The module's own output."""
-        inputs = self.nested(tensors)
+        inputs = self.nested(tensors if self.types is None else [t.to(kind) for t, kind in zip(tensors, self.types, strict=True)])
         return self.module(**inputs) if self.keywords else self.module(*inputs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(leaf for leaf in pytree.tree_leaves(self.whole(tensors)) if isinstance(leaf, Tensor))
+        """Every tensor of the module's output once; what is an input, a weight or a repetition is copied, so that it has its own name."""
+        taken = [*tensors, *self.parameters(), *self.buffers()]
+        outputs: list[Tensor] = []
+        for leaf in pytree.tree_leaves(self.whole(tensors)):
+            if isinstance(leaf, Tensor):
+                fresh = all(leaf is not other for other in taken)
+                taken.append(leaf)
+                leaf = leaf if fresh else leaf.clone()
+                outputs.append(leaf.float() if leaf.is_floating_point() else leaf)
+        return tuple(outputs)
 
 
 def _key(entry: Any) -> str:
@@ -50,8 +66,18 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def flat_call(adapter: Module) -> tuple[Call, dict[str, Tensor]]:
-    """The module as a function of named tensors, and the examples. CheckpointError for inputs that are none."""
+@dataclass(frozen=True)
+class Flat:
+    """A module as a function of named tensors: `call` is what is traced, in float32 on the CPU, and `original` what gives golden answers:
+    the same, except that a module in float64 answers in float64. `examples` are float32 where they are floating."""
+
+    call: Call
+    original: Call
+    examples: dict[str, Tensor]
+
+
+def flat_call(adapter: Module) -> Flat:
+    """The adapter's module and examples, flat. CheckpointError for inputs that are none, and for weights that cannot be right."""
     if not isinstance(adapter.module, nn.Module):
         raise CheckpointError(f"Module needs a torch.nn.Module, got a {type(adapter.module).__name__}")
     given = adapter.inputs
@@ -61,7 +87,6 @@ def flat_call(adapter: Module) -> tuple[Call, dict[str, Tensor]]:
         raise CheckpointError(f"Module needs example inputs by name or in order, got {type(given).__name__} {given!r:.40}")
     keywords = isinstance(given, Mapping)
     inputs = dict(given) if keywords else tuple(given)
-    module = on_cpu_in_float32({"module": adapter.module})["module"] if _is_half(adapter.module) else adapter.module
     leaves, spec = pytree.tree_flatten_with_path(inputs)
     names = argument_names(adapter.module, len(inputs))
     tensors: dict[str, Tensor] = {}
@@ -71,23 +96,34 @@ def flat_call(adapter: Module) -> tuple[Call, dict[str, Tensor]]:
             constants[i] = leaf
             continue
         first, *rest = [_key(entry) for entry in path]
-        name = "_".join([first if keywords else names[int(first)], *rest])
-        half = leaf.dtype in (torch.float16, torch.bfloat16)
-        tensors[name] = leaf.detach().cpu().float() if half else leaf.detach().cpu()
+        tensors["_".join([first if keywords else names[int(first)], *rest])] = leaf.detach()
     if not tensors:
         raise CheckpointError("Module's inputs hold no tensor")
-    return Call(module, spec, constants, keywords), tensors
+    problems = [f"the module {text}" for text in without_values(adapter.module)]
+    problems += [f"input {name} {text}" for name, tensor in tensors.items() for text in without_values(tensor)]
+    if problems := problems or _broken(adapter.module):
+        raise CheckpointError(f"weights or inputs that cannot be right: {'; '.join(problems)}")
+    module = on_cpu_in_float32({"module": adapter.module})["module"]
+    call = Call(module, spec, constants, keywords)
+    state = [*adapter.module.parameters(), *adapter.module.buffers(), *tensors.values()]
+    kinds = {tensor.dtype for tensor in state if tensor.is_floating_point()}
+    exact = torch.float64 in kinds and kinds <= {torch.float32, torch.float64} and {t.device.type for t in state} == {"cpu"}
+    original = Call(adapter.module, spec, constants, keywords, [tensor.dtype for tensor in tensors.values()]) if exact else call
+    examples = {name: tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu() for name, tensor in tensors.items()}
+    return Flat(call, original, examples)
 
 
-def _is_half(module: nn.Module) -> bool:
-    """Whether the module must be copied: reduced precision or another device than the CPU."""
-    state = [*module.parameters(), *module.buffers()]
-    return any(t.dtype in (torch.float16, torch.bfloat16) or t.device.type != "cpu" for t in state)
+def _broken(module: nn.Module) -> list[str]:
+    """Weights with NaN or infinity; a buffer may hold infinities, as masks do."""
+    weights = [f"{name} holds NaN or infinity" for name, value in module.named_parameters() if not torch.isfinite(value).all()]
+    return weights + [f"{name} holds NaN" for name, value in module.named_buffers() if torch.isnan(value).any()]
 
 
 def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[str]:
     """The user's names, or the keys of the module's own output, or output, output_1, ..."""
     if given is not None:
+        if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) and name for name in given):
+            raise CheckpointError(f'outputs is {given!r:.60}, expected a list of names as ["logits"]')
         names = list(given)
         if len(names) != count or len(set(names)) != count:
             raise CheckpointError(f"outputs names {len(names)} ({', '.join(names)}), and the module gives {count} tensors; name each once")
@@ -106,15 +142,23 @@ def export_module(found: Source, adapter: Module, task: str, opset: int, say: Ca
     """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
     from onnxport.export.pipeline import module_hashes
 
-    call, examples = flat_call(adapter)
+    flat = flat_call(adapter)
+    call, examples = flat.call, flat.examples
     with evaluating(adapter.module, call):
         say("running the module on its example inputs")
         try:
-            whole = call.whole(list(examples.values()))
+            with unchanged(call):
+                whole = call.whole(list(examples.values()))
         except Exception as error:
             first = str(error).strip().splitlines()[:1]
             raise CheckpointError(f"the module does not run on its example inputs: {type(error).__name__}: {''.join(first)}") from error
-        count = len([leaf for leaf in pytree.tree_leaves(whole) if isinstance(leaf, Tensor)])
+        leaves = pytree.tree_leaves(whole)
+        count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+        others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
+        if not count:
+            raise CheckpointError(f"the module gives no tensor, but {', '.join(others) or 'nothing'}; return the tensors to export")
+        if others:
+            say(f"leaving out what the module gives besides tensors: {', '.join(others)}")
         names = output_names(adapter.outputs, whole, count)
         if clash := set(names) & set(examples):
             raise CheckpointError(f"{', '.join(sorted(clash))} is the name of an input and of an output; name the outputs apart")
@@ -122,7 +166,7 @@ def export_module(found: Source, adapter: Module, task: str, opset: int, say: Ca
         sizes = axis_sizes(base, dynamic)
         traced = resized(base, dynamic, traced_sizes(sizes), 0)
         say("asking the original for golden answers")
-        goldens = module_goldens(call, examples, base, dynamic, names, traced_sizes(sizes))
+        goldens = module_goldens(flat.original, examples, base, dynamic, names, traced_sizes(sizes))
         say("tracing the module")
         shapes: Any = {"tensors": tuple(dynamic.get(name, {}) or None for name in traced)}
         parameters = {f"module.{name}": name for name, _ in [*adapter.module.named_parameters(), *adapter.module.named_buffers()]}
@@ -178,6 +222,10 @@ def module_goldens(
 
 
 def _answers(call: Call, inputs: dict[str, Tensor], names: list[str], case: int) -> dict[str, np.ndarray]:
-    outputs = call(*(tensor.clone() for tensor in inputs.values()))
+    with unchanged(call):
+        outputs = [tensor.clone() for tensor in call(*(tensor.clone() for tensor in inputs.values()))]
+    for name, tensor in zip(names, outputs, strict=True):
+        if torch.isnan(tensor).any():
+            raise CheckpointError(f"the module answers NaN in {name}; give examples and weights that it can answer")
     result = {f"case{case}/in/{name}": tensor.numpy() for name, tensor in inputs.items()}
     return result | {f"case{case}/out/{name}": tensor.numpy() for name, tensor in zip(names, outputs, strict=True)}

@@ -1,18 +1,63 @@
 """Leaves the user's modules and torch's global switches exactly as they were."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
+
+from onnxport.errors import CheckpointError
+
+
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """Runs a user's code: what it prints goes to standard error, and its `sys.exit` is a CheckpointError that says `what` it left."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise CheckpointError(f"{what} ended with SystemExit: {error.code}; it must return instead of leaving the process") from error
+
+
+@contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Gives every buffer back its tensor and its values afterwards, whatever a forward did to it."""
+    buffers = [
+        (part, name, tensor, None if tensor is None else tensor.detach().clone())
+        for module in modules
+        for part in module.modules()
+        for name, tensor in part._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for part, name, tensor, values in buffers:
+            part._buffers[name] = tensor
+            if tensor is not None and values is not None:
+                with torch.no_grad():
+                    tensor.copy_(values)
+
+
+@contextmanager
+def masks_as_they_are() -> Iterator[None]:
+    """Keeps PyTorch's Transformer from asking whether a mask is causal: the answer is a branch on values, which cannot be traced."""
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda *arguments, **keywords: False
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 @contextmanager
 def evaluating(*modules: nn.Module, fused: bool = False) -> Iterator[None]:
-    """Eval mode, no gradients, PyTorch's unfused attention path and a private random state; all of it undone afterwards, whatever happens.
+    """Eval mode, no gradients, PyTorch's unfused attention path and a private random state; all of it undone afterwards, whatever happens,
+    and buffers as they were. The modules' code is `contained`.
 
     The mode is set flag by flag: a module's own `train` or `eval` may do more than that. The fused path is off, unless `fused`, because it
     cannot be traced, and because a golden answer must not depend on which path a shape happens to take.
@@ -24,7 +69,14 @@ def evaluating(*modules: nn.Module, fused: bool = False) -> Iterator[None]:
             part.training = False
         if not fused:
             torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        with (
+            contained("the model"),
+            unchanged(*modules),
+            nullcontext() if fused else masks_as_they_are(),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -45,7 +45,8 @@ class PyTorchReference:
         self.adapter = found.adapter
         self.tokenizers = {side: Tokenizer.from_str(data.decode()) for side, data in found.tokenizers.items()}
         if isinstance(self.adapter, Module):
-            self.call, self.examples = flat_call(self.adapter)
+            flat = flat_call(self.adapter)
+            self.call, self.examples = flat.original, flat.examples
             self.modules = [self.adapter.module, self.call]
             return
         self.parts = prepare(self.adapter)
@@ -99,9 +100,11 @@ class PyTorchReference:
         return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
 
     def encode(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """float32 [texts, hidden]: pooled as the adapter says (mean by default), of length 1."""
+        """float32 [texts, hidden]: pooled as the adapter says (mean by default), of length 1; [0, hidden] of no texts."""
         if not isinstance(self.adapter, Encoder):
             raise UsageError(f"a {type(self.adapter).__name__} does not encode")
+        if not texts:
+            return np.zeros((0, self.parts.transformer.layers[0].self_attn.embed_dim), np.float32)
         ids, mask = padded(self._ids(texts), self.parts.ids["pad_id"])
         with evaluating(*self.modules, fused=True):
             hidden = pool(self.model.encode(ids, mask), mask, self.adapter.pooling or "mean")
@@ -112,8 +115,8 @@ class PyTorchReference:
         """The outputs of an encoder or a module, named as in its bundle."""
         with evaluating(*self.modules, fused=True):
             if isinstance(self.adapter, Encoder):
-                self.model.pooling = self.adapter.pooling if self.parts.head is not None else None
-                output = self.model.encode(torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"]))
+                pooling = self.adapter.pooling if self.parts.head is not None else None
+                output = original_encoder(self.parts, pooling).encode(torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"]))
                 return {"last_hidden_state" if self.parts.head is None else "logits": output.numpy()}
             if not isinstance(self.adapter, Module):
                 raise UsageError(f"a {type(self.adapter).__name__} generates; it does not run on arrays")

@@ -46,20 +46,25 @@ def _looks_importable(text: str) -> bool:
 
 
 def _call(text: str) -> Any:
-    """Imports with the current directory on the path, and takes it off again."""
+    """What the factory returns, imported with the current directory on the path, which is taken off again."""
+    from onnxport.export.guard import contained
+
     module_name, _, factory_name = text.rpartition(":")
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
         importlib.invalidate_caches()
         try:
-            module = importlib.import_module(module_name)
+            with contained(f"importing {module_name}"):
+                module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
                 raise CheckpointError(f"importing {module_name} failed: {error}; install what it needs") from error
             raise UsageError(
                 f"no module {module_name} here or installed; run the command where {module_name.split('.')[0]}.py is"
             ) from error
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(f"importing {module_name} failed: {_one_line(error)}") from error
         factory = getattr(module, factory_name, None)
@@ -68,7 +73,10 @@ def _call(text: str) -> Any:
         if not callable(factory):
             raise UsageError(f"{text} is a {type(factory).__name__}, not a function that returns an adapter or (module, inputs)")
         try:
-            return factory()
+            with contained(text):
+                return factory()
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{text} failed: {_one_line(error)}") from error
     finally:
@@ -82,6 +90,9 @@ def _one_line(error: BaseException) -> str:
 
 def _from_path(path: Path, allow_pickle: bool) -> Source:
     if not path.exists():
+        name = str(path)
+        if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
+            raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
         raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, or package.module:factory")
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an ONNX file; known for now are folders and package.module:factory")
@@ -163,6 +174,9 @@ def vocabulary_problem(data: bytes, rows: int, side: str) -> str | None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file, read piece by piece. CheckpointError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

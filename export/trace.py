@@ -44,13 +44,14 @@ def trace(
     `dynamic` mirrors `inputs` with {axis: name}; `outputs` gives names and shapes ("" as a dimension keeps what the tracer found).
     Errors: CheckpointError when torch cannot trace it, with torch's own first line.
     """
-    args = tuple(inputs.pop("")) if "" in inputs else ()
+    args = tuple(inputs.get("", ()))
+    named = {name: value for name, value in inputs.items() if name}
     try:
         with silence():
             program = torch.onnx.export(
                 module,
                 args,
-                kwargs=inputs or None,
+                kwargs=named or None,
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 input_names=input_names,

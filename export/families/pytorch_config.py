@@ -7,19 +7,22 @@ from typing import Any
 
 from onnxport.errors import CheckpointError
 
+LARGEST = 3.4e38  # of float32, about
+WIDTH, DEPTH, LENGTH, ROWS = 65536, 1024, 1_000_000, 100_000_000  # no model is larger; beyond, building one would not end
 TASKS = ("translation", "summarization", "text2text")
 
 
-def _int(low: int) -> Callable[[Any], str | None]:
+def _int(low: int, high: int) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        return None if type(value) is int and value >= low else f"an integer from {low}"
+        return None if type(value) is int and low <= value <= high else f"an integer from {low} to {high}"
 
     return check
 
 
 def _number(low: float) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        return None if type(value) in (int, float) and math.isfinite(value) and value > low else f"a number above {low:g}"
+        fits = type(value) in (int, float) and abs(value) <= LARGEST and value > low  # NaN is none of it
+        return None if fits else f"a number above {low:g}" if math.isfinite(low) else "a number of float32"
 
     return check
 
@@ -54,27 +57,27 @@ class Key:
 
 KEYS: dict[str, Key] = {
     "architecture": Key(_text),
-    "d_model": Key(_int(1)),
-    "nhead": Key(_int(1)),
-    "num_encoder_layers": Key(_int(1)),
-    "num_decoder_layers": Key(_int(1)),
-    "dim_feedforward": Key(_int(1)),
+    "d_model": Key(_int(1, WIDTH)),
+    "nhead": Key(_int(1, WIDTH)),
+    "num_encoder_layers": Key(_int(1, DEPTH)),
+    "num_decoder_layers": Key(_int(1, DEPTH)),
+    "dim_feedforward": Key(_int(1, 16 * WIDTH)),
     "activation": Key(_one_of("relu", "gelu"), "relu"),
     "norm_first": Key(_one_of(True, False), False),
     "layer_norm_eps": Key(_number(0), 1e-5),
     "bias": Key(_one_of(True, False), True),
     "batch_first": Key(_one_of(True, False), True),  # an order of axes inside PyTorch: the weights are the same
     "dropout": Key(_dropout, 0.1),  # nothing in eval mode
-    "source_vocab_size": Key(_int(1)),
-    "target_vocab_size": Key(_int(1)),
+    "source_vocab_size": Key(_int(1, ROWS)),
+    "target_vocab_size": Key(_int(1, ROWS)),
     "positions": Key(_one_of("sinusoidal", "learned", "none")),
     "embedding_scale": Key(_number(-math.inf), 1.0),
     "tie_embeddings": Key(_one_of(True, False, "target"), False),
-    "max_length": Key(_optional(_int(1)), None),
-    "pad_id": Key(_int(0)),
-    "bos_id": Key(_int(0)),
-    "eos_id": Key(_int(0)),
-    "decoder_start_id": Key(_optional(_int(0)), None),
+    "max_length": Key(_optional(_int(1, LENGTH)), None),
+    "pad_id": Key(_int(0, ROWS)),
+    "bos_id": Key(_int(0, ROWS)),
+    "eos_id": Key(_int(0, ROWS)),
+    "decoder_start_id": Key(_optional(_int(0, ROWS)), None),
     "task": Key(_optional(_one_of(*TASKS)), None),
     "name": Key(_optional(_text), None),
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Seq2Seq
 from onnxport.export.families.pytorch_config import read_config
+from onnxport.export.prepare import without_values
 from onnxport.export.source import Source, file_hash, tokenizer_bytes, vocabulary_problem
 from onnxport.export.weights import read_weights
 
@@ -90,6 +91,9 @@ def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], 
             continue
         if list(tensor.shape) != known[name]:
             problems.append(f"{name} has shape {list(tensor.shape)}, expected {known[name]}")
+        if unusable := without_values(tensor):
+            problems.append(f"{name} {unusable[0]}")
+            continue
         if not tensor.is_floating_point():
             problems.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected a floating type")
         elif not torch.isfinite(tensor.float()).all():

@@ -69,7 +69,15 @@ def check_exact(modules: dict[str, nn.Module | None], wanted: dict[str, type]) -
             problems.append(f"{name} is a {type(module).__name__}, not exactly torch.nn.{wanted[name].__name__}")
         elif isinstance(module, nn.Module):
             problems += found_problems(module, name)
-    if isinstance(transformer := modules.get("transformer"), nn.Transformer):
+    transformer = modules["transformer"]
+    inside = transformer.modules() if isinstance(transformer, nn.Module) else []
+    attentions = [part for part in inside if isinstance(part, nn.MultiheadAttention)]
+    orders = {part.batch_first for part in [*attentions, *([transformer] if isinstance(transformer, nn.Transformer) else [])]}
+    if len(orders) > 1:
+        problems.append("transformer has parts with batch_first and parts without")
+    if len(widths := {part.embed_dim for part in attentions}) > 1:
+        problems.append(f"transformer has layers of different widths ({', '.join(map(str, sorted(widths)))})")
+    if isinstance(transformer, nn.Transformer):
         for side, kind in (("encoder", nn.TransformerEncoder), ("decoder", nn.TransformerDecoder)):
             if type(getattr(transformer, side)) is not kind:
                 problems.append(f"transformer.{side} is not exactly torch.nn.{kind.__name__}")
@@ -83,6 +91,9 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
     if activation is None:
         name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
         raise CheckpointError(f"{path} has the activation {name}; known are relu, gelu (exact or tanh); {INSTEAD}")
+    if isinstance(layer, nn.TransformerDecoderLayer) and layer.multihead_attn.num_heads != layer.self_attn.num_heads:
+        counts = f"{layer.self_attn.num_heads} heads in self attention and {layer.multihead_attn.num_heads} in cross attention"
+        raise CheckpointError(f"{path} has {counts}; {INSTEAD}")
     rows = DECODER_LAYER if isinstance(layer, nn.TransformerDecoderLayer) else ENCODER_LAYER
     existing = {name for name, parameter in layer.named_parameters() if parameter is not None}
     norms = [layer.norm1, layer.norm2, *([layer.norm3] if isinstance(layer, nn.TransformerDecoderLayer) else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from graphs import assert_tensor_graph_equals_original, session
 from torch import nn
 
+from onnxport.errors import CheckpointError
 from onnxport.export import Module, export
 from onnxport.export.axes import conventional
 from onnxport.export.result import Exported
@@ -85,3 +87,102 @@ def test_resized_examples_keep_masks_and_ids_valid() -> None:
     assert all(tensor.shape == (4, 7) for tensor in found.values())
     assert set(found["ids"].unique().tolist()) == {2, 5, 9} and len({tuple(row) for row in found["ids"].tolist()}) > 1
     assert (found["mask"] == torch.tensor([1, 1, 0, 1, 1, 0, 1])).all() and found["keep"][:, 0].all()
+
+
+@pytest.mark.parametrize("shape", ["transformer", "encoder"])
+def test_causal_mask_as_an_input_is_right_at_lengths_not_traced(shape: str) -> None:
+    torch.manual_seed(7)
+    mask = nn.Transformer.generate_square_subsequent_mask(4)
+    if shape == "transformer":
+        module: nn.Module = nn.Transformer(16, 2, 1, 1, 8, batch_first=True)
+        inputs = {"src": torch.rand(1, 3, 16), "tgt": torch.rand(1, 4, 16), "tgt_mask": mask}
+    else:
+        module = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 8, batch_first=True), 1)
+        inputs = {"src": torch.rand(1, 4, 16), "mask": mask}
+    detect = nn.modules.transformer._detect_is_causal_mask
+    exported = export(Module(module, inputs=inputs))
+    assert nn.modules.transformer._detect_is_causal_mask is detect
+    assert_tensor_graph_equals_original(exported)
+    longer = {name: tensor.repeat_interleave(3, 1) if tensor.dim() == 3 else tensor for name, tensor in inputs.items()}
+    longer = {name: nn.Transformer.generate_square_subsequent_mask(12) if tensor.dim() == 2 else tensor for name, tensor in longer.items()}
+    found = session(exported.graphs["model"], "model").run(None, {name: tensor.numpy() for name, tensor in longer.items()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module.eval()(**longer).numpy(), atol=1e-4)
+
+
+def test_masks_are_judged_again_after_a_failure() -> None:
+    detect = nn.modules.transformer._detect_is_causal_mask
+    with pytest.raises(CheckpointError, match="does not run"):
+        export(Module(nn.Transformer(16, 2, 1, 1, 8), inputs={"src": torch.rand(3, 1, 5), "tgt": torch.rand(3, 1, 5)}))
+    assert nn.modules.transformer._detect_is_causal_mask is detect
+
+
+def test_float64_module_is_exported_in_float32_with_answers_in_float64() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.kinds = nn.Linear(4, 2).double(), []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kinds.append(x.dtype)
+            return self.linear(x)
+
+    module = Kept()
+    exported = export(Module(module, inputs={"x": torch.rand(3, 4, dtype=torch.float64)}, dynamic={"x": {0: "batch"}}))
+    assert set(module.kinds) == {torch.float64} and module.linear.weight.dtype == torch.float64
+    graph = exported.graphs["model"].graph
+    assert {value.dtype.name for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]} == {"FLOAT"}
+    assert all(value.dtype == np.float32 for value in exported.goldens.values())
+    assert_tensor_graph_equals_original(exported)
+
+
+def test_outputs_that_are_inputs_weights_or_repeated() -> None:
+    class Echo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            y = x * 2
+            return {"first": y, "again": y, "echo": x, "table": self.weight, "count": 3}
+
+    said: list[str] = []
+    exported = export(Module(Echo(), inputs={"x": torch.rand(3, 4)}, dynamic={"x": {0: "batch"}}), progress=said.append)
+    names = [value.name for value in exported.graphs["model"].graph.outputs]
+    assert names == ["first", "again", "echo", "table"]
+    assert_tensor_graph_equals_original(exported)
+    assert "leaving out what the module gives besides tensors: int" in said
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_buffers_that_a_forward_changes_stay_as_they_were(inplace: bool) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if inplace:
+                self.count.add_(1)
+            else:
+                self.count = self.count + 1
+            return x + self.count
+
+    module = Counting()
+    buffer = module.count
+    first, second = (export(Module(module, inputs={"x": torch.ones(3, 2)}, dynamic={"x": {0: "batch"}})) for _ in range(2))
+    assert module.count is buffer and buffer.tolist() == [0.0, 0.0]
+    assert all((value == second.goldens[name]).all() for name, value in first.goldens.items())
+    assert (first.goldens["case0/out/output"] == 2).all() and (first.goldens["case1/out/output"] == 2).all()
+    assert_tensor_graph_equals_original(first)
+
+
+def test_what_a_users_code_prints_goes_to_standard_error(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "chatty.py").write_text(
+        "import torch\nprint('imported')\nclass Loud(torch.nn.Module):\n    def forward(self, x):\n        print('running')\n"
+        "        return x * 2\ndef build():\n    print('built')\n    return Loud(), {'x': torch.rand(3, 4)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    export("chatty:build")
+    out, err = capsys.readouterr()
+    assert out == "" and {"imported", "built", "running"} <= set(err.split())

@@ -46,6 +46,11 @@ def folder_with(tmp_path: Path, **tensors: Any) -> Path:
         ({"custom_encoder": None}, ["custom_encoder is not a key"]),
         ({"task": "classification"}, ["task is 'classification'", "'translation'"]),
         ({"embedding_scale": "sqrt"}, ["embedding_scale is 'sqrt', expected a number"]),
+        ({"embedding_scale": 10**400}, ["embedding_scale is 1000", "expected a number of float32"]),
+        ({"embedding_scale": float("nan")}, ["embedding_scale is nan"]),
+        ({"max_length": 10**12}, ["max_length is 1000000000000, expected an integer from 1 to 1000000"]),
+        ({"d_model": 2**40}, ["d_model is 1099511627776, expected an integer from 1 to 65536"]),
+        ({"num_encoder_layers": 10**9}, ["num_encoder_layers is 1000000000"]),
         ({"dropout": 2}, ["dropout is 2"]),
         ({"architecture": "torch.nn.LSTM"}, ["'torch.nn.LSTM'", 'known for now: "architecture": "torch.nn.Transformer"']),
         ({"architecture": ...}, ["no architecture", "torch.nn.Transformer"]),
@@ -68,6 +73,20 @@ def test_config_is_not_json(tmp_path: Path) -> None:
     assert_refused(source, "config.json is not valid JSON")
     (source / "config.json").write_text("[1]")
     assert_refused(source, "holds a JSON list, not an object")
+
+
+def test_config_that_nests_without_end_or_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.write_folder(tmp_path)
+    (source / "config.json").write_text("[" * 100_000)
+    assert_refused(source, "config.json is not valid JSON")
+    (source / "config.json").write_text('{"d_model": ' + "9" * 5000 + "}")
+    assert_refused(source, "config.json is not valid JSON")
+
+    def fails(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    assert_refused(source, "config.json cannot be read: Permission denied")
 
 
 def test_config_or_weights_or_folder_missing(tmp_path: Path) -> None:
@@ -134,6 +153,15 @@ def test_pickle_with_code_or_damage_is_refused_even_with_leave(tmp_path: Path) -
     assert_refused(source, "cannot be read as weights only", allow_pickle=True)
     (source / "model.pt").write_bytes(b"no pickle at all")
     assert_refused(source, "cannot be read as weights only", allow_pickle=True)
+    torch.save({"a": torch.ones(2)}, source / "model.pt")
+    data = (source / "model.pt").read_bytes()
+    for at in range(0, len(data), 97):  # wherever it is damaged, it is refused, or read as something that the config does not describe
+        (source / "model.pt").write_bytes(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
+        assert_refused(source, allow_pickle=True)
+    sparse = tiny.weights_of(tiny.CONFIG)
+    sparse["source_embedding.weight"] = sparse["source_embedding.weight"].to_sparse()
+    torch.save(sparse, source / "model.pt")
+    assert_refused(source, "source_embedding.weight is as a sparse", allow_pickle=True)
     torch.save([torch.ones(2)], source / "model.pt")
     assert_refused(source, "holds a list, expected a state_dict", allow_pickle=True)
 

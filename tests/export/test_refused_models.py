@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ def patched() -> nn.Transformer:
     return transformer
 
 
+def other_order() -> nn.Transformer:
+    return nn.Transformer(16, 2, 1, 1, 20, batch_first=True, custom_encoder=tiny.encoder_stack(batch_first=False))
+
+
+def other_width() -> nn.Transformer:
+    return nn.Transformer(16, 2, 1, 1, 20, custom_decoder=nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 8), 1))
+
+
+def other_heads() -> nn.Transformer:
+    transformer = nn.Transformer(16, 2, 1, 1, 20)
+    transformer.decoder.layers[0].multihead_attn = nn.MultiheadAttention(16, 4)
+    return transformer
+
+
 @pytest.mark.parametrize(
     ("transformer", "part"),
     [
@@ -49,6 +64,9 @@ def patched() -> nn.Transformer:
             lambda: nn.Transformer(16, 2, 1, 1, 20, custom_encoder=nn.TransformerEncoder(OwnLayer(16, 2, 20), 1)),
             "transformer.encoder.layers.0 is a OwnLayer",
         ),
+        (other_order, "transformer has parts with batch_first and parts without"),
+        (other_width, "transformer has layers of different widths (8, 16)"),
+        (other_heads, "transformer.decoder.layers.0 has 2 heads in self attention and 4 in cross attention"),
         (hooked, "transformer.decoder.layers.0.linear1 has forward hooks"),
         (patched, "transformer.encoder has a forward of its own"),
         (lambda: nn.Transformer(16, 2, 1, 1, 20, activation=torch.tanh), "activation tanh; known are relu, gelu"),
@@ -63,6 +81,7 @@ def test_transformer_without_canonical_form(transformer: Any, part: str) -> None
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
+        ({"transformer": "large"}, "transformer is a str, not exactly torch.nn.Transformer"),
         ({"source_embedding": None}, "needs source_embedding"),
         ({"source_embedding": None, "tokenizer": tiny.words(20)}, "needs source_embedding"),
         ({"source_embedding": nn.Linear(16, 20), "tokenizer": tiny.words(20)}, "source_embedding is a Linear, not exactly"),
@@ -125,14 +144,18 @@ def test_stacks_of_other_adapters_are_checked() -> None:
         ("mine:alone", "a Linear without example inputs", CheckpointError),
         ("needs:build", "importing needs failed: No module named 'not_installed_anywhere'", CheckpointError),
         ("broken:build", "importing broken failed: SyntaxError", CheckpointError),
+        ("mine:leaves", "mine:leaves ended with SystemExit: 3", CheckpointError),
+        ("leaving:build", "importing leaving ended with SystemExit: bye", CheckpointError),
+        ("mine", "mine is a module; write mine:FACTORY", UsageError),
     ],
 )
 def test_import_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, part: str, error: type[OnnxportError]) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nvalue = 3\ndef fails():\n    raise RuntimeError('no weights today\\nmore')\n"
-        "def number():\n    return 3\ndef alone():\n    return torch.nn.Linear(2, 2)\n"
+        "def leaves():\n    raise SystemExit(3)\ndef number():\n    return 3\ndef alone():\n    return torch.nn.Linear(2, 2)\n"
     )
     (tmp_path / "needs.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('bye')\n")
     (tmp_path / "broken.py").write_text("def build(:\n")
     monkeypatch.chdir(tmp_path)
     assert_refused(text, part, error=error)
@@ -147,6 +170,12 @@ def test_import_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: s
         ({"dynamic": {"x": {0: 7}}}, "x axis 0 is called 7"),
         ({"dynamic": {"x": {1: "width"}}}, "runs at no other size of its free axes"),
         ({"outputs": ["a", "b"], "dynamic": {}}, "outputs names 2 (a, b), and the module gives 1 tensors"),
+        ({"outputs": "logits", "dynamic": {}}, "outputs is 'logits', expected a list of names"),
+        ({"outputs": [3], "dynamic": {}}, "outputs is [3], expected a list of names"),
+        ({"dynamic": [("x", 0)]}, "dynamic is [('x', 0)], expected {input: {axis: name}}"),
+        ({"inputs": {"x": torch.rand(3, 4).to_sparse()}}, "input x is as a sparse"),
+        ({"inputs": {"x": torch.rand(3, 4, device="meta")}}, "input x is on the meta device"),
+        ({"inputs": {"x": torch.full((3, 4), torch.nan)}, "dynamic": {}}, "the module answers NaN in output"),
         ({"outputs": ["x"], "dynamic": {}}, "x is the name of an input and of an output"),
         ({"inputs": {}}, "Module needs example inputs"),
         ({"inputs": {"x": 3}}, "hold no tensor"),
@@ -164,6 +193,38 @@ class Named(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x)
+
+
+class Answering(nn.Module):
+    """Answers whatever `answer` makes of its input."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (lambda x: (3, "text"), "the module gives no tensor, but int, str"),
+        (lambda x: [], "the module gives no tensor, but nothing"),
+        (lambda x: sys.exit(4), "the model ended with SystemExit: 4"),
+    ],
+)
+def test_modules_without_an_answer(answer: Any, part: str) -> None:
+    assert_refused(Module(Answering(answer), inputs={"x": torch.rand(3, 4)}), part)
+
+
+def test_broken_weights_of_a_module_are_named() -> None:
+    module = Named()
+    module.linear.bias.data[1] = torch.inf
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    module.register_buffer("table", torch.tensor([0.0, torch.nan]))
+    message = assert_refused(Module(module, inputs={"x": torch.rand(3, 4)}), "linear.bias holds NaN or infinity", "table holds NaN")
+    assert "mask" not in message
 
 
 class Branching(nn.Module):
