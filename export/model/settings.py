@@ -26,12 +26,13 @@ class Stack:
     final_bias: bool = True
 
 
-def skip_norms(stack: Stack) -> int:
-    """How many layer norms of a stack directly follow a residual addition (each fuses into SkipLayerNormalization)."""
-    count, after_residual = 0, False
+def skip_norms(stack: Stack, summed: bool) -> int:
+    """How many layer norms of a stack directly follow an addition (each fuses into SkipLayerNormalization); `summed`: the stack's input is
+    itself a sum of two tensors of one shape, token and position embeddings."""
+    count, after_sum = 0, summed
     for layer in stack.layers:
         for _ in range(3 if stack.cross else 2):
             # pre-norm: norm, block, add; post-norm: block, add, norm
-            count += after_residual if layer.norm_first else 1
-            after_residual = layer.norm_first
-    return count + (after_residual if stack.final_eps is not None else 0)
+            count += after_sum if layer.norm_first else 1
+            after_sum = layer.norm_first
+    return count + (after_sum if stack.final_eps is not None else 0)

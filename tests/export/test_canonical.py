@@ -136,11 +136,11 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
 
 
 def test_expected_fusions_count_norms_behind_residuals() -> None:
-    def counts(norm_first: bool, norms: bool) -> tuple[int, int]:
+    def counts(norm_first: bool, norms: bool, **changes: Any) -> tuple[int, int]:
         transformer = nn.Transformer(16, 2, 2, 3, 20, norm_first=norm_first)
         if not norms:
             transformer.encoder.norm = transformer.decoder.norm = None
-        expected = assert_canonical_equals_original(seq2seq(transformer, 16))
+        expected = assert_canonical_equals_original(seq2seq(transformer, 16, **changes))
         assert expected["encoder"]["multi_head_attention"] == 2
         assert expected["decoder"]["group_query_attention"] == expected["decoder"]["multi_head_attention"] == 3
         return expected["encoder"]["skip_layer_norm"], expected["decoder"]["skip_layer_norm"]
@@ -149,6 +149,10 @@ def test_expected_fusions_count_norms_behind_residuals() -> None:
     assert counts(norm_first=False, norms=False) == (4, 9)
     assert counts(norm_first=True, norms=True) == (4, 9)
     assert counts(norm_first=True, norms=False) == (3, 8)
+    positions = tiny.table(9, 16)  # in the decoder, the first norm of pre-norm layers follows the sum of tokens and positions
+    assert counts(norm_first=True, norms=True, positions=positions) == (4, 10)
+    assert counts(norm_first=True, norms=False, positions=positions, embedding_scale=1.7) == (3, 9)
+    assert counts(norm_first=False, norms=True, positions=positions) == (4, 9)
 
 
 def test_disagreement_with_the_original_is_a_parity_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -85,3 +86,13 @@ def test_encoder_gives_vectors_of_length_one() -> None:
     vectors = PyTorchReference(model).encode(["w3 w4 w5", "w6"])
     alone = PyTorchReference(model).encode(["w6"])
     assert vectors.shape == (2, 16) and abs((vectors**2).sum(1) - 1).max() < 1e-5 and abs(vectors[1] - alone[0]).max() < 1e-5
+
+
+def test_no_texts_give_no_vectors_and_a_run_changes_nothing() -> None:
+    embedding, tokenizer = nn.Embedding(20, 16), tiny.words(20)
+    model = Encoder(transformer=tiny.encoder_stack(), embedding=embedding, head=nn.Linear(16, 3), pooling="first", tokenizer=tokenizer)
+    reference = PyTorchReference(model)
+    ids = np.array([[3, 4, 5]])
+    assert reference.encode([]).shape == (0, 16)
+    assert reference.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"].shape == (1, 3)
+    assert reference.model.pooling is None
