@@ -43,7 +43,8 @@ class Engine:
             raise BundleError(
                 f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again"
             )
-        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"])) if "encoder" in roles else None
+        # Only the decoder's workers spin: an encoder's, still spinning after it ran, would take cores from every following step.
+        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"]), spinning=False) if "encoder" in roles else None
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)

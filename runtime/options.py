@@ -105,7 +105,8 @@ def _whole(name: str, value: object, least: int) -> int:
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= most:  # NaN is in no range
+    # Compared as they are, since a huge int has no float; NaN is in no range.
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:  # type: ignore[operator]
         raise UsageError(f"{name} is {value!r}, expected a number from {least:.4g} to {most:.4g}")
 
 
