@@ -38,6 +38,7 @@ def real(lengths: list[int]) -> Tensor:
 
 
 def fit(lengths: list[int], max_length: int | None) -> list[int]:
+    """The lengths, none longer than `max_length` (None: no bound)."""
     return [min(length, max_length) if max_length is not None else length for length in lengths]
 
 

@@ -139,6 +139,7 @@ def causal_built(parts: Parts) -> Built:
 
 
 def check_causal(built: Built, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
     for case in _cases(goldens, "seq"):
         ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
         _check_decoding(built, ids, lengths, logits, {})
@@ -170,6 +171,7 @@ def original_seq2seq(parts: Parts) -> OriginalSeq2Seq:
 
 
 def original_encoder(parts: Parts, pooling: str | None = None) -> OriginalEncoder:
+    """The user's class behind functions of ids; `pooling` before the head, None for every position."""
     return OriginalEncoder(parts.transformer, parts.embedding, parts.head, parts.positions, parts.scale, pooling)
 
 

@@ -156,13 +156,13 @@ def _id_problems(adapter: Any, modules: dict[str, Any]) -> list[str]:
         value = getattr(adapter, name, None)
         if value is None and name in ("decoder_start_id",) or not hasattr(adapter, name):
             continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= value < bound:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < bound:
             problems.append(f"{name} is {value!r}, not an id from 0 to {bound - 1}")
     return problems
 
 
 def _max_length(given: Any, positions: Tensor | None) -> tuple[int | None, list[str]]:
-    if given is not None and (not isinstance(given, Integral) or isinstance(given, bool) or not 1 <= given <= LONGEST):
+    if given is not None and (not isinstance(given, Integral) or isinstance(given, bool) or not 1 <= int(given) <= LONGEST):
         return None, [f"max_length is {given!r:.40}, not a number of positions from 1 to {LONGEST}"]
     given = None if given is None else int(given)
     if positions is None:

@@ -116,7 +116,9 @@ class PyTorchReference:
         with evaluating(*self.modules, fused=True):
             if isinstance(self.adapter, Encoder):
                 pooling = self.adapter.pooling if self.parts.head is not None else None
-                output = original_encoder(self.parts, pooling).encode(torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"]))
+                output = original_encoder(self.parts, pooling).encode(
+                    torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"])
+                )
                 return {"last_hidden_state" if self.parts.head is None else "logits": output.numpy()}
             if not isinstance(self.adapter, Module):
                 raise UsageError(f"a {type(self.adapter).__name__} generates; it does not run on arrays")

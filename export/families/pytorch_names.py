@@ -30,10 +30,12 @@ def _projection(start: int, stop: int) -> Callable[[Tensor, int], Tensor]:
 
 
 def plain(weight: Tensor, heads: int) -> Tensor:
+    """The weight as it is."""
     return weight
 
 
 def transposed(weight: Tensor, heads: int) -> Tensor:
+    """A linear weight [outputs, inputs] → [inputs, outputs]."""
     return weight.t()
 
 

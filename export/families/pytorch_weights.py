@@ -38,6 +38,7 @@ class _Loader:
         self.seen: set[str] = set()
 
     def put(self, canonical: str, source: str, value: Tensor) -> None:
+        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
         parameter = self.module.get_parameter(canonical)
         if parameter.shape != value.shape:
             raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
@@ -58,18 +59,21 @@ class _Loader:
         self.names.modules[canonical] = source
 
     def norm(self, norm: nn.LayerNorm | None, canonical: str, source: str) -> None:
+        """A layer norm's tensors; None is no norm on either side."""
         if norm is not None:
             for name, value in norm.named_parameters():
                 self.put(f"{canonical}.{name}", f"{source}.{name}", value)
             self.names.modules[canonical] = source
 
     def embedding(self, canonical: str, table: Tensor, positions: Tensor | None, source: str) -> None:
+        """The token table, and the table of positions where there is one."""
         self.put(f"{canonical}.weight", f"{source}.weight", table)
         self.names.modules[canonical] = source
         if positions is not None:
             self.put(f"{canonical}.positions", "positions.weight", positions)
 
     def done(self, stack: Stack) -> Canonical:
+        """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
         missing = {name for name, _ in self.module.named_parameters()} - self.seen
         if missing:
             raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
