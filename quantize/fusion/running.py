@@ -50,7 +50,7 @@ def check_runs(path: str | Path, expected: dict[str, int], target: str = "cpu") 
         if name not in by_name or not by_name[name].kernel:
             continue
         found[name] = running.get(by_name[name].kernel, 0)
-        if found[name] < count:
+        if found[name] != count:
             raise FusionError(
                 f"{Path(path).name}: {name} found {found[name]} times, expected {count}; {_reason(path, by_name[name])}; "
                 "make the module match the rule, or correct the expectation"
