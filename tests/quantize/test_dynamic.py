@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from onnxport.errors import CheckpointError
 from onnxport.quantize.dynamic import to_int8
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.store import write
@@ -144,8 +145,12 @@ def test_small_and_positional_tables_stay():
     assert (
         to_int8({"decoder": model})[1]["embedding.weight"] == "int8-blocks128+float32"
     )  # the projection is quantized, a table of 12 rows is not
+
+
+def test_a_model_without_a_weight_for_int8_is_refused():
     model, _ = tied(50, 8)
-    assert to_int8({"decoder": model})[1]["embedding.weight"] == "float32"
+    with pytest.raises(CheckpointError, match="leave int8 out"):
+        to_int8({"decoder": model})
 
 
 def test_whole_decoder(standard, eager, session, tools):
