@@ -41,7 +41,7 @@ wheel: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out build/wheel/bundle --quiet > /dev/null
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[cpu]" pytest
-	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider --rootdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -52,6 +52,8 @@ def build(
         UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
     """
     _known(precision, calibrate)
+    for package in ("torch", "onnx", "onnxscript", "safetensors"):
+        _heavy(package, "export")
     exporter = _heavy("onnxport.export", "export")
     with bundle_folder(out, force) as staging:
         exported = exporter.export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
