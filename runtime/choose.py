@@ -84,8 +84,13 @@ class TokenChooser:
         self._direct = self._graph(logits)
         self._processed: Graph | None = None
 
-    def choose(self, suppress: bool, history: np.ndarray | None = None, generators: list[np.random.Generator] | None = None) -> None:
-        """Choose a token for every row. `suppress`: no eos; `history`: for a repetition penalty; `generators`: one a row, to sample."""
+    def choose(
+        self, suppress: bool, history: np.ndarray | None = None, generators: list[np.random.Generator] | None = None
+    ) -> tuple[list[int], list[float]]:
+        """Choose a token for every row; gives the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
+
+        `suppress`: no eos; `history`: for a repetition penalty; `generators`: one a row, to sample.
+        """
         if generators is not None:
             self._uniform[:] = [g.random(dtype=np.float32) for g in generators]
         if self._options.repetition_penalty != 1.0 or (suppress and self._options.sampling):
@@ -94,14 +99,18 @@ class TokenChooser:
             self._direct.run()
             if suppress:
                 self._second_best()
-        if np.isnan(self.logprobs).any():
+        tokens: list[int] = self._tokens.tolist()
+        logprobs: list[float] = self.logprobs.tolist()
+        if any(value != value for value in logprobs):  # NaN; a list of a few is faster than NumPy
             raise OnnxportError("the model's scores are not finite; use a variant of higher precision and check the model")
+        return tokens, logprobs
 
     def _second_best(self) -> None:
         """Choose again where greedy took an eos that may not come yet: rare, so that most steps pay nothing for it."""
-        taken = np.array([token in self._eos for token in self._tokens.tolist()])
-        if not taken.any():
+        chosen = [token in self._eos for token in self._tokens.tolist()]
+        if True not in chosen:
             return
+        taken = np.array(chosen)
         tokens, logprobs = self._tokens.copy(), self.logprobs.copy()
         self._run_processed(None, True)
         if len(self._eos) == 1:  # the share of all other tokens takes the log-probability back to the whole vocabulary

@@ -59,7 +59,7 @@ class Running:
         if longest >= self.cache.capacity:
             self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
         self._seqlens[:] = at
-        self._positions[:, 0] = at
+        self._position[:] = at
         self._total[...] = longest + 1
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
         if self._binding is None or self._bound is not self.cache.values or self.engine.device != "cpu":
@@ -94,12 +94,12 @@ class Running:
     def _renew(self, rows: int) -> None:
         self.active = np.ones(rows, bool)
         self.ids = np.zeros((rows, 1), np.int64)
-        self._positions = np.zeros((rows, 1), np.int64)
+        self._position = np.zeros(rows, np.int64)
         self._seqlens = np.zeros(rows, np.int32)
         self._total = np.zeros((), np.int32)
         self._feeds: dict[str, np.ndarray] = {
             "input_ids": self.ids,
-            "position_ids": self._positions,
+            "position_ids": self._position.reshape(rows, 1),
             "logits_index": np.zeros(rows, np.int64),
             "seqlens_k": self._seqlens,
             "total_sequence_length": self._total,

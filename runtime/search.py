@@ -75,25 +75,29 @@ def decode(
     running = Running(engine, cross, [j.prefix for j in jobs], max(j.limit for j in jobs))
     running.prefill()
     chooser = TokenChooser(engine, running.logits, running.ids, options)
-    live, step, eos = rows, 0, engine.config.eos_ids
+    live, step, eos, left = rows, 0, engine.config.eos_ids, np.arange(len(rows))
     while True:
         watch.check()
         history = _history(live) if options.repetition_penalty != 1.0 else None
-        chooser.choose(step < options.min_new_tokens, history, [r.generator for r in live if r.generator is not None] or None)
+        generators = [r.generator for r in live if r.generator is not None] if options.sampling else None
+        tokens, logprobs = chooser.choose(step < options.min_new_tokens, history, generators)
         step += 1
-        for i, (row, token, logprob) in enumerate(zip(live, running.ids[:, 0].tolist(), chooser.logprobs.tolist(), strict=True)):
+        ended = False
+        for i, row in enumerate(live):
             if not row.reason:
-                row.add(token, logprob, eos)
-                running.active[i] = not row.reason
+                row.add(tokens[i], logprobs[i], eos)
+                if row.reason:
+                    ended, running.active[i] = True, False
         yield rows
-        left = np.flatnonzero(running.active)
+        if ended:
+            left = np.flatnonzero(running.active)
         if not len(left):
             return
         if 4 * len(left) <= 3 * len(live):  # finished rows cost as much as others: go on without them
             ids = running.ids[left]
             running.keep(left)
             running.ids[:] = ids
-            live = [live[i] for i in left]
+            live, left = [live[i] for i in left], np.arange(len(left))
             chooser = TokenChooser(engine, running.logits, running.ids, options)
         running.step()
 
