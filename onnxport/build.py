@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import io
 import platform
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -59,8 +60,9 @@ def build(
         exported = exporter.export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
         progress("fuse")
         fused, fusions = _fuse(exported)
-        _write_shared(staging, exported)
-        staging.manifest = _manifest(exported, precision[0], Path(out).name)
+        search = _search_graphs(exported)
+        _write_shared(staging, exported, search)
+        staging.manifest = _manifest(exported, search, precision[0], Path(out).name)
         for name in precision:
             progress(f"make and check {name}")
             _add(staging, name, fused, fusions, exported.expected)
@@ -96,7 +98,7 @@ def add_variant(
         progress(f"make and check {precision}")
         for name in bundle.variants[precision].files if precision in bundle.variants else ():
             (staging.path / name).unlink()
-        _add(staging, precision, fused, {"total": dict(base.fusions)}, {})
+        _add(staging, precision, fused, dict(base.fusions), {})
         progress("hash and publish")
     return Bundle.open(path)
 
@@ -120,12 +122,15 @@ def _heavy(module: str, extra: str) -> ModuleType:
         raise UsageError(f"{error.name} is not installed, which this command needs: pip install 'onnxport[{extra}]'") from None
 
 
-def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, dict[str, int]]]:
+def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
+    """The fused graphs, and how often each rule applied in all of them."""
     fuse = _heavy("onnxport.quantize.fusion", "export").fuse
-    fused, counts = {}, {}
+    fused: Graphs = {}
+    total: Counter[str] = Counter()
     for role, graph in exported.graphs.items():
-        fused[role], counts[role] = fuse(graph, role)
-    return fused, counts
+        fused[role], counts = fuse(graph, role)
+        total.update(counts)
+    return fused, dict(total)
 
 
 def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, Any]]:
@@ -138,7 +143,7 @@ def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, An
     return fused, {"*": "fp32"}
 
 
-def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]) -> None:
+def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int], expected: dict[str, dict[str, int]]) -> None:
     """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it."""
     store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
     models, plan = _variant_graphs(precision, fused)
@@ -147,10 +152,6 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dic
     graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
     for role, wanted in expected.items():
         fusion.check_runs(staging.path / graphs[role], wanted)
-    total: dict[str, int] = {}
-    for counts in fusions.values():
-        for rule, count in counts.items():
-            total[rule] = total.get(rule, 0) + count
     manifest = staging.manifest
     assert manifest is not None
     variant = {
@@ -158,16 +159,16 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, dic
         "graphs": graphs,
         "target": "cpu" if precision == "int8" else "any",
         "plan": plan,
-        "fusions": total,
+        "fusions": fusions,
         "parity": {},
     }
     manifest["variants"][precision] = variant
     variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))
 
 
-def _write_shared(staging: Staging, exported: "Exported") -> None:
+def _write_shared(staging: Staging, exported: "Exported", search: dict[str, bytes]) -> None:
     """Tokenizers, search graphs and golden answers: what all variants share."""
-    for file, content in _shared(exported).items():
+    for file, content in _shared(exported, search).items():
         path = staging.path / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
@@ -185,16 +186,16 @@ def _search_graphs(exported: "Exported") -> dict[str, bytes]:
     return graphs
 
 
-def _shared(exported: "Exported") -> dict[str, bytes]:
+def _shared(exported: "Exported", search: dict[str, bytes]) -> dict[str, bytes]:
     files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}
-    files |= {f"search/{name}.onnx": content for name, content in _search_graphs(exported).items()}
+    files |= {f"search/{name}.onnx": content for name, content in search.items()}
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(sorted(exported.goldens.items()))
     np.savez_compressed(buffer, **arrays)  # no time of day in it: the bytes are repeatable
     return files | {GOLDEN: buffer.getvalue()}
 
 
-def _manifest(exported: "Exported", default: str, name: str) -> dict[str, Any]:
+def _manifest(exported: "Exported", search: dict[str, bytes], default: str, name: str) -> dict[str, Any]:
     versions = {package: importlib.metadata.version(package) for package in VERSIONED if _installed(package)}
     return {
         "name": exported.name or name,
@@ -205,7 +206,7 @@ def _manifest(exported: "Exported", default: str, name: str) -> dict[str, Any]:
         "encoding": exported.settings.get("encoding"),
         "golden": GOLDEN,
         "tokenizers": _tokenizer_files(exported),
-        "search": {search: f"search/{search}.onnx" for search in _search_graphs(exported)},
+        "search": {graph: f"search/{graph}.onnx" for graph in search},
         "variants": {},
         "settings": exported.settings,
         "provenance": {
