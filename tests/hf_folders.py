@@ -42,18 +42,35 @@ def bart(folder: Path, seed: int = 0, generation: dict[str, Any] | None = None, 
 
 
 def save(model: Any, folder: Path, seed: int = 0, generation: dict[str, Any] | None = None, **options: Any) -> Path:
-    """`save_pretrained` of a model with every parameter and logits bias random (norms around 1); `options` are save_pretrained's."""
-    generator = torch.Generator().manual_seed(seed)
-    fixed = {id(module.weight) for module in model.modules() if type(module).__name__ == "MarianSinusoidalPositionalEmbedding"}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if id(parameter) not in fixed:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.25 * noise)
-        if getattr(model, "final_logits_bias", None) is not None:
-            model.final_logits_bias.copy_(torch.randn(model.final_logits_bias.shape, generator=generator))
+    """`save_pretrained` of a model with every parameter and logits bias random; `options` are save_pretrained's."""
+    randomize(model, seed)
     for key, value in (generation or {}).items():
         setattr(model.generation_config, key, value)
     folder = Path(folder)
     model.eval().save_pretrained(folder, **options)
     return folder
+
+
+def randomize(model: Any, seed: int = 0) -> None:
+    """Random values of a usual size, norms around 1; the decoder's last norm has random signs: without them a model with tied embeddings
+    answers one token over and over."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = model.config.d_model**0.5 if model.config.scale_embedding else 1.0
+    last = f"decoder.layers.{model.config.decoder_layers - 1}.final_layer_norm.weight"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if not parameter.requires_grad:  # sinusoidal positions
+                continue
+            if "norm" in name and name.endswith("weight"):
+                signs = torch.randn(parameter.shape, generator=generator).sign() if name.endswith(last) else 1
+                parameter.copy_((1 + 0.2 * noise) * signs)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            elif "positions" in name:
+                parameter.copy_(0.25 * noise)
+            else:
+                embedding = "shared" in name or "embed_tokens" in name
+                parameter.copy_(noise / scale if embedding else 1.4 * noise * parameter.shape[-1] ** -0.5)
+        if getattr(model, "final_logits_bias", None) is not None:
+            model.final_logits_bias.copy_(0.3 * torch.randn(model.final_logits_bias.shape, generator=generator))
