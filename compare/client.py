@@ -24,9 +24,12 @@ class Client:
 
     name: what messages call the side.  spec: see `worker`.  timeout: seconds one request may take.  started: by `time.perf_counter`.
     paths: folders put before the worker's module search path, for sides that live outside installed packages.
+    python: the interpreter of an environment of the side's own, where onnxport is installed too; None is this one.
     """
 
-    def __init__(self, name: str, spec: dict[str, Any], *, timeout: float = 600.0, paths: Iterable[str] = ()) -> None:
+    def __init__(
+        self, name: str, spec: dict[str, Any], *, timeout: float = 600.0, paths: Iterable[str] = (), python: str | None = None
+    ) -> None:
         self.name, self.spec, self.timeout = name, spec, timeout
         self.started = time.perf_counter()
         self._stderr: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -36,7 +39,7 @@ class Client:
         if added:
             environment["PYTHONPATH"] = os.pathsep.join(added)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxport.compare.worker"],
+            [python or sys.executable, "-P", "-m", "onnxport.compare.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -30,9 +30,9 @@ class BundleSide:
 
         return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
 
-    def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
-        """An answer an input, all in one batch: {"text", "tokens", "score"}. inputs: texts or lists of token ids."""
-        return [_result(result) for result in self.model.generate(inputs, batch_size=max(1, len(inputs)), **options)]
+    def generate(self, inputs: list[Any], batch_size: int | None = None, **options: Any) -> list[dict[str, Any]]:
+        """An answer an input: {"text", "tokens", "score"}. inputs: texts or lists of token ids.  batch_size: None is all in one batch."""
+        return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **options)]
 
     def encode(self, inputs: list[Any], **options: Any) -> Any:
         """Texts -> float32 [texts, hidden]."""

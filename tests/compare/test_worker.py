@@ -46,6 +46,14 @@ def assert_gone(pid, seconds=10):
     raise AssertionError(f"process {pid} is still there")
 
 
+def test_a_side_may_have_an_interpreter_of_its_own(start, tmp_path):
+    own = tmp_path / "python"
+    own.write_text(f'#!/bin/sh\ntouch "{tmp_path}/used"\nexec "{sys.executable}" "$@"\n')
+    own.chmod(0o755)
+    assert start(spec(), python=str(own)).load()["about"]["versions"] == {"fake": "1.0"}
+    assert (tmp_path / "used").exists()
+
+
 def test_loads_answers_and_measures(start):
     client = start(spec())
     loaded = client.load()
