@@ -1,13 +1,17 @@
 """Search graphs: the choice of the next token as small ONNX graphs, so that logits never leave the device.
 
-`process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S] -> processed float [B, V]
-`greedy`       logits -> token int64 [B], logprob float [B]
+`process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S], banned int64 [N, 2] (row, id),
+               normalize float [] (1: log-softmax first, 0: not) -> processed float [B, V], kept float [B]: the log of the share of
+               the whole distribution, after a penalty on logits but before one on log-softmax, that the rows still have
+`greedy`       logits, suppressed -> token int64 [B] (the best of all, suppressed or not), logprob float [B], kept
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
 `sample_full`  logits, temperature, uniform -> token, logprob (no filter, therefore no sort)
-`beam`         logits float [B*K, V], scores float [B, K], candidates int64 [1] -> value float [B, C], index int64 [B, C]
+`beam`         logits float [B*K, V], scores float [B, K], candidates int64 [1], suppressed, renormalize bool []
+               -> value float [B, C], index int64 [B, C] (suppressed ids among them), kept float [B*K]
 `reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]
 
-Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered.
+Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered. `kept` is the log of the share of the distribution
+that suppressed ids leave: subtracted from a log-probability it renormalizes it, which `beam` does itself when told to.
 """
 
 from __future__ import annotations
@@ -63,14 +67,27 @@ class _Graph:
         return model.SerializeToString(deterministic=True)
 
 
-def _log_softmax(g: _Graph, logits: str, largest: str, chosen: str) -> str:
-    """Log-softmax of `chosen` [B, N], values from the rows of logits [B, V] with maxima [B, 1]: only chosen ones are formed.
+def _mass(g: _Graph, logits: str, largest: str) -> str:
+    """Sum of exp(logits - largest) over rows, [B, 1]; the maximum is taken out before any rounding, as torch.log_softmax does."""
+    return g.one("ReduceSum", g.one("Exp", g.one("Sub", logits, largest)), g.constant([1], np.int64), keepdims=1)
 
-    The maximum is taken out of both sides before any rounding, as torch.log_softmax does.
-    """
-    powers = g.one("Exp", g.one("Sub", logits, largest))
-    mass = g.one("Log", g.one("ReduceSum", powers, g.constant([1], np.int64), keepdims=1))
-    return g.one("Sub", g.one("Sub", chosen, largest), mass)
+
+def _log_softmax(g: _Graph, largest: str, mass: str, chosen: str) -> str:
+    """Log-softmax of `chosen` [B, N], values from rows with maxima and masses [B, 1]: only chosen ones are formed."""
+    return g.one("Sub", g.one("Sub", chosen, largest), g.one("Log", mass))
+
+
+def _log_kept(g: _Graph, logits: str, largest: str, mass: str, suppressed: str) -> str:
+    """Log of the share of each row that the ids `suppressed` [S] leave, [B, 1]; -inf where rounding leaves nothing."""
+    taken = _mass(g, g.one("Gather", logits, suppressed, axis=1), largest)
+    return g.one("Log", g.one("Max", g.one("Sub", g.constant(1, np.float32), g.one("Div", taken, mass)), g.constant(0, np.float32)))
+
+
+def _log_mass(g: _Graph, logits: str) -> str:
+    """Log of the sum of the exponentials of every row, [B, 1]."""
+    column = g.constant([1], np.int64)
+    largest = g.one("ReduceMax", logits, column, keepdims=1)
+    return g.one("Add", largest, g.one("Log", _mass(g, logits, largest)))
 
 
 def _choose(g: _Graph, weights: str, uniform: str) -> str:
@@ -86,10 +103,10 @@ def _choose(g: _Graph, weights: str, uniform: str) -> str:
     return g.one("ReduceSum", below, column, keepdims=1)
 
 
-def _emit(g: _Graph, logits: str, largest: str, token: str) -> None:
+def _emit(g: _Graph, logits: str, largest: str, mass: str, token: str) -> None:
     """Declare `token` and `logprob` from token int64 [B, 1]."""
     column = g.constant([1], np.int64)
-    logprob = _log_softmax(g, logits, largest, g.one("GatherElements", logits, token, axis=1))
+    logprob = _log_softmax(g, largest, mass, g.one("GatherElements", logits, token, axis=1))
     g.output("token", g.one("Squeeze", token, column), TensorProto.INT64, ["batch"])
     g.output("logprob", g.one("Squeeze", logprob, column), TensorProto.FLOAT, ["batch"])
 
@@ -100,25 +117,36 @@ def _process() -> bytes:
     history = g.input("history", TensorProto.INT64, ["batch", "generated"])
     penalty = g.input("penalty", TensorProto.FLOAT, [])
     suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
-    seen = g.one("GatherElements", logits, history, axis=1)
+    banned = g.input("banned", TensorProto.INT64, ["pairs", 2])
+    normalize = g.input("normalize", TensorProto.FLOAT, [])
+    values = g.one("Sub", logits, g.one("Mul", normalize, _log_mass(g, logits)))
+    seen = g.one("GatherElements", values, history, axis=1)
     negative = g.one("Less", seen, g.constant(0, np.float32))
     changed = g.one("Where", negative, g.one("Mul", seen, penalty), g.one("Div", seen, penalty))
     # An id that occurs twice is written twice with the same value: it is penalized once.
-    penalized = g.one("ScatterElements", logits, history, changed, axis=1)
-    rows = g.one("Shape", logits, start=0, end=1)
-    shape = g.one("Concat", rows, g.one("Shape", suppressed), axis=0)
-    columns = g.one("Expand", suppressed, shape)
-    lowest = g.one("Expand", g.constant(-np.inf, np.float32), shape)
-    g.output("processed", g.one("ScatterElements", penalized, columns, lowest, axis=1), TensorProto.FLOAT, ["batch", "vocab"])
+    penalized = g.one("ScatterElements", values, history, changed, axis=1)
+    shape = g.one("Concat", g.one("Shape", logits, start=0, end=1), g.one("Shape", suppressed), axis=0)
+    lowest = g.constant(-np.inf, np.float32)
+    left = g.one("ScatterElements", penalized, g.one("Expand", suppressed, shape), g.one("Expand", lowest, shape), axis=1)
+    processed = g.one("ScatterND", left, banned, g.one("Expand", lowest, g.one("Shape", banned, start=0, end=1)))
+    # Log-softmax has no mass but 1 before the penalty; logits are told from what the penalty made of them.
+    before = g.one("Mul", g.one("Sub", g.constant(1, np.float32), normalize), _log_mass(g, penalized))
+    kept = g.one("Sub", _log_mass(g, processed), before)
+    g.output("processed", processed, TensorProto.FLOAT, ["batch", "vocab"])
+    g.output("kept", g.one("Squeeze", kept, g.constant([1], np.int64)), TensorProto.FLOAT, ["batch"])
     return g.serialize()
 
 
 def _greedy() -> bytes:
     g = _Graph("greedy")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
+    suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
     token = g.one("ArgMax", logits, axis=1, keepdims=1)  # the lowest index of equal maxima, as torch.argmax on the CPU
-    largest = g.one("ReduceMax", logits, g.constant([1], np.int64), keepdims=1)
-    _emit(g, logits, largest, token)
+    column = g.constant([1], np.int64)
+    largest = g.one("ReduceMax", logits, column, keepdims=1)
+    mass = _mass(g, logits, largest)
+    _emit(g, logits, largest, mass, token)
+    g.output("kept", g.one("Squeeze", _log_kept(g, logits, largest, mass, suppressed), column), TensorProto.FLOAT, ["batch"])
     return g.serialize()
 
 
@@ -141,7 +169,7 @@ def _sample() -> bytes:
     inside = g.one("Or", g.one("Less", before, limit), g.one("Equal", before, g.constant(0, np.float64)))
     kept = g.one("Or", inside, g.one("GreaterOrEqual", top_p, g.constant(1, np.float32)))
     place = _choose(g, g.one("Where", kept, weights, g.constant(0, np.float64)), uniform)
-    _emit(g, logits, largest, g.one("GatherElements", index, place, axis=1))
+    _emit(g, logits, largest, _mass(g, logits, largest), g.one("GatherElements", index, place, axis=1))
     return g.serialize()
 
 
@@ -152,7 +180,8 @@ def _sample_full() -> bytes:
     uniform = g.input("uniform", TensorProto.FLOAT, ["batch"])
     largest = g.one("ReduceMax", logits, g.constant([1], np.int64), keepdims=1)
     powers = g.one("Exp", g.one("Div", g.one("Sub", logits, largest), temperature))
-    _emit(g, logits, largest, _choose(g, g.one("Cast", powers, to=TensorProto.DOUBLE), uniform))
+    token = _choose(g, g.one("Cast", powers, to=TensorProto.DOUBLE), uniform)
+    _emit(g, logits, largest, _mass(g, logits, largest), token)
     return g.serialize()
 
 
@@ -162,11 +191,15 @@ def _beam() -> bytes:
     logits = g.input("logits", TensorProto.FLOAT, ["rows", "vocab"])
     scores = g.input("scores", TensorProto.FLOAT, ["batch", "beams"])
     candidates = g.input("candidates", TensorProto.INT64, [1])
+    suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
+    renormalize = g.input("renormalize", TensorProto.BOOL, [])
     vocab = g.one("Shape", logits, start=1, end=2)
     width = g.one("Min", candidates, vocab)
     value, token = g.op("TopK", logits, width, outputs=2, axis=1, largest=1, sorted=1)
     largest = g.one("Gather", value, g.constant([0], np.int64), axis=1)
-    logprob = _log_softmax(g, logits, largest, value)
+    mass = _mass(g, logits, largest)
+    kept = _log_kept(g, logits, largest, mass, suppressed)
+    logprob = g.one("Sub", _log_softmax(g, largest, mass, value), g.one("Where", renormalize, kept, g.constant(0, np.float32)))
     total = g.one("Add", logprob, g.one("Reshape", scores, g.constant([-1, 1], np.int64)))
     batch, beams = (g.one("Shape", scores, start=i, end=i + 1) for i in (0, 1))
     flat = g.one("Concat", batch, g.one("Mul", beams, width), axis=0)
@@ -178,6 +211,7 @@ def _beam() -> bytes:
     best, place = g.op("TopK", g.one("Reshape", total, flat), wanted, outputs=2, axis=1, largest=1, sorted=1)
     g.output("value", best, TensorProto.FLOAT, ["batch", "chosen"])
     g.output("index", g.one("GatherElements", g.one("Reshape", index, flat), place, axis=1), TensorProto.INT64, ["batch", "chosen"])
+    g.output("kept", g.one("Squeeze", kept, g.constant([1], np.int64)), TensorProto.FLOAT, ["rows"])
     return g.serialize()
 
 

@@ -1,8 +1,9 @@
 """Beam search with the semantics of transformers' `generate` (its vectorized beam search, from 4.50 on).
 
-Each step the 2 * beams best continuations are candidates. Those that end (eos, a stop string, the length limit) and are among the first
-`beams` become finished hypotheses, scored by sum of log-probabilities / tokens ** length_penalty; the best `beams` others run on. An input
-is done when no running beam can beat its worst finished hypothesis, or, with early_stopping=True, when it has `beams` of them.
+Each step the best continuations are candidates: for every beam one more than there are end tokens, at least two. Those that end (eos, a
+stop string, the length limit) and are among the first `beams` become finished hypotheses, scored by sum of log-probabilities /
+tokens ** length_penalty; the best `beams` others run on. An input is done when no running beam can beat its worst finished hypothesis, or,
+with early_stopping=True, when it has `beams` of them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxport.errors import UsageError
-from onnxport.runtime.choose import BeamChooser
+from onnxport.runtime.choose import BeamChooser, Candidate
+from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
-from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.options import Search, Watch
 from onnxport.runtime.running import Running
 from onnxport.runtime.search import Job
 from onnxport.runtime.tokenizer import TextTokenizer
@@ -42,28 +44,30 @@ class _Input:
         self.open = True  # a running beam may still be better than the worst finished one
         self.done = False
 
-    def finish(self, hypothesis: Hypothesis, options: Options) -> None:
+    def finish(self, hypothesis: Hypothesis, search: Search) -> None:
         """Take a hypothesis if it is among the best; those of one step compete even when early_stopping ends the search with it."""
         self.finished.append(hypothesis)
         self.finished.sort(key=lambda h: -h.score)
-        del self.finished[options.beam :]
+        del self.finished[search.beam :]
 
-    def settle(self, best: float, length: int, all_ended: bool, options: Options) -> None:
+    def settle(self, best: float, length: int, all_ended: bool, search: Search) -> None:
         """See whether the search goes on; `best`: the summed log-probability of the best running beam after `length` tokens."""
-        full = len(self.finished) >= options.beam
+        full = len(self.finished) >= search.beam
         if full:
-            longest = self.job.limit if options.early_stopping == "never" and options.length_penalty > 0 else length
-            self.open = self.open and best / longest**options.length_penalty > self.finished[-1].score
-        self.done = not self.open or all_ended or (full and options.early_stopping is True)
+            longest = self.job.limit if search.early_stopping == "never" and search.length_penalty > 0 else length
+            self.open = self.open and best / longest**search.length_penalty > self.finished[-1].score
+        self.done = not self.open or all_ended or (full and search.early_stopping is True)
 
 
 def beam_search(
-    engine: Engine, jobs: Sequence[Job], options: Options, watch: Watch, tokenizer: TextTokenizer | None
+    engine: Engine, jobs: Sequence[Job], search: Search, constraints: Constraints, watch: Watch, tokenizer: TextTokenizer | None
 ) -> list[list[Hypothesis]]:
     """Search for all jobs together; for each its finished hypotheses, best first. UsageError: too small a vocabulary."""
-    beams, vocabulary, eos = options.beam, engine.vocab_size, engine.config.eos_ids
-    if 2 * beams + len(eos) > vocabulary:
-        raise UsageError(f"beam is {beams}, expected at most {(vocabulary - len(eos)) // 2} with a vocabulary of {vocabulary}")
+    beams, vocabulary, eos = search.beam, engine.vocab_size, engine.config.eos_ids
+    count = max(2, 1 + len(eos)) * beams
+    if count + len(eos) > vocabulary:
+        most = (vocabulary - len(eos)) * beams // count
+        raise UsageError(f"beam is {beams}, expected at most {most} with a vocabulary of {vocabulary}")
     watch.check()
     cross = engine.encode([j.source for j in jobs]) if engine.encoder is not None else None
     watch.check()
@@ -73,14 +77,13 @@ def beam_search(
     live, width = inputs, 1  # the first tokens come from one beam, since all would be equal
     tokens = np.zeros((len(live), 1, 0), np.int64)
     logprobs = np.zeros((len(live), 1, 0), np.float32)
-    chooser = BeamChooser(engine, running.logits, len(live), 1, options.repetition_penalty)
+    chooser = BeamChooser(engine, running.logits, len(live), 1)
     while True:
         watch.check()
-        length = tokens.shape[2] + 1
-        early = length <= options.min_new_tokens
-        history = _history(live, tokens) if options.repetition_penalty != 1.0 else None
-        value, index = chooser.choose(2 * beams + (width * len(eos) if early else 0), history)
-        scores, parents, chosen = _advance(live, tokens, logprobs, chooser.scores, value, index, early, options, vocabulary, eos, tokenizer)
+        jobs_of_rows = [one.job for one in live for _ in range(width)]
+        rules = constraints.at(tokens.shape[2], jobs_of_rows, tokens.reshape(len(jobs_of_rows), tokens.shape[2]))
+        candidates = chooser.choose(rules, count)
+        scores, parents, chosen = _advance(live, tokens, logprobs, chooser.scores, candidates, search, eos, tokenizer)
         left = np.array([i for i, one in enumerate(live) if not one.done])
         if not len(left):
             break
@@ -99,7 +102,7 @@ def beam_search(
             live, tokens, logprobs, scores, chosen = [live[i] for i in left], tokens[left], logprobs[left], scores[left], chosen[left]
             renewed = True
         if renewed:
-            chooser = BeamChooser(engine, running.logits, len(live), beams, options.repetition_penalty)
+            chooser = BeamChooser(engine, running.logits, len(live), beams)
         chooser.scores[:] = scores
         running.active[:] = np.repeat([not one.done for one in live], beams)
         running.ids[:, 0] = chosen.ravel()
@@ -112,49 +115,44 @@ def _advance(
     tokens: np.ndarray,
     logprobs: np.ndarray,
     scores: np.ndarray,
-    value: np.ndarray,
-    index: np.ndarray,
-    early: bool,
-    options: Options,
-    vocabulary: int,
+    candidates: Sequence[Sequence[Candidate]],
+    search: Search,
     eos: tuple[int, ...],
     tokenizer: TextTokenizer | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort every input's candidates into finished and running: scores, parents and tokens of the next beams, [inputs, beams]."""
-    beams, length = options.beam, tokens.shape[2] + 1
+    beams, length = search.beam, tokens.shape[2] + 1
     new_scores = np.zeros((len(live), beams), np.float32)
     parents, chosen = np.zeros((len(live), beams), np.int64), np.zeros((len(live), beams), np.int64)
     for b, one in enumerate(live):
         if one.done:  # waits unchanged until the batch is made smaller
             parents[b] = np.arange(beams) if tokens.shape[1] == beams else 0
             continue
-        candidates = [(float(v), int(i) // vocabulary, int(i) % vocabulary) for v, i in zip(value[b], index[b], strict=True)]
-        if early:
-            candidates = [c for c in candidates if c[2] not in eos]
-        kept: list[tuple[float, int, int]] = []
-        ended: list[tuple[float, int, int]] = []
-        for rank, (score, parent, token) in enumerate(candidates[: 2 * beams]):
-            reason = _reason(one, tokens[b, parent], token, length, eos, options, tokenizer)
+        kept: list[Candidate] = []
+        ended: list[Candidate] = []
+        for rank, (score, parent, token) in enumerate(candidates[b]):
+            reason = _reason(one, tokens[b, parent], token, length, eos, search, tokenizer)
             (ended if reason else kept).append((score, parent, token))
             if reason and rank < beams:
                 steps = [*logprobs[b, parent].tolist(), score - float(scores[b, parent])]
-                one.finish(Hypothesis([*tokens[b, parent].tolist(), token], steps, score / length**options.length_penalty, reason), options)
+                one.finish(Hypothesis([*tokens[b, parent].tolist(), token], steps, score / length**search.length_penalty, reason), search)
         all_ended = not kept
         kept += [(score + LOWEST, parent, token) for score, parent, token in ended]  # places that no running candidate fills
-        one.settle(kept[0][0], length, all_ended, options)
+        kept += [(kept[0][0] + LOWEST, *kept[0][1:])] * (beams - len(kept))
+        one.settle(kept[0][0], length, all_ended, search)
         for k, (score, parent, token) in enumerate(kept[:beams]):
             new_scores[b, k], parents[b, k], chosen[b, k] = score, parent, token
     return new_scores, parents, chosen
 
 
 def _reason(
-    one: _Input, tokens: np.ndarray, token: int, length: int, eos: tuple[int, ...], options: Options, tokenizer: TextTokenizer | None
+    one: _Input, tokens: np.ndarray, token: int, length: int, eos: tuple[int, ...], search: Search, tokenizer: TextTokenizer | None
 ) -> str:
     if token in eos:
         return "eos"
-    if options.stop and tokenizer is not None:
+    if search.stop and tokenizer is not None:
         text = tokenizer.decode([*tokens.tolist(), token])
-        if any(s in text for s in options.stop):
+        if any(s in text for s in search.stop):
             return "stop"
     return "length" if length >= one.job.limit else ""
 
@@ -170,10 +168,3 @@ def _reorder(running: Running, live: Sequence[_Input], old: np.ndarray, parents:
     first = np.where(different.any(1), different.argmax(1), flat.shape[1])
     prompt = np.array([len(one.job.prefix) for one in live])[changed // beams]
     running.reorder(rows, int((prompt + first).min()))
-
-
-def _history(live: Sequence[_Input], tokens: np.ndarray) -> np.ndarray:
-    """int64 [rows, longest]: prefix and tokens of every beam, padded with the row's first id."""
-    longest = max(len(one.job.prefix) for one in live)
-    prefixes = np.array([[*one.job.prefix] + [one.job.prefix[0]] * (longest - len(one.job.prefix)) for one in live], np.int64)
-    return np.concatenate([np.repeat(prefixes, tokens.shape[1], 0), tokens.reshape(len(live) * tokens.shape[1], tokens.shape[2])], 1)

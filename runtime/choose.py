@@ -1,168 +1,216 @@
-"""Choosing the next tokens with the search graphs: logits stay OrtValues, only ids and log-probabilities reach the host."""
+"""Choosing the next tokens with the search graphs: logits stay OrtValues, only ids and log-probabilities reach the host.
+
+The rules of a step (see `constraints`) are applied here and nowhere else. The choice is made first, from the logits as they are; only where
+rules of single rows ask for it, or where what came must not come, the logits are processed and the choice made from the result.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxport.errors import OnnxportError
+from onnxport.runtime.constraints import Rules
 from onnxport.runtime.engine import Engine
-from onnxport.runtime.options import Options
-from onnxport.runtime.session import empty_value, run_bound, value_of
+from onnxport.runtime.graph import Graph
+from onnxport.runtime.options import Search
+from onnxport.runtime.session import empty_value, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
 
+NOBODY = np.zeros(0, np.int64)
+FEW = 16  # suppressed ids that beams carry along as candidates, to be dropped on the host; more are written into the logits
+SCANT = np.log(0.1)  # a share of the distribution below which the sum of what was left out is not exact enough to renormalize with
 
-class Graph:
-    """One search graph with its inputs and outputs bound; host arrays are rebound where a device copied them."""
-
-    def __init__(self, engine: Engine, name: str, values: dict[str, onnxruntime.OrtValue], arrays: dict[str, np.ndarray]) -> None:
-        self._session = engine.search(name)
-        self._binding = self._session.io_binding()
-        self._arrays, self._copied = arrays, engine.device != "cpu"
-        for key, value in values.items():
-            self._binding.bind_ortvalue_input(key, value)
-        for key, array in arrays.items():
-            self._binding.bind_ortvalue_input(key, value_of(array))
-
-    def into(self, name: str, value: onnxruntime.OrtValue) -> None:
-        """Bind an output."""
-        self._binding.bind_ortvalue_output(name, value)
-
-    def array(self, name: str, array: np.ndarray) -> None:
-        """Bind another host array as an input."""
-        self._arrays[name] = array
-        self._binding.bind_ortvalue_input(name, value_of(array))
-
-    def run(self) -> None:
-        """Run into the bound outputs."""
-        if self._copied:
-            for key, array in self._arrays.items():
-                self._binding.bind_ortvalue_input(key, value_of(array))
-        run_bound(self._session, self._binding)
+Candidate = tuple[float, int, int]  # score, beam it continues, token
 
 
 class Processor:
-    """`process` over a batch's logits: repetition penalty and ids that must not come."""
+    """`process` over a batch's logits: the rules of a step written into them.
 
-    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, penalty: float) -> None:
+    `processed` holds what may come, `kept` float32 [rows] the log of its share. normalize: log-softmax first, as beams are scored.
+    """
+
+    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, normalize: bool) -> None:
         self.processed = empty_value((rows, engine.vocab_size), np.float32, engine.device)
-        self._suppressed = np.array(engine.config.eos_ids, np.int64)
-        self._none = np.zeros(0, np.int64)
+        self.kept = np.zeros(rows, np.float32)
         fixed: dict[str, np.ndarray] = {
             "history": np.zeros((rows, 1), np.int64),
-            "penalty": np.array(penalty, np.float32),
-            "suppressed": self._none,
+            "penalty": np.array(1, np.float32),
+            "suppressed": NOBODY,
+            "banned": np.zeros((0, 2), np.int64),
+            "normalize": np.array(normalize, np.float32),
         }
         self._graph = Graph(engine, "process", {"logits": logits}, fixed)
         self._graph.into("processed", self.processed)
+        self._graph.into("kept", value_of(self.kept))
 
-    def run(self, history: np.ndarray | None, suppress: bool) -> None:
-        """Write `processed`. history int64 [rows, L], padded by an id of the row; None without a penalty."""
-        self._graph.array("suppressed", self._suppressed if suppress else self._none)
-        if history is not None:
-            self._graph.array("history", np.ascontiguousarray(history))
+    def run(self, rules: Rules) -> None:
+        """Write `processed` and `kept`."""
+        self._graph.array("suppressed", rules.suppressed)
+        self._graph.array("banned", rules.banned)
+        if rules.history is not None:
+            self._graph.array("history", rules.history)
+            self._graph.array("penalty", np.array(rules.penalty, np.float32))
         self._graph.run()
 
 
 class TokenChooser:
     """Greedy choice or sampling of one token a row.
 
-    Writes ids int64 [rows, 1] (the decoder's next input) and `logprobs` float32 [rows]. A greedy log-probability is the model's own; a
-    sampled one is of the distribution before temperature and filters, after penalty and suppression.
+    Writes ids int64 [rows, 1] (the decoder's next input) and `logprobs` float32 [rows], log-probabilities after a repetition penalty and
+    before temperature and filters: among all tokens, or, where the model renormalizes, among those that may come. A forced token has 0.
     """
 
-    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, ids: np.ndarray, options: Options) -> None:
+    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, ids: np.ndarray, search: Search) -> None:
         rows = len(ids)
-        self.logprobs, self._tokens, self._options = np.zeros(rows, np.float32), ids.reshape(rows), options
-        self._eos = engine.config.eos_ids
-        self._uniform = np.zeros(rows, np.float32)
-        self._engine, self._logits = engine, logits
+        self.logprobs, self._tokens, self._search = np.zeros(rows, np.float32), ids.reshape(rows), search
+        self._uniform, self._kept = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+        self._engine, self._logits, self._suppressed = engine, logits, NOBODY
         self._processor: Processor | None = None
         self._direct = self._graph(logits)
         self._processed: Graph | None = None
 
-    def choose(
-        self, suppress: bool, history: np.ndarray | None = None, generators: list[np.random.Generator] | None = None
-    ) -> tuple[list[int], list[float]]:
+    def choose(self, rules: Rules, generators: list[np.random.Generator] | None = None) -> tuple[list[int], list[float]]:
         """Choose a token for every row; gives the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
 
-        `suppress`: no eos; `history`: for a repetition penalty; `generators`: one a row, to sample.
+        `generators`: one a row, to sample.
         """
         if generators is not None:
             self._uniform[:] = [g.random(dtype=np.float32) for g in generators]
-        if self._options.repetition_penalty != 1.0 or (suppress and self._options.sampling):
-            self._run_processed(history, suppress)
-        else:
-            self._direct.run()
-            if suppress:
-                self._second_best()
+        if len(rules.forced) < len(self._tokens):
+            if rules.by_row or (rules.forbidden and self._search.sampling):
+                self._choose_processed(rules)
+            else:
+                self._choose_directly(rules)
+        for row, ids in rules.forced.items():
+            self._tokens[row] = ids[int(self._uniform[row] * len(ids))]
+            self.logprobs[row] = _forced_score(rules, ids)
         tokens: list[int] = self._tokens.tolist()
         logprobs: list[float] = self.logprobs.tolist()
         if any(value != value for value in logprobs):  # NaN; a list of a few is faster than NumPy
-            raise OnnxportError("the model's scores are not finite; use a variant of higher precision and check the model")
+            raise _not_finite()
         return tokens, logprobs
 
-    def _second_best(self) -> None:
-        """Choose again where greedy took an eos that may not come yet: rare, so that most steps pay nothing for it."""
-        chosen = [token in self._eos for token in self._tokens.tolist()]
-        if True not in chosen:
+    def _choose_directly(self, rules: Rules) -> None:
+        """Choose from the logits as they are, and again where greedy took what may not come: rare, so most steps pay nothing for it."""
+        if not self._search.sampling and rules.suppressed is not self._suppressed:
+            self._suppressed = rules.suppressed
+            self._direct.array("suppressed", rules.suppressed)
+        self._direct.run()
+        if not rules.forbidden:
             return
-        taken = np.array(chosen)
-        tokens, logprobs = self._tokens.copy(), self.logprobs.copy()
-        self._run_processed(None, True)
-        if len(self._eos) == 1:  # the share of all other tokens takes the log-probability back to the whole vocabulary
-            self.logprobs += np.log1p(-np.minimum(np.exp(logprobs), np.float32(1 - 1e-7)))
-        self._tokens[~taken] = tokens[~taken]
-        self.logprobs[~taken] = logprobs[~taken]
+        wrong = [token in rules.forbidden for token in self._tokens.tolist()]
+        if rules.renormalize:
+            wrong = [w or kept < SCANT for w, kept in zip(wrong, self._kept.tolist(), strict=True)]
+            self.logprobs -= self._kept
+        if True in wrong:
+            right = ~np.array(wrong)
+            tokens, logprobs = self._tokens[right], self.logprobs[right]
+            self._choose_processed(rules)
+            self._tokens[right], self.logprobs[right] = tokens, logprobs
 
-    def _run_processed(self, history: np.ndarray | None, suppress: bool) -> None:
+    def _choose_processed(self, rules: Rules) -> None:
         if self._processor is None or self._processed is None:
-            self._processor = Processor(self._engine, self._logits, len(self._tokens), self._options.repetition_penalty)
+            self._processor = Processor(self._engine, self._logits, len(self._tokens), False)
             self._processed = self._graph(self._processor.processed)
-        self._processor.run(history, suppress)
+        self._processor.run(rules)
         self._processed.run()
+        if not rules.renormalize:
+            self.logprobs += self._processor.kept
 
     def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
-        options, arrays, name = self._options, {}, "greedy"
-        if options.sampling:
+        search, name, arrays = self._search, "greedy", {"suppressed": NOBODY}
+        if search.sampling:
             name = "sample_full"
-            temperature = 1.0 if options.temperature is None else options.temperature
-            arrays = {"temperature": np.array(temperature, np.float32), "uniform": self._uniform}
-            if options.top_k or (options.top_p is not None and options.top_p < 1):
+            arrays = {"temperature": np.array(search.temperature, np.float32), "uniform": self._uniform}
+            if search.top_k or search.top_p < 1:
                 name, most = "sample", self._engine.vocab_size
-                arrays["top_k"] = np.array([min(options.top_k or most, most)], np.int64)
-                arrays["top_p"] = np.array(1.0 if options.top_p is None else options.top_p, np.float32)
+                arrays["top_k"] = np.array([min(search.top_k or most, most)], np.int64)
+                arrays["top_p"] = np.array(search.top_p, np.float32)
         graph = Graph(self._engine, name, {"logits": logits}, arrays)
         graph.into("token", value_of(self._tokens))
         graph.into("logprob", value_of(self.logprobs))
+        if name == "greedy":
+            graph.into("kept", value_of(self._kept))
         return graph
 
 
 class BeamChooser:
     """The best continuations of a batch's beams."""
 
-    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, inputs: int, beams: int, penalty: float) -> None:
+    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, inputs: int, beams: int) -> None:
         self.scores = np.zeros((inputs, beams), np.float32)
-        self._penalized = penalty != 1.0
-        self._processor = Processor(engine, logits, inputs * beams, penalty) if self._penalized else None
-        source = self._processor.processed if self._processor else logits
-        self._session, self._copied = engine.search("beam"), engine.device != "cpu"
-        self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input("logits", source)
+        self._engine, self._logits = engine, logits
+        self._direct = self._graph(logits)
+        self._processor: Processor | None = None
+        self._processed: Graph | None = None
 
-    def choose(self, candidates: int, history: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """value float32 [inputs, C] (best first) and index int64 [inputs, C] into beams * vocabulary; C: `candidates` or all."""
-        if self._processor is not None:
-            self._processor.run(history, False)
-        self._binding.bind_ortvalue_input("scores", value_of(self.scores))
-        self._binding.bind_ortvalue_input("candidates", value_of(np.array([candidates], np.int64)))
-        for name in ("value", "index"):
-            self._binding.bind_output(name, "cpu")
-        run_bound(self._session, self._binding)
-        value, index = (v.numpy() for v in self._binding.get_outputs())
-        if np.isnan(value).any():
-            raise OnnxportError("the model's scores are not finite; use a variant of higher precision and check the model")
+    def choose(self, rules: Rules, count: int) -> list[list[Candidate]]:
+        """The `count` best candidates of every input that may come, best first; fewer where fewer may."""
+        inputs, beams = self.scores.shape
+        found: list[list[Candidate]] = [[] for _ in range(inputs)]
+        if len(rules.forced) < inputs * beams:
+            value, index = self._best(rules, count)
+            vocabulary = self._engine.vocab_size
+            for one, values, places in zip(found, value.tolist(), index.tolist(), strict=True):
+                for score, place in zip(values, places, strict=True):
+                    if place % vocabulary not in rules.forbidden and score != -np.inf and len(one) < count:
+                        one.append((score, place // vocabulary, place % vocabulary))
+        for first in rules.forced.keys() & range(0, inputs * beams, beams):  # the rows of an input are forced together
+            ids = rules.forced[first]
+            one, gain = first // beams, _forced_score(rules, ids)
+            every = [(float(score) + gain, beam, i) for beam, score in enumerate(self.scores[one]) for i in ids]
+            found[one] = sorted(every, key=lambda candidate: -candidate[0])[:count]
+        if not all(found):
+            raise _not_finite()
+        return found
+
+    def _best(self, rules: Rules, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """value float32 [inputs, C], best first, and index int64 [inputs, C] into beams * vocabulary, suppressed ids among them."""
+        if not rules.by_row and len(rules.suppressed) <= FEW:
+            more = count + self.scores.shape[1] * len(rules.suppressed)
+            value, index, kept = _continuations(self._direct, self.scores, more, rules.suppressed, rules.renormalize)
+            if not (rules.renormalize and rules.forbidden and (kept < SCANT).any()):
+                return value, index
+        if self._processor is None or self._processed is None:
+            self._processor = Processor(self._engine, self._logits, self.scores.size, True)
+            self._processed = self._graph(self._processor.processed)
+        self._processor.run(rules)
+        # What the graph gives is normalized; the share that was kept takes it back.
+        back = 0 if rules.renormalize else self._processor.kept.reshape(self.scores.shape)
+        value, index, _ = _continuations(self._processed, self.scores + back, count, NOBODY, False)
         return value, index
+
+    def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
+        arrays = {"scores": self.scores, "candidates": np.ones(1, np.int64), "suppressed": NOBODY, "renormalize": np.array(False)}
+        return Graph(self._engine, "beam", {"logits": logits}, arrays)
+
+
+def _continuations(
+    graph: Graph, scores: np.ndarray, count: int, suppressed: np.ndarray, renormalize: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run a `beam` graph: value float32 and index int64 [inputs, C], kept float32 [rows]."""
+    graph.array("scores", scores)
+    graph.array("candidates", np.array([count], np.int64))
+    graph.array("suppressed", suppressed)
+    graph.array("renormalize", np.array(renormalize))
+    value, index, kept = graph.outputs("value", "index", "kept")
+    if np.isnan(value).any():
+        raise _not_finite()
+    return value, index, kept
+
+
+def _forced_score(rules: Rules, ids: tuple[int, ...]) -> float:
+    """The log-probability of each forced id: transformers scores them 0, before renormalizing."""
+    return -math.log(len(ids)) if rules.renormalize else 0.0
+
+
+def _not_finite() -> OnnxportError:
+    return OnnxportError(
+        "the scores of the next tokens are not finite: no token may come any more, or the model is at fault; "
+        "loosen the constraints, or use a variant of higher precision"
+    )

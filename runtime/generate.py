@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from onnxport.errors import TextError, UsageError
 from onnxport.runtime.beam import Hypothesis, beam_search
+from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
-from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.manifest import GenerationConfig
+from onnxport.runtime.options import Options, Search, Watch
 from onnxport.runtime.search import Job, Row, decode
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
@@ -37,30 +39,37 @@ class Generation:
 
 
 class Generator:
-    """Answers inputs with an engine; holds no state of a call, so many threads may use it."""
+    """Answers inputs with an engine; holds no state of a call, so many threads may use it.
 
-    def __init__(self, engine: Engine, source: TextTokenizer | None, target: TextTokenizer | None) -> None:
-        self._engine, self._config = engine, engine.config
+    config: the engine's by default; another, such as `config.plain()`, searches the model by other rules.
+    """
+
+    def __init__(
+        self, engine: Engine, source: TextTokenizer | None, target: TextTokenizer | None, config: GenerationConfig | None = None
+    ) -> None:
+        self._engine, self._config = engine, config or engine.config
         self._source, self._target = source or target, target or source
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
-        jobs = self._jobs(inputs, prefix, options)
+        search = options.resolve(self._config.search)
+        constraints = Constraints(self._config, search)
+        jobs = self._jobs(inputs, prefix, options, search)
         results = [self._empty() for _ in inputs]
-        seed = secrets.randbits(63) if options.seed is None else options.seed
+        seed = secrets.randbits(63) if search.seed is None else search.seed
         ordered = sorted(jobs, key=lambda j: (len(j.source), len(j.prefix), j.index))
-        for start in range(0, len(ordered), options.batch_size):
-            group = ordered[start : start + options.batch_size]
-            if options.beam > 1:
-                for job, hypotheses in zip(group, beam_search(self._engine, group, options, watch, self._target), strict=True):
-                    best = [self._of_beam(h, options) for h in hypotheses[: options.n_best]]
+        for start in range(0, len(ordered), search.batch_size):
+            group = ordered[start : start + search.batch_size]
+            if search.beam > 1:
+                for job, hypotheses in zip(group, beam_search(self._engine, group, search, constraints, watch, self._target), strict=True):
+                    best = [self._of_beam(h, search) for h in hypotheses[: search.n_best]]
                     first = best[0]
                     results[job.index] = Generation(
                         first.text, first.tokens, first.score, first.token_logprobs, first.finish_reason, tuple(best[1:])
                     )
             else:
                 rows: list[Row] = []
-                for rows in decode(self._engine, group, options, watch, self._target, seed):  # noqa: B007 - the last state counts
+                for rows in decode(self._engine, group, search, constraints, watch, self._target, seed):  # noqa: B007 - the last state counts
                     pass
                 for row in rows:
                     results[row.job.index] = self._of_row(row)
@@ -71,23 +80,25 @@ class Generator:
 
         UsageError with beams, TextError without a tokenizer.
         """
-        if options.beam > 1:
-            raise UsageError(f"beam is {options.beam}, expected 1 to stream: beams are not certain before the end")
+        search = options.resolve(self._config.search)
+        if search.beam > 1:
+            raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
             raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
-        jobs = self._jobs([one], None if prefix is None else [prefix], options)
-        return Stream(self._pieces(jobs, options, watch) if jobs else iter([self._empty()]), ready)
+        jobs = self._jobs([one], None if prefix is None else [prefix], options, search)
+        return Stream(self._pieces(jobs, search, watch) if jobs else iter([self._empty()]), ready)
 
-    def _pieces(self, jobs: list[Job], options: Options, watch: Watch) -> Iterator[str | Generation]:
-        seed = secrets.randbits(63) if options.seed is None else options.seed
+    def _pieces(self, jobs: list[Job], search: Search, watch: Watch) -> Iterator[str | Generation]:
+        seed = secrets.randbits(63) if search.seed is None else search.seed
+        constraints = Constraints(self._config, search)
         row: Row | None = None
-        for (row,) in decode(self._engine, jobs, options, watch, self._target, seed, streaming=True):
+        for (row,) in decode(self._engine, jobs, search, constraints, watch, self._target, seed, streaming=True):
             if row.piece:
                 yield row.piece
         if row is not None:
             yield self._of_row(row)
 
-    def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options) -> list[Job]:
+    def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Job]:
         if prefix is not None and len(prefix) != len(inputs):
             raise UsageError(f"prefix has {len(prefix)} entries, expected one for each of {len(inputs)} inputs")
         if options.stop and self._target is None:
@@ -102,7 +113,7 @@ class Generator:
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
                 begin = [self._config.decoder_start_id or 0, *start] if seq2seq else [*one, *start]
-                jobs.append(Job(i, one if seq2seq else (), begin, self._limit(one, begin, options, _where(i, len(inputs)))))
+                jobs.append(Job(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
         return jobs
 
     def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
@@ -124,17 +135,20 @@ class Generator:
                 result.append(_located(check_ids, one, vocabulary, where=what + _where(i, len(inputs))))
         return result
 
-    def _limit(self, source: Sequence[int], begin: Sequence[int], options: Options, where: str) -> int:
-        """The most new tokens: what was asked for, within the model's positions (the last new token is never read)."""
+    def _limit(self, source: Sequence[int], begin: Sequence[int], options: Options, search: Search, where: str) -> int:
+        """The most new tokens: what was asked for, within the model's positions (the last new token is never read).
+
+        UsageError where the caller's own min_new_tokens are more; the model's give way.
+        """
         wanted, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
         if most is None:
-            limit = wanted or max(DEFAULT_NEW_TOKENS, options.min_new_tokens)
+            limit = wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens)
         else:
             longest = max(len(source), len(begin))
             if longest > most:
                 raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
-            limit = min(wanted or max(DEFAULT_NEW_TOKENS, options.min_new_tokens), most - len(begin) + 1)
-        if limit < options.min_new_tokens:
+            limit = min(wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens), most - len(begin) + 1)
+        if options.min_new_tokens is not None and limit < options.min_new_tokens:
             raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
         return limit
 
@@ -149,11 +163,11 @@ class Generator:
         text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
         return Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
 
-    def _of_beam(self, hypothesis: Hypothesis, options: Options) -> Generation:
+    def _of_beam(self, hypothesis: Hypothesis, search: Search) -> Generation:
         end = len(hypothesis.tokens) - (hypothesis.reason == "eos")
         text = self._text(hypothesis.tokens[:end])
         if hypothesis.reason == "stop" and text is not None:
-            text = text[: min(i for i in map(text.find, options.stop) if i >= 0)]
+            text = text[: min(i for i in map(text.find, search.stop) if i >= 0)]
         return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason)
 
 

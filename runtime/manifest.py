@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxport.errors import BundleError
+from onnxport.errors import BundleError, UsageError
+from onnxport.runtime.options import Options, SearchConfig
 
 MANIFEST = "bundle.json"
+SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
+    "beam": (int,),
+    "min_new_tokens": (int,),
+    "length_penalty": (int, float),
+    "early_stopping": (bool, str),
+    "repetition_penalty": (int, float),
+    "no_repeat_ngram": (int,),
+    "temperature": (int, float),
+    "top_k": (int,),
+    "top_p": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ class GenerationConfig:
     eos_ids: tuple[int, ...]
     decoder_start_id: int | None
     max_new_tokens: int | None
+    search: SearchConfig = SearchConfig()
+
+    def plain(self) -> GenerationConfig:
+        """The same model without wishes of its own: greedy, every token allowed, none forced."""
+        return replace(self, search=SearchConfig())
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,14 @@ class Reader:
             raise BundleError(f"{MANIFEST}: {self.where}.{key} is {found}, expected at least {smallest}; export the model again")
         return found
 
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids given as a number or a list; empty when absent or null. BundleError."""
+        found = self.get(key, (int, list, type(None)), None)
+        ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+        if not all(type(i) is int for i in ids):
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} must hold integers; export the model again")
+        return ids
+
 
 def generation(value: object) -> GenerationConfig | None:
     """The `generation` section; None for models that do not generate. BundleError."""
@@ -118,10 +143,8 @@ def generation(value: object) -> GenerationConfig | None:
     kind = r.get("kind", str)
     if kind not in ("seq2seq", "causal"):
         raise BundleError(f"{MANIFEST}: generation.kind is {kind!r}, expected seq2seq or causal; upgrade onnxport")
-    eos = r.get("eos_id", (int, list, type(None)), None)
-    ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    if not all(type(i) is int for i in ids):
-        raise BundleError(f"{MANIFEST}: generation.eos_id must hold integers; export the model again")
+    ids = r.ids("eos_id")
+    own = search_config(r)
     config = GenerationConfig(
         kind=kind,
         layers=r.natural("layers", smallest=1),
@@ -135,16 +158,43 @@ def generation(value: object) -> GenerationConfig | None:
         eos_ids=ids,
         decoder_start_id=r.natural("decoder_start_id", None, null=True),
         max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
+        search=own,
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
-    target = [config.pad_id, config.bos_id, config.decoder_start_id, *ids]
+    target = [config.pad_id, config.bos_id, config.decoder_start_id, *ids, own.forced_bos_id, *own.forced_eos_ids]
+    target += [*own.suppressed, *own.begin_suppressed, *(i for word in own.bad_words for i in word)]
     source = [config.pad_id]  # sources are padded too
     for named, size in ((target, config.vocab_size), (source, config.source_vocab_size or config.vocab_size)):
         wrong = [i for i in named if i is not None and not 0 <= i < size]
         if wrong:
             raise BundleError(f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {size}; export the model again")
     return config
+
+
+def search_config(r: Reader) -> SearchConfig:
+    """The optional fields of `generation` about the search; null is absent. BundleError."""
+    found: dict[str, Any] = {}
+    for key, kinds in SEARCH_FIELDS.items():
+        value = r.get(key, (*kinds, type(None)), None)
+        if value is not None:
+            found[key] = value
+    try:  # a model may ask for what a caller may ask for
+        Options(max_new_tokens=r.get("max_new_tokens", (int, type(None)), None), **found)
+    except UsageError as e:
+        raise BundleError(f"{MANIFEST}: generation: {e}; export the model again") from None
+    words = r.get("bad_words", (list, type(None)), None) or []
+    if not all(isinstance(word, list) and word and all(type(i) is int for i in word) for word in words):
+        raise BundleError(f"{MANIFEST}: generation.bad_words must hold lists of integers; export the model again")
+    return SearchConfig(
+        **found,
+        renormalize=bool(r.get("renormalize", (bool, type(None)), None)),
+        forced_bos_id=r.natural("forced_bos_id", None, null=True),
+        forced_eos_ids=r.ids("forced_eos_id"),
+        suppressed=r.ids("suppressed"),
+        begin_suppressed=r.ids("begin_suppressed"),
+        bad_words=tuple(map(tuple, words)),
+    )
 
 
 def encoding(value: object) -> EncodingConfig:

@@ -68,26 +68,28 @@ class Model:
         inputs: str | Sequence[Input],
         *,
         prefix: str | Sequence[Input] | None = None,
-        beam: int = 1,
+        beam: int | None = None,
         n_best: int = 1,
         max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
+        min_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
-        length_penalty: float = 1.0,
-        early_stopping: bool | str = False,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
         batch_size: int = 32,
         timeout: float | None = None,
         cancel: Flag | None = None,
     ) -> list[Generation]:
         """Answer texts or lists of token ids; a single text gives a list of one, an empty one an empty result ("empty").
 
-        Greedy by default, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. prefix: what each answer
-        begins with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
+        Greedy, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. None leaves an option to the model:
+        the search is then that of transformers' `generate` with the model's generation config; beam=1 makes it greedy. prefix: what answers
+        begin with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
         seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (In int8 the scores
         may move in their last bits with the number of rows, so that a draw near a boundary can differ.) stop: texts that end an answer.
         batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
@@ -95,8 +97,8 @@ class Model:
         """
         options = Options(
             beam=beam, n_best=n_best, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty,
-            early_stopping=early_stopping, batch_size=batch_size,
+            top_p=top_p, repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
+            length_penalty=length_penalty, early_stopping=early_stopping, batch_size=batch_size,
         )  # fmt: skip
         generator = self._ready().generating()
         many = [inputs] if isinstance(inputs, str) else inputs
@@ -109,27 +111,29 @@ class Model:
         *,
         prefix: Input | None = None,
         max_new_tokens: int | None = None,
-        min_new_tokens: int = 0,
+        min_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         beam: int = 1,
-        length_penalty: float = 1.0,
-        early_stopping: bool | str = False,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
         timeout: float | None = None,
         cancel: Flag | None = None,
     ) -> Stream:
         """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end.
 
-        Parameters and errors are those of `generate`; beams are refused, since nothing of theirs is certain before the end.
+        Parameters and errors are those of `generate`; beams are refused, since nothing of theirs is certain before the end, and a model's
+        own do not apply.
         """
         options = Options(
             beam=beam, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=stops(stop), length_penalty=length_penalty,
-            early_stopping=early_stopping,
+            repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
+            length_penalty=length_penalty, early_stopping=early_stopping,
         )  # fmt: skip
         return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel), self._ready)
 

@@ -6,13 +6,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Protocol
+from typing import Any, Protocol
 
 from onnxport.errors import Cancelled, GenerationTimeout, UsageError
 
 NORMAL, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the range of normal float32, the search graphs' type
 STEEPEST = 10.0  # of a length penalty: tokens ** 10 is still far from overflow
 FOREVER = 1e9  # seconds, the longest timeout
+LEAST = {
+    "beam": 1,
+    "n_best": 1,
+    "batch_size": 1,
+    "min_new_tokens": 0,
+    "max_new_tokens": 1,
+    "top_k": 0,
+    "no_repeat_ngram": 0,
+    "seed": 0,
+}
+RANGES = {
+    "repetition_penalty": (NORMAL, LARGEST),
+    "length_penalty": (-STEEPEST, STEEPEST),
+    "temperature": (NORMAL, LARGEST),
+    "top_p": (NORMAL, 1),
+}
 
 
 class Flag(Protocol):
@@ -24,54 +40,124 @@ class Flag(Protocol):
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to search. Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams.
+class SearchConfig:
+    """How a model is searched where the caller says nothing, and its rules for tokens; the defaults are neutral.
 
-    length_penalty and early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
-    sum of log-probabilities / (new tokens with eos) ** length_penalty.
+    The meanings are those of transformers' generation config. temperature, top_k and top_p are there when the model samples by default.
+    renormalize: log-probabilities are shares among the ids that may come, not of the whole vocabulary.
     """
 
     beam: int = 1
-    n_best: int = 1
-    max_new_tokens: int | None = None
     min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    repetition_penalty: float = 1.0
+    renormalize: bool = False
+    forced_bos_id: int | None = None
+    forced_eos_ids: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    begin_suppressed: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to search, as a caller says it; None is left to the model, `resolve` fills it in.
+
+    Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams. length_penalty and
+    early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
+    sum of log-probabilities / (new tokens with eos) ** length_penalty. no_repeat_ngram: n-grams of that size come once (0: any number).
+    """
+
+    beam: int | None = None
+    n_best: int = 1
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        whole = {"beam": 1, "n_best": 1, "batch_size": 1, "min_new_tokens": 0, "max_new_tokens": 1, "top_k": 0, "seed": 0}
-        for name, least in whole.items():
-            if getattr(self, name) is not None or name in ("beam", "n_best", "batch_size", "min_new_tokens"):
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None or name in ("n_best", "batch_size"):
                 object.__setattr__(self, name, _whole(name, getattr(self, name), least))
-        _number("repetition_penalty", self.repetition_penalty, NORMAL, LARGEST)
-        _number("length_penalty", self.length_penalty, -STEEPEST, STEEPEST)
-        if self.temperature is not None and not _is_zero(self.temperature):
-            _number("temperature", self.temperature, NORMAL, LARGEST)
-        if self.top_p is not None:
-            _number("top_p", self.top_p, NORMAL, 1)
-        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (name == "temperature" and _is_zero(value)):
+                _number(name, value, low, high)
+        if not (self.early_stopping is None or isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise UsageError(f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'")
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        if None not in (self.max_new_tokens, self.min_new_tokens) and self.min_new_tokens > self.max_new_tokens:  # type: ignore[operator]
             raise UsageError(f"min_new_tokens is {self.min_new_tokens}, expected at most max_new_tokens ({self.max_new_tokens})")
         if not all(isinstance(s, str) and s for s in self.stop):
             raise UsageError(f"stop is {list(self.stop)!r}, expected non-empty texts")
-        if self.n_best > self.beam:
-            raise UsageError(f"n_best is {self.n_best}, expected at most beam ({self.beam})")
-        if self.beam > 1 and self.sampling:
+        if self.beam is not None and self.beam > 1 and self._draws and self.temperature != 0:
             raise UsageError(f"beam is {self.beam} together with temperature, top_k or top_p; choose beams or sampling")
 
     @property
-    def sampling(self) -> bool:
-        """True when tokens are drawn."""
-        given = self.temperature is not None or bool(self.top_k) or self.top_p is not None
-        return given and self.temperature != 0
+    def _draws(self) -> bool:
+        """True when something about sampling was said; temperature 0 is a way to say greedy."""
+        return self.temperature is not None or bool(self.top_k) or self.top_p is not None
+
+    def resolve(self, own: SearchConfig) -> Search:
+        """Nothing left open: what the caller gave, then what the model has of its own.
+
+        Who says something about sampling does not get the model's beams, and who asks for beams not the model's sampling. UsageError.
+        """
+        beam = _first(self.beam, 1 if self._draws else own.beam)
+        drawn = {name: _first(getattr(self, name), getattr(own, name) if beam == 1 else None) for name in ("temperature", "top_k", "top_p")}
+        said = drawn["temperature"] is not None or bool(drawn["top_k"]) or drawn["top_p"] is not None
+        if self.n_best > beam:
+            raise UsageError(f"n_best is {self.n_best}, expected at most beam ({beam})")
+        return Search(
+            beam=beam,
+            n_best=self.n_best,
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=_first(self.min_new_tokens, own.min_new_tokens),
+            sampling=said and drawn["temperature"] != 0,
+            temperature=_first(drawn["temperature"], 1.0),
+            top_k=_first(drawn["top_k"], 0),
+            top_p=_first(drawn["top_p"], 1.0),
+            repetition_penalty=_first(self.repetition_penalty, own.repetition_penalty),
+            no_repeat_ngram=_first(self.no_repeat_ngram, own.no_repeat_ngram),
+            seed=self.seed,
+            stop=self.stop,
+            length_penalty=_first(self.length_penalty, own.length_penalty),
+            early_stopping=_first(self.early_stopping, own.early_stopping),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Options with nothing left open. top_k 0 and top_p 1 are off; without `sampling` the three do not count."""
+
+    beam: int
+    n_best: int
+    max_new_tokens: int | None
+    min_new_tokens: int
+    sampling: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    no_repeat_ngram: int
+    seed: int | None
+    stop: tuple[str, ...]
+    length_penalty: float
+    early_stopping: bool | str
+    batch_size: int
 
 
 def stops(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -96,6 +182,10 @@ class Watch:
             raise Cancelled("the generation was cancelled by its caller")
         if self._end is not None and time.monotonic() >= self._end:
             raise GenerationTimeout(f"the generation took more than {self._timeout} s; allow more time or fewer new tokens")
+
+
+def _first(given: Any, otherwise: Any) -> Any:
+    return otherwise if given is None else given
 
 
 def _whole(name: str, value: object, least: int) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxport.runtime.choose import TokenChooser
+from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
-from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.options import Search, Watch
 from onnxport.runtime.running import Running
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer
 
@@ -56,7 +57,14 @@ class Row:
 
 
 def decode(
-    engine: Engine, jobs: Sequence[Job], options: Options, watch: Watch, tokenizer: TextTokenizer | None, seed: int, streaming: bool = False
+    engine: Engine,
+    jobs: Sequence[Job],
+    search: Search,
+    constraints: Constraints,
+    watch: Watch,
+    tokenizer: TextTokenizer | None,
+    seed: int,
+    streaming: bool = False,
 ) -> Iterator[list[Row]]:
     """Decode the jobs together; yields all their rows after every step (the same objects each time).
 
@@ -65,22 +73,22 @@ def decode(
     """
     rows = [Row(job) for job in jobs]
     for row in rows:
-        if tokenizer is not None and (streaming or options.stop):
-            row.stream = TextStream(tokenizer, options.stop)
-        if options.sampling:
+        if tokenizer is not None and (streaming or search.stop):
+            row.stream = TextStream(tokenizer, search.stop)
+        if search.sampling:
             row.generator = np.random.default_rng([seed, row.job.index])
     watch.check()
     cross = engine.encode([j.source for j in jobs]) if engine.encoder is not None else None
     watch.check()
     running = Running(engine, cross, [j.prefix for j in jobs], max(j.limit for j in jobs))
     running.prefill()
-    chooser = TokenChooser(engine, running.logits, running.ids, options)
+    chooser = TokenChooser(engine, running.logits, running.ids, search)
     live, step, eos, left = rows, 0, engine.config.eos_ids, np.arange(len(rows))
     while True:
         watch.check()
-        history = _history(live) if options.repetition_penalty != 1.0 else None
-        generators = [r.generator for r in live if r.generator is not None] if options.sampling else None
-        tokens, logprobs = chooser.choose(step < options.min_new_tokens, history, generators)
+        rules = constraints.at(step, [row.job for row in live], [row.tokens for row in live])
+        generators = [r.generator for r in live if r.generator is not None] if search.sampling else None
+        tokens, logprobs = chooser.choose(rules, generators)
         step += 1
         ended = False
         for i, row in enumerate(live):
@@ -98,12 +106,5 @@ def decode(
             running.keep(left)
             running.ids[:] = ids
             live, left = [live[i] for i in left], np.arange(len(left))
-            chooser = TokenChooser(engine, running.logits, running.ids, options)
+            chooser = TokenChooser(engine, running.logits, running.ids, search)
         running.step()
-
-
-def _history(rows: Sequence[Row]) -> np.ndarray:
-    """int64 [rows, longest]: every id the decoder has read or written, as transformers counts them; padded with the row's first id."""
-    seen = [[*r.job.prefix, *r.tokens] for r in rows]
-    longest = max(map(len, seen))
-    return np.array([s + s[:1] * (longest - len(s)) for s in seen], np.int64)

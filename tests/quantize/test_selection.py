@@ -8,6 +8,7 @@ import torch
 from onnxport.quantize.selection import search_graphs
 
 GRAPHS = search_graphs(4)
+NONE, OFF = np.zeros(0, np.int64), np.array(False)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def test_bytes_are_reproducible():
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 17), (5, 300)])
 def test_greedy(run, rows, vocab):
     logits = logits_of(rows, vocab)
-    token, logprob = run("greedy", logits=logits)
+    token, logprob, kept = run("greedy", logits=logits, suppressed=NONE)
+    assert not kept.any()
     assert token.dtype == np.int64 and token.shape == (rows,)
     np.testing.assert_array_equal(token, logits.argmax(1))
     np.testing.assert_allclose(logprob, log_softmax(logits)[np.arange(rows), token], atol=2e-6)
@@ -41,9 +43,25 @@ def test_greedy(run, rows, vocab):
 
 def test_greedy_takes_the_first_of_equals_and_survives_large_logits(run):
     logits = np.array([[1, 7, 7, 7], [-900, 2000, -np.inf, 2000]], np.float32)
-    token, logprob = run("greedy", logits=logits)
+    token, logprob, _ = run("greedy", logits=logits, suppressed=NONE)
     np.testing.assert_array_equal(token, [1, 1])
     np.testing.assert_allclose(logprob, [np.log(1 / (3 + np.exp(-6))), np.log(0.5)], atol=1e-6)
+
+
+def log_kept(logits, suppressed):
+    """Log of the share that all but the suppressed ids have."""
+    left = np.delete(log_softmax(logits), suppressed, 1)
+    return torch.logsumexp(torch.from_numpy(left), 1).numpy()
+
+
+def test_greedy_tells_what_suppressed_ids_leave(run):
+    logits, suppressed = logits_of(6, 30), np.array([0, 7, 29])
+    token, logprob, kept = run("greedy", logits=logits, suppressed=suppressed)
+    np.testing.assert_array_equal(token, logits.argmax(1))
+    np.testing.assert_allclose(logprob, log_softmax(logits).max(1), atol=2e-6)
+    np.testing.assert_allclose(kept, log_kept(logits, suppressed), atol=2e-6)
+    _, _, nothing = run("greedy", logits=np.array([[0, 200, 0]], np.float32), suppressed=np.array([1]))
+    assert nothing == -np.inf
 
 
 def penalized(logits, history, penalty, suppressed):
@@ -54,13 +72,26 @@ def penalized(logits, history, penalty, suppressed):
     return out.numpy()
 
 
+@pytest.mark.parametrize("banned", [[], [[0, 3], [2, 2], [2, 5], [0, 3]]])
 @pytest.mark.parametrize("suppressed", [[], [2], [0, 8]])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_process(run, suppressed, penalty):
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_process(run, normalize, penalty, suppressed, banned):
     logits, suppressed = logits_of(3, 9), np.array(suppressed, np.int64)
     history = np.array([[1, 1, 1, 4], [8, 7, 6, 5], [2, 2, 2, 2]], np.int64)
-    (processed,) = run("process", logits=logits, history=history, penalty=np.float32(penalty), suppressed=suppressed)
-    np.testing.assert_array_equal(processed, penalized(logits, history, np.float32(penalty), suppressed))
+    pairs = np.array(banned, np.int64).reshape(-1, 2)
+    processed, kept = run(
+        "process", logits=logits, history=history, penalty=np.float32(penalty), suppressed=suppressed, banned=pairs,
+        normalize=np.float32(normalize),
+    )  # fmt: skip
+    base = torch.log_softmax(torch.from_numpy(logits), -1).numpy() if normalize else logits
+    expected = penalized(base, history, np.float32(penalty), suppressed)
+    for row, token in pairs:
+        expected[row, token] = -np.inf
+    np.testing.assert_array_equal(np.isinf(processed), np.isinf(expected))
+    np.testing.assert_allclose(processed, expected, atol=2e-6 if normalize else 0)
+    before = 0.0 if normalize else torch.logsumexp(torch.from_numpy(penalized(base, history, np.float32(penalty), NONE)), 1).numpy()
+    np.testing.assert_allclose(kept, torch.logsumexp(torch.from_numpy(expected), 1).numpy() - before, atol=2e-6)
 
 
 def allowed(logits, temperature, top_k, top_p):
@@ -131,7 +162,8 @@ def test_sample_never_takes_a_suppressed_token(run):
 def test_beam(run, batch, beams, vocab, candidates):
     logits = logits_of(batch * beams, vocab)
     scores = logits_of(batch, beams, seed=1)
-    value, index = run("beam", logits=logits, scores=scores, candidates=np.array([candidates]))
+    value, index, kept = run("beam", logits=logits, scores=scores, candidates=np.array([candidates]), suppressed=NONE, renormalize=OFF)
+    assert not kept.any()
     total = (log_softmax(logits).reshape(batch, beams, vocab) + scores[:, :, None]).reshape(batch, -1)
     order = np.argsort(-total, axis=1, kind="stable")[:, :candidates]
     np.testing.assert_array_equal(index, order)
@@ -140,9 +172,23 @@ def test_beam(run, batch, beams, vocab, candidates):
 
 def test_beam_with_one_live_beam_and_equal_logits(run):
     scores = np.array([[0, -np.inf]], np.float32)
-    value, index = run("beam", logits=np.zeros((2, 5), np.float32), scores=scores, candidates=np.array([4]))
+    inputs = {"scores": scores, "candidates": np.array([4]), "suppressed": NONE, "renormalize": OFF}
+    value, index, _ = run("beam", logits=np.zeros((2, 5), np.float32), **inputs)
     np.testing.assert_array_equal(index, [[0, 1, 2, 3]])
     np.testing.assert_allclose(value, np.log(0.2), atol=1e-6)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_beam_scores_with_suppressed_ids(run, renormalize):
+    logits, scores, suppressed = logits_of(6, 20), logits_of(2, 3, seed=1), np.array([4, 11])
+    value, index, kept = run(
+        "beam", logits=logits, scores=scores, candidates=np.array([15]), suppressed=suppressed, renormalize=np.array(renormalize)
+    )
+    np.testing.assert_allclose(kept, log_kept(logits, suppressed), atol=2e-6)
+    shares = log_softmax(logits) - (log_kept(logits, suppressed)[:, None] if renormalize else 0)
+    total = (shares.reshape(2, 3, 20) + scores[:, :, None]).reshape(2, -1)
+    np.testing.assert_array_equal(index, np.argsort(-total, axis=1, kind="stable")[:, :15])
+    np.testing.assert_allclose(value, np.take_along_axis(total, index, 1), atol=3e-6)
 
 
 def test_reorder(run):
