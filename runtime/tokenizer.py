@@ -10,6 +10,10 @@ from tokenizers import Tokenizer
 
 from onnxport.errors import BundleError, TextError
 
+# Marks in a converted tokenizer.json, which no text can match: tokens from the first on have no id of their own and mean the unknown
+# token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.
+UNKNOWN_FROM, UNKNOWN_IS = "\ufdd2", "\ufdd4"
+
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -23,13 +27,21 @@ class TextTokenizer:
             raise BundleError(f"{path}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._end = self._tokenizer.token_to_id(UNKNOWN_FROM)
+        if self._end is not None:
+            self._unknown = self._tokenizer.token_to_id((self._tokenizer.id_to_token(self._end + 1) or "").removeprefix(UNKNOWN_IS))
+            if self._unknown is None:
+                raise BundleError(f"{path}: names no unknown token behind its last id; export the model again")
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Ids of each text, with special tokens unless `special` is False. TextError for what is not encodable text."""
         for text in texts:
             check_text(text)
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+        rows = [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+        if self._end is not None:
+            rows = [[i if i < self._end else self._unknown for i in ids] for ids in rows]
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
