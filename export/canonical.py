@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from onnxport.export.families.pytorch_weights import Canonical
+from onnxport.export.families.loading import Canonical
 from onnxport.export.model.attention import padded_head_size
 from onnxport.export.model.settings import skip_norms
 from onnxport.export.trace import Shapes, trace

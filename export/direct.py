@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Module
 from onnxport.export.axes import argument_names, checked, conventional, discovered
-from onnxport.export.families.pytorch_weights import Names
+from onnxport.export.families.loading import Names
 from onnxport.export.guard import evaluating, on_cpu_in_float32, unchanged
 from onnxport.export.prepare import without_values
 from onnxport.export.result import Exported

@@ -1,10 +1,14 @@
 """Golden answers: seeded inputs at several shapes, answered by the user's own class."""
 
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
+from onnxport.export.original import OriginalEncoder, Seq2SeqOriginal, answer_rows
 
 POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
 GREEDY_TOKENS = 16
@@ -48,16 +52,16 @@ def scaled(lengths: list[int], vocabulary: int) -> list[int]:
     return [length * factor if length > 1 else 1 for length in lengths]
 
 
-def answer_rows(table: nn.Embedding, head: nn.Linear | None) -> int:
-    """Ids that can be both answered and taken: the smaller of the head's and the table's rows."""
-    return table.num_embeddings if head is None else min(table.num_embeddings, head.out_features)
+def special(ids: Mapping[str, Any]) -> set[int]:
+    """Every id that is named; one name may stand for several."""
+    return {i for value in ids.values() if value is not None for i in (value if isinstance(value, list) else [value])}
 
 
-def seq2seq_goldens(model: OriginalSeq2Seq, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
+def seq2seq_goldens(model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them."""
-    inputs = Inputs(20240229, set(ids.values()))
+    inputs = Inputs(20240229, special(ids))
     pad, start = ids["pad_id"], ids["decoder_start_id"]
-    source_rows, target_rows = model.source.num_embeddings, answer_rows(model.target, model.head)
+    source_rows, target_rows = model.source_rows, model.target_rows
     result: dict[str, np.ndarray] = {}
     for i, (sources, targets) in enumerate(SEQ2SEQ_SHAPES):
         sources, targets = fit(sources, max_length), fit(scaled(targets, target_rows), max_length)
@@ -73,19 +77,19 @@ def seq2seq_goldens(model: OriginalSeq2Seq, ids: dict[str, int], max_length: int
     return result | {"greedy/source_ids": source.numpy(), "greedy/source_mask": mask.numpy()} | _answers(rows, pad)
 
 
-def greedy_seq2seq(model: OriginalSeq2Seq, source: Tensor, mask: Tensor, ids: dict[str, int], count: int) -> list[list[int]]:
+def greedy_seq2seq(model: Seq2SeqOriginal, source: Tensor, mask: Tensor, ids: dict[str, Any], count: int) -> list[list[int]]:
     """Plain greedy decoding without a cache: the lists hold neither the start nor the end token."""
     memory = model.encode(source, mask)
     target = torch.full((len(source), 1), ids["decoder_start_id"])
     for _ in range(count):
         token = model.decode(target, memory, mask)[:, -1].argmax(-1)
         target = torch.cat([target, token[:, None]], 1)
-    return [until(row[1:].tolist(), ids["eos_id"]) for row in target]
+    return [until(row[1:].tolist(), special({"eos_id": ids["eos_id"]})) for row in target]
 
 
 def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
-    inputs = Inputs(20240229, set(ids.values()))
+    inputs = Inputs(20240229, special(ids))
     vocabulary = answer_rows(model.embedding, model.head)
     result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(CAUSAL_SHAPES):
@@ -105,7 +109,7 @@ def greedy_causal(model: OriginalEncoder, prompt: Tensor, eos: int, count: int) 
     row = prompt[None]
     for _ in range(count):
         row = torch.cat([row, model.causal(row)[:, -1].argmax(-1)[:, None]], 1)
-    return until(row[0, len(prompt) :].tolist(), eos)
+    return until(row[0, len(prompt) :].tolist(), {eos})
 
 
 def encoder_goldens(model: OriginalEncoder, pad: int, max_length: int | None, output: str) -> dict[str, np.ndarray]:
@@ -120,9 +124,9 @@ def encoder_goldens(model: OriginalEncoder, pad: int, max_length: int | None, ou
     return result
 
 
-def until(row: list[int], eos: int) -> list[int]:
-    """The row up to, and without, its first `eos`."""
-    return row[: row.index(eos)] if eos in row else row
+def until(row: list[int], ends: set[int]) -> list[int]:
+    """The row up to, and without, its first end."""
+    return list(takewhile(lambda token: token not in ends, row))
 
 
 def _answers(rows: list[list[int]], pad: int) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """The user's own class behind plain functions of ids: golden answers come from here, never from the canonical model."""
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,28 @@ def embed(ids: Tensor, table: nn.Embedding, positions: Tensor | None, scale: flo
     """int64 [batch, length] → [batch, length, d]."""
     x = table(ids) * scale
     return x if positions is None else x + positions[: ids.shape[1]]
+
+
+class Seq2SeqOriginal(Protocol):
+    """Any encoder-decoder of the user's. `source_rows`: ids it takes; `target_rows`: ids that it can both answer and take."""
+
+    modules: list[Any]
+    source_rows: int
+    target_rows: int
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 and int32 [batch, source] → memory [batch, source, d]."""
+
+    def decode(self, target_ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """int64 [batch, target], memory and mask as in `encode` → logits [batch, target, vocabulary]."""
+
+    def forward(self, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+        """Teacher-forced logits [batch, target, vocabulary] through the class's own forward."""
+
+
+def answer_rows(table: nn.Embedding, head: nn.Linear | None) -> int:
+    """Ids that can be both answered and taken: the smaller of the head's and the table's rows."""
+    return table.num_embeddings if head is None else min(table.num_embeddings, head.out_features)
 
 
 class OriginalSeq2Seq:
@@ -39,6 +63,7 @@ class OriginalSeq2Seq:
             scale,
         )
         self.modules = [module for module in (transformer, source, target, head) if module is not None]
+        self.source_rows, self.target_rows = source.num_embeddings, answer_rows(target, head)
 
     def _turn(self, x: Tensor) -> Tensor:
         return x if self.transformer.batch_first else x.transpose(0, 1)

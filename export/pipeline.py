@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxport.errors import ParityError, UsageError
+from onnxport.errors import UsageError
 from onnxport.export import golden
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
-from onnxport.export.canonical import Built, CanonicalDecoding, expected_fusions, trace_decoder, trace_source_encoder, trace_text_encoder
-from onnxport.export.families.pytorch_weights import build_decoder, build_source_encoder, build_text_encoder, same_storage
+from onnxport.export.agreement import agree, cases, check_causal, check_seq2seq
+from onnxport.export.canonical import Built, expected_fusions, trace_decoder, trace_source_encoder, trace_text_encoder
+from onnxport.export.families import loading
+from onnxport.export.families.hugging_face import HuggingFace
+from onnxport.export.families.pytorch_weights import side
 from onnxport.export.guard import evaluating
-from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
+from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq, Seq2SeqOriginal
 from onnxport.export.prepare import Parts, prepare
 from onnxport.export.result import Exported
 from onnxport.export.source import Source, resolve
 from onnxport.export.trace import check_opset
 
-TOLERANCE = 1e-4
 Progress = Callable[[str], None]
 TASKS = {
     Seq2Seq: ("text2text", "translation", "summarization"),
     CausalLM: ("text-generation",),
     Encoder: ("embedding", "classification", "tensor"),
     Module: ("tensor",),
+    HuggingFace: ("text2text", "translation", "summarization"),
 }
+
+
+@dataclass(frozen=True)
+class Seq2SeqModel:
+    """What an export needs of any encoder-decoder. `ids` and `extras` go into the bundle's generation settings."""
+
+    original: Seq2SeqOriginal
+    build: Callable[[], Built]
+    ids: dict[str, Any]
+    max_length: int | None
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 def export(
@@ -52,20 +67,25 @@ def export(
         from onnxport.export.direct import export_module
 
         return export_module(found, adapter, chosen, opset, say)
+    if isinstance(adapter, HuggingFace):
+        model = Seq2SeqModel(adapter.original(), adapter.built, adapter.ids, adapter.max_length, adapter.generation)
+        with evaluating(*model.original.modules):
+            return _seq2seq(found, model, found.hashes, chosen, opset, say)
     parts = prepare(adapter)
     plain = {"embedding_scale": parts.scale, "max_length": parts.max_length}
     found.settings |= {name: value for name, value in plain.items() if name in found.settings}
     modules = [module for module in parts.modules.values() if module is not None]
     with evaluating(*modules):
-        say("asking the original for golden answers")
         if isinstance(adapter, Seq2Seq):
-            return _seq2seq(found, parts, chosen, opset, say)
+            model = Seq2SeqModel(original_seq2seq(parts), lambda: seq2seq_built(parts), parts.ids, parts.max_length)
+            return _seq2seq(found, model, _hashes(found, parts), chosen, opset, say)
+        say("asking the original for golden answers")
         if isinstance(adapter, CausalLM):
             return _causal(found, parts, chosen, opset, say)
         return _encoder(found, adapter, parts, chosen, opset, say)
 
 
-def choose_task(adapter: Adapter, task: str | None, found: Source) -> str:
+def choose_task(adapter: Adapter | HuggingFace, task: str | None, found: Source) -> str:
     """The asked task where this kind of model can do it, else its usual one."""
     possible = list(TASKS[type(adapter)])
     if isinstance(adapter, Encoder):
@@ -80,46 +100,35 @@ def choose_task(adapter: Adapter, task: str | None, found: Source) -> str:
     return task
 
 
-def agree(original: Tensor, canonical: Tensor, what: str) -> None:
-    """ParityError where the canonical model and the user's own class differ by more than `TOLERANCE` of the answer's size."""
-    bound = TOLERANCE * max(1.0, original.abs().max().item())
-    difference = (original - canonical).abs().max().item()
-    if not difference <= bound:
-        raise ParityError(
-            f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)"
-        )
-
-
-def _seq2seq(found: Source, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
-    goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, parts.max_length)
+def _seq2seq(found: Source, model: Seq2SeqModel, hashes: dict[str, str], task: str, opset: int, say: Progress) -> Exported:
+    say("asking the original for golden answers")
+    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
     say("checking the canonical model against the original")
-    built = seq2seq_built(parts)
+    built = model.build()
     check_seq2seq(built, goldens)
     say("tracing the encoder")
     graphs = {"encoder": trace_source_encoder(built, opset)}
     say("tracing the decoder")
     graphs["decoder"] = trace_decoder(built, opset)
-    generation = _generation("seq2seq", built, parts) | {"source_vocab_size": parts.source_embedding.num_embeddings}
-    return _exported(found, parts, task, opset, graphs, goldens, generation, expected_fusions(built))
+    generation = _generation("seq2seq", built, model.ids, model.max_length) | model.extras
+    generation["source_vocab_size"] = model.original.source_rows
+    return _exported(found, hashes, task, opset, graphs, goldens, generation, expected_fusions(built))
 
 
 def seq2seq_built(parts: Parts) -> Built:
     """The canonical encoder and decoder of a sequence-to-sequence model."""
     transformer, source, target = parts.transformer, parts.source_embedding.weight, parts.target_embedding.weight
-    path = "source_embedding" if same_storage(target, source) else "target_embedding"
-    decoder = build_decoder(transformer.decoder, "transformer.decoder", path, target, parts.positions, parts.scale, parts.head)
-    encoder = build_source_encoder(transformer, source, parts.positions, parts.scale)
-    return Built({"encoder": encoder, "decoder": decoder})
+    path = "source_embedding" if loading.same_storage(target, source) else "target_embedding"
+    decoder = side(transformer.decoder, "transformer.decoder", path, target, parts.positions, parts.scale)
+    encoder = side(transformer.encoder, "transformer.encoder", "source_embedding", source, parts.positions, parts.scale)
+    return Built({"encoder": loading.source_encoder(encoder, decoder), "decoder": loading.decoder(decoder, *_head(parts, target))})
 
 
-def check_seq2seq(built: Built, goldens: dict[str, np.ndarray]) -> None:
-    """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
-    names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
-    for case in _cases(goldens, "seq"):
-        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
-        flat = built.graphs["encoder"].module(source, mask)
-        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
-        _check_decoding(built, ids, lengths, logits, memory)
+def _head(parts: Parts, table: Tensor) -> tuple[loading.Named, loading.Named | None]:
+    """Names and values of the head's weight, which is `table` where there is no head, and of its bias."""
+    head = parts.head
+    bias = None if head is None or head.bias is None else ("head.bias", head.bias)
+    return ("head.weight", table if head is None else head.weight), bias
 
 
 def _causal(found: Source, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
@@ -129,20 +138,15 @@ def _causal(found: Source, parts: Parts, task: str, opset: int, say: Progress) -
     check_causal(built, goldens)
     say("tracing the decoder")
     graphs = {"decoder": trace_decoder(built, opset)}
-    return _exported(found, parts, task, opset, graphs, goldens, _generation("causal", built, parts), expected_fusions(built))
+    generation = _generation("causal", built, parts.ids, parts.max_length)
+    return _exported(found, _hashes(found, parts), task, opset, graphs, goldens, generation, expected_fusions(built))
 
 
 def causal_built(parts: Parts) -> Built:
     """The canonical decoder of a language model."""
     table = parts.embedding.weight
-    return Built({"decoder": build_decoder(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale, parts.head)})
-
-
-def check_causal(built: Built, goldens: dict[str, np.ndarray]) -> None:
-    """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
-    for case in _cases(goldens, "seq"):
-        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
-        _check_decoding(built, ids, lengths, logits, {})
+    decoder = side(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
+    return Built({"decoder": loading.decoder(decoder, *_head(parts, table))})
 
 
 def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: int, say: Progress) -> Exported:
@@ -151,9 +155,10 @@ def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: in
     output = "last_hidden_state" if parts.head is None else "logits"
     goldens = golden.encoder_goldens(original_encoder(parts, pooling), parts.ids["pad_id"], parts.max_length, output)
     table = parts.embedding.weight
-    encoder = build_text_encoder(parts.transformer, table, parts.positions, parts.scale, parts.head, pooling)
+    stack = side(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
+    encoder = loading.text_encoder(stack, parts.head, pooling)
     say("checking the canonical model against the original")
-    for case in _cases(goldens, "case"):
+    for case in cases(goldens, "case"):
         ids, mask = (torch.from_numpy(goldens[f"{case}/in/{name}"]) for name in ("input_ids", "attention_mask"))
         agree(torch.from_numpy(goldens[f"{case}/out/{output}"]), encoder.module(ids, mask), output)
     say("tracing the encoder")
@@ -162,7 +167,8 @@ def _encoder(found: Source, adapter: Encoder, parts: Parts, task: str, opset: in
     graphs = {"encoder": trace_text_encoder(encoder, output, shape, opset)}
     how = "cls" if adapter.pooling == "first" else "mean"
     found.settings["encoding"] = {"max_length": parts.max_length, "vocab_size": table.shape[0], "pooling": how, **parts.ids}
-    return _exported(found, parts, task, opset, graphs, goldens, None, expected_fusions(Built({"encoder": encoder})))
+    expected = expected_fusions(Built({"encoder": encoder}))
+    return _exported(found, _hashes(found, parts), task, opset, graphs, goldens, None, expected)
 
 
 def original_seq2seq(parts: Parts) -> OriginalSeq2Seq:
@@ -175,19 +181,7 @@ def original_encoder(parts: Parts, pooling: str | None = None) -> OriginalEncode
     return OriginalEncoder(parts.transformer, parts.embedding, parts.head, parts.positions, parts.scale, pooling)
 
 
-def _check_decoding(built: Built, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
-    decoder = built.graphs["decoder"]
-    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
-    compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
-    agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
-    agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
-
-
-def _cases(goldens: dict[str, np.ndarray], prefix: str) -> list[str]:
-    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})
-
-
-def _generation(kind: str, built: Built, parts: Parts) -> dict[str, Any]:
+def _generation(kind: str, built: Built, ids: dict[str, Any], max_length: int | None) -> dict[str, Any]:
     heads, size = built.head()
     decoder = built.graphs["decoder"]
     return {
@@ -196,13 +190,20 @@ def _generation(kind: str, built: Built, parts: Parts) -> dict[str, Any]:
         "kv_heads": heads,
         "head_size": size,
         "vocab_size": decoder.module.vocabulary,
-        "max_length": parts.max_length,
-        **parts.ids,
+        "max_length": max_length,
+        **ids,
     }
 
 
 def _exported(
-    found: Source, parts: Parts, task: str, opset: int, graphs: Any, goldens: dict[str, np.ndarray], generation: Any, expected: Any
+    found: Source,
+    hashes: dict[str, str],
+    task: str,
+    opset: int,
+    graphs: Any,
+    goldens: dict[str, np.ndarray],
+    generation: Any,
+    expected: Any,
 ) -> Exported:
     return Exported(
         name=found.name,
@@ -214,13 +215,15 @@ def _exported(
         goldens=goldens,
         generation=generation,
         tokenizers=found.tokenizers,
-        source_hashes=found.hashes or _adapter_hashes(found, parts),
+        source_hashes=hashes,
         expected=expected,
         settings=found.settings,
     )
 
 
-def _adapter_hashes(found: Source, parts: Parts) -> dict[str, str]:
+def _hashes(found: Source, parts: Parts) -> dict[str, str]:
+    if found.hashes:
+        return found.hashes
     tokenizers = {f"{side}_tokenizer": hashlib.sha256(data).hexdigest() for side, data in found.tokenizers.items()}
     return module_hashes(parts.modules | {"positions": parts.positions}) | tokenizers
 

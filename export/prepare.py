@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.adapters import CausalLM, Encoder, Seq2Seq
+from onnxport.export.families.loading import same_storage
 from onnxport.export.families.pytorch_modules import check_exact
-from onnxport.export.families.pytorch_weights import same_storage
 from onnxport.export.guard import on_cpu_in_float32
 
 MODULES = {

@@ -1,4 +1,4 @@
-"""The original in PyTorch as a peer: the user's own class, decoding as that class does, without a cache."""
+"""The original in PyTorch as a peer: the user's own class, decoding as that class does; torch's own have no cache."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +11,14 @@ from torch import Tensor
 from onnxport.errors import TextError, UsageError
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
 from onnxport.export.direct import flat_call, output_names
+from onnxport.export.families.hugging_face import HuggingFace
 from onnxport.export.golden import real
 from onnxport.export.guard import evaluating
 from onnxport.export.model.encoder import pool
 from onnxport.export.pipeline import original_encoder, original_seq2seq
 from onnxport.export.prepare import prepare
 from onnxport.export.source import resolve
+from onnxport.export.transformers_library import quiet
 
 NEW_TOKENS = 128
 # (rows of ids, the input that each row belongs to) → logits [rows, vocabulary] of each row's next token
@@ -49,33 +51,48 @@ class PyTorchReference:
             self.call, self.examples = flat.original, flat.examples
             self.modules = [self.adapter.module, self.call]
             return
-        self.parts = prepare(self.adapter)
-        self.model: Any = original_seq2seq(self.parts) if isinstance(self.adapter, Seq2Seq) else original_encoder(self.parts)
+        if isinstance(self.adapter, HuggingFace):
+            self.max_length: int | None = self.adapter.max_length
+            self.model: Any = self.adapter.original()
+        else:
+            self.parts = prepare(self.adapter)
+            self.max_length = self.parts.max_length
+            self.model = original_seq2seq(self.parts) if isinstance(self.adapter, Seq2Seq) else original_encoder(self.parts)
         self.modules = self.model.modules
 
     def generate(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
         max_new_tokens: int = NEW_TOKENS,
-        min_new_tokens: int = 0,
+        min_new_tokens: int | None = None,
         beam: int = 1,
         batch_size: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Greedy or beam search. One {text, tokens (without end), score} an input: summed log-probabilities, over the length with beams."""
-        if not isinstance(self.adapter, Seq2Seq | CausalLM):
+        """Greedy or beam search. One {text, tokens (without end), score} an input: summed log-probabilities, over the length with beams.
+
+        A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` is what they say.
+        """
+        if not isinstance(self.adapter, Seq2Seq | CausalLM | HuggingFace):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
         rows = self._ids(inputs)
         results: list[dict[str, Any]] = [{"text": "", "tokens": [], "score": 0.0} for _ in rows]
         order = [i for i, row in enumerate(rows) if row]
         size = batch_size or max(1, len(order))
+        decode = self._generate if isinstance(self.adapter, HuggingFace) else self._decode
         with evaluating(*self.modules, fused=True):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                for i, result in zip(group, self._decode([rows[i] for i in group], max_new_tokens, min_new_tokens, beam), strict=True):
+                for i, result in zip(group, decode([rows[i] for i in group], max_new_tokens, min_new_tokens, beam), strict=True):
                     results[i] = result
         return results
 
-    def _decode(self, rows: list[list[int]], most: int, least: int, beam: int) -> list[dict[str, Any]]:
+    def _generate(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
+        source, mask = padded(rows, self.adapter.ids["pad_id"])
+        with quiet():
+            found = self.model.generate(source, mask, min(most, self.adapter.max_length), least, beam)
+        return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
+
+    def _decode(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
         ids = self.parts.ids
         if isinstance(self.adapter, Seq2Seq):
             source, mask = padded(rows, ids["pad_id"])
@@ -93,10 +110,10 @@ class PyTorchReference:
                 target, _ = padded(beginnings, ids["pad_id"])
                 return self.model.causal(target)[torch.arange(len(beginnings)), torch.tensor([len(row) - 1 for row in beginnings])]
 
-        room = self.parts.max_length
+        room = self.max_length
         limits = [most if room is None else min(most, room - len(begin) + 1) for begin in begins]
         search = greedy if beam == 1 else beam_search
-        found = search(following, begins, limits, least, ids["eos_id"], beam)
+        found = search(following, begins, limits, least or 0, ids["eos_id"], beam)
         return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
 
     def encode(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
@@ -136,8 +153,8 @@ class PyTorchReference:
                 raise TextError("the source has no tokenizer; give token ids")
             else:
                 rows.append(list(self.tokenizers["source"].encode(one).ids) if one else [])
-            if self.parts.max_length is not None and len(rows[-1]) > self.parts.max_length:
-                raise TextError(f"input {len(rows) - 1} has {len(rows[-1])} tokens, the model takes at most {self.parts.max_length}")
+            if self.max_length is not None and len(rows[-1]) > self.max_length:
+                raise TextError(f"input {len(rows) - 1} has {len(rows[-1])} tokens, the model takes at most {self.max_length}")
         return rows
 
     def _text(self, tokens: list[int]) -> str | None:

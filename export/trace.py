@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from onnxport.errors import CheckpointError, UsageError
-from onnxport.export.families.pytorch_weights import Names
+from onnxport.export.families.loading import Names
 from onnxport.export.optimize import optimize, unused
 from onnxport.export.quiet import silence
 

@@ -1,5 +1,7 @@
 """Reads the weight files of a folder: safetensors, or PyTorch pickles where the user allows them."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,39 @@ def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
     if len(paths) > 1:
         raise CheckpointError(f"{folder} has several pickled weight files ({names}); keep one")
     return WeightFiles(_pickle(paths[0]), paths)
+
+
+def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
+    """Every tensor of the files that transformers would read: one file or shards with an index. Errors: CheckpointError."""
+    for name, read in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickle)):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if not single.is_file() and not index.is_file():
+            continue
+        if read is _pickle and not allow_pickle:
+            raise CheckpointError(
+                f"{folder} has only pickled weights ({name}); save them as model.safetensors, or allow pickles (--allow-pickle)"
+            )
+        return WeightFiles(read(single), [single]) if single.is_file() else _shards(index, read)
+    raise CheckpointError(f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json")
+
+
+def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFiles:
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {_first_line(error)}; expected JSON with a weight_map") from error
+    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
+    paths = [index.parent / name for name in sorted(set(places.values()))]
+    if absent := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}; copy them into the folder")
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        found = read(path)
+        if lost := sorted(name for name, file in places.items() if file == path.name and name not in found):
+            raise CheckpointError(f"{path} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
+        _join(tensors, found, path)
+    return WeightFiles(tensors, [index, *paths])
 
 
 def _join(tensors: dict[str, Tensor], more: dict[str, Tensor], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +22,21 @@ def _pytorch(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source
     return read(folder, config, allow_pickle)
 
 
+def _hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source:
+    from onnxport.export.families.hugging_face_folder import read
+
+    family = importlib.import_module(f"onnxport.export.families.{config['model_type']}").FAMILY
+    return read(family, folder, config, allow_pickle)
+
+
 ARCHITECTURES: dict[str, Reader] = {"torch.nn.Transformer": _pytorch}
+MODEL_TYPES: dict[str, Reader] = dict.fromkeys(("bart", "marian"), _hugging_face)  # a module each
 
 
 def read_folder(folder: Path, allow_pickle: bool) -> Source:
     """The Source of a folder with a config.json; CheckpointError names what is known when it is none of it."""
     path = folder / "config.json"
-    known = ", ".join(f'"architecture": "{name}"' for name in ARCHITECTURES)
+    known = ", ".join([f'"architecture": "{name}"' for name in ARCHITECTURES] + [f'"model_type": "{name}"' for name in MODEL_TYPES])
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; known for now: {known}")
     try:
@@ -38,11 +47,10 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a JSON {type(config).__name__}, not an object")
-    name = config.get("architecture")
-    if name is None:
-        kind = config.get("model_type")
-        found = f"a Hugging Face config of model_type {kind!r}" if kind is not None else "no architecture"
-        raise CheckpointError(f"{path} has {found}; known for now: {known}")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(f"{path} has the architecture {name!r}; known for now: {known}")
-    return ARCHITECTURES[name](folder, config, allow_pickle)
+    for key, readers in (("architecture", ARCHITECTURES), ("model_type", MODEL_TYPES)):
+        name = config.get(key)
+        if isinstance(name, str) and name in readers:
+            return readers[name](folder, config, allow_pickle)
+        if name is not None:
+            raise CheckpointError(f"{path} has the {key} {name!r:.60}; known for now: {known}")
+    raise CheckpointError(f"{path} has no architecture and no model_type; known for now: {known}")

@@ -10,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from onnxport.errors import CheckpointError
 from onnxport.export.families.pytorch_names import DECODER_LAYER, ENCODER_LAYER
+from onnxport.export.families.table import existing
 from onnxport.export.model.settings import Layer, Stack
 
 INSTEAD = "use Module(...) to trace it as it is"
@@ -95,7 +96,6 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
         counts = f"{layer.self_attn.num_heads} heads in self attention and {layer.multihead_attn.num_heads} in cross attention"
         raise CheckpointError(f"{path} has {counts}; {INSTEAD}")
     rows = DECODER_LAYER if isinstance(layer, nn.TransformerDecoderLayer) else ENCODER_LAYER
-    existing = {name for name, parameter in layer.named_parameters() if parameter is not None}
     norms = [layer.norm1, layer.norm2, *([layer.norm3] if isinstance(layer, nn.TransformerDecoderLayer) else [])]
     return Layer(
         heads=layer.self_attn.num_heads,
@@ -103,7 +103,7 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
         activation=activation,
         norm_first=layer.norm_first,
         eps=tuple(norm.eps for norm in norms),
-        biases=frozenset(canonical for source, canonical, _ in rows if source in existing and canonical.endswith("bias")),
+        biases=existing(rows, {name for name, _ in layer.named_parameters()}),
     )
 
 

@@ -17,19 +17,22 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers with an optional final norm; `cross` says whether each layer attends to a memory."""
+    """Layers with an optional norm of what enters them and an optional final one; `cross`: whether each layer attends to a memory."""
 
     hidden: int
     layers: tuple[Layer, ...]
     cross: bool
     final_eps: float | None
     final_bias: bool = True
+    embedding_eps: float | None = None
 
 
 def skip_norms(stack: Stack, summed: bool) -> int:
     """How many layer norms of a stack directly follow an addition (each fuses into SkipLayerNormalization); `summed`: the stack's input is
     itself a sum of two tensors of one shape, token and position embeddings."""
     count, after_sum = 0, summed
+    if stack.embedding_eps is not None:
+        count, after_sum = int(summed), False
     for layer in stack.layers:
         for _ in range(3 if stack.cross else 2):
             # pre-norm: norm, block, add; post-norm: block, add, norm

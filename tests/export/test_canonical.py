@@ -17,9 +17,10 @@ from torch import nn
 
 from onnxport.errors import ParityError
 from onnxport.export import CausalLM, Encoder, Seq2Seq, golden
+from onnxport.export.agreement import check_causal, check_seq2seq
 from onnxport.export.canonical import expected_fusions
 from onnxport.export.guard import evaluating
-from onnxport.export.pipeline import causal_built, check_causal, check_seq2seq, original_encoder, original_seq2seq, seq2seq_built
+from onnxport.export.pipeline import causal_built, original_encoder, original_seq2seq, seq2seq_built
 from onnxport.export.prepare import prepare
 from onnxport.export.result import Exported
 from onnxport.export.source import resolve

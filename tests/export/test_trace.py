@@ -19,7 +19,7 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export import Module, Seq2Seq, export
-from onnxport.export.families.pytorch_weights import Names
+from onnxport.export.families.loading import Names
 from onnxport.export.result import Exported
 from onnxport.export.trace import trace
 from onnxport.quantize import store

@@ -1,0 +1,95 @@
+"""Hugging Face's encoder-decoders as transformers loads them, described for the canonical model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from onnxport.export.canonical import Built
+from onnxport.export.families import loading
+from onnxport.export.families.checks import Key
+from onnxport.export.families.hugging_face_config import ACTIVATIONS
+from onnxport.export.families.loading import Side
+from onnxport.export.families.table import Table, existing
+from onnxport.export.model.settings import Layer, Stack
+from onnxport.export.original_hugging_face import TransformersSeq2Seq
+
+
+@dataclass(frozen=True)
+class Family:
+    """An encoder-decoder family of transformers, below `model.encoder` and `model.decoder`.
+
+    `classes`: the one that generates, then the one without a head; `keys`: of config.json beside the common ones; `offset`: rows of the
+    table of positions before that of position 0; `norms`: canonical norm outside the layers → its name in encoder and decoder.
+    """
+
+    model_type: str
+    classes: tuple[str, str]
+    table: Table
+    task: Callable[[Mapping[str, Any]], str]
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    offset: int = 0
+    norms: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class HuggingFace:
+    """A loaded model with what its decoding needs: an adapter as those of users are."""
+
+    family: Family
+    model: Any
+    ids: dict[str, Any]
+    generation: dict[str, Any]
+
+    @property
+    def max_length(self) -> int:
+        """Positions of source and target."""
+        return int(self.model.config.max_position_embeddings)
+
+    def original(self) -> TransformersSeq2Seq:
+        """transformers' class behind functions of ids."""
+        return TransformersSeq2Seq(self.model, self.ids)
+
+    def built(self) -> Built:
+        """The canonical encoder and decoder, over the same tensors where their layout allows it."""
+        encoder, decoder = self._side("encoder", cross=False), self._side("decoder", cross=True)
+        bias = self.model.final_logits_bias[0]
+        head = ("lm_head.weight", self.model.lm_head.weight)
+        named = ("final_logits_bias", bias) if bias.any() else None  # zeros where a checkpoint has none
+        return Built({"encoder": loading.source_encoder(encoder, decoder), "decoder": loading.decoder(decoder, head, named)})
+
+    def _side(self, name: str, cross: bool) -> Side:
+        config, part, path = self.model.config, getattr(self.model.model, name), f"model.{name}"
+        state = dict(part.named_parameters(remove_duplicate=False))
+        rows = self.family.table.decoder if cross else self.family.table.encoder
+        layers = tuple(
+            Layer(
+                heads=getattr(config, f"{name}_attention_heads"),
+                inner=layer.fc1.out_features,
+                activation=ACTIVATIONS[config.activation_function],
+                norm_first=False,
+                eps=tuple(module.eps for module in layer.children() if isinstance(module, nn.LayerNorm)),
+                biases=existing(rows, {key for key, _ in layer.named_parameters()}),
+            )
+            for layer in part.layers
+        )
+        norm = self.family.norms.get("embedding.norm")
+        stack = Stack(config.d_model, layers, cross, None, embedding_eps=getattr(part, norm).eps if norm else None)
+        shared = getattr(self.model.model, "shared", None)
+        tokens = part.embed_tokens.weight
+        tied = shared is not None and loading.same_storage(shared.weight, tokens)
+        positions = part.embed_positions.weight[self.family.offset :]
+        scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        return Side(
+            stack,
+            self.family.table,
+            path,
+            state,
+            ("model.shared" if tied else f"{path}.embed_tokens", tokens),
+            (f"{path}.embed_positions", positions),
+            scale,
+            self.family.norms,
+        )

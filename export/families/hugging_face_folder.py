@@ -1,0 +1,131 @@
+"""Folders in Hugging Face's layout: config.json, generation_config.json, weights, tokenizers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnxport.errors import CheckpointError
+from onnxport.export.families import generation
+from onnxport.export.families.hugging_face import Family, HuggingFace
+from onnxport.export.families.hugging_face_config import config_problems
+from onnxport.export.families.pytorch_folder import weight_problems
+from onnxport.export.source import Source, file_hash, vocabulary_problem
+from onnxport.export.transformers_library import import_transformers, quiet, refusing
+from onnxport.export.weights import read_hugging_face_weights
+
+SETTINGS = frozenset(
+    """d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
+    activation_function scale_embedding tie_word_embeddings share_encoder_decoder_embeddings max_position_embeddings vocab_size
+    decoder_vocab_size""".split()
+)
+
+
+def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
+    """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
+    if problems := config_problems(given, family.keys, family.classes):
+        raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+    transformers = import_transformers()
+    files = read_hugging_face_weights(folder, allow_pickle)
+    with quiet(), refusing(folder):
+        cls = getattr(transformers, family.classes[0])
+        config = cls.config_class.from_dict(dict(given))
+        settings, settings_file = _generation_config(transformers, folder)
+        expected, optional = _shapes(cls, config, files.tensors)
+    problems = weight_problems(_prefixed(files.tensors, "model."), expected, optional)
+    rows = (config.decoder_vocab_size if not getattr(config, "share_encoder_decoder_embeddings", True) else None) or config.vocab_size
+    ids, more = generation.special_ids(settings, config.vocab_size, rows)
+    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
+    decoding, worse = generation.read_generation(settings, rows, ends)
+    tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
+    sizes = {"source": config.vocab_size, "target": rows}
+    misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
+    if problems := [*problems, *more, *worse, *misfit]:
+        raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
+    paths = files.paths
+    del files  # transformers reads them again
+    adapter = HuggingFace(family, _load(cls, folder, paths), ids, decoding)
+    used = {folder / "config.json", settings_file, *paths, *tokenizer_files}
+    hashes = {path.name: file_hash(path) for path in sorted(used)}
+    plain = {name: value for name, value in sorted(given.items()) if name in SETTINGS}
+    return Source(adapter, folder.resolve().name, family.model_type, family.task(given), hashes, tokenizers, plain)
+
+
+def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
+    """What `generate` would go by, and its file: generation_config.json, or in its absence the keys that older configs have."""
+    path = folder / "generation_config.json"
+    own = path.is_file()
+    if own:
+        try:
+            given = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise CheckpointError(f"{path} holds a JSON {type(given).__name__}, not an object")
+        if unknown := sorted(given.keys() - generation.KNOWN):
+            raise CheckpointError(f"{path}: {', '.join(unknown)} is not a known setting; remove it")
+    else:
+        path = folder / "config.json"
+    config = transformers.GenerationConfig.from_pretrained(
+        folder, config_file_name=path.name, local_files_only=True, **({} if own else {"_from_model_config": True})
+    )
+    return config, path
+
+
+def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Shapes of the tensors that must be there and of those that may. Of tied tensors any one will do; some the class makes itself."""
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        shell = cls(config)
+    shapes = {name: list(tensor.shape) for name, tensor in shell.state_dict().items()}
+    groups: dict[str, set[str]] = {}
+    for target, source in shell.get_expanded_tied_weights_keys(all_submodels=True).items():
+        groups.setdefault(source, {source}).add(target)
+    found = _prefixed(tensors, "model.").keys()
+    optional = {name for group in groups.values() if len(group & found) for name in group}
+    for group in groups.values():
+        if not group & found:  # one missing name is told for all
+            optional |= group - {min(group, key=len)}
+    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or [])]
+    optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
+    strange = {name: list(tensors[name].shape) for name in tensors if any(re.search(pattern, name) for pattern in made)}
+    return (
+        {name: shape for name, shape in shapes.items() if name not in optional},
+        strange | {name: shape for name, shape in shapes.items() if name in optional},
+    )
+
+
+def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors of a model saved without its head are called as with one."""
+    if any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _load(cls: Any, folder: Path, paths: list[Path]) -> Any:
+    """transformers' own way from the folder to a model in float32; its report must be empty."""
+    with quiet(), refusing(folder):
+        model, report = cls.from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=any(path.suffix == ".safetensors" for path in paths),
+        )
+    if gaps := [f"{name} {sorted(map(str, found))}" for name, found in report.items() if found]:
+        raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
+    return model.requires_grad_(False)
+
+
+def _tokenizers(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[Path]]:
+    from onnxport.export.tokenizers import hugging_face
+
+    return hugging_face(folder, model_type)

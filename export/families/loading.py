@@ -1,0 +1,153 @@
+"""Carries a source's tensors into the canonical model, by its family's table of names, and remembers who came from where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from onnxport.export.families.table import Row, Table
+from onnxport.export.model.decoder import Decoder
+from onnxport.export.model.encoder import Encoder, SourceEncoder, TextEncoder
+from onnxport.export.model.linear import Linear
+from onnxport.export.model.position import Embedding
+from onnxport.export.model.settings import Stack
+
+Named = tuple[str, Tensor]
+
+
+@dataclass
+class Names:
+    """For one graph: canonical parameter → PyTorch parameter, canonical module → PyTorch module (longest prefix wins)."""
+
+    parameters: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Canonical:
+    """One canonical graph with its names and the settings of the stack it runs."""
+
+    module: nn.Module
+    names: Names
+    stack: Stack
+
+
+@dataclass(frozen=True)
+class Side:
+    """An encoder or decoder as a family describes it.
+
+    `path`: of the module in the source; `state`: its tensors by the names below `path`; `tokens` and `positions`: full names with tables
+    [vocabulary, d] and [max_length, d]; `norms`: canonical norm outside the layers → its name below `path`.
+    """
+
+    stack: Stack
+    table: Table
+    path: str
+    state: Mapping[str, Tensor]
+    tokens: Named
+    positions: Named | None
+    scale: float
+    norms: Mapping[str, str]
+
+    def embedding(self) -> Embedding:
+        """The canonical embedding of this side, without values."""
+        (rows, hidden), stack = self.tokens[1].shape, self.stack
+        return Embedding(rows, hidden, None if self.positions is None else len(self.positions[1]), self.scale, stack.embedding_eps)
+
+
+class _Loader:
+    """Assigns tensors to a canonical module's parameters and fills its `Names`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = module, Names()
+        self.seen: set[str] = set()
+
+    def put(self, canonical: str, source: str, value: Tensor) -> None:
+        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
+        parameter = self.module.get_parameter(canonical)
+        if parameter.shape != value.shape:
+            raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
+        parameter.data = value.detach().contiguous()
+        self.names.parameters[canonical] = source
+        self.seen.add(canonical)
+
+    def layers(self, side: Side, rows: list[Row], canonical: str) -> None:
+        """Every layer's tensors; a missing bias is simply not there on either side."""
+        modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(side.table.modules)
+        for i, layer in enumerate(side.stack.layers):
+            below, source = f"layers.{i}", f"{side.path}.layers.{i}"
+            for row in rows:
+                tensors = [side.state.get(f"{below}.{name}") for name in row.sources]
+                if found := [tensor for tensor in tensors if tensor is not None]:
+                    joined = found[0] if len(found) == 1 else torch.cat(found)
+                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer.heads))
+            self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
+            self.names.modules[f"{canonical}.{i}"] = source
+
+    def around(self, side: Side, prefix: str) -> None:
+        """What is around the layers: the table of tokens, of positions where there is one, and norms."""
+        name, table = side.tokens
+        self.put(f"{prefix}embedding.weight", f"{name}.weight", table)
+        self.names.modules[f"{prefix}embedding"] = name
+        if side.positions is not None:
+            self.put(f"{prefix}embedding.positions", f"{side.positions[0]}.weight", side.positions[1])
+        for canonical, norm in side.norms.items():
+            for part in ("weight", "bias"):
+                if (value := side.state.get(f"{norm}.{part}")) is not None:
+                    self.put(f"{prefix}{canonical}.{part}", f"{side.path}.{norm}.{part}", value)
+            self.names.modules[f"{prefix}{canonical}"] = f"{side.path}.{norm}"
+
+    def encoder(self, side: Side) -> None:
+        """All of an encoder below `encoder`."""
+        self.around(side, "encoder.")
+        self.layers(side, side.table.encoder, "encoder.layers")
+        self.names.modules["encoder"] = side.path
+
+    def done(self, stack: Stack) -> Canonical:
+        """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
+        missing = {name for name, _ in self.module.named_parameters()} - self.seen
+        if missing:
+            raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
+        return Canonical(self.module.eval().requires_grad_(False), self.names, stack)
+
+
+def source_encoder(encoder: Side, decoder: Side) -> Canonical:
+    """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
+    cross = [(layer.heads, "cross.query.bias" in layer.biases) for layer in decoder.stack.layers]
+    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, cross))
+    loader.encoder(encoder)
+    loader.layers(decoder, decoder.table.cross, "cross")
+    for i in range(len(cross)):
+        loader.names.modules[f"cross.{i}"] = f"{decoder.path}.layers.{i}.{decoder.table.modules['cross']}"
+    return loader.done(encoder.stack)
+
+
+def text_encoder(side: Side, head: nn.Linear | None, pooling: str | None) -> Canonical:
+    """The graph `encoder` of a bidirectional model."""
+    linear = None if head is None else Linear(head.in_features, head.out_features, head.bias is not None)
+    loader = _Loader(TextEncoder(Encoder(side.stack, side.embedding()), linear, pooling))
+    loader.encoder(side)
+    if head is not None:
+        loader.put("head.weight", "head.weight", head.weight.t())
+        if head.bias is not None:
+            loader.put("head.bias", "head.bias", head.bias)
+    return loader.done(side.stack)
+
+
+def decoder(side: Side, head: Named, bias: Named | None) -> Canonical:
+    """The graph `decoder`; a `head` that is the side's table of tokens is tied. `bias`: of the logits [vocabulary], if any."""
+    tied = same_storage(head[1], side.tokens[1])
+    loader = _Loader(Decoder(side.stack, side.embedding(), None if tied else len(head[1]), bias is not None))
+    loader.around(side, "")
+    loader.layers(side, side.table.decoder if side.stack.cross else side.table.encoder, "layers")
+    if not tied:
+        loader.put("head", *head)
+    if bias is not None:
+        loader.put("head_bias", *bias)
+    return loader.done(side.stack)
+
+
+def same_storage(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one and the same table."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

@@ -1,0 +1,60 @@
+"""A Hugging Face encoder-decoder behind plain functions of ids: transformers' own class and its own `generate`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TransformersSeq2Seq:
+    """A model of transformers with a language-modelling head."""
+
+    def __init__(self, model: Any, ids: dict[str, Any]) -> None:
+        self.model, self.ids = model, ids
+        self.modules = [model]
+        self.source_rows = model.get_encoder().embed_tokens.num_embeddings
+        self.target_rows = min(model.get_decoder().embed_tokens.num_embeddings, model.lm_head.out_features)
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 and int32 [batch, source] → memory [batch, source, d]."""
+        return self.model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+    def decode(self, target_ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """int64 [batch, target], memory and mask as in `encode` → logits [batch, target, vocabulary]."""
+        return self.model(encoder_outputs=(memory,), attention_mask=mask.long(), decoder_input_ids=target_ids, use_cache=False).logits
+
+    def forward(self, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+        """Teacher-forced logits [batch, target, vocabulary] through the class's own forward."""
+        return self.model(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=target_ids, use_cache=False).logits
+
+    def generate(self, ids: Tensor, mask: Tensor, most: int, least: int | None, beam: int) -> list[tuple[list[int], float]]:
+        """(new tokens without the end, score) a row, by the folder's own settings and a cache.
+
+        The score is the sum of log-probabilities, or with beams what transformers ranks by.
+        """
+        lengths = {"max_new_tokens": most} | ({} if least is None else {"min_new_tokens": least})
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            num_beams=beam,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **lengths,
+        )
+        eos = self.ids["eos_id"]
+        ends = set(eos) if isinstance(eos, list) else {eos}
+        rows = [_until(row[1:].tolist(), ends) for row in out.sequences]
+        if beam > 1:
+            return [(row, score) for (row, _), score in zip(rows, out.sequences_scores.tolist(), strict=True)]
+        logprobs = torch.stack(out.scores, 1).log_softmax(-1)
+        chosen = logprobs.gather(2, out.sequences[:, 1:, None])[:, :, 0]
+        return [(row, float(line[:steps].sum())) for (row, steps), line in zip(rows, chosen, strict=True)]
+
+
+def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:
+    """The row before its first end, and how many steps it took with it."""
+    for i, token in enumerate(row):
+        if token in ends:
+            return row[:i], i + 1
+    return row, len(row)
