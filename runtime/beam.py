@@ -133,7 +133,7 @@ def _advance(
         for rank, (score, parent, token) in enumerate(candidates[b]):
             reason = _reason(one, tokens[b, parent], token, length, eos, search, tokenizer)
             (ended if reason else kept).append((score, parent, token))
-            if reason and rank < beams:
+            if reason and rank < beams and score > LOWEST / 2:  # what only fills a place is no answer
                 steps = [*logprobs[b, parent].tolist(), score - float(scores[b, parent])]
                 one.finish(Hypothesis([*tokens[b, parent].tolist(), token], steps, score / length**search.length_penalty, reason), search)
         all_ended = not kept
