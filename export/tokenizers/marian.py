@@ -38,7 +38,7 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
 
 
 def _tokenizer(
-    model: spm.SentencePiece, decoding: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special.Special
+    model: spm.SentencePiece, reader: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special.Special
 ) -> Tokenizer:
     normalizer = spm.normalizer(model, codes)
     unknown, eos = tokens.named["unk_token"], tokens.named["eos_token"]
@@ -50,7 +50,7 @@ def _tokenizer(
     made.normalizer = normalizer
     if (splitter := spm.splitter(model)) is not None:
         made.pre_tokenizer = splitter
-    made.decoder = spm.decoder(decoding, bool(tokens.config.get("clean_up_tokenization_spaces")))
+    made.decoder = spm.decoder(model, reader, bool(tokens.config.get("clean_up_tokenization_spaces")))
     made.post_processor = processors.TemplateProcessing(single=f"$A {eos}", pair=f"$A $B {eos}", special_tokens=[(eos, ids[eos])])
     for token in tokens.added.values():  # MarianTokenizer finds all of them in the raw text
         flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
@@ -61,9 +61,9 @@ def _tokenizer(
 
 def _check(model: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], unknown: str) -> None:
     """CheckpointError with every reason why a tokenizer.json could not say the same as these files."""
-    marks = {*spm.MARKS, " "}
+    marks = {*spm.MARKS, *model.symbols.values(), " "}
     alone = {piece for piece in model.reachable if len(piece) == 1}
-    half = model.alphabet - alone
+    half = model.alphabet - alone - marks
     problems = []
     if unusable := sorted(token for token in ids if marks & set(token)):
         problems.append(f"tokens with spaces or noncharacters, first {unusable[0]!r}")

@@ -3,7 +3,7 @@
 The ids of Marian's vocab.json are not those of the model, and its vocabulary also holds pieces that this model has not (those of
 the other language). MarianTokenizer cuts text with the model alone, and then looks every piece up by its text; a run of characters
 that the model does not know is one piece. A tokenizer.json says the same if such foreign pieces can only match a whole run:
-the normalizer puts `EDGE` on both sides of every run, and a foreign piece stands in the vocabulary between two of them.
+the normalizer puts `START` and `END` around every run, and a foreign piece stands in the vocabulary between these two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from onnxport.errors import CheckpointError
 from onnxport.runtime.tokenizer import UNKNOWN_FROM, UNKNOWN_IS
 
 # Noncharacters, "intended for process-internal uses" (Unicode 23.7): in a text they are unknown characters like any other.
-EDGE, OPEN, CLOSE, BREAK, OTHER = MARKS = ("\ufdd0", "\ufdd1", UNKNOWN_FROM, "\ufdd3", "\ufdef")
+START, END, OPEN, CLOSE, BREAK, OTHER = MARKS = ("\ufdd0", "\ufdd1", "\ufdd3", UNKNOWN_FROM, "\ufdd5", "\ufdef")
+PRIVATE = 0xF0000  # where the characters that stand for user-defined symbols begin
 SPACE = "\u2581"
 CLEAN_UP = (
     tuple((f" {mark}", mark) for mark in ".?!,") + ((" ' ", "'"),) + tuple((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re"))
@@ -43,13 +44,14 @@ class SentencePiece:
 
     @cached_property
     def reachable(self) -> dict[str, float]:
-        """Score of each piece that text can be cut into. A user-defined symbol wins against whatever else covers it, as in the model."""
-        best = max(score for _, score, kind in self.pieces if kind == NORMAL)
-        return {
-            text: len(text.encode()) * best - 0.1 if kind == USER_DEFINED and self.kind == UNIGRAM else score
-            for text, score, kind in self.pieces
-            if kind in (NORMAL, USER_DEFINED)
-        }
+        """Score of each piece that text can be cut into."""
+        return {text: score for text, score, kind in self.pieces if kind in (NORMAL, USER_DEFINED)}
+
+    @cached_property
+    def symbols(self) -> dict[str, str]:
+        """User-defined symbols, the longest first, each with the private character that stands for it: they win wherever they occur."""
+        found = sorted(self.of_type(USER_DEFINED), key=lambda text: (-len(text), text))
+        return {text: chr(PRIVATE + i) for i, text in enumerate(found)}
 
     def of_type(self, kind: int) -> list[str]:
         """Texts of the pieces of a type."""
@@ -57,8 +59,8 @@ class SentencePiece:
 
     @cached_property
     def alphabet(self) -> set[str]:
-        """Characters that occur in pieces."""
-        return set().union(*self.reachable)
+        """Characters that occur in pieces; for user-defined symbols those that stand for them."""
+        return set().union(self.symbols.values(), *(text for text in self.reachable if text not in self.symbols))
 
     @cached_property
     def byte_fallback(self) -> bool:
@@ -96,20 +98,24 @@ def read(path: Path) -> SentencePiece:
 def normalizer(model: SentencePiece, codes: Iterable[str]) -> normalizers.Normalizer:
     """What MarianTokenizer does before it looks for pieces: set a code such as `>>de<<` at the start apart, then SentencePiece's rules."""
     known = "|".join(re.escape(code[2:-2]) for code in codes)
+    symbols = [normalizers.Replace(text, mark) for text, mark in model.symbols.items()]
     steps: list[Any] = [
-        _replace("[\ufdd0-\ufdef]", OTHER),
+        _replace(f"[\ufdd0-\ufdef{''.join(model.symbols.values())}]", OTHER),
         # A code at the very start is one token whatever it holds: OPEN name CLOSE if the vocabulary has it, else CLOSE alone.
         _replace(rf"\A>>(?!(?:{known})<<)[\s\S]*?<<" if known else r"\A>>[\s\S]*?<<", CLOSE),
         *([_replace(rf"\A>>(?=(?:{known})<<)", OPEN), _replace(rf"\A{OPEN}[\s\S]*?\K<<", CLOSE)] if known else []),
     ]
+    steps += symbols  # before the rest, which leaves them alone
     if model.charsmap:
-        # The library looks up whole grapheme clusters, SentencePiece the longest match: compose first, then keep characters apart.
+        # The library looks up whole grapheme clusters, SentencePiece the longest match: compose, but map one by one.
         steps += [
             normalizers.NFC(),
             normalizers.Prepend(BREAK),  # not by Replace: whole-text steps lose what that inserts before the first character
             _replace(r"(?!\A)(?=[^\x00-\x7f])", BREAK),
             normalizers.Precompiled(model.charsmap),
             normalizers.Replace(BREAK, ""),
+            normalizers.NFC(),
+            *symbols,  # those that came out of other characters
         ]
     if model.remove_extra_whitespaces:
         steps += [_replace(" {2,}", " "), _replace(rf"\A +|(?<={CLOSE}) +", "")]
@@ -120,7 +126,7 @@ def normalizer(model: SentencePiece, codes: Iterable[str]) -> normalizers.Normal
         steps.append(_replace(rf"{SPACE}+\z", ""))
     if not model.byte_fallback:
         run = _unknown(model)
-        steps.append(_replace(f"(?<!{run})(?={run})|(?<={run})(?!{run})", EDGE))
+        steps += [_replace(f"(?<!{run})(?={run})", START), _replace(f"(?<={run})(?!{run})", END)]
     return normalizers.Sequence(steps)
 
 
@@ -133,15 +139,19 @@ def vocabulary(
     """
     lowest = min(model.reachable.values())
     never = {token: 2 * len(token) * lowest - 100 for token in (*special, *model.of_type(BYTE))}  # any other path scores better
+
+    def written(piece: str) -> tuple[str, float]:
+        return model.symbols.get(piece, piece), model.reachable[piece]
+
     rows = []
     for token in sorted(ids, key=ids.__getitem__):
         if token in entries or token in never:
             rows.append((entries.get(token, token), never.get(token, 0.0)))
         else:
-            rows.append((token, model.reachable[token]) if token in model.reachable else (f"{EDGE}{token}{EDGE}", 0.0))
+            rows.append(written(token) if token in model.reachable else (f"{START}{token}{END}", 0.0))
     missing = sorted(set(model.reachable) - set(ids))
     if missing or model.byte_fallback:
-        rows += [(UNKNOWN_FROM, 0.0), (UNKNOWN_IS + unknown, 0.0), *((piece, model.reachable[piece]) for piece in missing)]
+        rows += [(UNKNOWN_FROM, 0.0), (UNKNOWN_IS + unknown, 0.0), *map(written, missing)]
     return rows
 
 
@@ -163,21 +173,24 @@ def splitter(model: SentencePiece) -> pre_tokenizers.PreTokenizer | None:
     """Cuts where the library's models would look further than SentencePiece does, or None."""
     parts = []
     if model.kind == BPE:
-        parts += [f"{EDGE}[^{EDGE}]*{EDGE}", rf"\A{OPEN}[^{CLOSE}]*{CLOSE}|\A{CLOSE}"]
-        parts += [re.escape(symbol) for symbol in sorted(model.of_type(USER_DEFINED), key=len, reverse=True)]
+        parts += [f"{START}[^{END}]*{END}", rf"\A{OPEN}[^{CLOSE}]*{CLOSE}|\A{CLOSE}"]
     elif model.byte_fallback:  # a special token's text, made by the normalizer of characters that the model does not know
         parts.append(f"{_unknown(model)}+")
     return pre_tokenizers.Split(Regex("|".join(parts)), "isolated") if parts else None
 
 
-def decoder(model: SentencePiece, clean_up: bool) -> decoders.Decoder:
-    """MarianTokenizer's text of pieces: control pieces are nothing, spaces at both ends go (what Python's str.strip takes)."""
-    control = "|".join(re.escape(piece) for piece in model.of_type(CONTROL))
+def decoder(model: SentencePiece, reader: SentencePiece, clean_up: bool) -> decoders.Decoder:
+    """MarianTokenizer's text of pieces: control pieces are nothing, spaces at both ends go (what Python's str.strip takes).
+
+    model: whose tokenizer this is; reader: the model that MarianTokenizer joins pieces with, which is the source's for a shared vocabulary.
+    """
+    control = "|".join(re.escape(piece) for piece in reader.of_type(CONTROL))
     space = r"[\s\x1c-\x1f\x85]"
     steps: list[Any] = [
         *([_cut(rf"\A(?:{control})\z")] if control else []),
-        *(decoders.Replace(mark, text) for mark, text in ((EDGE, ""), (OPEN, ">>"), (CLOSE, "<<"), (SPACE, " "))),
-        *([decoders.ByteFallback()] if model.byte_fallback else []),
+        *(decoders.Replace(mark, text) for mark, text in ((START, ""), (END, ""), (OPEN, ">>"), (CLOSE, "<<"), (SPACE, " "))),
+        *(decoders.Replace(mark, text) for text, mark in model.symbols.items()),
+        *([decoders.ByteFallback()] if reader.byte_fallback else []),
         decoders.Fuse(),
         _cut(rf"\A{space}+|{space}+\z"),
         *((decoders.Replace(before, after) for before, after in CLEAN_UP) if clean_up else ()),
@@ -188,7 +201,7 @@ def decoder(model: SentencePiece, clean_up: bool) -> decoders.Decoder:
 def _unknown(model: SentencePiece) -> str:
     """A regular expression for one character that is in no piece and no mark of ours."""
     known = "".join(re.escape(c) if c.isascii() and not c.isalnum() else c for c in sorted(model.alphabet | {SPACE}))
-    return f"[^{known}{OPEN}{CLOSE}{EDGE}]"
+    return f"[^{known}{OPEN}{CLOSE}{START}]"
 
 
 def _replace(pattern: str, content: str) -> normalizers.Normalizer:

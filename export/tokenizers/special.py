@@ -18,7 +18,7 @@ FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
 @dataclass(frozen=True)
 class Special:
-    """`named`: eos_token → `</s>` and so on; `added`: every added token with its id; `files`: what was read; `config`: tokenizer_config.json."""
+    """`named`: eos_token → `</s>` and so on; `added`: id → added token; `files`: what was read; `config`: of tokenizer_config.json."""
 
     named: dict[str, str]
     added: dict[int, AddedToken]
