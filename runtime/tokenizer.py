@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class TextTokenizer:
             self._unknown = self._tokenizer.token_to_id((self._tokenizer.id_to_token(self._end + 1) or "").removeprefix(UNKNOWN_IS))
             if self._unknown is None:
                 raise BundleError(f"{path}: names no unknown token behind its last id; export the model again")
+        self._begun = _beginnings(self._tokenizer)
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
@@ -51,6 +53,20 @@ class TextTokenizer:
         """True for a token after which text may still change: byte-fallback tokens join their neighbours, across those without text too."""
         name = self._tokenizer.id_to_token(token)
         return name is None or token in self._special or _BYTE.fullmatch(name) is not None
+
+    def may_shrink(self, text: str) -> bool:
+        """True when the decoder may still rewrite the end of `text`, as when it takes the space before a mark away."""
+        return bool(self._begun) and text.endswith(self._begun)
+
+
+def _beginnings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """How texts may begin that the tokenizer's decoder rewrites after it joined all tokens (`Replace` behind `Fuse`)."""
+    state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
+    steps = state.get("decoders", [])
+    kinds = [step["type"] for step in steps]
+    late = steps[kinds.index("Fuse") :] if "Fuse" in kinds else []
+    patterns = [step["pattern"].get("String", "") for step in late if step["type"] == "Replace"]
+    return tuple(sorted({pattern[:size] for pattern in patterns for size in range(1, len(pattern))}))
 
 
 def check_text(text: object) -> None:
@@ -114,7 +130,7 @@ class TextStream:
     def _settle(self, final: bool) -> None:
         known = self._tokenizer.decode(self._ids[self._start : self._done])
         longer = self._tokenizer.decode(self._ids[self._start :])
-        if not final and (longer.endswith("\ufffd") or not longer.startswith(known)):
+        if not final and (longer.endswith("\ufffd") or not longer.startswith(known) or self._tokenizer.may_shrink(longer)):
             return
         if len(longer) > len(known) or final:
             shared = len(known) if longer.startswith(known) else _common(known, longer)

@@ -175,7 +175,7 @@ def splitter(model: SentencePiece) -> pre_tokenizers.PreTokenizer | None:
     if model.kind == BPE:
         parts += [f"{START}[^{END}]*{END}", rf"\A{OPEN}[^{CLOSE}]*{CLOSE}|\A{CLOSE}"]
     elif model.byte_fallback:  # a special token's text, made by the normalizer of characters that the model does not know
-        parts.append(f"{_unknown(model)}+")
+        parts.append(_unknown(model))
     return pre_tokenizers.Split(Regex("|".join(parts)), "isolated") if parts else None
 
 
