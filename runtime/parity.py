@@ -119,7 +119,8 @@ def _greedy(engine: Engine, case: Arrays) -> float:
         lengths = case["lengths"].reshape(len(inputs))
         if not tokens.size or tokens.shape[:-1] != lengths.shape:
             raise ValueError(f"greedy tokens of shape {tokens.shape} for {len(inputs)} inputs")
-    answers = Generator(engine, None, None).generate(inputs, None, Options(max_new_tokens=tokens.shape[1]), Watch())
+    plain = Generator(engine, None, None, engine.config.plain())  # goldens are the class alone, whatever its generation config says
+    answers = plain.generate(inputs, None, Options(max_new_tokens=tokens.shape[1]), Watch())
     same = total = 0
     for answer, row, length in zip(answers, tokens, lengths, strict=True):
         end = [-1] if length < tokens.shape[1] else []  # the original ended here
