@@ -56,7 +56,12 @@ class TextTokenizer:
 
     def may_shrink(self, text: str) -> bool:
         """True when the decoder may still rewrite the end of `text`, as when it takes the space before a mark away."""
-        return bool(self._begun) and text.endswith(self._begun)
+        return self.rewrites and text.endswith(self._begun)
+
+    @property
+    def rewrites(self) -> bool:
+        """True when the decoder rewrites whole texts, so that a part of the tokens does not always give a part of the text."""
+        return bool(self._begun)
 
 
 def _beginnings(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -135,7 +140,7 @@ class TextStream:
         if len(longer) > len(known) or final:
             shared = len(known) if longer.startswith(known) else _common(known, longer)
             self._text += longer[shared:]
-            self._start, self._done = self._done, len(self._ids)
+            self._start, self._done = 0 if self._tokenizer.rewrites else self._done, len(self._ids)
 
     def _emit(self, final: bool) -> str:
         if self.stopped:

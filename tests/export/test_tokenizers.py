@@ -135,11 +135,11 @@ def test_ids_and_text_are_those_of_marian_tokenizer(tmp_path: Path, kind: str, l
         given = [t for t in texts(side) if not ("byte_fallback" in kind and any("\ufdd0" <= c <= "\ufdef" for c in t))]
         expected = [reference(**{argument: text}).input_ids for text in given]
         for text, ids, found in zip(given, expected, sides[side].encode(given), strict=True):
+            if kind == "separate" and side == "target" and reference.pad_token_id in ids:
+                continue  # transformers knows one id of <pad> only, the source's, which is a piece of the target's vocabulary
             assert found == ids, ascii(text)
-        for ids in expected:
-            if kind == "separate" and reference.pad_token_id in ids:
-                continue  # transformers knows one id of <pad> only, the source's, and takes that piece of the target's vocabulary away
-            assert sides["target"].decode(ids) == reference.decode(ids, skip_special_tokens=True)
+            if kind != "separate" or reference.pad_token_id not in ids:
+                assert sides["target"].decode(ids) == reference.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "clean_up", "byte_fallback", "symbols"])
