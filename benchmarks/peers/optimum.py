@@ -28,6 +28,9 @@ class Peer(transformers.Peer):
 
     imports = ("torch", "transformers", "transformers.models.marian", "onnxruntime", "optimum.onnxruntime")
 
+    def __init__(self, folder: str, precision: str, threads: int) -> None:
+        super().__init__(str(Path(folder) / precision), precision, threads)
+
     def build(self) -> Any:
         """The exported model of the precision."""
         import onnxruntime
@@ -35,7 +38,7 @@ class Peer(transformers.Peer):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        return ORTModelForSeq2SeqLM.from_pretrained(self.folder / self.precision, use_merged=True, session_options=options)
+        return ORTModelForSeq2SeqLM.from_pretrained(self.folder, use_merged=True, session_options=options)
 
     def about(self) -> dict[str, Any]:
         """Versions."""
