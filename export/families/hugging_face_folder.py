@@ -91,9 +91,9 @@ def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[dict[str
         groups.setdefault(source, {source}).add(target)
     found = _prefixed(tensors, "model.").keys()
     optional = {name for group in groups.values() if len(group & found) for name in group}
-    for group in groups.values():
+    for source, group in groups.items():
         if not group & found:  # one missing name is told for all
-            optional |= group - {min(group, key=len)}
+            optional |= group - {source}
     made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or [])]
     optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
     strange = {name: list(tensors[name].shape) for name in tensors if any(re.search(pattern, name) for pattern in made)}
