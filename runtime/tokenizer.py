@@ -29,10 +29,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end = self._tokenizer.token_to_id(UNKNOWN_FROM)
-        if self._end is not None:
-            self._unknown = self._tokenizer.token_to_id((self._tokenizer.id_to_token(self._end + 1) or "").removeprefix(UNKNOWN_IS))
-            if self._unknown is None:
-                raise BundleError(f"{path}: names no unknown token behind its last id; export the model again")
+        self._unknown = 0 if self._end is None else self._unknown_id(path, self._end + 1)
         self._begun = _beginnings(self._tokenizer)
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
@@ -53,6 +50,13 @@ class TextTokenizer:
         """True for a token after which text may still change: byte-fallback tokens join their neighbours, across those without text too."""
         name = self._tokenizer.id_to_token(token)
         return name is None or token in self._special or _BYTE.fullmatch(name) is not None
+
+    def _unknown_id(self, path: Path, entry: int) -> int:
+        name = self._tokenizer.id_to_token(entry) or ""
+        found = self._tokenizer.token_to_id(name.removeprefix(UNKNOWN_IS)) if name.startswith(UNKNOWN_IS) else None
+        if found is None:
+            raise BundleError(f"{path}: names no unknown token behind its last id; export the model again")
+        return found
 
     def may_shrink(self, text: str) -> bool:
         """True when the decoder may still rewrite the end of `text`, as when it takes the space before a mark away."""

@@ -40,8 +40,9 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
     made.decoder = decoders.ByteLevel()
     for token in tokens.added.values():
         (made.add_special_tokens if token.special else made.add_tokens)([token])
-    ends = [(text, made.token_to_id(text)) for text in (tokens.named["sep_token"], tokens.named["cls_token"])]
-    made.post_processor = processors.RobertaProcessing(*ends, trim, prefix)
+    ids |= {token.content: i for i, token in tokens.added.items()}
+    end, start = tokens.named["sep_token"], tokens.named["cls_token"]
+    made.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]), trim, prefix)
     return dict.fromkeys(("source", "target"), made), sorted({vocabulary, merges, *tokens.files})
 
 

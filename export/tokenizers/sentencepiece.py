@@ -74,7 +74,7 @@ def read(path: Path) -> SentencePiece:
         from sentencepiece import sentencepiece_model_pb2 as protocol
     except ImportError as e:
         raise CheckpointError(f"{path} needs the package sentencepiece to be read; install onnxport[export]") from e
-    made = protocol.ModelProto()
+    made: Any = protocol.ModelProto()  # type: ignore[attr-defined]
     try:
         made.ParseFromString(path.read_bytes())
         pieces = tuple((p.piece, p.score, p.type) for p in made.pieces)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from onnxport.runtime.tokenizer import TextStream, TextTokenizer
+from onnxport.errors import BundleError
+from onnxport.runtime.tokenizer import UNKNOWN_FROM, UNKNOWN_IS, TextStream, TextTokenizer
 
 TEXTS = ["Grüße, Welt!  Wie geht's?", "日本語 テキスト 🙂🚀👩‍👩‍👧", "a b  c\n\td", "Ünïcödé", " leading and trailing "]
 
@@ -137,3 +138,21 @@ def test_truncation_and_padding_of_the_file_are_off(tmp_path: Path) -> None:
     made.enable_padding(length=10)
     made.save(str(tmp_path / "tokenizer.json"))
     assert [len(ids) for ids in TextTokenizer(tmp_path / "tokenizer.json").encode(["abcdef", "a"])] == [6, 1]
+
+
+def unigram(*rows: tuple[str, float]) -> Tokenizer:
+    return Tokenizer(models.Unigram([("</s>", -50.0), ("<unk>", -50.0), ("a", -2.0), ("b", -2.0), *rows], 1, False))
+
+
+def test_pieces_behind_the_last_id_cut_the_text_and_are_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    unigram((UNKNOWN_FROM, 0.0), (f"{UNKNOWN_IS}<unk>", 0.0), ("ab", -1.0)).save(str(path))
+    assert TextTokenizer(path).encode(["aba", "ababb", "c"]) == [[1, 2], [1, 1, 3], [1]]
+
+
+@pytest.mark.parametrize("after", [[], [("ab", -1.0)], [(f"{UNKNOWN_IS}<none>", 0.0)]])
+def test_a_last_id_without_an_unknown_token_is_refused(tmp_path: Path, after: list[tuple[str, float]]) -> None:
+    path = tmp_path / "tokenizer.json"
+    unigram((UNKNOWN_FROM, 0.0), *after).save(str(path))
+    with pytest.raises(BundleError, match="names no unknown token"):
+        TextTokenizer(path)
