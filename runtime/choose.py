@@ -123,7 +123,8 @@ class TokenChooser:
             self.logprobs += self._processor.kept
 
     def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
-        search, name, arrays = self._search, "greedy", {"suppressed": NOBODY}
+        search, name = self._search, "greedy"
+        arrays: dict[str, np.ndarray] = {"suppressed": NOBODY}
         if search.sampling:
             name = "sample_full"
             arrays = {"temperature": np.array(search.temperature, np.float32), "uniform": self._uniform}
@@ -157,14 +158,14 @@ class BeamChooser:
             value, index = self._best(rules, count)
             vocabulary = self._engine.vocab_size
             for one, values, places in zip(found, value.tolist(), index.tolist(), strict=True):
-                for score, place in zip(values, places, strict=True):
-                    if place % vocabulary not in rules.forbidden and score != -np.inf and len(one) < count:
-                        one.append((score, place // vocabulary, place % vocabulary))
+                for score, at in zip(values, places, strict=True):
+                    if at % vocabulary not in rules.forbidden and score != -np.inf and len(one) < count:
+                        one.append((score, at // vocabulary, at % vocabulary))
         for first in rules.forced.keys() & range(0, inputs * beams, beams):  # the rows of an input are forced together
             ids = rules.forced[first]
-            one, gain = first // beams, _forced_score(rules, ids)
-            every = [(float(score) + gain, beam, i) for beam, score in enumerate(self.scores[one]) for i in ids]
-            found[one] = sorted(every, key=lambda candidate: -candidate[0])[:count]
+            place, gain = first // beams, _forced_score(rules, ids)
+            every = [(float(score) + gain, beam, i) for beam, score in enumerate(self.scores[place]) for i in ids]
+            found[place] = sorted(every, key=lambda candidate: -candidate[0])[:count]
         if not all(found):
             raise _not_finite()
         return found
@@ -186,7 +187,12 @@ class BeamChooser:
         return value, index
 
     def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
-        arrays = {"scores": self.scores, "candidates": np.ones(1, np.int64), "suppressed": NOBODY, "renormalize": np.array(False)}
+        arrays: dict[str, np.ndarray] = {
+            "scores": self.scores,
+            "candidates": np.ones(1, np.int64),
+            "suppressed": NOBODY,
+            "renormalize": np.array(False),
+        }
         return Graph(self._engine, "beam", {"logits": logits}, arrays)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers.generation import logits_process
 
 from onnxport.runtime import Generation, Model, load
 
@@ -174,3 +176,26 @@ def test_the_callers_word_goes_before_the_models(made: Made, original: theirs.Th
         assert greedy == [one.tokens for one in model.generate(PROMPTS, temperature=0)]
         assert greedy != [one.tokens for one in model.generate(PROMPTS)]
         assert max(len(one.tokens) for one in model.generate(PROMPTS, max_new_tokens=3)) == 3  # the model's own six give way
+
+
+def test_constraints_come_before_temperature_and_filters(made: Made, original: theirs.TheirModel) -> None:
+    draws, suppressed = 4000, [35, 20, 27]
+    settings = {"suppressed": suppressed, "no_repeat_ngram": 1, "temperature": 1.5, "top_k": 9, "top_p": 0.8, "max_new_tokens": 1}
+    with made(settings) as model:
+        drawn = [(one.tokens or [tiny.EOS])[0] for one in model.generate([PROMPTS[0]] * draws, seed=5, batch_size=1000)]
+    scores = original(torch.tensor([PROMPTS[0]])).logits[:, -1]
+    for processor in (
+        logits_process.NoRepeatNGramLogitsProcessor(1),
+        logits_process.SuppressTokensLogitsProcessor(suppressed),
+        logits_process.TemperatureLogitsWarper(1.5),
+        logits_process.TopKLogitsWarper(9),
+        logits_process.TopPLogitsWarper(0.8),
+    ):
+        scores = processor(torch.tensor([PROMPTS[0]]), scores)
+    wanted = torch.softmax(scores[0], -1).double().numpy() * draws
+    found = np.bincount(drawn, minlength=tiny.VOCABULARY)
+    kept = wanted > 0
+    assert 3 <= kept.sum() <= 9
+    assert not found[~kept].any()
+    statistic, freedom = ((found - wanted)[kept] ** 2 / wanted[kept]).sum(), kept.sum() - 1
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)  # beyond five standard deviations of a chi-square
