@@ -87,6 +87,7 @@ class PyTorchReference:
         return results
 
     def _generate(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
+        assert isinstance(self.adapter, HuggingFace), "only transformers' own classes bring a generate"
         source, mask = padded(rows, self.adapter.ids["pad_id"])
         with quiet():
             found = self.model.generate(source, mask, min(most, self.adapter.max_length), least, beam)

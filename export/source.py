@@ -7,17 +7,20 @@ import importlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import CheckpointError, UsageError
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
+
+if TYPE_CHECKING:
+    from onnxport.export.families.hugging_face import HuggingFace
 
 
 @dataclass
 class Source:
     """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON."""
 
-    adapter: Adapter
+    adapter: Adapter | HuggingFace
     name: str
     family: str
     task: str | None = None

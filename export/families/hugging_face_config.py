@@ -72,7 +72,7 @@ IGNORED = frozenset(
 def config_problems(given: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
     """Everything in a config that the canonical model would not reproduce. `keys`: the family's own beside `KEYS`."""
     known = IGNORED | ALIASES.keys() | generation.KNOWN | {"force_bos_token_to_be_generated"}
-    _, usable, problems = read_keys(given, KEYS | keys, known)
+    _, usable, problems = read_keys(given, {**KEYS, **keys}, known)
     problems += [
         f"{alias} is {given[alias]!r:.40}, expected {name}'s {given[name]!r:.40}"
         for alias, name in ALIASES.items()
