@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 PRECISIONS = tuple(bounds.BOUNDS)
+DEFAULT = ("fp32", "fp16", "int8")
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
 
@@ -33,7 +34,7 @@ def build(
     out: str | Path,
     *,
     task: str | None = None,
-    precision: tuple[str, ...] = PRECISIONS,
+    precision: tuple[str, ...] = DEFAULT,
     opset: int | None = None,
     calibrate: Path | None = None,
     allow_pickle: bool = False,
@@ -137,8 +138,9 @@ def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, An
     if precision == "fp16":
         half = _heavy("onnxport.quantize.half", "export")
         return {role: half.to_fp16(graph) for role, graph in fused.items()}, {"*": "fp16"}
-    if precision == "int8":
-        models, plan = _heavy("onnxport.quantize.dynamic", "export").to_int8(fused)
+    if precision.startswith("int8"):
+        dynamic = _heavy("onnxport.quantize.dynamic", "export")
+        models, plan = dynamic.to_int8(fused, dynamic.RECIPES[precision])
         return models, plan
     return fused, {"*": "fp32"}
 
@@ -157,7 +159,7 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int
     variant = {
         "files": sorted(f"{precision}/{file.name}" for file in folder.iterdir()),
         "graphs": graphs,
-        "target": "cpu" if precision == "int8" else "any",
+        "target": "cpu" if precision.startswith("int8") else "any",
         "plan": plan,
         "fusions": fusions,
         "parity": {},

@@ -10,14 +10,12 @@ from onnxport.quantize.fusion.constants import fold_constants
 from onnxport.quantize.fusion.core import remove_dead
 from onnxport.quantize.linear import Linear, linears, lookups
 
-# (role, what the weight is for) -> scheme. A decoder step has one row per text and waits for weights; all else has many rows.
-RECIPE: dict[tuple[str, str], str] = {
-    ("encoder", "linear"): "int8-rows",
-    ("decoder", "linear"): "int8-blocks",
-    ("model", "linear"): "int8-rows",
-    ("encoder", "lookup"): "int8-blocks",
-    ("decoder", "lookup"): "int8-blocks",
-    ("model", "lookup"): "int8-blocks",
+# precision -> what the weight is for -> scheme.
+# Rows: one kernel for any number of rows, and a text's answer is the same, to the last bit, whoever shares its batch.
+# Blocks: nearer to the weights and quicker for a single row, slower for many; sums over blocks depend on the number of rows.
+RECIPES: dict[str, dict[str, str]] = {
+    "int8": {"linear": "int8-rows", "lookup": "int8-rows"},
+    "int8-weight": {"linear": "int8-blocks", "lookup": "int8-blocks"},
 }
 # What the kernels take; a weight outside stays in float32, and the plan says so.
 FEWEST_INPUTS = 16  # K: the smallest block
@@ -25,22 +23,21 @@ FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothin
 KEPT = "float32"
 
 
-def to_int8(models: dict[str, ir.Model], recipe: dict[tuple[str, str], str] | None = None) -> tuple[dict[str, ir.Model], dict[str, str]]:
+def to_int8(models: dict[str, ir.Model], recipe: dict[str, str] | None = None) -> tuple[dict[str, ir.Model], dict[str, str]]:
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard) and the plan.
 
     Weights of linear layers and token embeddings become 8-bit; biases, norms, positions and everything between stay float32, as do
     caches and logits. The plan maps the PyTorch name of a weight to its scheme: `int8-rows`, `int8-blocks<size>`, `float32`.
-    `recipe` maps (role, "linear" or "lookup") to a scheme, `RECIPE` by default; roles it does not name are treated as `model`.
+    `recipe` maps "linear" and "lookup" to a scheme, that of `int8` by default.
     """
-    table = RECIPE if recipe is None else recipe
+    table = RECIPES["int8"] if recipe is None else recipe
     plan: dict[str, str] = {}
     done: dict[str, ir.Model] = {}
     for role, model in models.items():
         done[role] = copy = model.clone()
         fold_constants(copy.graph)
-        known = role if (role, "linear") in table else "model"
-        _linears(copy.graph, table[known, "linear"], plan)
-        _lookups(copy.graph, table[known, "lookup"], plan)
+        _linears(copy.graph, table["linear"], plan)
+        _lookups(copy.graph, table["lookup"], plan)
         remove_dead(copy.graph)
         copy.graph.sort()
     if not any("int8" in scheme for scheme in plan.values()):
@@ -78,5 +75,8 @@ def _lookups(graph: ir.Graph, scheme: str, plan: dict[str, str]) -> None:
         rows_of, k = lookup.table.shape
         if scheme == KEPT or k < FEWEST_INPUTS or rows_of < FEWEST_ROWS:
             _note(plan, lookup.parameter, KEPT)
+        elif scheme == "int8-rows":
+            rows.replace_lookup(graph, lookup)
+            _note(plan, lookup.parameter, scheme)
         else:
             _note(plan, lookup.parameter, f"int8-blocks{blocks.replace_lookup(graph, lookup)}")

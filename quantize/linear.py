@@ -22,6 +22,7 @@ class Linear:
     parameter: str  # PyTorch's name of the weight
     bias: ir.Value | None  # [N]
     output: ir.Value  # of the Add if there is one
+    transposed: bool = False  # stored as [N, K]
 
     @property
     def x(self) -> ir.Value:
@@ -50,20 +51,20 @@ def linears(graph: ir.Graph) -> Iterator[Linear]:
         array = array_of(weight) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
         if weight is None or array is None or array.ndim != 2 or array.dtype != np.float32:
             continue
-        bias = None
+        bias, transposed = None, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
         if node.op_type == "Gemm":
             bias = optional(node, 2)
             plain = attribute(node, "alpha", 1.0) == 1 and attribute(node, "transA", 0) == 0
             scaled = bias is not None and attribute(node, "beta", 1.0) != 1
             if not plain or scaled or (bias is not None and (array_of(bias) is None or len(dims(bias) or ()) != 1)):
                 continue
-            array = array.T if attribute(node, "transB", 0) else array
+            array = array.T if transposed else array
         output = node.outputs[0]
         if bias is None and only_use(output) and is_op(add := output.uses()[0].node, "Add"):
             other = source(add, 1 - output.uses()[0].idx)
             if array_of(other) is not None and dims(other) == (array.shape[1],):
                 bias, output = other, add.outputs[0]
-        yield Linear(node, array, _parameter(node, weight), bias, output)
+        yield Linear(node, array, _parameter(node, weight), bias, output, transposed)
 
 
 def _parameter(node: ir.Node, weight: ir.Value) -> str:

@@ -1,4 +1,4 @@
-"""INT8 with one scale per row of activations and one per column of weights: for encoders, prefill and plain modules.
+"""INT8 with one scale per row of activations and one per column of weights.
 
 A row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone.
 The kernel multiplies uint8 (zero point 128) by int8. Processors without VNNI may add pairs of products in 16 bits, which saturate at
@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import constant, dims, new_node, take_over
-from onnxport.quantize.linear import Linear
+from onnxport.quantize.linear import Linear, Lookup
 
-SMALLEST = 1e-30  # stands for the largest magnitude of a row of zeros, which would divide 0 by 0
-Quantized = tuple[ir.Value, ir.Value]  # uint8 [..., K] and its scale float [..., 1]
+UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude
+Quantized = tuple[ir.Value, ir.Value]  # uint8 [..., K] and the largest magnitude of each row, float [..., 1]
 
 
 def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,32 +25,38 @@ def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
-    """Nodes that turn x [..., K] into uint8 around 128 and a scale per row; to be shared by all products that read x."""
+    """Nodes that turn x [..., K] into uint8 around 128 and its largest magnitude per row; to be shared by all products that read x.
+
+    A row of zeros divides 0 by 0; whatever integers come of that, its scale 0 makes the product 0 again.
+    """
     shape = dims(x)
     row = ir.Shape([*x.shape[:-1], 1]) if shape is not None and x.shape is not None else None
 
     def step(op: str, inputs: list[ir.Value], suffix: str, **attributes: object) -> ir.Value:
-        whole = suffix in ("magnitude", "ratio", "uint8")
         kind = ir.TensorType(ir.DataType.UINT8 if suffix == "uint8" else ir.DataType.FLOAT)
-        like = ir.Value(name=f"{x.name}/rows/{suffix}", type=kind, shape=x.shape if whole else row)
+        like = ir.Value(name=f"{x.name}/rows/{suffix}", type=kind, shape=row if suffix == "largest" else x.shape)
         return new_node(graph, before, op, inputs, attributes, [like], domain="").outputs[0]
 
-    largest = step(
-        "ReduceMax", [step("Abs", [x], "magnitude"), constant(graph, "axis_last", np.array([-1], np.int64))], "largest", keepdims=1
-    )
-    largest = step("Max", [largest, constant(graph, "row_smallest", np.float32(SMALLEST))], "range")
-    scale = step("Mul", [largest, constant(graph, "row_unit", np.float32(1 / 127))], "scale")
-    one, zero = constant(graph, "row_one", np.float32(1)), constant(graph, "row_zero", np.uint8(128))
-    return step("QuantizeLinear", [step("Div", [x, scale], "ratio"), one, zero], "uint8"), scale
+    last = constant(graph, "axis_last", np.array([-1], np.int64))
+    largest = step("ReduceMax", [step("Abs", [x], "magnitude"), last], "largest", keepdims=1)
+    unit, zero = constant(graph, "row_unit", UNIT), constant(graph, "row_zero", np.uint8(128))
+    return step("QuantizeLinear", [step("Div", [x, largest], "ratio"), unit, zero], "uint8"), largest
 
 
 def replace(graph: ir.Graph, linear: Linear, quantized: Quantized) -> None:
+    """Put a product of integers in the place of a product; a weight stored as [N, K], as tied embeddings are, stays so stored."""
     weight, scale = quantize_columns(linear.weight)
     name = linear.node.outputs[0].name
+    if linear.transposed:
+        table = constant(graph, f"{name}/int8", np.ascontiguousarray(weight.T))
+        turned = ir.Value(name=f"{name}/transposed", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(weight.shape))
+        stored = new_node(graph, linear.node, "Transpose", [table], {"perm": [1, 0]}, [turned], domain="").outputs[0]
+    else:
+        stored = constant(graph, f"{name}/int8", weight)
     inputs = [
         quantized[0],
-        constant(graph, f"{name}/int8", weight),
-        constant(graph, "row_one", np.float32(1)),
+        stored,
+        constant(graph, "row_unit", UNIT),
         constant(graph, f"{name}/column_scale", scale),
         constant(graph, "row_zero", np.uint8(128)),
     ]
@@ -63,3 +69,22 @@ def replace(graph: ir.Graph, linear: Linear, quantized: Quantized) -> None:
     if linear.bias is not None:
         y = new_node(graph, linear.node, "Add", [y, linear.bias], {}, [out], domain="").outputs[0]
     take_over(out, y)
+
+
+def replace_lookup(graph: ir.Graph, lookup: Lookup) -> None:
+    """Gather integers and their rows' scales; the same bytes as those of a tied projection."""
+    weight, scale = quantize_columns(lookup.table.T)
+    out = lookup.node.outputs[0]
+    name, kind = out.name, ir.TensorType(ir.DataType.FLOAT)
+    shape = dims(lookup.ids)
+    row = None if shape is None or lookup.ids.shape is None else ir.Shape([*lookup.ids.shape, 1])
+
+    def step(op: str, inputs: list[ir.Value], suffix: str, of: ir.Shape | None, type_: ir.TensorType = kind, **given: object) -> ir.Value:
+        like = ir.Value(name=f"{name}/{suffix}", type=type_, shape=of)
+        return new_node(graph, lookup.node, op, inputs, given, [like], domain="").outputs[0]
+
+    table = constant(graph, f"{name}/table", np.ascontiguousarray(weight.T))
+    rows = step("Gather", [table, lookup.ids], "int8", out.shape, ir.TensorType(ir.DataType.INT8), axis=0)
+    scales = step("Gather", [constant(graph, f"{name}/row_scale", scale[:, None]), lookup.ids], "scale", row, axis=0)
+    y = new_node(graph, lookup.node, "Mul", [step("Cast", [rows], "float", out.shape, to=ir.DataType.FLOAT), scales], {}, [out], domain="")
+    take_over(out, y.outputs[0])

@@ -13,8 +13,9 @@ from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError
 if TYPE_CHECKING:
     import onnxruntime
 
-# ONNX Runtime 1.32 ends the process with a segmentation fault when this one meets Cast, Transpose, MatMul in float16 on the CPU.
-CRASHING_OPTIMIZERS = ["MatmulTransposeFusion"]
+# MatmulTransposeFusion: ONNX Runtime 1.32 ends the process with a segmentation fault where it meets Cast, Transpose, MatMul in float16
+# on the CPU. SkipLayerNormFusion: on the CPU its kernel is several times slower than the two nodes that it replaces.
+DISABLED_OPTIMIZERS = {"cpu": ["MatmulTransposeFusion", "SkipLayerNormFusion"], "cuda": ["MatmulTransposeFusion"]}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NUMPY_TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -106,7 +107,7 @@ class Sessions:
             onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(
-                str(path), self.options(spinning), providers=[provider], disabled_optimizers=CRASHING_OPTIMIZERS
+                str(path), self.options(spinning), providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS[self.device]
             )
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = first_line(e)

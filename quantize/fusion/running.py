@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from onnxport.errors import FusionError
 from onnxport.quantize.fusion.core import Miss, Rule, is_op
-from onnxport.runtime.session import CRASHING_OPTIMIZERS
+from onnxport.runtime.session import DISABLED_OPTIMIZERS
 
 
 def node_counts(path: str | Path) -> dict[str, int]:
@@ -25,7 +25,7 @@ def node_counts(path: str | Path) -> dict[str, int]:
         # Weights stay where they are: only the nodes are asked for.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=CRASHING_OPTIMIZERS)
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"])
         model = onnx.load(str(written), load_external_data=False)
     return dict(Counter(node.op_type for node in model.graph.node))
 
