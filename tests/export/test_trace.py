@@ -74,11 +74,11 @@ def test_graphs_are_standard_onnx_of_the_asked_opset(request: pytest.FixtureRequ
 def test_expected_fusions_are_what_runs(request: pytest.FixtureRequest, fixture: str, tmp_path: Path) -> None:
     exported: Exported = request.getfixturevalue(fixture)
     assert set(exported.expected) == set(exported.graphs)
-    fused = {role: fuse(model, role) for role, model in exported.graphs.items()}
+    fused = {role: fuse(model, role, "cuda") for role, model in exported.graphs.items()}  # the target with every rule
     files = store.write({role: model for role, (model, _) in fused.items()}, tmp_path)
     for role, wanted in exported.expected.items():
         assert {rule: fused[role][1].get(rule, 0) for rule in wanted} == wanted
-        assert check_runs(tmp_path / files[role], wanted) == wanted
+        assert check_runs(tmp_path / files[role], wanted, "cuda") == wanted
 
 
 def test_initializers_are_named_after_parameters(from_folder: Exported, separate: Exported) -> None:
