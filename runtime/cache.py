@@ -5,6 +5,7 @@ On the CPU a buffer is NumPy memory seen by ONNX Runtime, so that the host can m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,50 +16,51 @@ if TYPE_CHECKING:
     import onnxruntime
 
 STEP = 64  # positions a growth is rounded up to
+Move = tuple[int, int, int]  # target row, source row, the position from which on they may differ
 
 
 class HostCache:
-    """2 * layers buffers [rows, heads, capacity, head_size] in host memory; fresh pages cost nothing until they are written."""
+    """2 * layers buffers [rows, heads, capacity, head_size], one array in host memory; fresh pages cost nothing until they are written."""
 
     device = "cpu"
 
     def __init__(self, count: int, heads: int, size: int, dtype: np.dtype) -> None:
         self.count, self.heads, self.size, self.dtype = count, heads, size, np.dtype(dtype)
-        self.arrays: list[np.ndarray] = []
+        self.array = np.zeros((count, 0, heads, 0, size), dtype)
         self.values: list[onnxruntime.OrtValue] = []
-        self.rows = self.capacity = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the buffers."""
+        return self.array.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Positions of the buffers."""
+        return self.array.shape[3]
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New zeroed buffers for `rows` and at least `capacity` positions."""
-        self._take([np.zeros((rows, self.heads, _rounded(capacity), self.size), self.dtype) for _ in range(self.count)])
+        self.array = np.zeros((self.count, rows, self.heads, _rounded(capacity), self.size), self.dtype)
+        self.values = [value_of(a) for a in self.array]
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept."""
-        old = self.arrays
+        old = self.array
         self.allocate(self.rows, capacity)
-        for new, before in zip(self.arrays, old, strict=True):
-            new[:, :, :used] = before[:, :, :used]
+        self.array[:, :, :, :used] = old[:, :, :, :used]
 
     def select(self, rows: np.ndarray, used: int, capacity: int) -> None:
         """New buffers whose row i is the old row rows[i]: for beams that start from one prompt, and for rows that go on alone."""
-        old = self.arrays
+        old = self.array
         self.allocate(len(rows), capacity)
-        for new, before in zip(self.arrays, old, strict=True):
+        for new, before in zip(self.array, old, strict=True):
             new[:, :, :used] = before[rows, :, :used]
 
-    def reorder(self, rows: np.ndarray, start: int, used: int) -> None:
-        """In place: row i becomes the old row rows[i] at positions start..used; before `start` the two must be equal already."""
-        changed = np.flatnonzero(rows != np.arange(len(rows)))
-        if not len(changed) or start >= used:
-            return
-        source = rows[changed]
-        for array in self.arrays:
-            array[changed, :, start:used] = array[source, :, start:used]
-
-    def _take(self, arrays: list[np.ndarray]) -> None:
-        self.arrays = arrays
-        self.values = [value_of(a) for a in arrays]
-        self.rows, self.capacity = arrays[0].shape[0], arrays[0].shape[2]
+    def copy(self, moves: Sequence[Move], used: int) -> None:
+        """In place: each target row becomes its source row at positions start..used; no target is a source."""
+        for target, source, start in moves:
+            self.array[:, target, :, start:used] = self.array[:, source, :, start:used]
 
 
 class DeviceCache:
@@ -94,10 +96,13 @@ class DeviceCache:
         self._gather(rows)
         self._spare, self.rows = [], len(rows)
 
-    def reorder(self, rows: np.ndarray, start: int, used: int) -> None:
-        """Row i becomes the old row rows[i]; the buffers change places, so bindings must be made anew."""
-        if start < used and not np.array_equal(rows, np.arange(self.rows)):
+    def copy(self, moves: Sequence[Move], used: int) -> None:
+        """Each target row becomes its source row, whole; the buffers change places, so bindings must be made anew."""
+        if moves:
             self._spare = self._spare or self._buffers(self.rows, self.capacity)
+            rows = np.arange(self.rows)
+            for target, source, _ in moves:
+                rows[target] = source
             self._gather(rows)
 
     def _gather(self, rows: np.ndarray) -> None:

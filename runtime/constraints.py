@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxport.runtime.job import Job
 from onnxport.runtime.manifest import GenerationConfig
 from onnxport.runtime.options import Search
-
-if TYPE_CHECKING:
-    from onnxport.runtime.search import Job
-
 
 NO_PAIRS = np.zeros((0, 2), np.int64)
 
@@ -53,18 +49,25 @@ class Constraints:
         own, end = config.search, config.eos_ids
         always = {*own.suppressed, *(word[0] for word in own.bad_words if len(word) == 1 and word[0] not in end)}
         self._usual, self._early, self._least = _ids(always), _ids(always.union(end)), search.min_new_tokens
+        self._ends = end
         self._first, self._begin = _unsuppressed(own.forced_bos_id, own.suppressed), own.begin_suppressed
         self._last = _unsuppressed(own.forced_eos_ids, own.suppressed)
         self._words = [word for word in own.bad_words if len(word) > 1]
         self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
 
-    def at(self, step: int, jobs: Sequence[Job], tokens: Sequence[Sequence[int]] | np.ndarray) -> Rules:
-        """The rules for each row's next token, when rows have `step` new tokens: jobs[i] is row i's, tokens[i] its new ids."""
-        suppressed, forbidden = self._early if step < self._least else self._usual
+    def at(self, jobs: Sequence[Job], tokens: Sequence[Sequence[int]] | Sequence[np.ndarray]) -> Rules:
+        """The rules for each row's next token: jobs[i] is row i's, tokens[i] its new ids so far."""
+        suppressed, forbidden = self._usual
         pairs: list[tuple[int, int]] = []
         history = None
-        if self._begin and step <= 1:
-            pairs += [(row, i) for row, job in enumerate(jobs) if step == self._beginning(job) for i in self._begin]
+        if self._least:
+            early = [row for row, new in enumerate(tokens) if len(new) < self._least]
+            if len(early) == len(jobs):
+                suppressed, forbidden = self._early
+            else:
+                pairs += [(row, i) for row in early for i in self._ends]
+        if self._begin:
+            pairs += [(row, i) for row, job in enumerate(jobs) if len(tokens[row]) == self._beginning(job) for i in self._begin]
         if self._words or self._ngram or self._penalty != 1.0:
             seen = [np.array([*job.prefix, *new], np.int64) for job, new in zip(jobs, tokens, strict=True)]
             if self._words or self._ngram:
@@ -72,14 +75,14 @@ class Constraints:
             if self._penalty != 1.0:
                 history = _padded(seen)
         banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
-        return Rules(suppressed, forbidden, banned, self._forced(step, jobs), history, self._penalty, self._renormalize)
+        return Rules(suppressed, forbidden, banned, self._forced(jobs, tokens), history, self._penalty, self._renormalize)
 
-    def _forced(self, step: int, jobs: Sequence[Job]) -> dict[int, tuple[int, ...]]:
+    def _forced(self, jobs: Sequence[Job], tokens: Sequence[Sequence[int]] | Sequence[np.ndarray]) -> dict[int, tuple[int, ...]]:
         forced = {}
-        if self._first and step == 0:  # only a decoder that starts from one id is told its second
-            forced = {row: self._first for row, job in enumerate(jobs) if len(job.prefix) == 1}
+        if self._first:  # only a decoder that starts from one id is told its second
+            forced = {row: self._first for row, job in enumerate(jobs) if len(job.prefix) == 1 and not len(tokens[row])}
         if self._last:
-            forced |= {row: self._last for row, job in enumerate(jobs) if step == job.limit - 1}
+            forced |= {row: self._last for row, job in enumerate(jobs) if len(tokens[row]) == job.limit - 1}
         return forced
 
     def _beginning(self, job: Job) -> int:

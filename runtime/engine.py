@@ -24,6 +24,42 @@ class Cross:
 
     values: dict[str, onnxruntime.OrtValue]
     mask: np.ndarray  # int32 [sources, source]
+    arrays: dict[str, np.ndarray]  # the values' memory, where it is the host's; else empty
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, np.ndarray], mask: np.ndarray) -> Cross:
+        """Sources in host memory."""
+        return cls({name: value_of(array) for name, array in arrays.items()}, mask, arrays)
+
+    def room(self, sources: int, length: int) -> Cross:
+        """An empty Cross of the same kind for so many sources of up to `length` tokens."""
+        arrays = {n: np.zeros((sources, a.shape[1], length, a.shape[3]), a.dtype) for n, a in self.arrays.items()}
+        return Cross.of_arrays(arrays, np.zeros((sources, length), np.int32))
+
+    def put(self, place: int, other: Cross, index: int) -> None:
+        """Source `place` becomes the other's source `index`, which is not longer than there is room."""
+        length = int(other.mask[index].sum())
+        self.mask[place] = 0
+        self.mask[place, :length] = 1
+        for name, array in self.arrays.items():
+            array[place, :, :length] = other.arrays[name][index, :, :length]
+
+
+class Positions:
+    """Counts the positions that encoder and decoder computed and those that were of use: not padding, not of a finished row."""
+
+    def __init__(self) -> None:
+        self.computed = self.used = 0
+
+    def add(self, computed: int, used: int) -> None:
+        """Count one run; a number lost between two threads does no harm."""
+        self.computed += computed
+        self.used += used
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed positions that were of no use, 0 to 1."""
+        return 1 - self.used / self.computed if self.computed else 0.0
 
 
 class Engine:
@@ -34,6 +70,7 @@ class Engine:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
         self.config: GenerationConfig = bundle.generation
         self.device = sessions.device
+        self.positions = Positions()
         self._bundle, self._sessions = bundle, sessions
         self._search: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -92,16 +129,16 @@ class Engine:
     def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
         """The same for some of the sources only."""
         if self.device == "cpu":
-            values = {n: value_of(np.ascontiguousarray(v.numpy()[sources])) for n, v in cross.values.items()}
-        else:
-            binding, session = self._reorder().io_binding(), self._reorder()
-            for i, v in enumerate(cross.values.values()):
-                binding.bind_ortvalue_input(f"in_{i}", v)
-                binding.bind_output(f"out_{i}", self.device)
-            binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
-            run_bound(session, binding)
-            values = dict(zip(cross.values, binding.get_outputs(), strict=True))
-        return Cross(values, np.ascontiguousarray(cross.mask[sources]))
+            longest = int(cross.mask[sources].sum(1).max())
+            arrays = {n: np.ascontiguousarray(a[sources, :, :longest]) for n, a in cross.arrays.items()}
+            return Cross.of_arrays(arrays, np.ascontiguousarray(cross.mask[sources, :longest]))
+        binding, session = self._reorder().io_binding(), self._reorder()
+        for i, v in enumerate(cross.values.values()):
+            binding.bind_ortvalue_input(f"in_{i}", v)
+            binding.bind_output(f"out_{i}", self.device)
+        binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
+        run_bound(session, binding)
+        return Cross(dict(zip(cross.values, binding.get_outputs(), strict=True)), np.ascontiguousarray(cross.mask[sources]), {})
 
     def encode(self, sources: Sequence[Sequence[int]]) -> Cross:
         """Run the encoder over token ids; keys and values stay where they were computed. TextError for an id the graph does not know."""
@@ -111,16 +148,23 @@ class Engine:
         binding = self.encoder.io_binding()
         for i in self.encoder.get_inputs():
             binding.bind_ortvalue_input(i.name, value_of(feeds[i.name]))
-        names = [o.name for o in self.encoder.get_outputs() if o.name.startswith("cross_")]
-        for name in names:
-            binding.bind_output(name, self.device)
+        outputs = {o.name: o for o in self.encoder.get_outputs() if o.name.startswith("cross_")}
+        arrays: dict[str, np.ndarray] = {}
+        for name, output in outputs.items():
+            if self.device == "cpu":
+                _, heads, _, size = output.shape
+                arrays[name] = np.empty((*mask.shape[:1], heads, mask.shape[1], size), NUMPY_TYPES[output.type])
+                binding.bind_ortvalue_output(name, value_of(arrays[name]))
+            else:
+                binding.bind_output(name, self.device)
+        self.positions.add(mask.size, int(mask.sum()))
         try:
             run_bound(self.encoder, binding)
         except OnnxportError as e:
             if "out of data bounds" not in str(e):
                 raise
             raise TextError(f"the source holds a token id outside the encoder's vocabulary: {e}") from e
-        return Cross(dict(zip(names, binding.get_outputs(), strict=True)), mask)
+        return Cross(dict(zip(outputs, binding.get_outputs(), strict=True)), mask, arrays)
 
     def _reorder(self) -> onnxruntime.InferenceSession:
         special = f"reorder_{self.cache_type}"

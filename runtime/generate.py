@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from onnxport.errors import TextError, UsageError
-from onnxport.runtime.beam import Hypothesis, beam_search
+from onnxport.runtime.beam import BeamBatch, Beams, Hypothesis
 from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
+from onnxport.runtime.job import Job
 from onnxport.runtime.manifest import GenerationConfig
 from onnxport.runtime.options import Options, Search, Watch
-from onnxport.runtime.search import Job, Row, decode
-from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
+from onnxport.runtime.schedule import Lane
+from onnxport.runtime.search import Batch, Row, decode
+from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -39,7 +46,7 @@ class Generation:
 
 
 class Generator:
-    """Answers inputs with an engine; holds no state of a call, so many threads may use it.
+    """Answers inputs with an engine; many threads may use it, and calls that search alike share their batches.
 
     config: the engine's by default; another, such as `config.plain()`, searches the model by other rules.
     """
@@ -49,31 +56,47 @@ class Generator:
     ) -> None:
         self._engine, self._config = engine, config or engine.config
         self._source, self._target = source or target, target or source
+        self._lanes: dict[Search, Lane[Any]] = {}
+        self._lock = threading.Lock()
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
         search = options.resolve(self._config.search)
-        constraints = Constraints(self._config, search)
         jobs = self._jobs(inputs, prefix, options, search)
         results = [self._empty() for _ in inputs]
-        seed = secrets.randbits(63) if search.seed is None else search.seed
-        ordered = sorted(jobs, key=lambda j: (len(j.source), len(j.prefix), j.index))
-        for start in range(0, len(ordered), search.batch_size):
-            group = ordered[start : start + search.batch_size]
-            if search.beam > 1:
-                for job, hypotheses in zip(group, beam_search(self._engine, group, search, constraints, watch, self._target), strict=True):
-                    best = [self._of_beam(h, search) for h in hypotheses[: search.n_best]]
-                    first = best[0]
-                    results[job.index] = Generation(
-                        first.text, first.tokens, first.score, first.token_logprobs, first.finish_reason, tuple(best[1:])
-                    )
-            else:
-                rows: list[Row] = []
-                for rows in decode(self._engine, group, search, constraints, watch, self._target, seed):  # noqa: B007 - the last state counts
-                    pass
-                for row in rows:
-                    results[row.job.index] = self._of_row(row)
+        # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
+        ordered = sorted(jobs, key=lambda j: (-len(j.source), -len(j.prefix), j.index))
+        constraints = Constraints(self._config, search)
+        if search.beam > 1:
+            make = partial(BeamBatch, self._engine, search, constraints, self._target)
+            for beams in self._run(search, make, [Beams(job) for job in ordered], lambda one: Beams(one.job), watch):
+                best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
+                results[beams.job.index] = replace(best[0], alternatives=tuple(best[1:]))
+        else:
+            new_row = self._rows(search)
+            batch = partial(Batch, self._engine, search, constraints)
+            for row in self._run(search, batch, [new_row(job) for job in ordered], lambda one: new_row(one.job), watch):
+                results[row.job.index] = self._of_row(row)
         return results
+
+    def _run(self, search: Search, make: Callable[[], Any], tasks: list[Any], again: Callable[[Any], Any], watch: Watch) -> Sequence[Any]:
+        """The tasks, done, in a batch shared with other threads' calls that search alike."""
+        key = replace(search, seed=None, n_best=1, max_new_tokens=None)
+        with self._lock:
+            self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.idle or k == key}
+            lane = self._lanes.setdefault(key, Lane(make))
+            call = lane.enter(tasks, again)
+        return lane.run(call, watch)
+
+    def _rows(self, search: Search, streaming: bool = False) -> Callable[[Job], Row]:
+        """Makes rows: with a stream of text where text is asked for at every step, and random numbers of their own."""
+        seed = secrets.randbits(63) if search.seed is None else search.seed
+
+        def make(job: Job) -> Row:
+            stream = TextStream(self._target, search.stop) if self._target is not None and (streaming or search.stop) else None
+            return Row(job, stream, np.random.default_rng([seed, job.index]) if search.sampling else None)
+
+        return make
 
     def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch, ready: Callable[[], object]) -> Stream:
         """The answer to one input, a piece of text at a time; `ready` raises where the model may not be used any more.
@@ -89,14 +112,11 @@ class Generator:
         return Stream(self._pieces(jobs, search, watch) if jobs else iter([self._empty()]), ready)
 
     def _pieces(self, jobs: list[Job], search: Search, watch: Watch) -> Iterator[str | Generation]:
-        seed = secrets.randbits(63) if search.seed is None else search.seed
-        constraints = Constraints(self._config, search)
-        row: Row | None = None
-        for (row,) in decode(self._engine, jobs, search, constraints, watch, self._target, seed, streaming=True):
+        row = self._rows(search, streaming=True)(jobs[0])
+        for _ in decode(Batch(self._engine, search, Constraints(self._config, search)), [row], watch):
             if row.piece:
                 yield row.piece
-        if row is not None:
-            yield self._of_row(row)
+        yield self._of_row(row)
 
     def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Job]:
         if prefix is not None and len(prefix) != len(inputs):

@@ -1,4 +1,4 @@
-"""A batch in flight: the cache, one binding of the decoder made once, and what happens to it: prefill, step, choice of rows."""
+"""A batch in flight: the cache, one binding of the decoder made once, and what happens to it: prefill, step, rows that come and go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxport.runtime.cache import Move
 from onnxport.runtime.engine import Cross, Engine, padded
 from onnxport.runtime.session import empty_value, run_bound, value_of
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 AHEAD = 256  # new positions room is made for at first; then the cache doubles
+Encoded = tuple[Cross, int]  # an encoded source: where it lies
 
 
 class Running:
@@ -21,11 +23,12 @@ class Running:
 
     `ids` int64 [rows, 1] is the decoder's next input, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
     cache entries. `active` bool [rows]: rows that are finished keep their length, and what they compute is not used.
-    `logits` is the OrtValue float32 [rows, vocab] that prefill and every step write; it changes only when the number of rows does.
+    `logits` is the OrtValue float32 [rows, vocab] that every run writes; it changes only when the number of rows does.
+    beams: rows that share a source, side by side.
     """
 
-    def __init__(self, engine: Engine, cross: Cross | None, prefixes: Sequence[Sequence[int]], new: int) -> None:
-        self.engine, self.cross = engine, cross
+    def __init__(self, engine: Engine, cross: Cross | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
+        self.engine, self.cross, self.beams = engine, cross, beams
         self._prefixes, self._new = prefixes, new
         self.cache = engine.new_cache()
         self.lengths = np.array([len(p) for p in prefixes], np.int64)
@@ -50,11 +53,23 @@ class Running:
             "seqlens_k": (self.lengths - 1).astype(np.int32),
             "total_sequence_length": np.array(longest, np.int32),
         }
+        self.engine.positions.add(ids.size, int(self.lengths.sum()))
         run_bound(self.engine.decoder, self._bind(feeds))
+
+    def start(self) -> bool:
+        """Make ready; True when the prefixes were run and logits are there. Prefixes of one token are left to the first `step`."""
+        if int(self.lengths.max()) > 1:
+            self.prefill()
+            return True
+        self.cache.allocate(self.rows, min(self._new, AHEAD))
+        self.ids[:, 0] = [p[0] for p in self._prefixes]
+        self.lengths[:] = 0
+        return False
 
     def step(self) -> None:
         """Run `ids`, one token a row, and leave the logits."""
-        at = self.lengths - ~self.active  # a finished row writes its last entry again, so that it never runs out of positions
+        # A finished row writes its last entry again, so that it never runs out of positions.
+        at = np.where(self.active, self.lengths, np.maximum(self.lengths, 1) - 1)
         longest = int(at.max())
         if longest >= self.cache.capacity:
             self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
@@ -64,24 +79,47 @@ class Running:
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
         if self._binding is None or self._bound is not self.cache.values or self.engine.device != "cpu":
             self._binding, self._bound = self._bind(self._feeds), self.cache.values
+        self.engine.positions.add(self.rows, int(self.active.sum()))
         run_bound(self.engine.decoder, self._binding)
         self.lengths += self.active
 
     def expand(self, beams: int) -> None:
         """Each row becomes `beams` equal rows, side by side; they share their source's keys and values."""
-        rows = np.repeat(np.arange(self.rows), beams)
-        self._select(rows)
+        self._select(np.repeat(np.arange(self.rows), beams))
+        self.beams = beams
 
-    def keep(self, rows: np.ndarray, sources: np.ndarray | None = None) -> None:
-        """Go on with these rows only; `sources` says which sources are left (default: the same, one row a source)."""
-        self._select(rows)
+    def keep(self, sources: np.ndarray) -> None:
+        """Go on with the rows of these sources only."""
+        ids = self.ids.reshape(-1, self.beams)[sources].reshape(-1, 1)
+        self._select((sources[:, None] * self.beams + np.arange(self.beams)).ravel())
+        self.ids[:] = ids
         if self.cross is not None:
-            self.cross = self.engine.select_cross(self.cross, rows if sources is None else sources)
+            self.cross = self.engine.select_cross(self.cross, sources)
 
-    def reorder(self, rows: np.ndarray, start: int) -> None:
-        """Row i goes on from the old row rows[i]; their caches are known to be equal before position `start`."""
-        self.cache.reorder(rows, start, int(self.lengths.max()))
-        self.lengths = self.lengths[rows]
+    def join(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[Encoded]) -> None:
+        """New sources in the places of finished ones, each decoded from one token; in host memory only."""
+        assert self.cross is not None
+        longest = max(int(cross.mask[index].sum()) for cross, index in encoded)
+        if longest > self.cross.mask.shape[1]:
+            wider = self.cross.room(len(self.cross.mask), longest)
+            for i in range(len(self.cross.mask)):
+                wider.put(i, self.cross, i)
+            self.cross, self._binding = wider, None
+        for place, start, (cross, index) in zip(places, starts, encoded, strict=True):
+            self.cross.put(place, cross, index)
+            rows = slice(place * self.beams, (place + 1) * self.beams)
+            self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
+
+    def widen(self, sources: int) -> None:
+        """Room for more sources, in places that count as finished until something joins."""
+        now = self.rows // self.beams
+        self.keep(np.concatenate([np.arange(now), np.zeros(sources - now, np.int64)]))
+        self.active[now * self.beams :] = False
+
+    def copy(self, moves: Sequence[Move]) -> None:
+        """Cache rows for beams: each target row goes on from its source row."""
+        if moves:
+            self.cache.copy(moves, int(self.lengths.max()))
 
     def _select(self, rows: np.ndarray) -> None:
         used = int(self.lengths[rows].max())

@@ -1,8 +1,9 @@
-"""Greedy decoding and sampling of a batch, a step at a time."""
+"""Greedy decoding and sampling of a batch, a step at a time; finished rows make room for inputs that wait."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,32 +11,35 @@ import numpy as np
 from onnxport.runtime.choose import TokenChooser
 from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
+from onnxport.runtime.job import Job
 from onnxport.runtime.options import Search, Watch
 from onnxport.runtime.running import Running
-from onnxport.runtime.tokenizer import TextStream, TextTokenizer
+from onnxport.runtime.sources import Sources, Taken, together
+from onnxport.runtime.tokenizer import TextStream
+
+DROPPED = "dropped"  # the reason of a row that its caller gave up
 
 
-@dataclass(frozen=True)
-class Job:
-    """One input of a call: its place in the call, source ids (seq2seq), the ids decoding starts from, and the most new tokens."""
-
-    index: int
-    source: Sequence[int]
-    prefix: Sequence[int]
-    limit: int
-
-
-@dataclass
+@dataclass(eq=False)
 class Row:
     """What became of a job: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs)."""
 
     job: Job
+    stream: TextStream | None = None
+    generator: np.random.Generator | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: str = ""
-    stream: TextStream | None = None
     piece: str = ""
-    generator: np.random.Generator | None = None
+
+    @property
+    def done(self) -> bool:
+        """True when there is nothing more to come."""
+        return bool(self.reason)
+
+    def drop(self) -> None:
+        """Give up."""
+        self.reason = self.reason or DROPPED
 
     def add(self, token: int, logprob: float, eos: tuple[int, ...]) -> None:
         """Take the next token and see whether it is the last."""
@@ -56,55 +60,85 @@ class Row:
                 self.reason = "stop"
 
 
-def decode(
-    engine: Engine,
-    jobs: Sequence[Job],
-    search: Search,
-    constraints: Constraints,
-    watch: Watch,
-    tokenizer: TextTokenizer | None,
-    seed: int,
-    streaming: bool = False,
-) -> Iterator[list[Row]]:
-    """Decode the jobs together; yields all their rows after every step (the same objects each time).
+class Batch:
+    """Rows that decode together: as many as `search.batch_size`."""
 
-    With stop strings or `streaming`, rows have a TextStream and `piece` is the newest text. A sampled row's random numbers depend on `seed`
-    and its job's index alone; the distribution they choose from may move in its last bits with the number of rows where blocks are int8.
-    """
-    rows = [Row(job) for job in jobs]
-    for row in rows:
-        if tokenizer is not None and (streaming or search.stop):
-            row.stream = TextStream(tokenizer, search.stop)
-        if search.sampling:
-            row.generator = np.random.default_rng([seed, row.job.index])
-    watch.check()
-    cross = engine.encode([j.source for j in jobs]) if engine.encoder is not None else None
-    watch.check()
-    running = Running(engine, cross, [j.prefix for j in jobs], max(j.limit for j in jobs))
-    running.prefill()
-    chooser = TokenChooser(engine, running.logits, running.ids, search)
-    live, step, eos, left = rows, 0, engine.config.eos_ids, np.arange(len(rows))
-    while True:
-        watch.check()
-        rules = constraints.at(step, [row.job for row in live], [row.tokens for row in live])
-        generators = [r.generator for r in live if r.generator is not None] if search.sampling else None
-        tokens, logprobs = chooser.choose(rules, generators)
-        step += 1
-        ended = False
-        for i, row in enumerate(live):
+    def __init__(self, engine: Engine, search: Search, constraints: Constraints) -> None:
+        self._engine, self._search, self._constraints = engine, search, constraints
+        self._sources: Sources[Row] = Sources(engine)
+        self._rows: list[Row] = []  # by place
+        self._running: Running | None = None
+        self._chooser: TokenChooser | None = None
+        self._prefilled = False  # logits are there already
+
+    def step(self, waiting: deque[Row]) -> list[Row]:
+        """Take rows from `waiting` while there is room, and choose a token for each; returns the rows that ended."""
+        self._admit(waiting)
+        if self._running is None or self._chooser is None:
+            return []
+        running, rows = self._running, self._rows
+        if not self._prefilled:
+            running.step()
+        self._prefilled = False
+        rules = self._constraints.at([row.job for row in rows], [row.tokens for row in rows])
+        generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
+        tokens, logprobs = self._chooser.choose(rules, generators)
+        eos, ended = self._engine.config.eos_ids, []
+        for i, row in enumerate(rows):
             if not row.reason:
                 row.add(tokens[i], logprobs[i], eos)
                 if row.reason:
-                    ended, running.active[i] = True, False
-        yield rows
-        if ended:
-            left = np.flatnonzero(running.active)
-        if not len(left):
+                    ended.append(row)
+            if row.reason:
+                running.active[i] = False
+        return ended
+
+    def _admit(self, waiting: deque[Row]) -> None:
+        free = [i for i, row in enumerate(self._rows) if row.reason]
+        live, most = len(self._rows) - len(free), self._search.batch_size
+        if not live:
+            self._start([t for t in self._sources.take(waiting, most) if not t[0].reason])
             return
-        if 4 * len(left) <= 3 * len(live):  # finished rows cost as much as others: go on without them
-            ids = running.ids[left]
-            running.keep(left)
-            running.ids[:] = ids
-            live, left = [live[i] for i in left], np.arange(len(left))
-            chooser = TokenChooser(engine, running.logits, running.ids, search)
-        running.step()
+        assert self._running is not None
+        if joining := min(self._sources.can_join(waiting), most - live):
+            if joining > len(free):
+                self._running.widen(live + joining)
+                gone = [Row(self._rows[0].job, reason=DROPPED) for _ in range(live + joining - len(self._rows))]
+                free += range(len(self._rows), live + joining)
+                self._rows += gone
+                self._choose_anew()
+            taken = self._sources.take(waiting, joining)
+            places = free[: len(taken)]
+            for place, (row, _) in zip(places, taken, strict=True):
+                self._rows[place] = row
+            self._running.join(places, [row.job.prefix[0] for row, _ in taken], [e for _, e in taken if e is not None])
+        elif 4 * live <= 3 * len(self._rows):  # finished rows cost as much as others: go on without them
+            left = np.array([i for i, row in enumerate(self._rows) if not row.reason])
+            self._running.keep(left)
+            self._rows = [self._rows[i] for i in left]
+            self._choose_anew()
+
+    def _start(self, taken: list[Taken[Row]]) -> None:
+        self._rows = [row for row, _ in taken]
+        if not taken:
+            self._running = self._chooser = None
+            return
+        prefixes = [row.job.prefix for row in self._rows]
+        new = max(row.job.limit for row in self._rows)
+        self._running = Running(self._engine, together([e for _, e in taken]), prefixes, new)
+        self._prefilled = self._running.start()
+        self._choose_anew()
+
+    def _choose_anew(self) -> None:
+        assert self._running is not None
+        self._chooser = TokenChooser(self._engine, self._running.logits, self._running.ids, self._search)
+
+
+def decode(batch: Batch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:
+    """Decode rows in a batch of their own; a step a turn, until all have ended."""
+    waiting = deque(rows)
+    left = len(waiting)
+    while left:
+        watch.check()
+        left -= len(batch.step(waiting))
+        yield

@@ -1,5 +1,6 @@
 """Both kinds of cache move rows as plain indexing does; the device's kind is run on the CPU provider."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from onnxport.quantize.selection import reorder_graph
 from onnxport.runtime import load
-from onnxport.runtime.cache import Cache, DeviceCache, HostCache
+from onnxport.runtime.cache import Cache, DeviceCache, HostCache, Move
 
 from . import tiny
 
@@ -36,27 +37,22 @@ def filled(cache: Cache, rows: int, capacity: int) -> list[np.ndarray]:
     return made
 
 
-def test_reorder(cache: Cache) -> None:
+def test_copy(cache: Cache) -> None:
     before = filled(cache, 5, 70)
-    for array in before:  # rows 1 and 2 begin alike, as beams of one source do
+    for array in before:  # rows that begin alike, as beams of one source do
         array[2, :, :10] = array[1, :, :10]
+        array[4, :, :7] = array[3, :, :7]
     for value, array in zip(cache.values, before, strict=True):
         value.update_inplace(array)
-    rows = np.array([0, 2, 1, 4, 4])
-    for array in before:
-        array[4, :, :10] = array[3, :, :10]
+    cache.copy([(2, 1, 10), (4, 3, 7)], 30)
     for value, array in zip(cache.values, before, strict=True):
-        value.update_inplace(array)
-    cache.reorder(rows, 10, 30)
-    for value, array in zip(cache.values, before, strict=True):
-        np.testing.assert_array_equal(value.numpy()[:, :, :30], array[rows][:, :, :30])
+        np.testing.assert_array_equal(value.numpy()[:, :, :30], array[[0, 1, 1, 3, 3]][:, :, :30])
 
 
-def test_reorder_of_nothing_changes_nothing(cache: Cache) -> None:
+def test_copy_of_nothing_changes_nothing(cache: Cache) -> None:
     before = filled(cache, 3, 10)
     values = cache.values
-    cache.reorder(np.arange(3), 0, 10)
-    cache.reorder(np.array([0, 0, 0]), 10, 10)
+    cache.copy([], 10)
     assert cache.values is values
     for value, array in zip(cache.values, before, strict=True):
         np.testing.assert_array_equal(value.numpy(), array)
@@ -103,15 +99,16 @@ def test_generation_with_the_device_cache(kind: str, request: pytest.FixtureRequ
 
 def test_beams_copy_only_what_differs(model: object, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[tuple[int, int]] = []
-    reorder = HostCache.reorder
+    copy = HostCache.copy
 
-    def watched(self: HostCache, rows: np.ndarray, start: int, used: int) -> None:
-        for array in self.arrays:  # what the caller claims: equal before `start`
-            np.testing.assert_array_equal(array[:, :, :start], array[rows][:, :, :start])
-        starts.append((start, used))
-        reorder(self, rows, start, used)
+    def watched(self: HostCache, moves: Sequence[Move], used: int) -> None:
+        assert not {target for target, _, _ in moves} & {source for _, source, _ in moves}
+        for target, source, start in moves:  # what the caller claims: equal before `start`
+            np.testing.assert_array_equal(self.array[:, target, :, :start], self.array[:, source, :, :start])
+            starts.append((start, used))
+        copy(self, moves, used)
 
-    monkeypatch.setattr(HostCache, "reorder", watched)
+    monkeypatch.setattr(HostCache, "copy", watched)
     model.generate([[5, 6, 7, 2], [9, 2]], beam=4, min_new_tokens=20, max_new_tokens=20)  # type: ignore[attr-defined]
     assert any(start > 0 for start, _ in starts)
     assert any(start < used for start, used in starts)
