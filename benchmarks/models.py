@@ -143,11 +143,12 @@ def grown(trained: Path, out: Path, check: Path | None, limit: int) -> None:
 
 def compare(small: MarianMTModel, wide: MarianMTModel, folder: Path, data: Path, limit: int) -> None:
     """Prints how many greedy answers of the two models are equal, and the BLEU of either."""
-    from transformers import MarianTokenizer
+    from transformers import MarianTokenizer, logging
 
     from onnxport.compare.data import read_data
     from onnxport.compare.metrics import translation
 
+    logging.set_verbosity_error()
     tokenizer, rows = MarianTokenizer.from_pretrained(folder), read_data(data).grouped().limited(limit)
     answers: list[list[str]] = [[], []]
     for text in rows.inputs:

@@ -22,8 +22,9 @@ class Peer:
     def load(self) -> None:
         """Model and tokenizer."""
         import torch
-        from transformers import MarianTokenizer
+        from transformers import MarianTokenizer, logging
 
+        logging.set_verbosity_error()
         torch.set_num_threads(self.threads)
         self.torch, self.tokenizer = torch, MarianTokenizer.from_pretrained(self.folder)
         self.model = self.build()
