@@ -22,7 +22,7 @@ from torch import nn
 from transformers import GenerationConfig, MarianMTModel
 
 VOCABULARY, LAYERS = 32_000, 6
-NEVER = -1e4  # the logit bias of entries that no text uses
+NEVER = -50.0  # the logit bias of entries that no text uses; a huge one would hide differences of the others in relative errors
 
 
 def read_pairs(path: Path) -> list[list[str]]:
@@ -135,7 +135,7 @@ def grown(trained: Path, out: Path, check: Path | None, limit: int) -> None:
     for name in ("source.spm", "target.spm"):
         shutil.copyfile(trained / name, out / name)
     pieces = list(json.loads((trained / "vocab.json").read_text(encoding="utf-8")))[:-1]
-    write_vocabulary(out, [*pieces, *(f"<unused {i}>" for i in range(len(pieces), VOCABULARY - 1)), "<pad>"])
+    write_vocabulary(out, [*pieces, *(f"<unused_{i}>" for i in range(len(pieces), VOCABULARY - 1)), "<pad>"])
     save(wide, out)
     if check is not None:
         compare(small, wide, out, check, limit)

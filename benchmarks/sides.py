@@ -28,10 +28,15 @@ def prepare(source: Path, models: Path, environments: Path, sides: list[str]) ->
         click.echo(f"{system}: converting {source}", err=True)
         if system == OURS:
             command = [sys.executable, "-m", "onnxport", "export", str(source), "--out", str(part), "--force"]
-            subprocess.run([*command, "--precision", ",".join(reversed(SYSTEMS[OURS]))], check=True, stdout=sys.stderr)
+            done = subprocess.run([*command, "--precision", ",".join(reversed(SYSTEMS[OURS]))], stdout=sys.stderr)
         else:
-            command = [str(python_of(environments, system).absolute()), "-m", f"peers.{system}", str(source.resolve()), str(part)]
-            subprocess.run(command, check=True, cwd=HERE, stdout=sys.stderr)
+            python = python_of(environments, system)
+            if not python.exists():
+                raise click.ClickException(f"{system}: no environment at {environments / system}; python benchmarks/setup.py {system}")
+            command = [str(python.absolute()), "-m", f"peers.{system}", str(source.resolve()), str(part)]
+            done = subprocess.run(command, cwd=HERE, stdout=sys.stderr)
+        if done.returncode:
+            raise click.ClickException(f"{system}: the conversion of {source} ended with status {done.returncode}; its last lines tell why")
         part.rename(out)
 
 
