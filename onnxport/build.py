@@ -184,7 +184,8 @@ def _tokenizer_files(exported: "Exported") -> dict[str, str]:
 def _search_graphs(exported: "Exported") -> dict[str, bytes]:
     if exported.generation is None:
         return {}
-    graphs: dict[str, bytes] = _heavy("onnxport.quantize.selection", "export").search_graphs(2 * exported.generation["layers"])
+    selection = _heavy("onnxport.quantize.selection", "export")
+    graphs: dict[str, bytes] = selection.search_graphs(2 * exported.generation["layers"], exported.generation["vocab_size"])
     return graphs
 
 

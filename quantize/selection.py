@@ -16,81 +16,54 @@ that suppressed ids leave: subtracted from a log-probability it renormalizes it,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-OPSET = 18
-IR_VERSION = 10
+from onnxport.quantize.graph_builder import GraphBuilder
+
 CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
-class _Graph:
-    """A graph under construction; names are counted, so the same calls give the same bytes."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-
-    def input(self, name: str, kind: int, shape: list[str | int] | None) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
-
-    def output(self, name: str, value: str, kind: int, shape: list[str | int] | None) -> None:
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
-        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
-
-    def constant(self, value: object, kind: type) -> str:
-        array: np.ndarray = np.asarray(value, dtype=kind)
-        name = f"c_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tolist()}"
-        self.constants.setdefault(name, numpy_helper.from_array(array, name))
-        return name
-
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
-        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names
-
-    def one(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        return self.op(kind, *inputs, **attributes)[0]
-
-    def serialize(self) -> bytes:
-        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.constants.values()))
-        opset = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="onnxport")
-        onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString(deterministic=True)
-
-
-def _mass(g: _Graph, logits: str, largest: str) -> str:
+def _mass(g: GraphBuilder, logits: str, largest: str) -> str:
     """Sum of exp(logits - largest) over rows, [B, 1]; the maximum is taken out before any rounding, as torch.log_softmax does."""
     return g.one("ReduceSum", g.one("Exp", g.one("Sub", logits, largest)), g.constant([1], np.int64), keepdims=1)
 
 
-def _log_softmax(g: _Graph, largest: str, mass: str, chosen: str) -> str:
+def _log_softmax(g: GraphBuilder, largest: str, mass: str, chosen: str) -> str:
     """Log-softmax of `chosen` [B, N], values from rows with maxima and masses [B, 1]: only chosen ones are formed."""
     return g.one("Sub", g.one("Sub", chosen, largest), g.one("Log", mass))
 
 
-def _log_kept(g: _Graph, logits: str, largest: str, mass: str, suppressed: str) -> str:
+def _log_kept(g: GraphBuilder, logprobs: str, suppressed: str) -> str:
     """Log of the share of each row that the ids `suppressed` [S] leave, [B, 1]; -inf where rounding leaves nothing."""
-    taken = _mass(g, g.one("Gather", logits, suppressed, axis=1), largest)
-    return g.one("Log", g.one("Max", g.one("Sub", g.constant(1, np.float32), g.one("Div", taken, mass)), g.constant(0, np.float32)))
+    taken = g.one("ReduceSum", g.one("Exp", g.one("Gather", logprobs, suppressed, axis=1)), g.constant([1], np.int64), keepdims=1)
+    return g.one("Log", g.one("Max", g.one("Sub", g.constant(1, np.float32), taken), g.constant(0, np.float32)))
 
 
-def _log_mass(g: _Graph, logits: str) -> str:
+def _block_width(vocab: int) -> int:
+    """Of the blocks a row is searched by: near 128, a divisor of the vocabulary if there is one."""
+    divisors = [width for width in range(32, 513) if vocab % width == 0]
+    return min(divisors, key=lambda width: abs(np.log(width / 128))) if divisors else 128
+
+
+def _blocks(g: GraphBuilder, logits: str, vocab: int) -> tuple[str, str]:
+    """[B, blocks, width] of logits [B, V], and the largest of each block [B, blocks]: reading a row once is all that a search for its best
+    has to do, and a maximum is many times faster than ArgMax or TopK over the whole row."""
+    width = _block_width(vocab)
+    if missing := -vocab % width:
+        logits = g.one("Pad", logits, g.constant([0, 0, 0, missing], np.int64), g.constant(-np.inf, np.float32))
+    blocks = g.one("Reshape", logits, g.constant([0, -1, width], np.int64))
+    return blocks, g.one("ReduceMax", blocks, g.constant([2], np.int64), keepdims=0)
+
+
+def _log_mass(g: GraphBuilder, logits: str) -> str:
     """Log of the sum of the exponentials of every row, [B, 1]."""
     column = g.constant([1], np.int64)
     largest = g.one("ReduceMax", logits, column, keepdims=1)
     return g.one("Add", largest, g.one("Log", _mass(g, logits, largest)))
 
 
-def _choose(g: _Graph, weights: str, uniform: str) -> str:
+def _choose(g: GraphBuilder, weights: str, uniform: str) -> str:
     """Inverse CDF: weights double [B, N], not normalized, uniform [B] -> int64 [B, 1], the first position to exceed its share.
 
     In double precision a sum over any vocabulary is exact enough to reach every token with weight; one without weight is never taken.
@@ -103,7 +76,7 @@ def _choose(g: _Graph, weights: str, uniform: str) -> str:
     return g.one("ReduceSum", below, column, keepdims=1)
 
 
-def _emit(g: _Graph, logits: str, largest: str, mass: str, token: str) -> None:
+def _emit(g: GraphBuilder, logits: str, largest: str, mass: str, token: str) -> None:
     """Declare `token` and `logprob` from token int64 [B, 1]."""
     column = g.constant([1], np.int64)
     logprob = _log_softmax(g, largest, mass, g.one("GatherElements", logits, token, axis=1))
@@ -112,7 +85,7 @@ def _emit(g: _Graph, logits: str, largest: str, mass: str, token: str) -> None:
 
 
 def _process() -> bytes:
-    g = _Graph("process")
+    g = GraphBuilder("process")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
     history = g.input("history", TensorProto.INT64, ["batch", "generated"])
     penalty = g.input("penalty", TensorProto.FLOAT, [])
@@ -137,21 +110,25 @@ def _process() -> bytes:
     return g.serialize()
 
 
-def _greedy() -> bytes:
-    g = _Graph("greedy")
+def _greedy(vocab: int) -> bytes:
+    g = GraphBuilder("greedy")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
     suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
-    token = g.one("ArgMax", logits, axis=1, keepdims=1)  # the lowest index of equal maxima, as torch.argmax on the CPU
     column = g.constant([1], np.int64)
-    largest = g.one("ReduceMax", logits, column, keepdims=1)
-    mass = _mass(g, logits, largest)
-    _emit(g, logits, largest, mass, token)
-    g.output("kept", g.one("Squeeze", _log_kept(g, logits, largest, mass, suppressed), column), TensorProto.FLOAT, ["batch"])
+    blocks, tops = _blocks(g, logits, vocab)
+    # The lowest index of equal maxima both times, as torch.argmax on the CPU.
+    block = g.one("ArgMax", tops, axis=1, keepdims=1)
+    place = g.one("ArgMax", g.one("GatherND", blocks, block, batch_dims=1), axis=1, keepdims=1)
+    token = g.one("Add", g.one("Mul", block, g.constant(_block_width(vocab), np.int64)), place)
+    logprobs = g.one("LogSoftmax", logits, axis=1)
+    g.output("token", g.one("Squeeze", token, column), TensorProto.INT64, ["batch"])
+    g.output("logprob", g.one("Squeeze", g.one("GatherElements", logprobs, token, axis=1), column), TensorProto.FLOAT, ["batch"])
+    g.output("kept", g.one("Squeeze", _log_kept(g, logprobs, suppressed), column), TensorProto.FLOAT, ["batch"])
     return g.serialize()
 
 
 def _sample() -> bytes:
-    g = _Graph("sample")
+    g = GraphBuilder("sample")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
     temperature = g.input("temperature", TensorProto.FLOAT, [])
     top_k = g.input("top_k", TensorProto.INT64, [1])
@@ -174,7 +151,7 @@ def _sample() -> bytes:
 
 
 def _sample_full() -> bytes:
-    g = _Graph("sample_full")
+    g = GraphBuilder("sample_full")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
     temperature = g.input("temperature", TensorProto.FLOAT, [])
     uniform = g.input("uniform", TensorProto.FLOAT, ["batch"])
@@ -185,26 +162,39 @@ def _sample_full() -> bytes:
     return g.serialize()
 
 
-def _beam() -> bytes:
-    """The best of every row first, then the best of each group of rows: log-probabilities are formed for candidates only."""
-    g = _Graph("beam")
+def _best(g: GraphBuilder, logits: str, count: str, vocab: int) -> str:
+    """The `count` [1] best ids of each row, best first, int64 [B, count]: they are all in the `count` blocks with the largest maxima."""
+    blocks, tops = _blocks(g, logits, vocab)
+    some = g.one("Min", count, g.one("Shape", tops, start=1, end=2))
+    found = g.op("TopK", tops, some, outputs=2, axis=1, largest=1, sorted=0)[1]
+    block = g.op("TopK", found, some, outputs=2, axis=1, largest=0, sorted=1)[0]  # in order, so that the lower id wins a tie
+    values = g.one("GatherND", blocks, g.one("Unsqueeze", block, g.constant([2], np.int64)), batch_dims=1)
+    place = g.op("TopK", g.one("Reshape", values, g.constant([0, -1], np.int64)), count, outputs=2, axis=1, largest=1, sorted=1)[1]
+    width = g.constant(_block_width(vocab), np.int64)
+    first = g.one("Mul", g.one("GatherElements", block, g.one("Div", place, width), axis=1), width)
+    return g.one("Add", first, g.one("Mod", place, width))
+
+
+def _beam(vocab: int) -> bytes:
+    """The best of every row first, then the best of each group of rows."""
+    g = GraphBuilder("beam")
     logits = g.input("logits", TensorProto.FLOAT, ["rows", "vocab"])
     scores = g.input("scores", TensorProto.FLOAT, ["batch", "beams"])
     candidates = g.input("candidates", TensorProto.INT64, [1])
     suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
     renormalize = g.input("renormalize", TensorProto.BOOL, [])
-    vocab = g.one("Shape", logits, start=1, end=2)
-    width = g.one("Min", candidates, vocab)
-    value, token = g.op("TopK", logits, width, outputs=2, axis=1, largest=1, sorted=1)
-    largest = g.one("Gather", value, g.constant([0], np.int64), axis=1)
-    mass = _mass(g, logits, largest)
-    kept = _log_kept(g, logits, largest, mass, suppressed)
-    logprob = g.one("Sub", _log_softmax(g, largest, mass, value), g.one("Where", renormalize, kept, g.constant(0, np.float32)))
+    size = g.constant([vocab], np.int64)
+    width = g.one("Min", candidates, size)
+    token = _best(g, logits, width, vocab)
+    logprobs = g.one("LogSoftmax", logits, axis=1)
+    kept = _log_kept(g, logprobs, suppressed)
+    chosen = g.one("GatherElements", logprobs, token, axis=1)
+    logprob = g.one("Sub", chosen, g.one("Where", renormalize, kept, g.constant(0, np.float32)))
     total = g.one("Add", logprob, g.one("Reshape", scores, g.constant([-1, 1], np.int64)))
     batch, beams = (g.one("Shape", scores, start=i, end=i + 1) for i in (0, 1))
     flat = g.one("Concat", batch, g.one("Mul", beams, width), axis=0)
     ones = g.constant([-1, 1], np.int64)
-    first = g.one("Mul", g.one("Range", g.constant(0, np.int64), g.one("Squeeze", beams), g.constant(1, np.int64)), vocab)
+    first = g.one("Mul", g.one("Range", g.constant(0, np.int64), g.one("Squeeze", beams), g.constant(1, np.int64)), size)
     spread = g.one("Concat", batch, beams, width, axis=0)
     index = g.one("Add", g.one("Reshape", token, spread), g.one("Reshape", first, ones))
     wanted = g.one("Min", candidates, g.one("Mul", beams, width))
@@ -217,7 +207,7 @@ def _beam() -> bytes:
 
 def reorder_graph(cache_inputs: int, cache_type: str = "float32") -> bytes:
     """`out_i = in_i[row]` on the first axis for `cache_inputs` caches [B, heads, capacity, head_size] of type "float32" or "float16"."""
-    g = _Graph("reorder")
+    g = GraphBuilder("reorder")
     kind = CACHE_TYPES[cache_type]
     names = [g.input(f"in_{i}", kind, ["batch", "heads", "capacity", "size"]) for i in range(cache_inputs)]
     row = g.input("row", TensorProto.INT64, ["chosen"])
@@ -226,10 +216,11 @@ def reorder_graph(cache_inputs: int, cache_type: str = "float32") -> bytes:
     return g.serialize()
 
 
-def search_graphs(cache_inputs: int, cache_type: str = "float32") -> dict[str, bytes]:
+def search_graphs(cache_inputs: int, vocab: int, cache_type: str = "float32") -> dict[str, bytes]:
     """All search graphs by name, serialized; the same arguments give the same bytes.
 
-    `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `cache_type`: "float32" or "float16".
+    `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `vocab`: width of the logits. `cache_type`:
+    "float32" or "float16".
     """
-    graphs = {"process": _process(), "greedy": _greedy(), "sample": _sample(), "sample_full": _sample_full(), "beam": _beam()}
+    graphs = {"process": _process(), "greedy": _greedy(vocab), "sample": _sample(), "sample_full": _sample_full(), "beam": _beam(vocab)}
     return graphs if cache_inputs == 0 else {**graphs, "reorder": reorder_graph(cache_inputs, cache_type)}

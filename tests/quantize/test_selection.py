@@ -1,5 +1,7 @@
 """Search graphs against PyTorch's own formulas, on ONNX Runtime."""
 
+from functools import cache
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -7,14 +9,21 @@ import torch
 
 from onnxport.quantize.selection import search_graphs
 
-GRAPHS = search_graphs(4)
+GRAPHS = search_graphs(4, 300)
 NONE, OFF = np.zeros(0, np.int64), np.array(False)
 
 
 @pytest.fixture(scope="module")
 def run():
-    sessions = {name: ort.InferenceSession(data, providers=["CPUExecutionProvider"]) for name, data in GRAPHS.items()}
-    return lambda name, **inputs: sessions[name].run(None, {k: np.asarray(v) for k, v in inputs.items()})
+    @cache
+    def session(name, vocab):
+        return ort.InferenceSession(search_graphs(4, vocab)[name], providers=["CPUExecutionProvider"])
+
+    def answer(name, **inputs):
+        vocab = inputs["logits"].shape[1] if "logits" in inputs else 1
+        return session(name, vocab).run(None, {k: np.asarray(v) for k, v in inputs.items()})
+
+    return answer
 
 
 def logits_of(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> np.ndarray:
@@ -26,12 +35,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_bytes_are_reproducible():
-    assert search_graphs(4) == GRAPHS
-    assert "reorder" not in search_graphs(0)
-    assert search_graphs(4, "float16")["reorder"] != GRAPHS["reorder"]
+    assert search_graphs(4, 300) == GRAPHS
+    assert "reorder" not in search_graphs(0, 300)
+    assert search_graphs(4, 300, "float16")["reorder"] != GRAPHS["reorder"]
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 17), (5, 300)])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 17), (5, 300), (3, 1009), (4, 8192)])
 def test_greedy(run, rows, vocab):
     logits = logits_of(rows, vocab)
     token, logprob, kept = run("greedy", logits=logits, suppressed=NONE)
@@ -157,7 +166,8 @@ def test_sample_never_takes_a_suppressed_token(run):
 
 
 @pytest.mark.parametrize(
-    ("batch", "beams", "vocab", "candidates"), [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1)]
+    ("batch", "beams", "vocab", "candidates"),
+    [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1), (2, 4, 1009, 8), (3, 2, 4096, 40)],
 )
 def test_beam(run, batch, beams, vocab, candidates):
     logits = logits_of(batch * beams, vocab)

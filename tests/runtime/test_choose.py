@@ -16,8 +16,8 @@ from onnxport.runtime.session import value_of
 
 from .plain import log_softmax
 
-SESSIONS = {name: onnxruntime.InferenceSession(data) for name, data in search_graphs(0).items()}
 VOCABULARY, ROWS = 50, 4
+SESSIONS = {name: onnxruntime.InferenceSession(data) for name, data in search_graphs(0, VOCABULARY).items()}
 
 
 class Engine:

@@ -224,7 +224,7 @@ def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True) -> Pa
             encoder(model, staging.path / "fp32/encoder.onnx")
         (staging.path / "search").mkdir()
         search = {}
-        for name, data in search_graphs(2 * LAYERS).items():
+        for name, data in search_graphs(2 * LAYERS, VOCABULARY).items():
             search[name] = f"search/{name}.onnx"
             (staging.path / search[name]).write_bytes(data)
         np.savez(staging.path / "golden.npz", **goldens(model))
