@@ -37,7 +37,7 @@ def compare(
     progress: measure.Progress | None = None,
     *,
     force: bool = False,
-    beam: int = 1,
+    beam: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Report:
     """Measures quality, agreement, speed, memory and size of a bundle's variants and writes report.json, report.md and report.html.
@@ -49,6 +49,7 @@ def compare(
     batches: batch sizes to time; `throughput` and `speedup` are those of the first.  threads: for every side; default: all it may use.
     out: folder for the reports, or None to write none.  limit: at most so many rows, evenly spaced over the file.
     gates: `[VARIANT.]METRIC OP NUMBER`; failing ones are in the report, and `Report.raise_for_gates` raises for them.
+    beam: beams of every side, 1 is greedy; None for the model's own number. Nothing is ever drawn at random.
     progress: told the name of each stage.
 
     Raises UsageError (gates, variants, missing extras), BundleError, DataError, DeviceError, OutputError.
@@ -87,7 +88,7 @@ def compare(
         verdict=verdicts(measured, reference),
         recommended=best(measured, reference) if len(measured) > 1 else None,
         data={"name": work.name, "kind": work.kind, "count": len(work.inputs), "rows": work.rows, "built_in": work.built_in},
-        method=_method(work, batches, threads, beam),
+        method=_method(work, batches, threads),
         examples={name: differing(work, outputs[name], outputs[reference]) for name in names if name != reference},
         notes=_notes(work, measured, reference, before),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,7 +118,7 @@ def _spec(bundle: Bundle, name: str, device: str, source: str | None, threads: i
     return {"kind": "bundle", "path": str(bundle.path), "precision": name, "device": device, "threads": threads}
 
 
-def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> dict[str, Any]:
+def _method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, Any]:
     method: dict[str, Any] = {
         "threads": threads,
         "batches": list(batches),
@@ -128,7 +129,7 @@ def _method(work: Workload, batches: Sequence[int], threads: int, beam: int) -> 
         "first_output_ms": "from the start of the process, imports included, to the first answer",
     }
     if work.generates:
-        method |= {"beam": beam, "natural": work.natural, "fixed": work.fixed}
+        method |= {"beam": work.natural["beam"], "natural": work.natural, "fixed": work.fixed}
         method["throughput"] = f"{work.fixed['max_new_tokens']} new tokens a row, at batch size {batches[0]}"
         method["latency_ms"] = "single inputs, each answered to its natural end"
     if work.kind == "pairs" and work.references:

@@ -31,8 +31,12 @@ class BundleSide:
         return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
 
     def generate(self, inputs: list[Any], batch_size: int | None = None, **options: Any) -> list[dict[str, Any]]:
-        """An answer an input: {"text", "tokens", "score"}. inputs: texts or lists of token ids.  batch_size: None is all in one batch."""
-        return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **options)]
+        """An answer an input: {"text", "tokens", "score"}. inputs: texts or lists of token ids.  batch_size: None is all in one batch.
+
+        Options that are not given are the model's own, but for sampling: what is drawn at random cannot be compared.
+        """
+        settled = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
+        return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settled)]
 
     def encode(self, inputs: list[Any], **options: Any) -> Any:
         """Texts -> float32 [texts, hidden]."""

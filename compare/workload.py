@@ -85,8 +85,13 @@ class Workload:
         return [self.inputs[start : start + size] for start in range(0, len(self.inputs), size)]
 
 
-def workload(bundle: Bundle, data: str | Path | None, limit: int | None, beam: int = 1, max_new_tokens: int | None = None) -> Workload:
-    """Reads `data`, or falls back to built-in sentences, or to the golden inputs of a bundle without tokenizer. DataError, BundleError."""
+def workload(
+    bundle: Bundle, data: str | Path | None, limit: int | None, beam: int | None = None, max_new_tokens: int | None = None
+) -> Workload:
+    """Reads `data`, or falls back to built-in sentences, or to the golden inputs of a bundle without tokenizer. DataError, BundleError.
+
+    beam: of every side; None for as many as the model has of its own.
+    """
     method = METHODS.get(bundle.task, "generate")
     natural, fixed = _options(bundle, beam, max_new_tokens) if method == "generate" else ({}, {})
     if data is None:
@@ -104,7 +109,7 @@ def workload(bundle: Bundle, data: str | Path | None, limit: int | None, beam: i
     return Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
 
 
-def _options(bundle: Bundle, beam: int, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _options(bundle: Bundle, beam: int | None, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     generation = bundle.generation
     if generation is None:
         raise BundleError(f"{bundle.path}: task {bundle.task} without generation settings in bundle.json; export the model again")
@@ -112,9 +117,9 @@ def _options(bundle: Bundle, beam: int, max_new_tokens: int | None) -> tuple[dic
     if generation.kind == "causal":
         room //= 2  # the prompt takes positions too
     most = min(max_new_tokens or generation.max_new_tokens or _MOST_TOKENS, max(1, room - 1))
-    natural = {"max_new_tokens": most, "beam": beam}
+    beams = generation.search.beam if beam is None else beam  # a number, so that every side gets the same
     timed = min(_TIMED_TOKENS, most)
-    return natural, {"min_new_tokens": timed, "max_new_tokens": timed, "beam": beam}
+    return {"max_new_tokens": most, "beam": beams}, {"min_new_tokens": timed, "max_new_tokens": timed, "beam": beams}
 
 
 def _golden_inputs(bundle: Bundle, method: str) -> list[Any]:

@@ -65,12 +65,13 @@ class PyTorchReference:
         inputs: Sequence[str] | Sequence[Sequence[int]],
         max_new_tokens: int = NEW_TOKENS,
         min_new_tokens: int | None = None,
-        beam: int = 1,
+        beam: int | None = None,
         batch_size: int | None = None,
     ) -> list[dict[str, Any]]:
         """Greedy or beam search. One {text, tokens (without end), score} an input: summed log-probabilities, over the length with beams.
 
-        A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` is what they say.
+        A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` or `beam` is what they
+        say, and elsewhere 0 and 1.
         """
         if not isinstance(self.adapter, Seq2Seq | CausalLM | HuggingFace):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
@@ -78,11 +79,12 @@ class PyTorchReference:
         results: list[dict[str, Any]] = [{"text": "", "tokens": [], "score": 0.0} for _ in rows]
         order = [i for i, row in enumerate(rows) if row]
         size = batch_size or max(1, len(order))
-        decode = self._generate if isinstance(self.adapter, HuggingFace) else self._decode
+        decode, own = (self._generate, self.adapter.generation) if isinstance(self.adapter, HuggingFace) else (self._decode, {})
+        width = own.get("beam", 1) if beam is None else beam
         with evaluating(*self.modules, fused=True):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                for i, result in zip(group, decode([rows[i] for i in group], max_new_tokens, min_new_tokens, beam), strict=True):
+                for i, result in zip(group, decode([rows[i] for i in group], max_new_tokens, min_new_tokens, width), strict=True):
                     results[i] = result
         return results
 

@@ -56,9 +56,8 @@ def _search(model: Model, options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if model.task in GENERATING:
         return given
-    changed = {"temperature", "top_k", "top_p", "seed", "stop", "max_new_tokens"} & given.keys()
-    if changed:
-        names = ", ".join("--" + name.replace("_", "-") for name in sorted(changed))
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
         raise UsageError(f"{names}: the task of this bundle is {model.task}, which generates no text")
     return {}
 

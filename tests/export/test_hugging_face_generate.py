@@ -99,6 +99,14 @@ def test_reference_is_generate_without_batch_or_cache(reference: PyTorchReferenc
     assert len({tuple(result["tokens"]) for result in results[:3]}) > 1
 
 
+def test_beams_are_the_folders_own(tmp_path: Path) -> None:
+    """Where a caller says nothing; as many as a bundle of the folder is told."""
+    own = hf_folders.marian(tmp_path / "beams", seed=2, generation={"num_beams": 3})
+    found = PyTorchReference(own)
+    assert found.adapter.generation["beam"] == 3
+    assert found.generate(SOURCES, 9) == found.generate(SOURCES, 9, beam=3) != found.generate(SOURCES, 9, beam=1)
+
+
 def test_reference_reads_text(reference: PyTorchReference) -> None:
     assert reference.generate(["w5 w9 w12 w4"], 6) == reference.generate([[5, 9, 12, 4]], 6)
     with pytest.raises(TextError, match="has 41 tokens, the model takes at most 40"):
