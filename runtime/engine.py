@@ -80,8 +80,8 @@ class Engine:
             raise BundleError(
                 f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again"
             )
-        # Only the decoder's workers spin: an encoder's, still spinning after it ran, would take cores from every following step.
-        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"]), spinning=False) if "encoder" in roles else None
+        # Only the decoder's workers go on spinning between runs: an encoder's would take cores from every following step.
+        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"]), steady=False) if "encoder" in roles else None
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
@@ -117,8 +117,8 @@ class Engine:
                     raise BundleError(
                         f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export again"
                     )
-                # Two spinning pools would take the cores from each other between a step and its choice.
-                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), spinning=False)
+                # One thread: the decoder's workers spin while a choice is made, and two pools would take the cores from each other.
+                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), threads=1)
             return self._search[name]
 
     def new_cache(self) -> Cache:

@@ -83,23 +83,25 @@ class Sessions:
             )
         return cls(device, threads or cores())
 
-    def options(self, spinning: bool = True) -> onnxruntime.SessionOptions:
-        """Options common to all sessions; `spinning` only where a session runs again and again."""
+    def options(self, steady: bool = True, threads: int | None = None) -> onnxruntime.SessionOptions:
+        """Options common to all sessions. steady: the session runs again and again, nothing else between; threads: other than usual."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads or self.threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        # Spinning workers answer the next small step at once, but more of them than cores would take time from those that work.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning and self.threads <= cores() else "0")
+        # Spinning workers answer the next small node at once, but more of them than cores would take time from those that work: so those
+        # of a session that is not steady stop when its run ends.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.threads <= cores() else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "0" if steady else "1")
         if self.device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
 
-    def open(self, path: str | Path, spinning: bool = True) -> onnxruntime.InferenceSession:
-        """A session for the graph at `path`. BundleError when it cannot be loaded, DeviceError when it would run elsewhere."""
+    def open(self, path: str | Path, steady: bool = True, threads: int | None = None) -> onnxruntime.InferenceSession:
+        """A session for the graph at `path`; see `options`. BundleError when it cannot be loaded, DeviceError when it would run elsewhere."""
         import onnxruntime
 
         provider = PROVIDERS[self.device]
@@ -107,7 +109,7 @@ class Sessions:
             onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(
-                str(path), self.options(spinning), providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS[self.device]
+                str(path), self.options(steady, threads), providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS[self.device]
             )
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = first_line(e)
