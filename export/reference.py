@@ -19,6 +19,7 @@ from onnxport.export.pipeline import original_encoder, original_seq2seq
 from onnxport.export.prepare import prepare
 from onnxport.export.source import resolve
 from onnxport.export.transformers_library import quiet
+from onnxport.runtime.tokenizer import TextTokenizer
 
 NEW_TOKENS = 128
 # (rows of ids, the input that each row belongs to) → logits [rows, vocabulary] of each row's next token
@@ -39,13 +40,11 @@ class PyTorchReference:
 
     def __init__(self, source: Any, threads: int | None = None, allow_pickle: bool = False) -> None:
         """`threads`: of the whole process; meant for a process of its own."""
-        from tokenizers import Tokenizer
-
         if threads is not None:
             torch.set_num_threads(threads)
         found = resolve(str(source) if isinstance(source, Path) else source, allow_pickle)
         self.adapter = found.adapter
-        self.tokenizers = {side: Tokenizer.from_str(data.decode()) for side, data in found.tokenizers.items()}
+        self.tokenizers = {side: TextTokenizer(data) for side, data in found.tokenizers.items()}
         if isinstance(self.adapter, Module):
             flat = flat_call(self.adapter)
             self.call, self.examples = flat.original, flat.examples
@@ -155,7 +154,7 @@ class PyTorchReference:
             elif "source" not in self.tokenizers:
                 raise TextError("the source has no tokenizer; give token ids")
             else:
-                rows.append(list(self.tokenizers["source"].encode(one).ids) if one else [])
+                rows.append(self.tokenizers["source"].encode([one])[0] if one else [])
             if self.max_length is not None and len(rows[-1]) > self.max_length:
                 raise TextError(f"input {len(rows) - 1} has {len(rows[-1])} tokens, the model takes at most {self.max_length}")
         return rows

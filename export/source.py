@@ -166,11 +166,14 @@ def tokenizer_bytes(value: Any) -> bytes:
 
 
 def vocabulary_problem(data: bytes, rows: int, side: str) -> str | None:
-    """Why a tokenizer does not fit a table of `rows`, if so."""
+    """Why a tokenizer does not fit a table of `rows`, if so. Entries behind the mark of a converted tokenizer are no ids."""
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True).values()
-    largest = max(ids, default=-1)
+    from onnxport.runtime.tokenizer import UNKNOWN_FROM
+
+    vocabulary = Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True)
+    end = vocabulary.get(UNKNOWN_FROM)
+    largest = max((i for i in vocabulary.values() if end is None or i < end), default=-1)
     if largest >= rows:
         return f"the {side} tokenizer has ids up to {largest} and the {side} vocabulary {rows} rows"
     return None

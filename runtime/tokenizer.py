@@ -19,17 +19,21 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class TextTokenizer:
-    """A tokenizer.json. Its post-processor adds the special tokens; padding and truncation are off, nothing is cut in silence."""
+    """A tokenizer.json, from its path or its bytes. BundleError when it cannot be used.
 
-    def __init__(self, path: Path) -> None:
+    Its post-processor adds the special tokens; padding and truncation are off, nothing is cut in silence.
+    """
+
+    def __init__(self, source: Path | bytes) -> None:
+        where = "tokenizer.json" if isinstance(source, bytes) else str(source)
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(source) if isinstance(source, bytes) else Tokenizer.from_file(where)
         except Exception as e:  # tokenizers raises bare Exception
-            raise BundleError(f"{path}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
+            raise BundleError(f"{where}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end = self._tokenizer.token_to_id(UNKNOWN_FROM)
-        self._unknown = 0 if self._end is None else self._unknown_id(path, self._end + 1)
+        self._unknown = 0 if self._end is None else self._unknown_id(where, self._end + 1)
         self._begun = _beginnings(self._tokenizer)
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
@@ -37,7 +41,15 @@ class TextTokenizer:
         """Ids of each text, with special tokens unless `special` is False. TextError for what is not encodable text."""
         for text in texts:
             check_text(text)
-        rows = [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+        try:
+            rows = [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+        except BaseException as e:
+            if not _is_refusal(e):
+                raise
+            if len(texts) > 1:  # find the text
+                return [self.encode([text], special)[0] for text in texts]
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise TextError(f"the tokenizer cannot encode {texts[0]!r:.60} ({reason}); change the text or give token ids") from e
         if self._end is not None:
             rows = [[i if i < self._end else self._unknown for i in ids] for ids in rows]
         return rows
@@ -51,11 +63,11 @@ class TextTokenizer:
         name = self._tokenizer.id_to_token(token)
         return name is None or token in self._special or _BYTE.fullmatch(name) is not None
 
-    def _unknown_id(self, path: Path, entry: int) -> int:
+    def _unknown_id(self, where: str, entry: int) -> int:
         name = self._tokenizer.id_to_token(entry) or ""
         found = self._tokenizer.token_to_id(name.removeprefix(UNKNOWN_IS)) if name.startswith(UNKNOWN_IS) else None
         if found is None:
-            raise BundleError(f"{path}: names no unknown token behind its last id; export the model again")
+            raise BundleError(f"{where}: names no unknown token behind its last id; export the model again")
         return found
 
     def may_shrink(self, text: str) -> bool:
@@ -66,6 +78,11 @@ class TextTokenizer:
     def rewrites(self) -> bool:
         """True when the decoder rewrites whole texts, so that a part of the tokens does not always give a part of the text."""
         return bool(self._begun)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """True for what the library raises itself: bare Exception, and for a panic in Rust a BaseException that it does not export."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _beginnings(tokenizer: Tokenizer) -> tuple[str, ...]:

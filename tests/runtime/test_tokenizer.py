@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from onnxport.errors import BundleError
+from onnxport.errors import BundleError, TextError
 from onnxport.runtime.tokenizer import UNKNOWN_FROM, UNKNOWN_IS, TextStream, TextTokenizer
 
 TEXTS = ["Grüße, Welt!  Wie geht's?", "日本語 テキスト 🙂🚀👩‍👩‍👧", "a b  c\n\td", "Ünïcödé", " leading and trailing "]
@@ -156,3 +156,45 @@ def test_a_last_id_without_an_unknown_token_is_refused(tmp_path: Path, after: li
     unigram((UNKNOWN_FROM, 0.0), *after).save(str(path))
     with pytest.raises(BundleError, match="names no unknown token"):
         TextTokenizer(path)
+
+
+def panicking() -> Tokenizer:
+    """One whose library panics in Rust on texts that begin with `a`: characters inserted at the front have no origin."""
+    made = metaspace()
+    made.normalizer = normalizers.Sequence([normalizers.Replace(Regex("(?=a)"), "xx"), normalizers.NFD()])
+    return made
+
+
+def test_a_panic_of_the_library_is_a_refused_text(tmp_path: Path) -> None:
+    with pytest.raises(BaseException) as raw:
+        panicking().encode("ab")
+    assert not isinstance(raw.value, Exception)
+    panicking().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode(["the", "b"]) == metaspace_ids("the", "b")
+    with pytest.raises(TextError, match=r"^the tokenizer cannot encode 'ab' \(.*\); change the text or give token ids$"):
+        tokenizer.encode(["the", "ab", "b"])
+
+
+def metaspace_ids(*texts: str) -> list[list[int]]:
+    return [metaspace().encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_is_not_the_librarys_own_passes(error: type[BaseException]) -> None:
+    class Interrupted:
+        def encode_batch(self, *given: object, **options: object) -> None:
+            raise error
+
+    tokenizer = TextTokenizer(metaspace().to_str().encode())
+    tokenizer._tokenizer = Interrupted()
+    with pytest.raises(error):
+        tokenizer.encode(["a"])
+
+
+def test_bytes_are_as_good_as_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    unigram((UNKNOWN_FROM, 0.0), (f"{UNKNOWN_IS}<unk>", 0.0), ("ab", -1.0)).save(str(path))
+    assert TextTokenizer(path.read_bytes()).encode(["ababb"]) == TextTokenizer(path).encode(["ababb"]) == [[1, 1, 3]]
+    with pytest.raises(BundleError, match=r"^tokenizer.json: not a usable tokenizer"):
+        TextTokenizer(b"{}")
