@@ -79,7 +79,7 @@ def random_model(seed: int, gain: float) -> MarianMTModel:
 
 
 @torch.no_grad()
-def grow(small: MarianMTModel, noise: float = 0.003, added: float = 0.003) -> MarianMTModel:
+def grow(small: MarianMTModel, noise: float = 0.001, added: float = 0.001) -> MarianMTModel:
     """The narrow model written out: every layer followed by one that adds next to nothing, unused entries that never win.
 
     noise: of the copied weights, as a share of their standard deviation.  added: the gain of the added layers' last projections.
