@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onnxport.errors import UsageError
 from onnxport.export.families.checks import LENGTH, ROWS, WIDTH, Check, integer, number, one_of
+from onnxport.runtime.manifest import SEARCH_FIELDS
+from onnxport.runtime.options import Options
 
 # transformers' name → (ours, what changes nothing)
 FIELDS: dict[str, tuple[str, Any]] = {
@@ -21,7 +24,8 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "renormalize_logits": ("renormalize", False),
 }
 SAMPLING: dict[str, tuple[str, Any]] = {"temperature": ("temperature", 1.0), "top_k": ("top_k", 0), "top_p": ("top_p", 1.0)}
-TOP_K = 50  # transformers' own when a model samples without saying
+SEARCHED = frozenset([*SEARCH_FIELDS, "max_new_tokens"])  # what a bundle checks as it checks a caller's options
+UNSAID = {"temperature": 1.0, "top_k": 50}  # transformers' own when a model samples without saying
 # what changes answers and is not ours to do, with the values that change nothing besides null
 REFUSED: dict[str, tuple[Any, ...]] = {
     "assistant_early_exit": (),
@@ -124,9 +128,9 @@ def read_generation(config: Any, rows: int, ends: list[int]) -> tuple[dict[str, 
     wanted = FIELDS | (SAMPLING if sampling else {})
     for name, (ours, neutral) in wanted.items():
         value = getattr(config, name, None)
-        if name == "top_k" and value is None:
-            value = TOP_K
-        if value is not None and value != neutral:
+        if value is None:
+            value = UNSAID.get(name)
+        if value is not None and (value != neutral or name == "temperature"):  # a temperature is what makes a bundle sample
             found[ours] = READ[name](ids, name, value)
     if "bad_words" in found:  # transformers never forbids the end
         found["bad_words"] = [word for word in found["bad_words"] if word not in [[end] for end in ends]]
@@ -143,7 +147,18 @@ def read_generation(config: Any, rows: int, ends: list[int]) -> tuple[dict[str, 
     ]
     if sampling and found.get("beam", 1) > 1:
         problems.append(f"do_sample is True with num_beams {found['beam']}, which a bundle cannot do; set one of them off")
-    return {name: value for name, value in found.items() if value != [] and value is not None}, [*ids.problems, *problems]
+    kept = {name: value for name, value in found.items() if value != [] and value is not None}
+    problems = [*ids.problems, *problems]
+    return kept, problems or _unsearchable(kept)
+
+
+def _unsearchable(settings: dict[str, Any]) -> list[str]:
+    """What the decoding loop would refuse when the bundle is loaded."""
+    try:
+        Options(**{name: value for name, value in settings.items() if name in SEARCHED})
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 def _lengths(config: Any) -> dict[str, int]:

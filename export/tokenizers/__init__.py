@@ -16,7 +16,9 @@ def hugging_face(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[
 
     convert = {"marian": marian.convert, "bart": byte_level.convert}.get(model_type)
     ready = folder / "tokenizer.json"
-    if model_type != "marian" and ready.is_file():
+    # transformers reads Marian's .spm files whatever else is there, so they are what counts where they are.
+    pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
+    if ready.is_file() and not pieces:
         return dict.fromkeys(("source", "target"), _read(ready)), [ready]
     if convert is None:
         return {}, []

@@ -11,13 +11,14 @@ from onnxport.errors import CheckpointError
 from onnxport.export.tokenizers import sentencepiece as spm
 from onnxport.export.tokenizers import special
 
+PIECES = ("source.spm", "target.spm")
 DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
     """Tokenizers of both sides, and the files they came from. ({}, []) without any such file; CheckpointError names all that is missing."""
     separate = special.read_json(config).get("separate_vocabs", False) if (config := folder / special.FILES[0]).is_file() else False
-    names = ["source.spm", "target.spm", "vocab.json", *(["target_vocab.json"] if separate else [])]
+    names = [*PIECES, "vocab.json", *(["target_vocab.json"] if separate else [])]
     missing = [name for name in names if not (folder / name).is_file()]
     if len(missing) == len(names):
         return {}, []
@@ -77,5 +78,5 @@ def _check(model: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], u
         problems.append(f"no unknown token {unknown!r}")
     if problems:
         raise CheckpointError(
-            f"{model.path.parent} cannot be told as a tokenizer.json: it has {'; '.join(problems)}; give a tokenizer.json"
+            f"{model.path.parent} cannot be told as a tokenizer.json: it has {'; '.join(problems)}; give tokenizer.json and no .spm"
         )

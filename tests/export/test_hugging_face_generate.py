@@ -35,7 +35,8 @@ def settings(**given: Any) -> dict[str, Any]:
         ({}, {}),
         ({"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}, {}),
         ({"temperature": 0.7, "top_k": 5, "top_p": 0.9, "typical_p": 0.5, "min_p": 0.1}, {}),  # nothing without sampling
-        ({"do_sample": True}, {"top_k": 50}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50}),
+        ({"do_sample": True, "top_k": 0, "top_p": 1.0}, {"temperature": 1.0}),  # the whole distribution, not greedy
         ({"do_sample": True, "top_k": 0, "top_p": 0.9, "temperature": 0.5}, {"top_p": 0.9, "temperature": 0.5}),
         ({"num_beams": 4, "early_stopping": "never", "length_penalty": 0.6}, {"beam": 4, "early_stopping": "never", "length_penalty": 0.6}),
         ({"forced_bos_token_id": 0, "forced_eos_token_id": [2, 3]}, {"forced_bos_id": 0, "forced_eos_id": [2, 3]}),

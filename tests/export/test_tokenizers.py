@@ -165,6 +165,22 @@ def test_the_bytes_are_the_same_every_time_and_files_are_named(tmp_path: Path) -
     assert shared["source"] == shared["target"] == first["source"]
 
 
+def test_a_bare_tokenizer_json_is_used_where_a_marian_folder_has_no_spm_files(tmp_path: Path) -> None:
+    folder = make(tmp_path, "unigram")
+    made, files = hugging_face(folder, "marian")
+    ready = folder / "tokenizer.json"
+    ready.write_bytes(made["target"])
+    assert hugging_face(folder, "marian") == (made, files)  # the .spm files go first
+    (folder / "source.spm").unlink()
+    with pytest.raises(CheckpointError, match=r"has no source\.spm"):
+        hugging_face(folder, "marian")
+    (folder / "target.spm").unlink()
+    assert hugging_face(folder, "marian") == ({"source": made["target"], "target": made["target"]}, [ready])
+    ready.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a usable tokenizer"):
+        hugging_face(folder, "marian")
+
+
 @pytest.mark.parametrize("kind", ["marian", "bart", "gpt2"])
 def test_a_folder_without_tokenizer_files_has_none(tmp_path: Path, kind: str) -> None:
     assert hugging_face(tmp_path, kind) == ({}, [])
