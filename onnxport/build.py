@@ -96,6 +96,8 @@ def add_variant(
         progress("read fp32")
         base = bundle.variants["fp32"]
         fused = {role: ir.load(bundle.file(name)) for role, name in base.graphs.items()}
+        if "decoder" in fused:
+            fused["decoder"] = _heavy("onnxport.quantize.choice", "export").remove_choice(fused["decoder"])
         progress(f"make and check {precision}")
         for name in bundle.variants[precision].files if precision in bundle.variants else ():
             (staging.path / name).unlink()
@@ -149,6 +151,8 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int
     """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it."""
     store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
     models, plan = _variant_graphs(precision, fused)
+    if "decoder" in models:
+        models = models | {"decoder": _heavy("onnxport.quantize.choice", "export").add_choice(models["decoder"])}
     folder = staging.path / precision
     folder.mkdir(exist_ok=True)
     graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}

@@ -3,15 +3,14 @@
 `process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S], banned int64 [N, 2] (row, id),
                normalize float [] (1: log-softmax first, 0: not) -> processed float [B, V], kept float [B]: the log of the share of
                the whole distribution, after a penalty on logits but before one on log-softmax, that the rows still have
-`greedy`       logits, suppressed -> token int64 [B] (the best of all, suppressed or not), logprob float [B], kept
+`best`         logits, candidates int64 [1] (C), suppressed -> token int64 [B, C] (the best of all, suppressed or not, best first),
+               logprob float [B, C], kept float [B]
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
 `sample_full`  logits, temperature, uniform -> token, logprob (no filter, therefore no sort)
-`beam`         logits float [B*K, V], scores float [B, K], candidates int64 [1], suppressed, renormalize bool []
-               -> value float [B, C], index int64 [B, C] (suppressed ids among them), kept float [B*K]
 `reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]
 
 Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered. `kept` is the log of the share of the distribution
-that suppressed ids leave: subtracted from a log-probability it renormalizes it, which `beam` does itself when told to.
+that suppressed ids leave: subtracted from a log-probability it renormalizes it. `best` is part of every decoder too (see `choice`).
 """
 
 from __future__ import annotations
@@ -110,23 +109,6 @@ def _process() -> bytes:
     return g.serialize()
 
 
-def _greedy(vocab: int) -> bytes:
-    g = GraphBuilder("greedy")
-    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
-    suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
-    column = g.constant([1], np.int64)
-    blocks, tops = _blocks(g, logits, vocab)
-    # The lowest index of equal maxima both times, as torch.argmax on the CPU.
-    block = g.one("ArgMax", tops, axis=1, keepdims=1)
-    place = g.one("ArgMax", g.one("GatherND", blocks, block, batch_dims=1), axis=1, keepdims=1)
-    token = g.one("Add", g.one("Mul", block, g.constant(_block_width(vocab), np.int64)), place)
-    logprobs = g.one("LogSoftmax", logits, axis=1)
-    g.output("token", g.one("Squeeze", token, column), TensorProto.INT64, ["batch"])
-    g.output("logprob", g.one("Squeeze", g.one("GatherElements", logprobs, token, axis=1), column), TensorProto.FLOAT, ["batch"])
-    g.output("kept", g.one("Squeeze", _log_kept(g, logprobs, suppressed), column), TensorProto.FLOAT, ["batch"])
-    return g.serialize()
-
-
 def _sample() -> bytes:
     g = GraphBuilder("sample")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
@@ -175,33 +157,18 @@ def _best(g: GraphBuilder, logits: str, count: str, vocab: int) -> str:
     return g.one("Add", first, g.one("Mod", place, width))
 
 
-def _beam(vocab: int) -> bytes:
-    """The best of every row first, then the best of each group of rows."""
-    g = GraphBuilder("beam")
-    logits = g.input("logits", TensorProto.FLOAT, ["rows", "vocab"])
-    scores = g.input("scores", TensorProto.FLOAT, ["batch", "beams"])
+def best_graph(vocab: int) -> bytes:
+    """The graph `best` for logits of this width."""
+    g = GraphBuilder("best")
+    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
     candidates = g.input("candidates", TensorProto.INT64, [1])
     suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
-    renormalize = g.input("renormalize", TensorProto.BOOL, [])
-    size = g.constant([vocab], np.int64)
-    width = g.one("Min", candidates, size)
-    token = _best(g, logits, width, vocab)
+    token = _best(g, logits, g.one("Min", candidates, g.constant([vocab], np.int64)), vocab)
     logprobs = g.one("LogSoftmax", logits, axis=1)
+    g.output("token", token, TensorProto.INT64, ["batch", "chosen"])
+    g.output("logprob", g.one("GatherElements", logprobs, token, axis=1), TensorProto.FLOAT, ["batch", "chosen"])
     kept = _log_kept(g, logprobs, suppressed)
-    chosen = g.one("GatherElements", logprobs, token, axis=1)
-    logprob = g.one("Sub", chosen, g.one("Where", renormalize, kept, g.constant(0, np.float32)))
-    total = g.one("Add", logprob, g.one("Reshape", scores, g.constant([-1, 1], np.int64)))
-    batch, beams = (g.one("Shape", scores, start=i, end=i + 1) for i in (0, 1))
-    flat = g.one("Concat", batch, g.one("Mul", beams, width), axis=0)
-    ones = g.constant([-1, 1], np.int64)
-    first = g.one("Mul", g.one("Range", g.constant(0, np.int64), g.one("Squeeze", beams), g.constant(1, np.int64)), size)
-    spread = g.one("Concat", batch, beams, width, axis=0)
-    index = g.one("Add", g.one("Reshape", token, spread), g.one("Reshape", first, ones))
-    wanted = g.one("Min", candidates, g.one("Mul", beams, width))
-    best, place = g.op("TopK", g.one("Reshape", total, flat), wanted, outputs=2, axis=1, largest=1, sorted=1)
-    g.output("value", best, TensorProto.FLOAT, ["batch", "chosen"])
-    g.output("index", g.one("GatherElements", g.one("Reshape", index, flat), place, axis=1), TensorProto.INT64, ["batch", "chosen"])
-    g.output("kept", g.one("Squeeze", kept, g.constant([1], np.int64)), TensorProto.FLOAT, ["rows"])
+    g.output("kept", g.one("Squeeze", kept, g.constant([1], np.int64)), TensorProto.FLOAT, ["batch"])
     return g.serialize()
 
 
@@ -222,5 +189,5 @@ def search_graphs(cache_inputs: int, vocab: int, cache_type: str = "float32") ->
     `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `vocab`: width of the logits. `cache_type`:
     "float32" or "float16".
     """
-    graphs = {"process": _process(), "greedy": _greedy(vocab), "sample": _sample(), "sample_full": _sample_full(), "beam": _beam(vocab)}
+    graphs = {"process": _process(), "best": best_graph(vocab), "sample": _sample(), "sample_full": _sample_full()}
     return graphs if cache_inputs == 0 else {**graphs, "reorder": reorder_graph(cache_inputs, cache_type)}

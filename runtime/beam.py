@@ -139,7 +139,6 @@ class BeamBatch:
         self._inputs: list[Beams] = []  # by place
         self._running: Running | None = None
         self._chooser: BeamChooser | None = None
-        self._prefilled = False  # logits are there already
 
     def step(self, waiting: deque[Beams]) -> list[Beams]:
         """Take inputs from `waiting` while there is room, and move each one token on; returns the inputs that ended."""
@@ -147,11 +146,10 @@ class BeamBatch:
         if self._running is None or self._chooser is None:
             return []
         running, inputs, width = self._running, self._inputs, self._running.beams
-        if not self._prefilled:
-            running.step()
-        self._prefilled = False
         self._chooser.scores[:] = [one.scores for one in inputs]
         rules = self._constraints.at([one.job for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
+        self._chooser.prepare(rules, self._count)
+        running.advance()
         candidates = self._chooser.choose(rules, self._count)
         ended, moves = [], []
         for place, one in enumerate(inputs):
@@ -218,12 +216,11 @@ class BeamBatch:
         self._running = Running(self._engine, together([e for _, e in taken]), prefixes, new, width)
         for one in self._inputs:
             one.begin(width)
-        self._prefilled = self._running.start()
         self._choose_anew()
 
     def _choose_anew(self) -> None:
         assert self._running is not None
-        self._chooser = BeamChooser(self._engine, self._running.logits, len(self._inputs), self._running.beams)
+        self._chooser = BeamChooser(self._engine, self._running, len(self._inputs))
 
 
 def _moves(before: np.ndarray, parents: np.ndarray, first: int, prefix: int) -> list[Move]:

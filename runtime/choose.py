@@ -7,7 +7,7 @@ rules of single rows ask for it, or where what came must not come, the logits ar
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from onnxport.runtime.constraints import Rules
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.graph import Graph
 from onnxport.runtime.options import Search
+from onnxport.runtime.running import NOBODY, Best
 from onnxport.runtime.session import empty_value, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
 
-NOBODY = np.zeros(0, np.int64)
 FEW = 16  # suppressed ids that beams carry along as candidates, to be dropped on the host; more are written into the logits
 SCANT = np.log(0.1)  # a share of the distribution below which the sum of what was left out is not exact enough to renormalize with
 
@@ -58,6 +58,35 @@ class Processor:
         self._graph.run()
 
 
+class Source(Protocol):
+    """What the choosers read: `Running` is one."""
+
+    ids: np.ndarray
+    logits: onnxruntime.OrtValue
+    best: Best
+    beams: int
+
+    def ask(self, count: int, suppressed: np.ndarray) -> None:
+        """See Running."""
+        ...
+
+
+class BestOf:
+    """The search graph `best` over logits that were processed."""
+
+    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, count: int) -> None:
+        self.best = Best.empty(rows, count)
+        arrays = {"candidates": np.array([count], np.int64), "suppressed": NOBODY}
+        self._graph = Graph(engine, "best", {"logits": logits}, arrays)
+        for name in ("token", "logprob", "kept"):
+            self._graph.into(name, value_of(getattr(self.best, name)))
+
+    def run(self) -> Best:
+        """The best tokens of what the logits hold now."""
+        self._graph.run()
+        return self.best
+
+
 class TokenChooser:
     """Greedy choice or sampling of one token a row.
 
@@ -65,14 +94,18 @@ class TokenChooser:
     before temperature and filters: among all tokens, or, where the model renormalizes, among those that may come. A forced token has 0.
     """
 
-    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, ids: np.ndarray, search: Search) -> None:
-        rows = len(ids)
-        self.logprobs, self._tokens, self._search = np.zeros(rows, np.float32), ids.reshape(rows), search
-        self._uniform, self._kept = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-        self._engine, self._logits, self._suppressed = engine, logits, NOBODY
+    def __init__(self, engine: Engine, source: Source, search: Search) -> None:
+        rows = len(source.ids)
+        self.logprobs, self._tokens, self._search = np.zeros(rows, np.float32), source.ids.reshape(rows), search
+        self._uniform = np.zeros(rows, np.float32)
+        self._engine, self._source = engine, source
         self._processor: Processor | None = None
-        self._direct = self._graph(logits)
-        self._processed: Graph | None = None
+        self._sample = self._sampler(source.logits) if search.sampling else None
+        self._processed: Graph | BestOf | None = None
+
+    def prepare(self, rules: Rules) -> None:
+        """Before the decoder runs: say what it is to tell."""
+        self._source.ask(1, rules.suppressed)
 
     def choose(self, rules: Rules, generators: list[np.random.Generator] | None = None) -> tuple[list[int], list[float]]:
         """Choose a token for every row; gives the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
@@ -97,16 +130,17 @@ class TokenChooser:
 
     def _choose_directly(self, rules: Rules) -> None:
         """Choose from the logits as they are, and again where greedy took what may not come: rare, so most steps pay nothing for it."""
-        if not self._search.sampling and rules.suppressed is not self._suppressed:
-            self._suppressed = rules.suppressed
-            self._direct.array("suppressed", rules.suppressed)
-        self._direct.run()
+        if self._sample is not None:
+            self._sample.run()
+            return
+        best = self._source.best
+        self._tokens[:], self.logprobs[:] = best.token[:, 0], best.logprob[:, 0]
         if not rules.forbidden:
             return
         wrong = [token in rules.forbidden for token in self._tokens.tolist()]
         if rules.renormalize:
-            wrong = [w or kept < SCANT for w, kept in zip(wrong, self._kept.tolist(), strict=True)]
-            self.logprobs -= self._kept
+            wrong = [w or kept < SCANT for w, kept in zip(wrong, best.kept.tolist(), strict=True)]
+            self.logprobs -= best.kept
         if True in wrong:
             right = ~np.array(wrong)
             tokens, logprobs = self._tokens[right], self.logprobs[right]
@@ -114,53 +148,59 @@ class TokenChooser:
             self._tokens[right], self.logprobs[right] = tokens, logprobs
 
     def _choose_processed(self, rules: Rules) -> None:
-        if self._processor is None or self._processed is None:
-            self._processor = Processor(self._engine, self._logits, len(self._tokens), False)
-            self._processed = self._graph(self._processor.processed)
+        if self._processor is None:
+            self._processor = Processor(self._engine, self._source.logits, len(self._tokens), False)
+        processed = self._processor.processed
         self._processor.run(rules)
-        self._processed.run()
+        if self._search.sampling:
+            self._processed = self._processed or self._sampler(processed)
+            self._processed.run()
+        else:
+            self._processed = self._processed or BestOf(self._engine, processed, len(self._tokens), 1)
+            best = self._processed.run()
+            assert best is not None
+            self._tokens[:], self.logprobs[:] = best.token[:, 0], best.logprob[:, 0]
         if not rules.renormalize:
             self.logprobs += self._processor.kept
 
-    def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
-        search, name = self._search, "greedy"
-        arrays: dict[str, np.ndarray] = {"suppressed": NOBODY}
-        if search.sampling:
-            name = "sample_full"
-            arrays = {"temperature": np.array(search.temperature, np.float32), "uniform": self._uniform}
-            if search.top_k or search.top_p < 1:
-                name, most = "sample", self._engine.vocab_size
-                arrays["top_k"] = np.array([min(search.top_k or most, most)], np.int64)
-                arrays["top_p"] = np.array(search.top_p, np.float32)
+    def _sampler(self, logits: onnxruntime.OrtValue) -> Graph:
+        search, name = self._search, "sample_full"
+        arrays = {"temperature": np.array(search.temperature, np.float32), "uniform": self._uniform}
+        if search.top_k or search.top_p < 1:
+            name, most = "sample", self._engine.vocab_size
+            arrays["top_k"] = np.array([min(search.top_k or most, most)], np.int64)
+            arrays["top_p"] = np.array(search.top_p, np.float32)
         graph = Graph(self._engine, name, {"logits": logits}, arrays)
         graph.into("token", value_of(self._tokens))
         graph.into("logprob", value_of(self.logprobs))
-        if name == "greedy":
-            graph.into("kept", value_of(self._kept))
         return graph
 
 
 class BeamChooser:
     """The best continuations of a batch's beams."""
 
-    def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, inputs: int, beams: int) -> None:
-        self.scores = np.zeros((inputs, beams), np.float32)
-        self._engine, self._logits = engine, logits
-        self._direct = self._graph(logits)
+    def __init__(self, engine: Engine, source: Source, inputs: int) -> None:
+        self.scores = np.zeros((inputs, source.beams), np.float32)
+        self._engine, self._source = engine, source
         self._processor: Processor | None = None
-        self._processed: Graph | None = None
+        self._processed: BestOf | None = None
+
+    def prepare(self, rules: Rules, count: int) -> None:
+        """Before the decoder runs: say what it is to tell. Suppressed ids may be among the best, so more are asked for."""
+        few = len(rules.suppressed) <= FEW
+        self._source.ask(min(count + len(rules.suppressed) * few, self._engine.vocab_size), rules.suppressed)
 
     def choose(self, rules: Rules, count: int) -> list[list[Candidate]]:
         """The `count` best candidates of every input that may come, best first; fewer where fewer may."""
         inputs, beams = self.scores.shape
         found: list[list[Candidate]] = [[] for _ in range(inputs)]
         if len(rules.forced) < inputs * beams:
-            value, index = self._best(rules, count)
-            vocabulary = self._engine.vocab_size
-            for one, values, places in zip(found, value.tolist(), index.tolist(), strict=True):
-                for score, at in zip(values, places, strict=True):
-                    if at % vocabulary not in rules.forbidden and score != -np.inf and len(one) < count:
-                        one.append((score, at // vocabulary, at % vocabulary))
+            total, tokens = self._continuations(rules, count)
+            width = total.shape[1] // beams
+            order = np.argsort(-total, 1, kind="stable")[:, :count]
+            chosen, ids = np.take_along_axis(total, order, 1).tolist(), np.take_along_axis(tokens, order, 1).tolist()
+            for one, scores, places, names in zip(found, chosen, (order // width).tolist(), ids, strict=True):
+                one += [c for c in zip(scores, places, names, strict=True) if c[0] != -np.inf]
         for first in rules.forced.keys() & range(0, inputs * beams, beams):  # the rows of an input are forced together
             ids = rules.forced[first]
             place, gain = first // beams, _forced_score(rules, ids)
@@ -170,44 +210,25 @@ class BeamChooser:
             raise _not_finite()
         return found
 
-    def _best(self, rules: Rules, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """value float32 [inputs, C], best first, and index int64 [inputs, C] into beams * vocabulary, suppressed ids among them."""
-        if not rules.by_row and len(rules.suppressed) <= FEW:
-            more = count + self.scores.shape[1] * len(rules.suppressed)
-            value, index, kept = _continuations(self._direct, self.scores, more, rules.suppressed, rules.renormalize)
-            if not (rules.renormalize and rules.forbidden and (kept < SCANT).any()):
-                return value, index
-        if self._processor is None or self._processed is None:
-            self._processor = Processor(self._engine, self._logits, self.scores.size, True)
-            self._processed = self._graph(self._processor.processed)
-        self._processor.run(rules)
-        # What the graph gives is normalized; the share that was kept takes it back.
-        back = 0 if rules.renormalize else self._processor.kept.reshape(self.scores.shape)
-        value, index, _ = _continuations(self._processed, self.scores + back, count, NOBODY, False)
-        return value, index
-
-    def _graph(self, logits: onnxruntime.OrtValue) -> Graph:
-        arrays: dict[str, np.ndarray] = {
-            "scores": self.scores,
-            "candidates": np.ones(1, np.int64),
-            "suppressed": NOBODY,
-            "renormalize": np.array(False),
-        }
-        return Graph(self._engine, "beam", {"logits": logits}, arrays)
-
-
-def _continuations(
-    graph: Graph, scores: np.ndarray, count: int, suppressed: np.ndarray, renormalize: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run a `beam` graph: value float32 and index int64 [inputs, C], kept float32 [rows]."""
-    graph.array("scores", scores)
-    graph.array("candidates", np.array([count], np.int64))
-    graph.array("suppressed", suppressed)
-    graph.array("renormalize", np.array(renormalize))
-    value, index, kept = graph.outputs("value", "index", "kept")
-    if np.isnan(value).any():
-        raise _not_finite()
-    return value, index, kept
+    def _continuations(self, rules: Rules, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Summed scores float32 and tokens int64 [inputs, beams * C], beam by beam; what is suppressed scores -inf."""
+        best, shape = self._source.best, (len(self.scores), -1)
+        direct = not rules.by_row and len(rules.suppressed) <= FEW
+        if direct and not (rules.renormalize and rules.forbidden and (best.kept < SCANT).any()):
+            logprob = best.logprob - best.kept[:, None] if rules.renormalize else best.logprob
+            for i in rules.suppressed.tolist():
+                logprob = np.where(best.token == i, np.float32(-np.inf), logprob)
+        else:
+            if self._processor is None or self._processed is None:
+                self._processor = Processor(self._engine, self._source.logits, self.scores.size, True)
+                self._processed = BestOf(self._engine, self._processor.processed, self.scores.size, min(count, self._engine.vocab_size))
+            self._processor.run(rules)
+            best = self._processed.run()
+            # What the graph gives is normalized; the share that was kept takes it back.
+            logprob = best.logprob if rules.renormalize else best.logprob + self._processor.kept[:, None]
+        if np.isnan(logprob).any():
+            raise _not_finite()
+        return (logprob + self.scores.reshape(-1, 1)).reshape(shape), best.token.reshape(shape)
 
 
 def _forced_score(rules: Rules, ids: tuple[int, ...]) -> float:

@@ -96,6 +96,8 @@ class Engine:
             "input_ids",
             "seqlens_k",
             "total_sequence_length",
+            "candidates",
+            "suppressed",
             *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")),
         ]
         absent = [n for n in needed if n not in self.inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,29 @@ from onnxport.runtime.session import empty_value, run_bound, value_of
 if TYPE_CHECKING:
     import onnxruntime
 
+NOBODY = np.zeros(0, np.int64)
 AHEAD = 256  # new positions room is made for at first; then the cache doubles
 Encoded = tuple[Cross, int]  # an encoded source: where it lies
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best tokens of each row, best first: `token` int64 and `logprob` float32 [rows, count], the log-softmax of the logits; `kept`
+    float32 [rows], the log of the share of the distribution that suppressed ids leave."""
+
+    token: np.ndarray
+    logprob: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, count: int) -> Best:
+        """Room for them."""
+        return cls(np.zeros((rows, count), np.int64), np.zeros((rows, count), np.float32), np.zeros(rows, np.float32))
+
+    def bind(self, binding: onnxruntime.IOBinding) -> None:
+        """Let a graph's outputs of these names be written here."""
+        for name in ("token", "logprob", "kept"):
+            binding.bind_ortvalue_output(name, value_of(getattr(self, name)))
 
 
 class Running:
@@ -23,17 +45,20 @@ class Running:
 
     `ids` int64 [rows, 1] is the decoder's next input, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
     cache entries. `active` bool [rows]: rows that are finished keep their length, and what they compute is not used.
-    `logits` is the OrtValue float32 [rows, vocab] that every run writes; it changes only when the number of rows does.
+    `logits` is the OrtValue float32 [rows, vocab] and `best` the best tokens that every run writes; `logits` changes only when the number
+    of rows does.
     beams: rows that share a source, side by side.
     """
 
     def __init__(self, engine: Engine, cross: Cross | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
         self.engine, self.cross, self.beams = engine, cross, beams
-        self._prefixes, self._new = prefixes, new
+        self._prefixes, self._new, self._begun = prefixes, new, False
         self.cache = engine.new_cache()
         self.lengths = np.array([len(p) for p in prefixes], np.int64)
         self._binding: onnxruntime.IOBinding | None = None
         self._bound: list[onnxruntime.OrtValue] | None = None
+        self._suppressed = NOBODY
+        self.best = Best.empty(len(prefixes), 1)
         self._renew(len(prefixes))
 
     @property
@@ -43,7 +68,7 @@ class Running:
 
     def prefill(self) -> None:
         """Run all prefixes (right-padded) and leave the logits of each row's last token."""
-        longest = int(self.lengths.max())
+        self._begun, longest = True, int(self.lengths.max())
         self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
         ids, _ = padded(self._prefixes, self.engine.config.pad_id or 0)
         feeds: dict[str, np.ndarray] = {
@@ -56,15 +81,24 @@ class Running:
         self.engine.positions.add(ids.size, int(self.lengths.sum()))
         run_bound(self.engine.decoder, self._bind(feeds))
 
-    def start(self) -> bool:
-        """Make ready; True when the prefixes were run and logits are there. Prefixes of one token are left to the first `step`."""
-        if int(self.lengths.max()) > 1:
+    def advance(self) -> None:
+        """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
+        if not self._begun and int(self.lengths.max()) > 1:
             self.prefill()
-            return True
-        self.cache.allocate(self.rows, min(self._new, AHEAD))
-        self.ids[:, 0] = [p[0] for p in self._prefixes]
-        self.lengths[:] = 0
-        return False
+            return
+        if not self._begun:  # prefixes of one token: nothing to run before the first step
+            self._begun = True
+            self.cache.allocate(self.rows, min(self._new, AHEAD))
+            self.ids[:, 0] = [p[0] for p in self._prefixes]
+            self.lengths[:] = 0
+        self.step()
+
+    def ask(self, count: int, suppressed: np.ndarray) -> None:
+        """What runs tell beside logits: each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
+        if count != self.best.token.shape[1] or suppressed is not self._suppressed:
+            self._suppressed = suppressed
+            self.best = Best.empty(self.rows, count)
+            self._binding = None
 
     def step(self) -> None:
         """Run `ids`, one token a row, and leave the logits."""
@@ -143,11 +177,13 @@ class Running:
             "total_sequence_length": self._total,
         }
         self.logits = empty_value((rows, self.engine.vocab_size), np.float32, self.engine.device)
+        self.best = Best.empty(rows, self.best.token.shape[1])
         self._binding = None
 
     def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
         binding, wanted = self.engine.decoder.io_binding(), self.engine.inputs
-        for name, array in feeds.items():
+        asked = {"candidates": np.array([self.best.token.shape[1]], np.int64), "suppressed": self._suppressed}
+        for name, array in (feeds | asked).items():
             if name in wanted:
                 binding.bind_ortvalue_input(name, value_of(array))
         if self.cross is not None:
@@ -160,4 +196,5 @@ class Running:
             binding.bind_ortvalue_input(f"past_{name}", value)
             binding.bind_ortvalue_output(f"present_{name}", value)
         binding.bind_ortvalue_output("logits", self.logits)
+        self.best.bind(binding)
         return binding

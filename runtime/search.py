@@ -69,7 +69,6 @@ class Batch:
         self._rows: list[Row] = []  # by place
         self._running: Running | None = None
         self._chooser: TokenChooser | None = None
-        self._prefilled = False  # logits are there already
 
     def step(self, waiting: deque[Row]) -> list[Row]:
         """Take rows from `waiting` while there is room, and choose a token for each; returns the rows that ended."""
@@ -77,10 +76,9 @@ class Batch:
         if self._running is None or self._chooser is None:
             return []
         running, rows = self._running, self._rows
-        if not self._prefilled:
-            running.step()
-        self._prefilled = False
         rules = self._constraints.at([row.job for row in rows], [row.tokens for row in rows])
+        self._chooser.prepare(rules)
+        running.advance()
         generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
         tokens, logprobs = self._chooser.choose(rules, generators)
         eos, ended = self._engine.config.eos_ids, []
@@ -126,12 +124,11 @@ class Batch:
         prefixes = [row.job.prefix for row in self._rows]
         new = max(row.job.limit for row in self._rows)
         self._running = Running(self._engine, together([e for _, e in taken]), prefixes, new)
-        self._prefilled = self._running.start()
         self._choose_anew()
 
     def _choose_anew(self) -> None:
         assert self._running is not None
-        self._chooser = TokenChooser(self._engine, self._running.logits, self._running.ids, self._search)
+        self._chooser = TokenChooser(self._engine, self._running, self._search)
 
 
 def decode(batch: Batch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:

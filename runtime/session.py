@@ -101,7 +101,10 @@ class Sessions:
         return options
 
     def open(self, path: str | Path, steady: bool = True, threads: int | None = None) -> onnxruntime.InferenceSession:
-        """A session for the graph at `path`; see `options`. BundleError when it cannot be loaded, DeviceError when it would run elsewhere."""
+        """A session for the graph at `path`; see `options`.
+
+        BundleError when it cannot be loaded, DeviceError when it would run elsewhere.
+        """
         import onnxruntime
 
         provider = PROVIDERS[self.device]

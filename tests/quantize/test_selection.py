@@ -10,7 +10,7 @@ import torch
 from onnxport.quantize.selection import search_graphs
 
 GRAPHS = search_graphs(4, 300)
-NONE, OFF = np.zeros(0, np.int64), np.array(False)
+NONE, ONE = np.zeros(0, np.int64), np.ones(1, np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +41,33 @@ def test_bytes_are_reproducible():
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 17), (5, 300), (3, 1009), (4, 8192)])
-def test_greedy(run, rows, vocab):
+def test_best_of_one(run, rows, vocab):
     logits = logits_of(rows, vocab)
-    token, logprob, kept = run("greedy", logits=logits, suppressed=NONE)
+    token, logprob, kept = run("best", logits=logits, candidates=ONE, suppressed=NONE)
     assert not kept.any()
-    assert token.dtype == np.int64 and token.shape == (rows,)
-    np.testing.assert_array_equal(token, logits.argmax(1))
-    np.testing.assert_allclose(logprob, log_softmax(logits)[np.arange(rows), token], atol=2e-6)
+    assert token.dtype == np.int64 and token.shape == (rows, 1)
+    np.testing.assert_array_equal(token[:, 0], logits.argmax(1))
+    np.testing.assert_allclose(logprob, np.take_along_axis(log_softmax(logits), token, 1), atol=2e-6)
 
 
-def test_greedy_takes_the_first_of_equals_and_survives_large_logits(run):
+def test_best_takes_the_first_of_equals_and_survives_large_logits(run):
     logits = np.array([[1, 7, 7, 7], [-900, 2000, -np.inf, 2000]], np.float32)
-    token, logprob, _ = run("greedy", logits=logits, suppressed=NONE)
-    np.testing.assert_array_equal(token, [1, 1])
-    np.testing.assert_allclose(logprob, [np.log(1 / (3 + np.exp(-6))), np.log(0.5)], atol=1e-6)
+    token, logprob, _ = run("best", logits=logits, candidates=ONE, suppressed=NONE)
+    np.testing.assert_array_equal(token, [[1], [1]])
+    np.testing.assert_allclose(logprob[:, 0], [np.log(1 / (3 + np.exp(-6))), np.log(0.5)], atol=1e-6)
+    equal = np.zeros((2, 1009), np.float32)
+    np.testing.assert_array_equal(run("best", logits=equal, candidates=np.array([3]), suppressed=NONE)[0], [[0, 1, 2]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocab", "count"), [(1, 1, 2), (4, 30, 8), (6, 11, 4), (6, 3, 6), (8, 50, 1), (8, 1009, 8), (6, 4096, 40)]
+)
+def test_best_of_many(run, rows, vocab, count):
+    logits = logits_of(rows, vocab)
+    token, logprob, _ = run("best", logits=logits, candidates=np.array([count]), suppressed=NONE)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(token, order)
+    np.testing.assert_allclose(logprob, np.take_along_axis(log_softmax(logits), order, 1), atol=3e-6)
 
 
 def log_kept(logits, suppressed):
@@ -63,13 +76,13 @@ def log_kept(logits, suppressed):
     return torch.logsumexp(torch.from_numpy(left), 1).numpy()
 
 
-def test_greedy_tells_what_suppressed_ids_leave(run):
+def test_best_tells_what_suppressed_ids_leave(run):
     logits, suppressed = logits_of(6, 30), np.array([0, 7, 29])
-    token, logprob, kept = run("greedy", logits=logits, suppressed=suppressed)
-    np.testing.assert_array_equal(token, logits.argmax(1))
-    np.testing.assert_allclose(logprob, log_softmax(logits).max(1), atol=2e-6)
+    token, logprob, kept = run("best", logits=logits, candidates=ONE, suppressed=suppressed)
+    np.testing.assert_array_equal(token[:, 0], logits.argmax(1))
+    np.testing.assert_allclose(logprob[:, 0], log_softmax(logits).max(1), atol=2e-6)
     np.testing.assert_allclose(kept, log_kept(logits, suppressed), atol=2e-6)
-    _, _, nothing = run("greedy", logits=np.array([[0, 200, 0]], np.float32), suppressed=np.array([1]))
+    _, _, nothing = run("best", logits=np.array([[0, 200, 0]], np.float32), candidates=ONE, suppressed=np.array([1]))
     assert nothing == -np.inf
 
 
@@ -163,42 +176,6 @@ def test_sample_never_takes_a_suppressed_token(run):
         token, logprob = run(name, logits=logits, temperature=np.float32(0.3), uniform=uniform, **filters)
         np.testing.assert_array_equal(token, [1, 3])
         np.testing.assert_allclose(logprob, np.log(0.5), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("batch", "beams", "vocab", "candidates"),
-    [(1, 1, 1, 2), (1, 4, 30, 8), (3, 2, 11, 4), (2, 3, 3, 6), (2, 4, 50, 1), (2, 4, 1009, 8), (3, 2, 4096, 40)],
-)
-def test_beam(run, batch, beams, vocab, candidates):
-    logits = logits_of(batch * beams, vocab)
-    scores = logits_of(batch, beams, seed=1)
-    value, index, kept = run("beam", logits=logits, scores=scores, candidates=np.array([candidates]), suppressed=NONE, renormalize=OFF)
-    assert not kept.any()
-    total = (log_softmax(logits).reshape(batch, beams, vocab) + scores[:, :, None]).reshape(batch, -1)
-    order = np.argsort(-total, axis=1, kind="stable")[:, :candidates]
-    np.testing.assert_array_equal(index, order)
-    np.testing.assert_allclose(value, np.take_along_axis(total, order, 1), atol=3e-6)
-
-
-def test_beam_with_one_live_beam_and_equal_logits(run):
-    scores = np.array([[0, -np.inf]], np.float32)
-    inputs = {"scores": scores, "candidates": np.array([4]), "suppressed": NONE, "renormalize": OFF}
-    value, index, _ = run("beam", logits=np.zeros((2, 5), np.float32), **inputs)
-    np.testing.assert_array_equal(index, [[0, 1, 2, 3]])
-    np.testing.assert_allclose(value, np.log(0.2), atol=1e-6)
-
-
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_beam_scores_with_suppressed_ids(run, renormalize):
-    logits, scores, suppressed = logits_of(6, 20), logits_of(2, 3, seed=1), np.array([4, 11])
-    value, index, kept = run(
-        "beam", logits=logits, scores=scores, candidates=np.array([15]), suppressed=suppressed, renormalize=np.array(renormalize)
-    )
-    np.testing.assert_allclose(kept, log_kept(logits, suppressed), atol=2e-6)
-    shares = log_softmax(logits) - (log_kept(logits, suppressed)[:, None] if renormalize else 0)
-    total = (shares.reshape(2, 3, 20) + scores[:, :, None]).reshape(2, -1)
-    np.testing.assert_array_equal(index, np.argsort(-total, axis=1, kind="stable")[:, :15])
-    np.testing.assert_allclose(value, np.take_along_axis(total, index, 1), atol=3e-6)
 
 
 def test_reorder(run):

@@ -62,7 +62,7 @@ def test_verify_passes_a_good_bundle(copy: Path) -> None:
     found = verify(copy, threads=1)
     assert found["files"] == len(Bundle.open(copy).files)
     assert list(found["variants"]) == ["fp32"]
-    assert "beam" in found["search"]
+    assert "best" in found["search"]
 
 
 def test_verify_names_a_changed_file(copy: Path) -> None:
@@ -74,8 +74,8 @@ def test_verify_names_a_changed_file(copy: Path) -> None:
 
 
 def test_verify_loads_every_search_graph(copy: Path) -> None:
-    rewrite(copy, "search/beam.onnx", b"nothing")
-    with pytest.raises(BundleError, match=r"search/beam.onnx.*cannot load"):
+    rewrite(copy, "search/best.onnx", b"nothing")
+    with pytest.raises(BundleError, match=r"search/best.onnx.*cannot load"):
         verify(copy)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from onnxport.quantize.choice import add_choice
 from onnxport.quantize.selection import search_graphs
 from onnxport.runtime.staging import bundle_folder
 
@@ -150,6 +152,7 @@ def decoder(model: TinyModel, path: Path) -> None:
     row = b.op("GatherND", x, b.op("Unsqueeze", "logits_index", b.const("one", [1])), batch_dims=1)
     b.nodes.append(h.make_node("MatMul", [row, b.const("head")], ["logits"]))
     b.save(path)
+    ir.save(add_choice(ir.load(path)), path)
 
 
 def tokenizer(kind: str) -> Tokenizer:
