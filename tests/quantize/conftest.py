@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from onnxport.quantize.store import write
+from onnxport.runtime.session import Sessions
 
 LAYERS, HIDDEN, HEADS, SIZE, VOCAB, FORWARD = 2, 32, 4, 8, 61, 48
 
@@ -188,6 +189,24 @@ def replay_cached(standard, fused, sources=2, beams=3, prompt=3, steps=3, source
     return pairs
 
 
+def running(path: Path, disabled: list[str] | None = None) -> list[str]:
+    """Types of the nodes that run on the CPU once the runtime has opened the graph, or ONNX Runtime with these optimizers disabled."""
+    written = path.with_suffix(".written")
+
+    class Writing(Sessions):
+        def options(self, *given, **named):
+            made = super().options(*given, **named)
+            made.optimized_model_filepath = str(written)
+            return made
+
+    sessions = Writing("cpu", 1)
+    if disabled is None:
+        sessions.open(path)
+    else:
+        ort.InferenceSession(str(path), sessions.options(), providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+    return [node.op_type for node in onnx.load(written, load_external_data=False).graph.node]
+
+
 def build(nodes, inputs, outputs, weights=()) -> ir.Model:
     """A graph from lists: (op, inputs, outputs, attributes), name -> shape or (type, shape), name -> array; shapes inside are inferred."""
     kinds = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
@@ -207,7 +226,7 @@ def build(nodes, inputs, outputs, weights=()) -> ir.Model:
 
 helpers = SimpleNamespace(
     build=build,
-    load=load, run=run, replay_cached=replay_cached, Cached=Cached, decoder_inputs=decoder_inputs,
+    load=load, run=run, running=running, replay_cached=replay_cached, Cached=Cached, decoder_inputs=decoder_inputs,
 )  # fmt: skip
 
 

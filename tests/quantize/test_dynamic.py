@@ -1,4 +1,4 @@
-"""The default INT8 recipe: bounds, independence of batch-mates, tied weights, bytes."""
+"""The INT8 recipes, `int8` in rows and `int8-weight` in blocks: bounds, independence of batch-mates, tied weights, bytes."""
 
 import numpy as np
 import onnx
@@ -7,11 +7,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxport.errors import CheckpointError
-from onnxport.quantize.dynamic import to_int8
+from onnxport.quantize.dynamic import RECIPES, to_int8
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.store import write
 
 RNG = np.random.default_rng(0)
+KERNELS = {"int8": {"MatMulIntegerToFloat"}, "int8-weight": {"MatMulNBits"}}
+PRECISIONS = pytest.mark.parametrize("precision", ["int8", "int8-weight"])
 
 
 def relative(got, expected):
@@ -39,15 +41,24 @@ def linear_model(k, n, bias=True, kind="MatMul"):
     return model, weight, offset if bias else np.float32(0)
 
 
+@PRECISIONS
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
 @pytest.mark.parametrize(
-    ("k", "n", "bias", "kind"),
-    [(64, 48, True, "MatMul"), (128, 33, False, "MatMul"), (200, 24, True, "Gemm"), (24, 40, False, "Gemm"), (16, 7, True, "MatMul")],
+    ("k", "n", "bias", "kind", "block"),
+    [
+        (64, 48, True, "MatMul", 64),
+        (128, 33, False, "MatMul", 128),
+        (200, 24, True, "Gemm", 32),  # no block divides it: the last one is padded
+        (24, 40, False, "Gemm", 16),
+        (16, 7, True, "MatMul", 16),
+    ],
 )
-def test_error_of_one_product(session, tools, role, k, n, bias, kind):
+def test_error_of_one_product(session, tools, precision, role, k, n, bias, kind, block):
     model, weight, offset = linear_model(k, n, bias, kind)
-    quantized, plan = to_int8({role: model})
-    assert set(plan) == {"fc.weight"} and plan["fc.weight"].startswith("int8-rows" if role == "encoder" else "int8-blocks")
+    quantized, plan = to_int8({role: model}, RECIPES[precision])
+    assert plan == {"fc.weight": "int8-rows" if precision == "int8" else f"int8-blocks{block}"}
+    kinds = {n.op_type for n in quantized[role].graph}
+    assert not {"MatMul", "Gemm"} & kinds and kinds & {"MatMulIntegerToFloat", "MatMulNBits"} == KERNELS[precision]
     x = RNG.standard_normal((5, k) if kind == "Gemm" else (2, 3, k)).astype(np.float32)
     got = tools.run(session(quantized[role]), {"x": x})["y"]
     assert relative(got, x @ weight + offset) < 0.012
@@ -60,33 +71,36 @@ def test_the_given_model_stays_as_it_was():
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("role", ["encoder", "decoder"])
+@PRECISIONS
 @pytest.mark.parametrize("outlier", [1.0, 60.0, 1e4])
-def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, role, outlier):
-    """Row scales: to the last bit. Blocks: what stands in other rows changes nothing, their number only the order of a sum."""
+def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, precision, outlier):
+    """Rows: to the last bit. Blocks: what stands in other rows changes nothing, their number only the order of a sum."""
     model, _, _ = linear_model(256, 48)
-    opened = session(to_int8({role: model})[0][role])
-    rows = RNG.standard_normal((7, 1, 256)).astype(np.float32)
+    opened = session(to_int8({"decoder": model}, RECIPES[precision])[0]["decoder"])
+    rows = RNG.standard_normal((64, 1, 256)).astype(np.float32)
     calm = tools.run(opened, {"x": rows})["y"]
     rows[3, 0, 5] = outlier
     together = tools.run(opened, {"x": rows})["y"]
     np.testing.assert_array_equal(np.delete(together, 3, 0), np.delete(calm, 3, 0))
-    for i in range(7):
-        for mates in ([i], [i, 3], [i, 3, 3, 3]):
-            got = tools.run(opened, {"x": rows[mates]})["y"][0]
-            if role == "encoder":
+    for count in (1, 4, 16, 63):
+        for i in (0, 3, 40):
+            got = tools.run(opened, {"x": rows[[i, *[3] * (count - 1)]]})["y"][0]
+            if precision == "int8":
                 np.testing.assert_array_equal(got, together[i])
             else:
                 np.testing.assert_allclose(got, together[i], rtol=0, atol=1e-6 * np.abs(together[i]).max())
 
 
-@pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_rows_of_zeros_and_tiny_rows_stay_finite(session, tools, role):
+@PRECISIONS
+def test_rows_of_zeros_give_the_bias_and_tiny_rows_stay_finite(session, tools, precision):
     model, _, offset = linear_model(64, 16)
+    opened = session(to_int8({"model": model}, RECIPES[precision])[0]["model"])
     x = np.zeros((1, 3, 64), np.float32)
+    np.testing.assert_array_equal(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)))
     x[0, 1] = 1e-35
-    got = tools.run(session(to_int8({role: model})[0][role]), {"x": x})["y"]
-    np.testing.assert_allclose(got, np.broadcast_to(offset, got.shape), atol=1e-6)
+    np.testing.assert_allclose(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)), atol=1e-6)
+    plain = session(to_int8({"model": linear_model(64, 16, bias=False)[0]}, RECIPES[precision])[0]["model"])
+    assert not tools.run(plain, {"x": np.zeros((2, 1, 64), np.float32)})["y"].any()
 
 
 def test_activations_are_quantized_once_for_all_who_read_them(session, tools):
@@ -121,30 +135,54 @@ def tied(vocab, k):
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)), table
 
 
+def weight_bytes(model, folder):
+    write({"decoder": model}, folder)
+    return (folder / "weights.bin").stat().st_size
+
+
+@PRECISIONS
 @pytest.mark.parametrize("k", [128, 96, 24])
-def test_tied_weights_are_stored_once(session, tools, tmp_path, k):
+def test_tied_weights_are_stored_once(session, tools, tmp_path, precision, k):
+    """Table and projection read the same bytes: one of 8 bits a weight, and the scales."""
     model, table = tied(80, k)
-    quantized, plan = to_int8({"decoder": model, "encoder": model})
-    assert list(plan) == ["embedding.weight"]
-    only, _ = to_int8({"decoder": model})
-    write(only, tmp_path)
-    blocks = {128: 1, 96: 3, 24: 2}[k]
-    stored = 80 * (-(-k // 16) * 16) + 80 * blocks * 4
-    assert stored <= (tmp_path / "weights.bin").stat().st_size < stored + 128
-    ids = np.arange(80)
-    got = tools.run(session(only["decoder"]), {"input_ids": ids})["logits"]
+    quantized, plan = to_int8({"decoder": model}, RECIPES[precision])
+    size = {128: 128, 96: 32, 24: 16}[k]
+    assert plan == {"embedding.weight": "int8-rows" if precision == "int8" else f"int8-blocks{size}"}
+    if precision == "int8":
+        stored, scales = 80 * k, 80 * 4
+    else:
+        stored, scales = 80 * -(-k // size) * size, 80 * -(-k // size) * 4
+    assert stored + scales <= weight_bytes(quantized["decoder"], tmp_path) < stored + 2 * scales + 256 < 2 * stored
+    got = tools.run(session(quantized["decoder"]), {"input_ids": np.arange(80)})["logits"]
     assert relative(got, table @ table.T) < 0.015
-    assert (
-        quantized["encoder"].graph.node("x/GatherBlockQuantized" if k != 24 else "x/padded/GatherBlockQuantized").op_type
-        == "GatherBlockQuantized"
-    )
+    kinds = [n.op_type for n in quantized["decoder"].graph]
+    found = {kind: kinds.count(kind) for kind in ("Gather", "Cast", "Transpose", "GatherBlockQuantized")}
+    assert found == dict(zip(found, (2, 1, 1, 0) if precision == "int8" else (0, 0, 0, 1), strict=True))
 
 
-def test_small_and_positional_tables_stay():
+@pytest.mark.parametrize("k", [128, 24])
+def test_a_looked_up_row_of_integers_is_within_half_a_step_of_its_own_scale(session, tools, k):
+    """A table that shares its bytes with nothing: rows of zeros stay zeros, a row's error hangs on that row alone."""
+    table = RNG.standard_normal((40, k)).astype(np.float32) * np.geomspace(1e-6, 1e6, 40, dtype=np.float32)[:, None]
+    table[7] = 0
+    model = tools.build(
+        [("Gather", ["embedding.weight", "input_ids"], ["x"])],
+        {"input_ids": ("int64", ["batch", "length"])}, {"x": ["batch", "length", k]}, {"embedding.weight": table},
+    )  # fmt: skip
+    quantized, plan = to_int8({"encoder": model})
+    assert plan == {"embedding.weight": "int8-rows"}
+    ids = np.array([[0, 7, 39], [5, 5, 20]])
+    got = tools.run(session(quantized["encoder"]), {"input_ids": ids})["x"]
+    assert not got[0, 1].any()
+    assert (np.abs(got - table[ids]) <= 0.5001 / 127 * np.abs(table[ids]).max(-1, keepdims=True)).all()
+
+
+@PRECISIONS
+def test_small_tables_stay(precision):
+    """The projection is quantized, a table of 12 rows is not."""
     model, _ = tied(12, 128)
-    assert (
-        to_int8({"decoder": model})[1]["embedding.weight"] == "int8-blocks128+float32"
-    )  # the projection is quantized, a table of 12 rows is not
+    scheme = {"int8": "int8-rows", "int8-weight": "int8-blocks128"}[precision]
+    assert to_int8({"decoder": model}, RECIPES[precision])[1]["embedding.weight"] == f"{scheme}+float32"
 
 
 def test_a_model_without_a_weight_for_int8_is_refused():
@@ -153,16 +191,18 @@ def test_a_model_without_a_weight_for_int8_is_refused():
         to_int8({"decoder": model})
 
 
-def test_whole_decoder(standard, eager, session, tools):
-    fused, counts = fuse(standard, "decoder")
-    quantized, plan = to_int8({"decoder": fused})
+@PRECISIONS
+def test_whole_decoder(standard, eager, session, tools, precision):
+    fused, _ = fuse(standard, "decoder")
+    quantized, plan = to_int8({"decoder": fused}, RECIPES[precision])
     kinds = [n.op_type for n in quantized["decoder"].graph]
-    assert kinds.count("MatMulNBits") == 13 and kinds.count("GatherBlockQuantized") == 1
-    assert not {"MatMul", "Gemm"} & set(kinds)
+    (kernel,) = KERNELS[precision]
+    assert kinds.count(kernel) == 13 and not {"MatMul", "Gemm"} & set(kinds)
+    assert kinds.count("GatherBlockQuantized") == (precision == "int8-weight")
     kept = [v.const_value.size for v in quantized["decoder"].graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
     assert max(kept) == 40 * 32  # the positions are the largest tensor left in float32
-    assert kinds.count("SkipLayerNormalization") == counts["skip_layer_norm"]
-    assert plan["layers.1.qkv.weight"] == "int8-blocks32" and plan["embedding.weight"] == "int8-blocks32" and len(plan) == 13
+    assert set(plan.values()) == ({"int8-rows"} if precision == "int8" else {"int8-blocks32", "int8-blocks16"})
+    assert {"layers.1.qkv.weight", "embedding.weight"} < plan.keys() and len(plan) == 13
     pairs = tools.replay_cached(eager, session(quantized["decoder"]))
     assert max(relative(got, expected) for expected, got in pairs) < 0.05
 

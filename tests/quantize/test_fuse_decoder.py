@@ -5,7 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxport.errors import FusionError, UsageError
+from onnxport.quantize.dynamic import RECIPES, to_int8
 from onnxport.quantize.fusion import check_runs, fuse
+from onnxport.quantize.half import to_fp16
 from onnxport.quantize.store import write
 
 
@@ -14,12 +16,24 @@ def fused(standard):
     return fuse(standard, "decoder")
 
 
-def test_counts_are_those_of_the_layers(fused):
+def test_counts_are_those_of_the_layers(fused, standard):
     _, counts = fused
     assert counts["group_query_attention"] == 2
     assert counts["multi_head_attention"] == 2
+    assert "skip_layer_norm" not in counts
     # norm1 of layer 0 behind the embedding sum too, and the norm at the end
-    assert counts["skip_layer_norm"] == 7
+    assert fuse(standard, "decoder", "cuda")[1] == counts | {"skip_layer_norm": 7}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-weight"])
+def test_no_graph_that_runs_on_the_cpu_has_skip_layer_normalization(fused, tools, tmp_path, precision):
+    make = {"fp32": lambda m: m, "fp16": to_fp16} | {
+        name: lambda m, r=recipe: to_int8({"d": m}, r)[0]["d"] for name, recipe in RECIPES.items()
+    }
+    write({"decoder": make[precision](fused[0])}, tmp_path / "b")
+    runs = tools.running(tmp_path / "b/decoder.onnx")
+    assert runs.count("LayerNormalization") == 7 and "GroupQueryAttention" in runs
+    assert not [kind for kind in runs if kind.startswith("Skip")]
 
 
 def test_mask_gives_way_to_lengths(fused, standard):

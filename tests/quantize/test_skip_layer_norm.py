@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxport.quantize.fusion import fuse
+from onnxport.quantize.fusion import RULES, fuse
+from onnxport.quantize.store import write
 
 RNG = np.random.default_rng(0)
 D = 16
@@ -27,12 +28,24 @@ def model_of(tools, bias=True, beta=True, goes_on=False, swapped=False, skip=SHA
     return tools.build(nodes, {"x": skip, "y": ["batch", "length", 8]}, outputs, weights)
 
 
+def test_on_the_cpu_onnx_runtime_does_not_put_it_in_either(tools, tmp_path):
+    write({"model": fuse(model_of(tools), "model")[0]}, tmp_path)
+    assert tools.running(tmp_path / "model.onnx").count("LayerNormalization") == 1
+    assert "SkipLayerNormalization" in tools.running(tmp_path / "model.onnx", disabled=[])  # as it would by itself
+
+
+def test_on_the_cpu_the_sum_and_the_norm_stay(tools):
+    fused, counts = fuse(model_of(tools), "model")
+    assert counts == {} and "SkipLayerNormalization" not in kinds(fused)
+    assert not any(rule.name == "skip_layer_norm" for rule in RULES["cpu"])
+
+
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize(("bias", "beta"), [(True, True), (False, True), (False, False), (True, False)])
 def test_sum_and_norm_become_one_kernel(session, tools, bias, beta, swapped, goes_on):
     model = model_of(tools, bias, beta, goes_on, swapped)
-    fused, counts = fuse(model, "model")
+    fused, counts = fuse(model, "model", "cuda")
     assert counts == {"skip_layer_norm": 1}
     assert kinds(fused)[:2] == ["MatMul", "SkipLayerNormalization"] and "Add" not in kinds(fused)
     for batch, length in ((1, 1), (3, 5)):
@@ -50,7 +63,7 @@ def test_sum_that_is_an_output_keeps_its_name(session, tools):
         [("Add", ["x", "y"], ["total"]), ("LayerNormalization", ["total", "gamma", "beta"], ["z"], {"axis": -1})],
         {"x": SHAPE, "y": SHAPE}, {"z": SHAPE, "total": SHAPE}, {k: WEIGHTS[k] for k in ("gamma", "beta")},
     )  # fmt: skip
-    fused, counts = fuse(model, "model")
+    fused, counts = fuse(model, "model", "cuda")
     assert counts["skip_layer_norm"] == 1
     inputs = {k: RNG.standard_normal((2, 3, D)).astype(np.float32) for k in "xy"}
     expected, got = tools.run(session(model), inputs), tools.run(session(fused), inputs)
@@ -60,7 +73,7 @@ def test_sum_that_is_an_output_keeps_its_name(session, tools):
 
 @pytest.mark.parametrize("skip", [[1, "length", D], ["length", D], [D]])
 def test_a_sum_that_broadcasts_stays(tools, skip):
-    assert "skip_layer_norm" not in fuse(model_of(tools, skip=skip), "model")[1]
+    assert "skip_layer_norm" not in fuse(model_of(tools, skip=skip), "model", "cuda")[1]
 
 
 def test_norm_over_two_axes_stays(tools):
@@ -68,4 +81,4 @@ def test_norm_over_two_axes_stays(tools):
         [("Add", ["x", "y"], ["total"]), ("LayerNormalization", ["total", "gamma"], ["z"], {"axis": 1})],
         {"x": [2, 3, D], "y": [2, 3, D]}, {"z": [2, 3, D]}, {"gamma": np.ones((3, D), np.float32)},
     )  # fmt: skip
-    assert fuse(model, "model")[1] == {}
+    assert fuse(model, "model", "cuda")[1] == {}
