@@ -24,6 +24,7 @@ NUMPY_TYPES = {
 }  # fmt: skip
 
 MOST_THREADS = 1024
+SPIN_US = 1000
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _leaked: list[Any] = []
 
@@ -92,10 +93,13 @@ class Sessions:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
-        # Spinning workers answer the next small node at once, but more of them than cores would take time from those that work: so those
-        # of a session that is not steady stop when its run ends.
+        # Spinning workers answer the next small node at once, but more of them than cores take time from those that work. So they spin
+        # from one step to the next and not much longer; those of a session that is not steady stop when its run ends.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.threads <= cores() else "0")
-        options.add_session_config_entry("session.force_spinning_stop", "0" if steady else "1")
+        if steady:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+        else:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return options
