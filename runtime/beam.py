@@ -198,9 +198,8 @@ class BeamBatch:
                 self._inputs[place] = one
             self._running.join(places, [one.job.prefix[0] for one, _ in taken], [e for _, e in taken if e is not None])
         elif 4 * live <= 3 * len(self._inputs):  # finished beams cost as much as others: go on without them
-            left = np.array([i for i, one in enumerate(self._inputs) if not one.done])
-            self._running.keep(left)
-            self._inputs = [self._inputs[i] for i in left]
+            order = self._running.keep([i for i, one in enumerate(self._inputs) if not one.done])
+            self._inputs = [self._inputs[i] for i in order]
             self._choose_anew()
 
     def _start(self, taken: list[Taken[Beams]]) -> None:

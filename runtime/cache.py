@@ -57,6 +57,11 @@ class HostCache:
         for new, before in zip(self.array, old, strict=True):
             new[:, :, :used] = before[rows, :, :used]
 
+    def shrink(self, rows: int) -> None:
+        """Go on with the first rows only; nothing is copied."""
+        self.array = self.array[:, :rows]
+        self.values = [value_of(a) for a in self.array]
+
     def copy(self, moves: Sequence[Move], used: int) -> None:
         """In place: each target row becomes its source row at positions start..used; no target is a source."""
         for target, source, start in moves:

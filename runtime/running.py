@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxport.runtime.cache import Move
+from onnxport.runtime.cache import HostCache, Move
 from onnxport.runtime.engine import Cross, Engine, padded
 from onnxport.runtime.session import empty_value, run_bound, value_of
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 NOBODY = np.zeros(0, np.int64)
-AHEAD = 256  # new positions room is made for at first; then the cache doubles
+AHEAD = 64  # new positions room is made for at first; then the cache doubles
 Encoded = tuple[Cross, int]  # an encoded source: where it lies
 
 
@@ -122,13 +122,24 @@ class Running:
         self._select(np.repeat(np.arange(self.rows), beams))
         self.beams = beams
 
-    def keep(self, sources: np.ndarray) -> None:
-        """Go on with the rows of these sources only."""
-        ids = self.ids.reshape(-1, self.beams)[sources].reshape(-1, 1)
-        self._select((sources[:, None] * self.beams + np.arange(self.beams)).ravel())
+    def keep(self, sources: Sequence[int]) -> list[int]:
+        """Go on with the rows of these sources only; returns which old source is in which place now. The last fill the gaps."""
+        count = len(sources)
+        late = iter([i for i in sources if i >= count])
+        order = [i if i in sources else next(late) for i in range(count)]
+        rows = (np.array(order)[:, None] * self.beams + np.arange(self.beams)).ravel()
+        ids = self.ids[rows]
+        if isinstance(self.cache, HostCache):
+            used = int(self.lengths[rows].max())
+            self.cache.copy([(row, int(old), 0) for row, old in enumerate(rows) if row != old], used)
+            self.cache.shrink(len(rows))
+            self._take_rows(rows)
+        else:
+            self._select(rows)
         self.ids[:] = ids
         if self.cross is not None:
-            self.cross = self.engine.select_cross(self.cross, sources)
+            self.cross = self.engine.select_cross(self.cross, np.array(order))
+        return order
 
     def join(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[Encoded]) -> None:
         """New sources in the places of finished ones, each decoded from one token; in host memory only."""
@@ -144,11 +155,27 @@ class Running:
             rows = slice(place * self.beams, (place + 1) * self.beams)
             self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
 
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Forget padding that only sources had which are done."""
+        assert self.cross is not None
+        live = self.active.reshape(-1, self.beams).any(1)
+        longest, width = int(self.cross.mask[live].sum(1).max()), self.cross.mask.shape[1]
+        if 4 * longest <= 3 * width:
+            arrays = {n: np.ascontiguousarray(a[:, :, :longest]) for n, a in self.cross.arrays.items()}
+            self.cross = Cross.of_arrays(arrays, np.ascontiguousarray(self.cross.mask[:, :longest]))
+            self._binding = None
+
     def widen(self, sources: int) -> None:
         """Room for more sources, in places that count as finished until something joins."""
         now = self.rows // self.beams
-        self.keep(np.concatenate([np.arange(now), np.zeros(sources - now, np.int64)]))
+        ids, places = self.ids.copy(), np.concatenate([np.arange(now), np.zeros(sources - now, np.int64)])
+        self._select((places[:, None] * self.beams + np.arange(self.beams)).ravel())
+        self.ids[: len(ids)] = ids
         self.active[now * self.beams :] = False
+        if self.cross is not None:
+            self.cross = self.engine.select_cross(self.cross, places)
 
     def copy(self, moves: Sequence[Move]) -> None:
         """Cache rows for beams: each target row goes on from its source row."""
@@ -158,6 +185,9 @@ class Running:
     def _select(self, rows: np.ndarray) -> None:
         used = int(self.lengths[rows].max())
         self.cache.select(rows, used, max(self.cache.capacity, used + 1))
+        self._take_rows(rows)
+
+    def _take_rows(self, rows: np.ndarray) -> None:
         self.lengths = self.lengths[rows]
         active = self.active[rows]
         self._renew(len(rows))

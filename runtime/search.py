@@ -111,9 +111,8 @@ class Batch:
                 self._rows[place] = row
             self._running.join(places, [row.job.prefix[0] for row, _ in taken], [e for _, e in taken if e is not None])
         elif 4 * live <= 3 * len(self._rows):  # finished rows cost as much as others: go on without them
-            left = np.array([i for i, row in enumerate(self._rows) if not row.reason])
-            self._running.keep(left)
-            self._rows = [self._rows[i] for i in left]
+            order = self._running.keep([i for i, row in enumerate(self._rows) if not row.reason])
+            self._rows = [self._rows[i] for i in order]
             self._choose_anew()
 
     def _start(self, taken: list[Taken[Row]]) -> None:

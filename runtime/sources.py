@@ -36,9 +36,9 @@ class Sources(Generic[T]):
     def take(self, waiting: deque[T], count: int) -> list[Taken[T]]:
         """Up to `count` inputs with their sources (None where the model has no encoder). TextError: see Engine.encode."""
         while len(self._ready) < count and waiting:
-            # Rows on a device cannot be moved one by one: nothing is encoded there that is not wanted now.
-            least = AHEAD if self._engine.device == "cpu" else 0
-            group = [waiting.popleft() for _ in range(min(len(waiting), max(least, count - len(self._ready))))]
+            # Rows on a device cannot be moved one by one: what is wanted there is encoded at once, and nothing else.
+            size = AHEAD if self._engine.device == "cpu" else count
+            group = [waiting.popleft() for _ in range(min(len(waiting), size))]
             if self._engine.encoder is None:
                 self._ready.extend((item, None) for item in group)
             else:
