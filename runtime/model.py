@@ -153,6 +153,11 @@ class Model:
         """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
         return self._ready().encoding().run(inputs)
 
+    @property
+    def padding(self) -> float:
+        """Share of the positions computed by generate and stream so far that were padding or a finished row's, 0 to 1."""
+        return 0.0 if self.engine is None else self.engine.positions.padding
+
     def encode(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Vectors float32 [texts, hidden] of an embedding bundle, pooled over tokens and of length 1 as the bundle says."""
         return self._ready().encoding().encode([texts] if isinstance(texts, str) else list(texts), batch_size)
