@@ -11,13 +11,13 @@ ended are overwritten, from the first token on in which the two differ.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxport.errors import UsageError
+from onnxport.runtime.batch import Batch
 from onnxport.runtime.cache import Move
 from onnxport.runtime.choose import BeamChooser, Candidate
 from onnxport.runtime.constraints import Constraints
@@ -25,7 +25,6 @@ from onnxport.runtime.engine import Engine
 from onnxport.runtime.job import Job
 from onnxport.runtime.options import Search
 from onnxport.runtime.running import Running
-from onnxport.runtime.sources import Sources, Taken, together
 from onnxport.runtime.tokenizer import TextTokenizer
 
 LOWEST = -1e9  # what stands for minus infinity in scores, as in transformers
@@ -125,33 +124,29 @@ def _placed(kept: Sequence[Candidate], rows: int) -> list[Candidate]:
     return [placed[row] if row in placed else next(left) for row in range(rows)]
 
 
-class BeamBatch:
+class BeamBatch(Batch[Beams]):
     """Inputs whose beams decode together: as many inputs as `search.batch_size`. UsageError: too small a vocabulary for the beams."""
 
     def __init__(self, engine: Engine, search: Search, constraints: Constraints, tokenizer: TextTokenizer | None) -> None:
-        self._engine, self._search, self._constraints, self._tokenizer = engine, search, constraints, tokenizer
+        super().__init__(engine, search)
+        self._constraints, self._tokenizer = constraints, tokenizer
         vocabulary, ends = engine.vocab_size, len(engine.config.eos_ids)
         self._count = max(2, 1 + ends) * search.beam
         if self._count + ends > vocabulary:
             most = (vocabulary - ends) * search.beam // self._count
             raise UsageError(f"beam is {search.beam}, expected at most {most} with a vocabulary of {vocabulary}")
-        self._sources: Sources[Beams] = Sources(engine)
-        self._inputs: list[Beams] = []  # by place
-        self._running: Running | None = None
         self._chooser: BeamChooser | None = None
 
-    def step(self, waiting: deque[Beams]) -> list[Beams]:
-        """Take inputs from `waiting` while there is room, and move each one token on; returns the inputs that ended."""
-        self._admit(waiting)
-        if self._running is None or self._chooser is None:
-            return []
-        running, inputs, width = self._running, self._inputs, self._running.beams
+    def _move(self, running: Running) -> list[Beams]:
+        assert self._chooser is not None
+        inputs, width = self._tasks, running.beams
         self._chooser.scores[:] = [one.scores for one in inputs]
         rules = self._constraints.at([one.job for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
         self._chooser.prepare(rules, self._count)
         running.advance()
         candidates = self._chooser.choose(rules, self._count)
-        ended, moves = [], []
+        ended: list[Beams] = []
+        moves: list[Move] = []
         for place, one in enumerate(inputs):
             if one.done:  # waits unchanged until its place is taken
                 if width != self._search.beam:
@@ -165,7 +160,7 @@ class BeamBatch:
                 moves += _moves(before, parents, place * width, len(one.job.prefix))
         if width != self._search.beam:
             running.expand(self._search.beam)
-            self._choose_anew()
+            self._renewed(running)
         else:
             running.copy(moves)
         for place, one in enumerate(inputs):
@@ -175,51 +170,21 @@ class BeamBatch:
                 running.ids[rows, 0] = one.tokens[:, -1]
         return ended
 
-    def _admit(self, waiting: deque[Beams]) -> None:
-        free = [i for i, one in enumerate(self._inputs) if one.done]
-        live, most = len(self._inputs) - len(free), self._search.batch_size
-        if not live:
-            self._start([t for t in self._sources.take(waiting, most) if not t[0].done])
-            return
-        assert self._running is not None
-        if joining := min(self._sources.can_join(waiting), most - live):
-            if joining > len(free):
-                self._running.widen(live + joining)
-                free += range(len(self._inputs), live + joining)
-                for _ in range(live + joining - len(self._inputs)):
-                    self._inputs.append(Beams(self._inputs[0].job))
-                    self._inputs[-1].begin(self._search.beam)
-                    self._inputs[-1].drop()
-                self._choose_anew()
-            taken = self._sources.take(waiting, joining)
-            places = free[: len(taken)]
-            for place, (one, _) in zip(places, taken, strict=True):
-                one.begin(self._search.beam)
-                self._inputs[place] = one
-            self._running.join(places, [one.job.prefix[0] for one, _ in taken], [e for _, e in taken if e is not None])
-        elif 4 * live <= 3 * len(self._inputs):  # finished beams cost as much as others: go on without them
-            order = self._running.keep([i for i, one in enumerate(self._inputs) if not one.done])
-            self._inputs = [self._inputs[i] for i in order]
-            self._choose_anew()
+    def _vacant(self, like: Beams) -> Beams:
+        vacant = Beams(like.job)
+        vacant.begin(self._search.beam)
+        vacant.drop()
+        return vacant
 
-    def _start(self, taken: list[Taken[Beams]]) -> None:
-        self._inputs = [one for one, _ in taken]
-        if not taken:
-            self._running = self._chooser = None
-            return
-        jobs = [one.job for one in self._inputs]
+    def _renewed(self, running: Running) -> None:
+        self._chooser = BeamChooser(self._engine, running, len(self._tasks))
+
+    def _enter(self, task: Beams, beams: int) -> None:
+        task.begin(beams)
+
+    def _width(self, tasks: list[Beams]) -> int:
         # Beams that start from one token are rows at once; a longer prefix is run once for all of them.
-        width = self._search.beam if all(len(job.prefix) == 1 for job in jobs) else 1
-        prefixes = [job.prefix for job in jobs for _ in range(width)]
-        new = max(job.limit for job in jobs)
-        self._running = Running(self._engine, together([e for _, e in taken]), prefixes, new, width)
-        for one in self._inputs:
-            one.begin(width)
-        self._choose_anew()
-
-    def _choose_anew(self) -> None:
-        assert self._running is not None
-        self._chooser = BeamChooser(self._engine, self._running, len(self._inputs))
+        return self._search.beam if all(len(task.job.prefix) == 1 for task in tasks) else 1
 
 
 def _moves(before: np.ndarray, parents: np.ndarray, first: int, prefix: int) -> list[Move]:

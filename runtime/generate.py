@@ -19,7 +19,7 @@ from onnxport.runtime.job import Job
 from onnxport.runtime.manifest import GenerationConfig
 from onnxport.runtime.options import Options, Search, Watch
 from onnxport.runtime.schedule import Lane
-from onnxport.runtime.search import Batch, Row, decode
+from onnxport.runtime.search import Row, RowBatch, decode
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
 DEFAULT_NEW_TOKENS = 128
@@ -74,7 +74,7 @@ class Generator:
                 results[beams.job.index] = replace(best[0], alternatives=tuple(best[1:]))
         else:
             new_row = self._rows(search)
-            batch = partial(Batch, self._engine, search, constraints)
+            batch = partial(RowBatch, self._engine, search, constraints)
             for row in self._run(search, batch, [new_row(job) for job in ordered], lambda one: new_row(one.job), watch):
                 results[row.job.index] = self._of_row(row)
         return results
@@ -113,7 +113,7 @@ class Generator:
 
     def _pieces(self, jobs: list[Job], search: Search, watch: Watch) -> Iterator[str | Generation]:
         row = self._rows(search, streaming=True)(jobs[0])
-        for _ in decode(Batch(self._engine, search, Constraints(self._config, search)), [row], watch):
+        for _ in decode(RowBatch(self._engine, search, Constraints(self._config, search)), [row], watch):
             if row.piece:
                 yield row.piece
         yield self._of_row(row)

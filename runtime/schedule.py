@@ -11,22 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from onnxport.runtime.batch import Task
 from onnxport.runtime.options import Watch
 
 GLANCE = 0.05  # seconds between a waiting call's looks at its own time limit
-
-
-class Task(Protocol):
-    """One input of a call, from the queue to its result."""
-
-    @property
-    def done(self) -> bool:
-        """True when nothing more is to come."""
-        ...
-
-    def drop(self) -> None:
-        """Give up: no more steps for it."""
-        ...
 
 
 T = TypeVar("T", bound=Task)
@@ -50,6 +38,7 @@ class Call(Generic[T]):
     def restart(self) -> None:
         """Begin again with all that is not done."""
         self.tasks = [task if task.done else self._again(task) for task in self.tasks]
+        self.left = sum(not task.done for task in self.tasks)
 
 
 class Lane(Generic[T]):
@@ -139,8 +128,8 @@ class Lane(Generic[T]):
     def _break_up(self, leader: Call[T]) -> bool:
         """Give up the batch; True when others had inputs in it, which start again."""
         with self._changed:
-            others = [call for call in self._calls if call is not leader]
-            self._batch, self._waiting = self._make_batch(), deque()
+            others = [call for call in self._calls if call is not leader and not call.alone]
+            self._batch, self._waiting, self._owner = self._make_batch(), deque(), {}
             for call in others:
                 call.restart()
                 self._queue(call)

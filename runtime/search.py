@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxport.runtime.batch import Batch
 from onnxport.runtime.choose import TokenChooser
 from onnxport.runtime.constraints import Constraints
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.job import Job
 from onnxport.runtime.options import Search, Watch
 from onnxport.runtime.running import Running
-from onnxport.runtime.sources import Sources, Taken, together
 from onnxport.runtime.tokenizer import TextStream
 
 DROPPED = "dropped"  # the reason of a row that its caller gave up
@@ -60,28 +60,24 @@ class Row:
                 self.reason = "stop"
 
 
-class Batch:
-    """Rows that decode together: as many as `search.batch_size`."""
+class RowBatch(Batch[Row]):
+    """Rows that decode together."""
 
     def __init__(self, engine: Engine, search: Search, constraints: Constraints) -> None:
-        self._engine, self._search, self._constraints = engine, search, constraints
-        self._sources: Sources[Row] = Sources(engine)
-        self._rows: list[Row] = []  # by place
-        self._running: Running | None = None
+        super().__init__(engine, search)
+        self._constraints = constraints
         self._chooser: TokenChooser | None = None
 
-    def step(self, waiting: deque[Row]) -> list[Row]:
-        """Take rows from `waiting` while there is room, and choose a token for each; returns the rows that ended."""
-        self._admit(waiting)
-        if self._running is None or self._chooser is None:
-            return []
-        running, rows = self._running, self._rows
+    def _move(self, running: Running) -> list[Row]:
+        assert self._chooser is not None
+        rows = self._tasks
         rules = self._constraints.at([row.job for row in rows], [row.tokens for row in rows])
         self._chooser.prepare(rules)
         running.advance()
         generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
         tokens, logprobs = self._chooser.choose(rules, generators)
-        eos, ended = self._engine.config.eos_ids, []
+        eos = self._engine.config.eos_ids
+        ended: list[Row] = []
         for i, row in enumerate(rows):
             if not row.reason:
                 row.add(tokens[i], logprobs[i], eos)
@@ -91,46 +87,14 @@ class Batch:
                 running.active[i] = False
         return ended
 
-    def _admit(self, waiting: deque[Row]) -> None:
-        free = [i for i, row in enumerate(self._rows) if row.reason]
-        live, most = len(self._rows) - len(free), self._search.batch_size
-        if not live:
-            self._start([t for t in self._sources.take(waiting, most) if not t[0].reason])
-            return
-        assert self._running is not None
-        if joining := min(self._sources.can_join(waiting), most - live):
-            if joining > len(free):
-                self._running.widen(live + joining)
-                gone = [Row(self._rows[0].job, reason=DROPPED) for _ in range(live + joining - len(self._rows))]
-                free += range(len(self._rows), live + joining)
-                self._rows += gone
-                self._choose_anew()
-            taken = self._sources.take(waiting, joining)
-            places = free[: len(taken)]
-            for place, (row, _) in zip(places, taken, strict=True):
-                self._rows[place] = row
-            self._running.join(places, [row.job.prefix[0] for row, _ in taken], [e for _, e in taken if e is not None])
-        elif 4 * live <= 3 * len(self._rows):  # finished rows cost as much as others: go on without them
-            order = self._running.keep([i for i, row in enumerate(self._rows) if not row.reason])
-            self._rows = [self._rows[i] for i in order]
-            self._choose_anew()
+    def _vacant(self, like: Row) -> Row:
+        return Row(like.job, generator=like.generator and np.random.default_rng(0), reason=DROPPED)
 
-    def _start(self, taken: list[Taken[Row]]) -> None:
-        self._rows = [row for row, _ in taken]
-        if not taken:
-            self._running = self._chooser = None
-            return
-        prefixes = [row.job.prefix for row in self._rows]
-        new = max(row.job.limit for row in self._rows)
-        self._running = Running(self._engine, together([e for _, e in taken]), prefixes, new)
-        self._choose_anew()
-
-    def _choose_anew(self) -> None:
-        assert self._running is not None
-        self._chooser = TokenChooser(self._engine, self._running, self._search)
+    def _renewed(self, running: Running) -> None:
+        self._chooser = TokenChooser(self._engine, running, self._search)
 
 
-def decode(batch: Batch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:
+def decode(batch: RowBatch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:
     """Decode rows in a batch of their own; a step a turn, until all have ended."""
     waiting = deque(rows)
     left = len(waiting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain, islice, takewhile
 from typing import Generic, Protocol, TypeVar
 
 from onnxport.runtime.engine import Cross, Engine
@@ -46,16 +47,12 @@ class Sources(Generic[T]):
                 self._ready.extend((item, (cross, i)) for i, item in enumerate(group))
         return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
 
-    def can_join(self, waiting: deque[T]) -> int:
-        """How many of the next inputs can join a batch that runs: those that decode from a single token."""
+    def can_join(self, waiting: deque[T], most: int) -> int:
+        """How many of the next `most` inputs can join a batch that runs: those that decode from a single token."""
         if self._engine.device != "cpu" or self._engine.encoder is None:
             return 0
-        count = 0
-        for item in [*(item for item, _ in self._ready), *waiting]:
-            if len(item.job.prefix) != 1:
-                break
-            count += 1
-        return count
+        following = chain((item for item, _ in self._ready), waiting)
+        return sum(1 for _ in takewhile(lambda item: len(item.job.prefix) == 1, islice(following, most)))
 
 
 def together(encoded: Sequence[Encoded | None]) -> Cross | None:

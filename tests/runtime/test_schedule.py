@@ -270,3 +270,25 @@ def test_an_interrupted_leader_leaves_and_the_others_begin_again() -> None:
         lane.run(first, Watch())
     assert [task.taken for task in lane.run(second, Watch())] == [2]
     assert script.lines == ["ab", "b", "b"] and script.batches == 2
+
+
+def test_a_call_that_is_alone_is_left_alone_when_another_breaks_the_batch() -> None:
+    script = Script()
+    lane = Lane(script.batch)
+    first, second = Caller("one", lane, counts(("a", 3))), Caller("two", lane, [Count("x", 3, ValueError)])
+    script.at[2] = lambda: (second.start(), second.finish())  # within the first step of `a` alone
+    first.start()
+    first.finish()
+    assert isinstance(second.error, ValueError)
+    assert_done(first)
+
+
+def test_tasks_that_ended_in_the_step_that_broke_are_counted() -> None:
+    script = Script()
+    lane, watch = Lane(script.batch), Ends(Cancelled("it waits for ever"))
+    second = lane.enter(counts(("b", 1)), Count.again)  # ends first, then `a` raises
+    first = lane.enter([Count("a", 3, ValueError)], Count.again)
+    with pytest.raises(ValueError, match="a"):
+        lane.run(first, Watch())
+    script.at[5] = watch.end
+    assert [t.taken for t in lane.run(second, watch)] == [1]
