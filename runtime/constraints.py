@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from onnxport.runtime.job import Job
 from onnxport.runtime.manifest import GenerationConfig
 from onnxport.runtime.options import Search
 
+Rows = Sequence[Any]  # new ids of every row: lists, or int64 arrays
 NO_PAIRS = np.zeros((0, 2), np.int64)
 
 
@@ -55,7 +57,7 @@ class Constraints:
         self._words = [word for word in own.bad_words if len(word) > 1]
         self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
 
-    def at(self, jobs: Sequence[Job], tokens: Sequence[Sequence[int]] | Sequence[np.ndarray]) -> Rules:
+    def at(self, jobs: Sequence[Job], tokens: Rows) -> Rules:
         """The rules for each row's next token: jobs[i] is row i's, tokens[i] its new ids so far."""
         suppressed, forbidden = self._usual
         pairs: list[tuple[int, int]] = []
@@ -77,7 +79,7 @@ class Constraints:
         banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
         return Rules(suppressed, forbidden, banned, self._forced(jobs, tokens), history, self._penalty, self._renormalize)
 
-    def _forced(self, jobs: Sequence[Job], tokens: Sequence[Sequence[int]] | Sequence[np.ndarray]) -> dict[int, tuple[int, ...]]:
+    def _forced(self, jobs: Sequence[Job], tokens: Rows) -> dict[int, tuple[int, ...]]:
         forced = {}
         if self._first:  # only a decoder that starts from one id is told its second
             forced = {row: self._first for row, job in enumerate(jobs) if len(job.prefix) == 1 and not len(tokens[row])}

@@ -17,7 +17,10 @@ AHEAD = 16  # sources an encoder takes at once: enough to be efficient, few enou
 class Item(Protocol):
     """What waits: something with a job."""
 
-    job: Job
+    @property
+    def job(self) -> Job:
+        """What is to be done."""
+        ...
 
 
 T = TypeVar("T", bound=Item)
