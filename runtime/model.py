@@ -90,8 +90,8 @@ class Model:
         Greedy, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. None leaves an option to the model:
         the search is then that of transformers' `generate` with the model's generation config; beam=1 makes it greedy. prefix: what answers
         begin with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
-        seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (In int8 the scores
-        may move in their last bits with the number of rows, so that a draw near a boundary can differ.) stop: texts that end an answer.
+        seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (Scores
+        move in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer.
         batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
         Errors: UsageError (a parameter), TextError (an input).
         """
