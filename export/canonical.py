@@ -57,11 +57,13 @@ def trace_source_encoder(built: Built, opset: int) -> ir.Model:
     return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
 
 
-def trace_text_encoder(canonical: Canonical, output: str, shape: tuple[int | str, ...], opset: int) -> ir.Model:
-    """`input_ids`, `attention_mask` [batch, sequence] → hidden states or logits."""
+def trace_text_encoder(canonical: Canonical, types: bool, outputs: Shapes, opset: int) -> ir.Model:
+    """`input_ids`, `attention_mask` and, where there are kinds of tokens, `token_type_ids` [batch, sequence] → `outputs`."""
     axes = {0: "batch", 1: "sequence"}
     inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
-    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), {output: shape}, canonical.names, opset, "encoder")
+    if types:
+        inputs["token_type_ids"] = torch.zeros(3, 5, dtype=torch.long)
+    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
 
 
 def trace_decoder(built: Built, opset: int) -> ir.Model:

@@ -140,7 +140,7 @@ def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[st
 
 def export_module(found: Source, adapter: Module, task: str, opset: int, say: Callable[[str], None]) -> Exported:
     """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
-    from onnxport.export.pipeline import module_hashes
+    from onnxport.export.described import module_hashes
 
     flat = flat_call(adapter)
     call, examples = flat.call, flat.examples

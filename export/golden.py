@@ -1,14 +1,19 @@
 """Golden answers: seeded inputs at several shapes, answered by the user's own class."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onnxport.export.original import OriginalEncoder, Seq2SeqOriginal, answer_rows
+from onnxport.export.original import CausalOriginal, Seq2SeqOriginal
+
+if TYPE_CHECKING:
+    from onnxport.export.models import EncoderModel
 
 POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
 GREEDY_TOKENS = 16
@@ -87,10 +92,10 @@ def greedy_seq2seq(model: Seq2SeqOriginal, source: Tensor, mask: Tensor, ids: di
     return [until(row[1:].tolist(), special({"eos_id": ids["eos_id"]})) for row in target]
 
 
-def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int | None) -> dict[str, np.ndarray]:
+def causal_goldens(model: CausalOriginal, ids: dict[str, Any], max_length: int | None) -> dict[str, np.ndarray]:
     """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
     inputs = Inputs(20240229, special(ids))
-    vocabulary = answer_rows(model.embedding, model.head)
+    vocabulary = model.rows
     result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(CAUSAL_SHAPES):
         lengths = fit(scaled(lengths, vocabulary), max_length)
@@ -104,23 +109,25 @@ def causal_goldens(model: OriginalEncoder, ids: dict[str, int], max_length: int 
     return result | {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
 
 
-def greedy_causal(model: OriginalEncoder, prompt: Tensor, eos: int, count: int) -> list[int]:
+def greedy_causal(model: CausalOriginal, prompt: Tensor, eos: int | list[int] | None, count: int) -> list[int]:
     """Plain greedy continuation of one prompt [length], without a cache."""
     row = prompt[None]
     for _ in range(count):
         row = torch.cat([row, model.causal(row)[:, -1].argmax(-1)[:, None]], 1)
-    return until(row[0, len(prompt) :].tolist(), {eos})
+    return until(row[0, len(prompt) :].tolist(), special({"eos_id": eos}))
 
 
-def encoder_goldens(model: OriginalEncoder, pad: int, max_length: int | None, output: str) -> dict[str, np.ndarray]:
-    """Cases `case0..` with `in/input_ids`, `in/attention_mask` and `out/<output>`."""
-    inputs = Inputs(20240229, {pad})
+def encoder_goldens(model: EncoderModel) -> dict[str, np.ndarray]:
+    """Cases `case0..` with `in/<input>` and `out/<output>`; with kinds of tokens, a second part of each row is of the second kind."""
+    inputs = Inputs(20240229, {model.pad_id})
     result: dict[str, np.ndarray] = {}
     for i, lengths in enumerate(ENCODER_SHAPES):
-        lengths = fit(lengths, max_length)
-        rows, mask = inputs.rows(model.embedding.num_embeddings, lengths, pad), real(lengths).long()
-        result |= {f"case{i}/in/input_ids": rows.numpy(), f"case{i}/in/attention_mask": mask.numpy()}
-        result[f"case{i}/out/{output}"] = model.encode(rows, mask).numpy()
+        lengths = fit(lengths, model.max_length)
+        given = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
+        if model.types:
+            given["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * given["attention_mask"]
+        result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in given.items()}
+        result |= {f"case{i}/out/{name}": tensor.numpy() for name, tensor in model.answer(given).items()}
     return result
 
 

@@ -37,6 +37,16 @@ class Seq2SeqOriginal(Protocol):
         """Teacher-forced logits [batch, target, vocabulary] through the class's own forward."""
 
 
+class CausalOriginal(Protocol):
+    """Any language model of the user's. `rows`: ids that it can both answer and take."""
+
+    modules: list[Any]
+    rows: int
+
+    def causal(self, ids: Tensor) -> Tensor:
+        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
+
+
 def answer_rows(table: nn.Embedding, head: nn.Linear | None) -> int:
     """Ids that can be both answered and taken: the smaller of the head's and the table's rows."""
     return table.num_embeddings if head is None else min(table.num_embeddings, head.out_features)
@@ -109,7 +119,7 @@ class OriginalEncoder:
         pooling: str | None = None,
     ) -> None:
         self.transformer, self.embedding, self.head, self.positions, self.scale = transformer, embedding, head, positions, scale
-        self.pooling = pooling
+        self.pooling, self.rows = pooling, answer_rows(embedding, head)
         self.modules = [module for module in (transformer, embedding, head) if module is not None]
 
     def _run(self, ids: Tensor, **masks: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from onnxport.errors import TextError, UsageError
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
+from onnxport.export.described import original_encoder, original_seq2seq
 from onnxport.export.direct import flat_call, output_names
-from onnxport.export.families.hugging_face import HuggingFace
+from onnxport.export.families.hugging_face_seq2seq import HuggingFaceSeq2Seq
 from onnxport.export.golden import real
 from onnxport.export.guard import evaluating
 from onnxport.export.model.encoder import pool
-from onnxport.export.pipeline import original_encoder, original_seq2seq
 from onnxport.export.prepare import prepare
 from onnxport.export.source import resolve
 from onnxport.export.transformers_library import quiet
@@ -50,7 +50,7 @@ class PyTorchReference:
             self.call, self.examples = flat.original, flat.examples
             self.modules = [self.adapter.module, self.call]
             return
-        if isinstance(self.adapter, HuggingFace):
+        if isinstance(self.adapter, HuggingFaceSeq2Seq):
             self.max_length: int | None = self.adapter.max_length
             self.model: Any = self.adapter.original()
         else:
@@ -72,13 +72,13 @@ class PyTorchReference:
         A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` or `beam` is what they
         say, and elsewhere 0 and 1.
         """
-        if not isinstance(self.adapter, Seq2Seq | CausalLM | HuggingFace):
+        if not isinstance(self.adapter, Seq2Seq | CausalLM | HuggingFaceSeq2Seq):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
         rows = self._ids(inputs)
         results: list[dict[str, Any]] = [{"text": "", "tokens": [], "score": 0.0} for _ in rows]
         order = [i for i, row in enumerate(rows) if row]
         size = batch_size or max(1, len(order))
-        decode, own = (self._generate, self.adapter.generation) if isinstance(self.adapter, HuggingFace) else (self._decode, {})
+        decode, own = (self._generate, self.adapter.generation) if isinstance(self.adapter, HuggingFaceSeq2Seq) else (self._decode, {})
         width = own.get("beam", 1) if beam is None else beam
         with evaluating(*self.modules, fused=True):
             for start in range(0, len(order), size):
@@ -88,7 +88,7 @@ class PyTorchReference:
         return results
 
     def _generate(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
-        assert isinstance(self.adapter, HuggingFace), "only transformers' own classes bring a generate"
+        assert isinstance(self.adapter, HuggingFaceSeq2Seq), "only transformers' own classes bring a generate"
         source, mask = padded(rows, self.adapter.ids["pad_id"])
         with quiet():
             found = self.model.generate(source, mask, min(most, self.adapter.max_length), least, beam)

@@ -13,14 +13,14 @@ from onnxport.errors import CheckpointError, UsageError
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
 
 if TYPE_CHECKING:
-    from onnxport.export.families.hugging_face import HuggingFace
+    from onnxport.export.models import Described
 
 
 @dataclass
 class Source:
     """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON."""
 
-    adapter: Adapter | HuggingFace
+    adapter: Adapter | Described
     name: str
     family: str
     task: str | None = None

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.export.families.hugging_face import Family
 from onnxport.export.families.hugging_face_config import always
+from onnxport.export.families.hugging_face_seq2seq import Seq2SeqFamily
 from onnxport.export.families.table import Row, Table, Transform, merged, packed, plain, transposed
 
 
@@ -45,7 +45,7 @@ def task(config: Mapping[str, Any]) -> str:
     return "summarization" if named else "text2text"
 
 
-FAMILY = Family(
+FAMILY = Seq2SeqFamily(
     model_type="bart",
     classes=("BartForConditionalGeneration", "BartModel"),
     table=TABLE,

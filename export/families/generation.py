@@ -101,8 +101,11 @@ class _Ids:
         return [self.several(name, word) for word in value]
 
 
-def special_ids(config: Any, source_rows: int, rows: int) -> tuple[dict[str, Any], list[str]]:
-    """pad, bos, eos and start of a transformers GenerationConfig as its `generate` takes them, and what is wrong with them."""
+def special_ids(config: Any, source_rows: int, rows: int, starts: bool) -> tuple[dict[str, Any], list[str]]:
+    """pad, bos, eos and start of a transformers GenerationConfig as its `generate` takes them, and what is wrong with them.
+
+    starts: answers start with an id of their own, as those of an encoder-decoder do.
+    """
     ids = _Ids(rows)
     eos = ids.one_or_several("eos_token_id", config.eos_token_id)
     pad = ids.one("pad_token_id", config.pad_token_id, min(source_rows, rows))
@@ -113,9 +116,9 @@ def special_ids(config: Any, source_rows: int, rows: int) -> tuple[dict[str, Any
     start = bos if config.decoder_start_token_id is None else start
     if pad is None and not ids.problems:
         ids.problems.append("neither pad_token_id nor eos_token_id is given, expected an id to pad with")
-    if start is None and not ids.problems:
+    if starts and start is None and not ids.problems:
         ids.problems.append("neither decoder_start_token_id nor bos_token_id is given, expected an id to start answers with")
-    return {"pad_id": pad, "bos_id": bos, "eos_id": eos, "decoder_start_id": start}, ids.problems
+    return {"pad_id": pad, "bos_id": bos, "eos_id": eos, "decoder_start_id": start if starts else None}, ids.problems
 
 
 def read_generation(config: Any, rows: int, ends: list[int]) -> tuple[dict[str, Any], list[str]]:

@@ -12,50 +12,50 @@ from torch import Tensor
 
 from onnxport.errors import CheckpointError
 from onnxport.export.families import generation
-from onnxport.export.families.hugging_face import Family, HuggingFace
-from onnxport.export.families.hugging_face_config import config_problems
+from onnxport.export.families.family import Decoding, Family
 from onnxport.export.families.pytorch_folder import weight_problems
 from onnxport.export.source import Source, file_hash, vocabulary_problem
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.export.weights import read_hugging_face_weights
-
-SETTINGS = frozenset(
-    """d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
-    activation_function scale_embedding tie_word_embeddings share_encoder_decoder_embeddings max_position_embeddings vocab_size
-    decoder_vocab_size""".split()
-)
 
 
 def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
     """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
-    if problems := config_problems(given, family.keys, family.classes):
+    if problems := family.problems(given):
         raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
     transformers = import_transformers()
     files = read_hugging_face_weights(folder, allow_pickle)
+    used, settings = {folder / "config.json", *files.paths}, None
     with quiet(), refusing(folder):
-        cls = getattr(transformers, family.classes[0])
+        cls = getattr(transformers, family.class_name(given))
         config = cls.config_class.from_dict(dict(given))
-        settings, settings_file = _generation_config(transformers, folder)
-        expected, optional = _shapes(cls, config, files.tensors)
-    problems = weight_problems(_prefixed(files.tensors, "model."), expected, optional)
-    rows = (config.decoder_vocab_size if not getattr(config, "share_encoder_decoder_embeddings", True) else None) or config.vocab_size
-    ids, more = generation.special_ids(settings, config.vocab_size, rows)
-    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
-    decoding, worse = generation.read_generation(settings, rows, ends)
+        if family.kind != "encoder":
+            settings, settings_file = _generation_config(transformers, folder)
+            used.add(settings_file)
+        expected, optional = _shapes(cls, config, files.tensors, family.prefix)
+    problems = weight_problems(_prefixed(files.tensors, family.prefix), expected, optional)
+    sizes = family.vocabularies(config)
+    decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
     tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
-    sizes = {"source": config.vocab_size, "target": rows}
     misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
-    if problems := [*problems, *more, *worse, *misfit]:
+    if problems := [*problems, *more, *misfit]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths
     del files  # transformers reads them again
-    adapter = HuggingFace(family, _load(cls, folder, paths), ids, decoding)
-    used = {folder / "config.json", settings_file, *paths, *tokenizer_files}
-    hashes = {path.name: file_hash(path) for path in sorted(used)}
-    plain = {name: value for name, value in sorted(given.items()) if name in SETTINGS}
+    adapter = family.adapter(_load(cls, folder, paths), folder, decoding)
+    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files})}
+    plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
     return Source(adapter, folder.resolve().name, family.model_type, family.task(given), hashes, tokenizers, plain)
+
+
+def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
+    """What a transformers GenerationConfig says, and what is wrong with it."""
+    ids, problems = generation.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
+    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
+    search, worse = generation.read_generation(settings, sizes["target"], ends)
+    return Decoding(ids, search), [*problems, *worse]
 
 
 def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
@@ -79,7 +79,7 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
     return config, path
 
 
-def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """Shapes of the tensors that must be there and of those that may. Of tied tensors any one will do; some the class makes itself."""
     from transformers.initialization import no_init_weights
 
@@ -89,7 +89,7 @@ def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[dict[str
     groups: dict[str, set[str]] = {}
     for target, source in shell.get_expanded_tied_weights_keys(all_submodels=True).items():
         groups.setdefault(source, {source}).add(target)
-    found = _prefixed(tensors, "model.").keys()
+    found = _prefixed(tensors, prefix).keys()
     optional = {name for group in groups.values() if len(group & found) for name in group}
     for source, group in groups.items():
         if not group & found:  # one missing name is told for all

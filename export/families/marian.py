@@ -2,10 +2,10 @@
 
 from onnxport.export.families.bart import TABLE
 from onnxport.export.families.checks import ROWS, Key, integer, optional
-from onnxport.export.families.hugging_face import Family
 from onnxport.export.families.hugging_face_config import FLAG, always
+from onnxport.export.families.hugging_face_seq2seq import Seq2SeqFamily
 
-FAMILY = Family(
+FAMILY = Seq2SeqFamily(
     model_type="marian",
     classes=("MarianMTModel", "MarianModel"),
     table=TABLE,

@@ -19,8 +19,8 @@ from onnxport.errors import ParityError
 from onnxport.export import CausalLM, Encoder, Seq2Seq, golden
 from onnxport.export.agreement import check_causal, check_seq2seq
 from onnxport.export.canonical import expected_fusions
+from onnxport.export.described import causal_built, described, original_encoder, original_seq2seq, seq2seq_built
 from onnxport.export.guard import evaluating
-from onnxport.export.pipeline import causal_built, original_encoder, original_seq2seq, seq2seq_built
 from onnxport.export.prepare import prepare
 from onnxport.export.result import Exported
 from onnxport.export.source import resolve
@@ -197,11 +197,9 @@ def test_traced_classifier_equals_torch(classifier: Exported) -> None:
 
 
 def test_text_encoder_is_an_embedding_with_a_tokenizer() -> None:
-    from onnxport.export.pipeline import choose_task
-
     def task(**changes: Any) -> str:
         adapter = Encoder(transformer=tiny.encoder_stack(), embedding=nn.Embedding(30, 16), **changes)
-        return choose_task(adapter, None, resolve(adapter))
+        return described(resolve(adapter)).tasks[0]
 
     assert task(tokenizer=tiny.words(30)) == "embedding"
     assert task() == "tensor"

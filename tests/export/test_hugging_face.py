@@ -15,7 +15,7 @@ import torch
 from onnxport.export import golden
 from onnxport.export.agreement import check_seq2seq
 from onnxport.export.canonical import expected_fusions
-from onnxport.export.families.hugging_face import HuggingFace
+from onnxport.export.families.hugging_face_seq2seq import HuggingFaceSeq2Seq
 from onnxport.export.guard import evaluating
 from onnxport.export.source import Source, resolve
 
@@ -34,7 +34,7 @@ def loaded_by_transformers(folder: Path) -> Any:
 def assert_canonical_equals_transformers(folder: Path, **options: Any) -> Source:
     """The golden logits are the class's own, and the canonical model gives them by prefill and by cached steps."""
     found = resolve(folder, **options)
-    assert isinstance(found.adapter, HuggingFace)
+    assert isinstance(found.adapter, HuggingFaceSeq2Seq)
     adapter, model = found.adapter, loaded_by_transformers(folder)
     with evaluating(adapter.model):
         goldens = golden.seq2seq_goldens(adapter.original(), adapter.ids, adapter.max_length)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from onnxport.export.canonical import Built
 from onnxport.export.families import loading
 from onnxport.export.families.checks import Key
-from onnxport.export.families.hugging_face_config import ACTIVATIONS
+from onnxport.export.families.family import Decoding
+from onnxport.export.families.hugging_face_config import ACTIVATIONS, config_problems
 from onnxport.export.families.loading import Side
 from onnxport.export.families.table import Table, existing
 from onnxport.export.model.settings import Layer, Stack
+from onnxport.export.models import Seq2SeqModel
 from onnxport.export.original_hugging_face import TransformersSeq2Seq
+
+SETTINGS = frozenset(
+    """d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
+    activation_function scale_embedding tie_word_embeddings share_encoder_decoder_embeddings max_position_embeddings vocab_size
+    decoder_vocab_size""".split()
+)
 
 
 @dataclass(frozen=True)
-class Family:
+class Seq2SeqFamily:
     """An encoder-decoder family of transformers, below `model.encoder` and `model.decoder`.
 
     `classes`: the one that generates, then the one without a head; `keys`: of config.json beside the common ones; `offset`: rows of the
@@ -29,17 +38,38 @@ class Family:
     model_type: str
     classes: tuple[str, str]
     table: Table
-    task: Callable[[Mapping[str, Any]], str]
+    task: Callable[[Mapping[str, Any]], str | None]
     keys: Mapping[str, Key] = field(default_factory=dict)
     offset: int = 0
     norms: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["seq2seq"] = "seq2seq"
+    prefix: str = "model."
+    settings: frozenset[str] = SETTINGS
+
+    def problems(self, given: Mapping[str, Any]) -> list[str]:
+        """Everything in a config.json that the canonical model would not reproduce."""
+        return config_problems(given, self.keys, self.classes)
+
+    def class_name(self, given: Mapping[str, Any]) -> str:
+        """The class that generates; a model without its head is loaded into it too."""
+        return self.classes[0]
+
+    def vocabularies(self, config: Any) -> dict[str, int]:
+        """Rows of the tables."""
+        own = None if getattr(config, "share_encoder_decoder_embeddings", True) else config.decoder_vocab_size
+        return {"source": config.vocab_size, "target": own or config.vocab_size}
+
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceSeq2Seq:
+        """The loaded model with what its decoding needs."""
+        assert decoding is not None, "an encoder-decoder is decoded"
+        return HuggingFaceSeq2Seq(self, model, decoding.ids, decoding.search)
 
 
 @dataclass(eq=False)
-class HuggingFace:
+class HuggingFaceSeq2Seq:
     """A loaded model with what its decoding needs: an adapter as those of users are."""
 
-    family: Family
+    family: Seq2SeqFamily
     model: Any
     ids: dict[str, Any]
     generation: dict[str, Any]
@@ -48,6 +78,10 @@ class HuggingFace:
     def max_length(self) -> int:
         """Positions of source and target."""
         return int(self.model.config.max_position_embeddings)
+
+    def described(self) -> Seq2SeqModel:
+        """The model for the exporter."""
+        return Seq2SeqModel(self.original(), self.built, self.ids, self.max_length, self.generation)
 
     def original(self) -> TransformersSeq2Seq:
         """transformers' class behind functions of ids."""
