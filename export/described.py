@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onnxport.export.adapters import CausalLM, Encoder, Seq2Seq
+from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
 from onnxport.export.canonical import Built
 from onnxport.export.families import loading
 from onnxport.export.families.pytorch_weights import side
@@ -19,6 +19,7 @@ from onnxport.export.source import Source
 def described(found: Source) -> Seq2SeqModel | CausalModel | EncoderModel:
     """The source's model; what it is made of is checked. CheckpointError."""
     adapter = found.adapter
+    assert not isinstance(adapter, Module), "a module of no known kind is traced directly"
     if not isinstance(adapter, Seq2Seq | CausalLM | Encoder):
         return adapter.described()
     parts = prepare(adapter)

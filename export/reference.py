@@ -54,6 +54,7 @@ class PyTorchReference:
             self.max_length: int | None = self.adapter.max_length
             self.model: Any = self.adapter.original()
         else:
+            assert isinstance(self.adapter, Seq2Seq | CausalLM | Encoder), "what describes itself brings its own original"
             self.parts = prepare(self.adapter)
             self.max_length = self.parts.max_length
             self.model = original_seq2seq(self.parts) if isinstance(self.adapter, Seq2Seq) else original_encoder(self.parts)

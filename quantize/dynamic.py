@@ -11,7 +11,7 @@ from onnxport.quantize.fusion.core import remove_dead
 from onnxport.quantize.linear import Linear, linears, lookups
 
 # precision -> what the weight is for -> scheme.
-# Rows: one kernel for any number of rows, and a text's answer is the same, to the last bit, whoever shares its batch.
+# Rows: one kernel for any number of rows, and no row's scale depends on the rows beside it.
 # Blocks: nearer to the weights and quicker for a single row, slower for many; sums over blocks depend on the number of rows.
 RECIPES: dict[str, dict[str, str]] = {
     "int8": {"linear": "int8-rows", "lookup": "int8-rows"},

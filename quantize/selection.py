@@ -7,7 +7,7 @@
                logprob float [B, C], kept float [B]
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
 `sample_full`  logits, temperature, uniform -> token, logprob (no filter, therefore no sort)
-`reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]
+`reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]; `reorder_float16` for caches of that type
 
 Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered. `kept` is the log of the share of the distribution
 that suppressed ids leave: subtracted from a log-probability it renormalizes it. `best` is part of every decoder too (see `choice`).
@@ -183,11 +183,12 @@ def reorder_graph(cache_inputs: int, cache_type: str = "float32") -> bytes:
     return g.serialize()
 
 
-def search_graphs(cache_inputs: int, vocab: int, cache_type: str = "float32") -> dict[str, bytes]:
+def search_graphs(cache_inputs: int, vocab: int) -> dict[str, bytes]:
     """All search graphs by name, serialized; the same arguments give the same bytes.
 
-    `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `vocab`: width of the logits. `cache_type`:
-    "float32" or "float16".
+    `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `vocab`: width of the logits.
     """
     graphs = {"process": _process(), "best": best_graph(vocab), "sample": _sample(), "sample_full": _sample_full()}
-    return graphs if cache_inputs == 0 else {**graphs, "reorder": reorder_graph(cache_inputs, cache_type)}
+    if cache_inputs == 0:
+        return graphs
+    return {**graphs, "reorder": reorder_graph(cache_inputs), "reorder_float16": reorder_graph(cache_inputs, "float16")}

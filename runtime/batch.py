@@ -92,7 +92,7 @@ class Batch(ABC, Generic[T]):
             self._renewed(running)
 
     def _start(self, waiting: deque[T]) -> None:
-        taken = [t for t in self._sources.take(waiting, self._search.batch_size) if not t[0].done]
+        taken = self._sources.take(waiting, self._search.batch_size)
         self._tasks, self._running = [task for task, _ in taken], None
         if not taken:
             return

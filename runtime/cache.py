@@ -1,4 +1,4 @@
-"""The key/value cache: buffers that are past and present at once, grown in steps, reordered for beams.
+"""The key/value cache: buffers that are past and present at once, which grow, and whose rows move for beams.
 
 On the CPU a buffer is NumPy memory seen by ONNX Runtime, so that the host can move rows without a graph.
 """
@@ -21,8 +21,6 @@ Move = tuple[int, int, int]  # target row, source row, the position from which o
 
 class HostCache:
     """2 * layers buffers [rows, heads, capacity, head_size], one array in host memory; fresh pages cost nothing until they are written."""
-
-    device = "cpu"
 
     def __init__(self, count: int, heads: int, size: int, dtype: np.dtype) -> None:
         self.count, self.heads, self.size, self.dtype = count, heads, size, np.dtype(dtype)

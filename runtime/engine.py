@@ -111,6 +111,11 @@ class Engine:
         """Width of the logits."""
         return self.config.vocab_size
 
+    @property
+    def joins(self) -> bool:
+        """Whether inputs can join a batch that runs: in host memory, where rows can be moved, and decoded from one token."""
+        return self.device == "cpu" and self.encoder is not None
+
     def search(self, name: str) -> onnxruntime.InferenceSession:
         """The session of a search graph. BundleError when the bundle has none of that name."""
         with self._lock:

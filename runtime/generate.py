@@ -1,4 +1,4 @@
-"""From a call's inputs to its results: ids, limits, groups of like length, search, text."""
+"""From a call's inputs to its results: ids, limits, a batch shared with other calls, search, text."""
 
 from __future__ import annotations
 
@@ -81,6 +81,9 @@ class Generator:
 
     def _run(self, search: Search, make: Callable[[], Any], tasks: list[Any], again: Callable[[Any], Any], watch: Watch) -> Sequence[Any]:
         """The tasks, done, in a batch shared with other threads' calls that search alike."""
+        if not self._engine.joins:  # nobody could come in later: a lane of its own, beside those of other threads
+            lane = Lane(make)
+            return lane.run(lane.enter(tasks, again), watch)
         key = replace(search, seed=None, n_best=1, max_new_tokens=None)
         with self._lock:
             self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.idle or k == key}

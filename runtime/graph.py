@@ -40,13 +40,6 @@ class Graph:
         self._arrays[name] = array
         self._binding.bind_ortvalue_input(name, value_of(array))
 
-    def outputs(self, *names: str) -> list[np.ndarray]:
-        """Run into new host arrays."""
-        for name in names:
-            self._binding.bind_output(name, "cpu")
-        self.run()
-        return [value.numpy() for value in self._binding.get_outputs()]
-
     def run(self) -> None:
         """Run into the bound outputs."""
         if self._copied:

@@ -58,7 +58,7 @@ class Running:
         self._binding: onnxruntime.IOBinding | None = None
         self._bound: list[onnxruntime.OrtValue] | None = None
         self._suppressed = NOBODY
-        self.best = Best.empty(len(prefixes), 1)
+        self.best, self._candidates = Best.empty(len(prefixes), 1), np.ones(1, np.int64)
         self._renew(len(prefixes))
 
     @property
@@ -97,7 +97,7 @@ class Running:
         """What runs tell beside logits: each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
         if count != self.best.token.shape[1] or suppressed is not self._suppressed:
             self._suppressed = suppressed
-            self.best = Best.empty(self.rows, count)
+            self.best, self._candidates = Best.empty(self.rows, count), np.array([count], np.int64)
             self._binding = None
 
     def step(self) -> None:
@@ -212,7 +212,7 @@ class Running:
 
     def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
         binding, wanted = self.engine.decoder.io_binding(), self.engine.inputs
-        asked = {"candidates": np.array([self.best.token.shape[1]], np.int64), "suppressed": self._suppressed}
+        asked = {"candidates": self._candidates, "suppressed": self._suppressed}
         for name, array in (feeds | asked).items():
             if name in wanted:
                 binding.bind_ortvalue_input(name, value_of(array))

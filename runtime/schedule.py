@@ -46,12 +46,15 @@ class Lane(Generic[T]):
 
     def __init__(self, make_batch: Callable[[], Steps[T]]) -> None:
         self._make_batch = make_batch
-        self._batch = make_batch()
-        self._waiting: deque[T] = deque()
         self._calls: list[Call[T]] = []
-        self._owner: dict[int, Call[T]] = {}
+        self._leader: Call[T] | None = None
         self._changed = threading.Condition()
-        self._leading = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._batch: Steps[T] | None = None
+        self._waiting: deque[T] = deque()
+        self._owner: dict[int, Call[T]] = {}
 
     @property
     def idle(self) -> bool:
@@ -74,18 +77,23 @@ class Lane(Generic[T]):
                 if call.alone:
                     return self._alone(call, watch)
                 if self._take_lead(call):
-                    try:
-                        self._lead(call, watch)
-                    finally:
-                        self._hand_over()
+                    self._lead(call, watch)
             return call.tasks
         finally:
-            with self._changed:
-                self._calls.remove(call)
-                for task in call.tasks:
-                    self._owner.pop(id(task), None)
-                    task.drop()
-                self._changed.notify_all()
+            self._leave(call)
+
+    def _leave(self, call: Call[T]) -> None:
+        """Whatever happened: others go on without this call, and a batch that nobody is in any more keeps no memory."""
+        with self._changed:
+            if self._leader is call:
+                self._leader = None
+            self._calls.remove(call)
+            for task in call.tasks:
+                self._owner.pop(id(task), None)
+                task.drop()
+            if not self._calls:
+                self._clear()
+            self._changed.notify_all()
 
     def _queue(self, call: Call[T]) -> None:
         self._owner |= {id(task): call for task in call.tasks}
@@ -93,43 +101,46 @@ class Lane(Generic[T]):
 
     def _take_lead(self, call: Call[T]) -> bool:
         with self._changed:
-            if self._leading:
-                self._changed.wait_for(lambda: not self._leading or not call.left or call.alone, GLANCE)
-            if self._leading or not call.left or call.alone:
+            if self._leader is not None:
+                self._changed.wait_for(lambda: self._leader is None or not call.left or call.alone, GLANCE)
+            if self._leader is not None or not call.left or call.alone:
                 return False
-            self._leading = True
+            self._leader = call
             return True
 
-    def _hand_over(self) -> None:
-        with self._changed:
-            self._leading = False
-            self._changed.notify_all()
-
     def _lead(self, call: Call[T], watch: Watch) -> None:
+        """Step until the call's inputs are done, or a broken batch sends it on alone."""
         while call.left:
             watch.check()
             try:
-                ended = self._batch.step(self._waiting)
+                self._batch = self._batch or self._make_batch()
+                self._count(self._batch.step(self._waiting), call)
             except BaseException as error:
                 shared = self._break_up(call)
                 if shared and isinstance(error, Exception):
                     call.alone = True
-                    return
+                    break
                 raise
-            if ended:
-                with self._changed:
-                    owners = [self._owner.get(id(task)) for task in ended]
-                    for owner in owners:
-                        if owner is not None:
-                            owner.left -= 1
-                    if any(owner is not None and owner is not call and not owner.left for owner in owners):
-                        self._changed.notify_all()
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+
+    def _count(self, ended: Sequence[T], leader: Call[T]) -> None:
+        """Take what ended off its calls, and wake those that have all."""
+        if not ended:
+            return
+        with self._changed:
+            owners = [owner for task in ended if (owner := self._owner.get(id(task))) is not None]
+            for owner in owners:
+                owner.left -= 1
+            if any(owner is not leader and not owner.left for owner in owners):
+                self._changed.notify_all()
 
     def _break_up(self, leader: Call[T]) -> bool:
         """Give up the batch; True when others had inputs in it, which start again."""
         with self._changed:
             others = [call for call in self._calls if call is not leader and not call.alone]
-            self._batch, self._waiting, self._owner = self._make_batch(), deque(), {}
+            self._clear()
             for call in others:
                 call.restart()
                 self._queue(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain, islice, takewhile
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
 
 from onnxport.runtime.engine import Cross, Engine
@@ -15,11 +15,16 @@ AHEAD = 16  # sources an encoder takes at once: enough to be efficient, few enou
 
 
 class Item(Protocol):
-    """What waits: something with a job."""
+    """What waits: something with a job, and perhaps given up meanwhile."""
 
     @property
     def job(self) -> Job:
         """What is to be done."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """True when nothing more is to come."""
         ...
 
 
@@ -34,28 +39,41 @@ class Sources(Generic[T]):
         self._engine = engine
         self._ready: deque[Taken[T]] = deque()
 
-    def __len__(self) -> int:
-        return len(self._ready)
-
     def take(self, waiting: deque[T], count: int) -> list[Taken[T]]:
-        """Up to `count` inputs with their sources (None where the model has no encoder). TextError: see Engine.encode."""
-        while len(self._ready) < count and waiting:
-            # Rows on a device cannot be moved one by one: what is wanted there is encoded at once, and nothing else.
-            size = AHEAD if self._engine.device == "cpu" else count
-            group = [waiting.popleft() for _ in range(min(len(waiting), size))]
-            if self._engine.encoder is None:
-                self._ready.extend((item, None) for item in group)
-            else:
-                cross = self._engine.encode([item.job.source for item in group])
-                self._ready.extend((item, (cross, i)) for i, item in enumerate(group))
-        return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+        """Up to `count` inputs with their sources (None where the model has no encoder); those that were given up are left out.
+
+        TextError: see Engine.encode.
+        """
+        taken: list[Taken[T]] = []
+        while len(taken) < count and (self._ready or self._fill(waiting, count)):
+            one = self._ready.popleft()
+            if not one[0].done:
+                taken.append(one)
+        return taken
+
+    def _fill(self, waiting: deque[T], count: int) -> bool:
+        """Encode the next inputs; False when there are none."""
+        # Rows on a device cannot be moved one by one: what is wanted there is encoded at once, and nothing else.
+        size = AHEAD if self._engine.device == "cpu" else count
+        group: list[T] = []
+        while waiting and len(group) < size:
+            item = waiting.popleft()
+            if not item.done:
+                group.append(item)
+        if self._engine.encoder is None:
+            self._ready.extend((item, None) for item in group)
+        elif group:
+            cross = self._engine.encode([item.job.source for item in group])
+            self._ready.extend((item, (cross, i)) for i, item in enumerate(group))
+        return bool(group)
 
     def can_join(self, waiting: deque[T], most: int) -> int:
         """How many of the next `most` inputs can join a batch that runs: those that decode from a single token."""
-        if self._engine.device != "cpu" or self._engine.encoder is None:
+        if not self._engine.joins:
             return 0
-        following = chain((item for item, _ in self._ready), waiting)
-        return sum(1 for _ in takewhile(lambda item: len(item.job.prefix) == 1, islice(following, most)))
+        # By index: another thread may append to the queue meanwhile, which an iterator does not bear.
+        coming = [item for item, _ in self._ready] + [waiting[i] for i in range(min(most, len(waiting)))]
+        return sum(1 for _ in takewhile(lambda item: len(item.job.prefix) == 1, coming[:most]))
 
 
 def together(encoded: Sequence[Encoded | None]) -> Cross | None:
