@@ -136,4 +136,5 @@ def _exported(
         source_hashes=found.hashes,
         expected=expected,
         settings=found.settings,
+        chat=found.chat,
     )

@@ -13,7 +13,7 @@ class Exported:
 
     `graphs`: role → standard ONNX; `goldens`: `case/name` → array; `generation`: what a search loop must know, or None;
     `tokenizers`: `source` and `target` → tokenizer.json's bytes; `source_hashes`: file or class → sha256;
-    `expected`: role → fusion rule → how often it must apply; `settings`: the model's settings, ready for JSON.
+    `expected`: role → fusion rule → how often it must apply; `settings`: the model's settings, ready for JSON; `chat`: `template`, a text, and `tokens`, its special tokens by name.
     """
 
     name: str
@@ -28,3 +28,4 @@ class Exported:
     source_hashes: dict[str, str] = field(default_factory=dict)
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    chat: dict[str, Any] | None = None

@@ -27,6 +27,7 @@ class Source:
     hashes: dict[str, str] = field(default_factory=dict)
     tokenizers: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    chat: dict[str, Any] | None = None
 
 
 def resolve(source: Any, allow_pickle: bool = False) -> Source:

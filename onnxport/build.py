@@ -27,6 +27,7 @@ PRECISIONS = tuple(bounds.BOUNDS)
 DEFAULT = ("fp32", "fp16", "int8")
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
+CHAT = "chat_template.jinja"
 
 
 def build(
@@ -196,6 +197,8 @@ def _search_graphs(exported: "Exported") -> dict[str, bytes]:
 def _shared(exported: "Exported", search: dict[str, bytes]) -> dict[str, bytes]:
     files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}
     files |= {f"search/{name}.onnx": content for name, content in search.items()}
+    if exported.chat is not None:
+        files[CHAT] = exported.chat["template"].encode()
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(sorted(exported.goldens.items()))
     np.savez_compressed(buffer, **arrays)  # no time of day in it: the bytes are repeatable
@@ -211,6 +214,7 @@ def _manifest(exported: "Exported", search: dict[str, bytes], default: str, name
         "default": default,
         "generation": exported.generation,
         "encoding": exported.settings.get("encoding"),
+        "chat": None if exported.chat is None else {"template": CHAT, "tokens": exported.chat["tokens"]},
         "golden": GOLDEN,
         "tokenizers": _tokenizer_files(exported),
         "search": {graph: f"search/{graph}.onnx" for graph in search},
