@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.export.families.loading import Canonical
-from onnxport.export.model.attention import padded_head_size
 from onnxport.export.model.settings import skip_norms
 from onnxport.export.trace import Shapes, trace
 
@@ -20,9 +19,9 @@ class Built:
     graphs: dict[str, Canonical]
 
     def head(self, role: str = "decoder") -> tuple[int, int]:
-        """(heads, padded head size) of a role's self attention."""
-        layer, hidden = self.graphs[role].stack.layers[0], self.graphs[role].stack.hidden
-        return layer.heads, padded_head_size(hidden // layer.heads)
+        """(heads of keys and values, padded head size) of a role's self attention."""
+        layer = self.graphs[role].stack.layers[0]
+        return layer.kv_heads, layer.size
 
 
 def expected_fusions(built: Built) -> dict[str, dict[str, int]]:

@@ -45,7 +45,8 @@ def _encoder_model(adapter: Encoder, parts: Parts, reads_text: bool) -> EncoderM
 
     def build() -> Built:
         stack = side(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
-        return Built({"encoder": loading.text_encoder(stack, parts.head, pooling)})
+        head = None if parts.head is None else loading.HeadParts(("head", parts.head))
+        return Built({"encoder": loading.text_encoder(stack, head, pooling)})
 
     tasks = ("tensor", "embedding") if parts.head is None else ("tensor", "classification") if pooling else ("tensor",)
     return EncoderModel(

@@ -13,7 +13,8 @@ class Exported:
 
     `graphs`: role → standard ONNX; `goldens`: `case/name` → array; `generation`: what a search loop must know, or None;
     `tokenizers`: `source` and `target` → tokenizer.json's bytes; `source_hashes`: file or class → sha256;
-    `expected`: role → fusion rule → how often it must apply; `settings`: the model's settings, ready for JSON; `chat`: `template`, a text, and `tokens`, its special tokens by name.
+    `expected`: role → fusion rule → how often it must apply; `settings`: the model's settings, ready for JSON;
+    `chat`: `template`, a text, and `tokens`, its special tokens by name.
     """
 
     name: str

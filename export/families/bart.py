@@ -5,35 +5,25 @@ from typing import Any
 
 from onnxport.export.families.hugging_face_config import always
 from onnxport.export.families.hugging_face_seq2seq import Seq2SeqFamily
-from onnxport.export.families.table import Row, Table, Transform, merged, packed, plain, transposed
-
-
-def _linear(source: str, ours: str, transform: Transform = transposed, bias: Transform = plain) -> list[Row]:
-    """Weight and bias of `source`; several, written a+b, lie behind one another in one projection, which is called after the last."""
-    *path, last = source.split(".")
-    names = [".".join([*path, f"{part}_proj" if "+" in last else part]) for part in last.split("+")]
-    name = ".".join([*path, f"{last.replace('+', '')}_proj" if "+" in last else last])
-    rows = (("weight", transform), ("bias", bias))
-    return [Row(tuple(f"{n}.{kind}" for n in names), f"{ours}.{kind}", how, f"{name}.{kind}") for kind, how in rows]
-
+from onnxport.export.families.table import Table, linear, merged, norm, packed
 
 SHARED = [
-    *_linear("self_attn.q+k+v", "attention.qkv", packed(3), packed(3)),
-    *_linear("self_attn.out_proj", "attention.out", merged),
-    *_linear("self_attn_layer_norm", "attention_norm", plain),
-    *_linear("fc1", "feed_forward.up"),
-    *_linear("fc2", "feed_forward.down"),
-    *_linear("final_layer_norm", "feed_forward_norm", plain),
+    *linear(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention.qkv", "self_attn.qkv_proj", packed(3), packed(3)),
+    *linear("self_attn.out_proj", "attention.out", weight=merged),
+    *norm("self_attn_layer_norm", "attention_norm"),
+    *linear("fc1", "feed_forward.up"),
+    *linear("fc2", "feed_forward.down"),
+    *norm("final_layer_norm", "feed_forward_norm"),
 ]
 CROSS = [
-    *_linear("encoder_attn.q_proj", "cross.query", packed(1), packed(1)),
-    *_linear("encoder_attn.out_proj", "cross.out", merged),
-    *_linear("encoder_attn_layer_norm", "cross_norm", plain),
+    *linear("encoder_attn.q_proj", "cross.query", weight=packed(1), bias=packed(1)),
+    *linear("encoder_attn.out_proj", "cross.out", weight=merged),
+    *norm("encoder_attn_layer_norm", "cross_norm"),
 ]
 TABLE = Table(
     encoder=SHARED,
     decoder=[*SHARED, *CROSS],
-    cross=_linear("encoder_attn.k+v", "kv", packed(2), packed(2)),
+    cross=linear(("encoder_attn.k_proj", "encoder_attn.v_proj"), "kv", "encoder_attn.kv_proj", packed(2), packed(2)),
     modules={"attention": "self_attn", "cross": "encoder_attn", "feed_forward": "activation_fn"},
 )
 

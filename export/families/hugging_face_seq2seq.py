@@ -107,6 +107,7 @@ class HuggingFaceSeq2Seq:
                 norm_first=False,
                 eps=tuple(module.eps for module in layer.children() if isinstance(module, nn.LayerNorm)),
                 biases=existing(rows, {key for key, _ in layer.named_parameters()}),
+                head=config.d_model // getattr(config, f"{name}_attention_heads"),
             )
             for layer in part.layers
         )

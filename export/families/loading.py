@@ -1,5 +1,7 @@
 """Carries a source's tensors into the canonical model, by its family's table of names, and remembers who came from where."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,8 +10,7 @@ from torch import Tensor, nn
 
 from onnxport.export.families.table import Row, Table
 from onnxport.export.model.decoder import Decoder
-from onnxport.export.model.encoder import Encoder, SourceEncoder, TextEncoder
-from onnxport.export.model.linear import Linear
+from onnxport.export.model.encoder import Encoder, HeadShape, SourceEncoder, TextEncoder
 from onnxport.export.model.position import Embedding
 from onnxport.export.model.settings import Stack
 
@@ -37,8 +38,10 @@ class Canonical:
 class Side:
     """An encoder or decoder as a family describes it.
 
-    `path`: of the module in the source; `state`: its tensors by the names below `path`; `tokens` and `positions`: full names with tables
-    [vocabulary, d] and [max_length, d]; `norms`: canonical norm outside the layers → its name below `path`.
+    `path`: of the module in the source; `state`: its tensors by the names below `path`; `tokens`, `positions` and `types`: full names with
+    tables [vocabulary, d], [max_length, d] and [kinds, d]; `norms`: canonical norm outside the layers → its name below `path`; `layers`:
+    the name of the list of layers below `path`; `rotary`: cosines and sines [positions, size / 2]; `relative`: full name and biases by
+    distance.
     """
 
     stack: Stack
@@ -49,11 +52,20 @@ class Side:
     positions: Named | None
     scale: float
     norms: Mapping[str, str]
+    layers: str = "layers"
+    types: Named | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    relative: Named | None = None
 
     def embedding(self) -> Embedding:
         """The canonical embedding of this side, without values."""
         (rows, hidden), stack = self.tokens[1].shape, self.stack
-        return Embedding(rows, hidden, None if self.positions is None else len(self.positions[1]), self.scale, stack.embedding_eps)
+        positions = None if self.positions is None else len(self.positions[1])
+        return Embedding(rows, hidden, positions, self.scale, stack.embedding_eps, stack.types)
+
+    def name(self, below: str) -> str:
+        """The full name of what is called so below `path`."""
+        return f"{self.path}.{below}" if self.path else below
 
 
 class _Loader:
@@ -76,12 +88,12 @@ class _Loader:
         """Every layer's tensors; a missing bias is simply not there on either side."""
         modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(side.table.modules)
         for i, layer in enumerate(side.stack.layers):
-            below, source = f"layers.{i}", f"{side.path}.layers.{i}"
+            below, source = f"{side.layers}.{i}", side.name(f"{side.layers}.{i}")
             for row in rows:
                 tensors = [side.state.get(f"{below}.{name}") for name in row.sources]
                 if found := [tensor for tensor in tensors if tensor is not None]:
                     joined = found[0] if len(found) == 1 else torch.cat(found)
-                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer.heads))
+                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
             self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
             self.names.modules[f"{canonical}.{i}"] = source
 
@@ -92,17 +104,36 @@ class _Loader:
         self.names.modules[f"{prefix}embedding"] = name
         if side.positions is not None:
             self.put(f"{prefix}embedding.positions", f"{side.positions[0]}.weight", side.positions[1])
+        if side.types is not None:
+            self.put(f"{prefix}embedding.types", f"{side.types[0]}.weight", side.types[1])
+        if side.relative is not None:
+            self.put(f"{prefix}relative.weight", f"{side.relative[0]}.weight", side.relative[1])
+            self.names.modules[f"{prefix}relative"] = side.relative[0]
+        if side.rotary is not None:
+            for name, table in zip(("cosines", "sines"), side.rotary, strict=True):
+                self.put(f"{prefix}rotary.{name}", side.name(f"rotary.{name}"), table)
+            self.names.modules[f"{prefix}rotary"] = side.name("rotary")
         for canonical, norm in side.norms.items():
             for part in ("weight", "bias"):
                 if (value := side.state.get(f"{norm}.{part}")) is not None:
-                    self.put(f"{prefix}{canonical}.{part}", f"{side.path}.{norm}.{part}", value)
-            self.names.modules[f"{prefix}{canonical}"] = f"{side.path}.{norm}"
+                    self.put(f"{prefix}{canonical}.{part}", side.name(f"{norm}.{part}"), value)
+            self.names.modules[f"{prefix}{canonical}"] = side.name(norm)
 
     def encoder(self, side: Side) -> None:
         """All of an encoder below `encoder`."""
         self.around(side, "encoder.")
         self.layers(side, side.table.encoder, "encoder.layers")
         self.names.modules["encoder"] = side.path
+
+    def head(self, head: HeadParts) -> None:
+        """A head's projections below `head`."""
+        for ours, named in (("head.dense", head.dense), ("head.out", head.out)):
+            if named is not None:
+                name, module = named
+                self.put(f"{ours}.weight", f"{name}.weight", module.weight.t())
+                if module.bias is not None:
+                    self.put(f"{ours}.bias", f"{name}.bias", module.bias)
+                self.names.modules[ours] = name
 
     def done(self, stack: Stack) -> Canonical:
         """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
@@ -114,31 +145,44 @@ class _Loader:
 
 def source_encoder(encoder: Side, decoder: Side) -> Canonical:
     """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
-    cross = [(layer.heads, "cross.query.bias" in layer.biases) for layer in decoder.stack.layers]
-    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, cross))
+    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, decoder.stack.layers))
     loader.encoder(encoder)
     loader.layers(decoder, decoder.table.cross, "cross")
-    for i in range(len(cross)):
-        loader.names.modules[f"cross.{i}"] = f"{decoder.path}.layers.{i}.{decoder.table.modules['cross']}"
+    for i in range(len(decoder.stack.layers)):
+        loader.names.modules[f"cross.{i}"] = decoder.name(f"{decoder.layers}.{i}.{decoder.table.modules['cross']}")
     return loader.done(encoder.stack)
 
 
-def text_encoder(side: Side, head: nn.Linear | None, pooling: str | None) -> Canonical:
+@dataclass(frozen=True)
+class HeadParts:
+    """A head's modules with their names: the last projection, and one before it with an activation. See HeadShape."""
+
+    out: tuple[str, nn.Linear]
+    dense: tuple[str, nn.Linear] | None = None
+    activation: str = "tanh"
+    split: bool = False
+
+    def shape(self) -> HeadShape:
+        """Its sizes."""
+        out, dense = self.out[1], self.dense
+        sizes = None if dense is None else (dense[1].in_features, dense[1].out_features)
+        return HeadShape(out.in_features, out.out_features, out.bias is not None, sizes, self.activation, self.split)
+
+
+def text_encoder(side: Side, head: HeadParts | None, pooling: str | None) -> Canonical:
     """The graph `encoder` of a bidirectional model."""
-    linear = None if head is None else Linear(head.in_features, head.out_features, head.bias is not None)
-    loader = _Loader(TextEncoder(Encoder(side.stack, side.embedding()), linear, pooling))
+    loader = _Loader(TextEncoder(Encoder(side.stack, side.embedding()), None if head is None else head.shape(), pooling))
     loader.encoder(side)
     if head is not None:
-        loader.put("head.weight", "head.weight", head.weight.t())
-        if head.bias is not None:
-            loader.put("head.bias", "head.bias", head.bias)
+        loader.head(head)
     return loader.done(side.stack)
 
 
-def decoder(side: Side, head: Named, bias: Named | None) -> Canonical:
-    """The graph `decoder`; a `head` that is the side's table of tokens is tied. `bias`: of the logits [vocabulary], if any."""
+def decoder(side: Side, head: Named, bias: Named | None, scale: float = 1.0) -> Canonical:
+    """The graph `decoder`; a `head` that is the side's table of tokens is tied. `bias`: of the logits [vocabulary], if any; `scale`: of
+    what the head reads."""
     tied = same_storage(head[1], side.tokens[1])
-    loader = _Loader(Decoder(side.stack, side.embedding(), None if tied else len(head[1]), bias is not None))
+    loader = _Loader(Decoder(side.stack, side.embedding(), None if tied else len(head[1]), bias is not None, scale))
     loader.around(side, "")
     loader.layers(side, side.table.decoder if side.stack.cross else side.table.encoder, "layers")
     if not tied:

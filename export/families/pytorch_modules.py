@@ -104,6 +104,7 @@ def read_layer(layer: nn.Module, path: str) -> Layer:
         norm_first=layer.norm_first,
         eps=tuple(norm.eps for norm in norms),
         biases=existing(rows, {name for name, _ in layer.named_parameters()}),
+        head=layer.self_attn.head_dim,
     )
 
 

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from torch import Tensor
 
 from onnxport.export.families.table import Row, Table, Transform, merged, pad_rows, plain, transposed
+from onnxport.export.model.settings import Layer
 
 
 def _projection(start: int, stop: int) -> Callable[[Tensor, int], Tensor]:
     """Parts start..stop of PyTorch's packed (query, key, value), padded, and transposed where it is a matrix."""
 
-    def take(weight: Tensor, heads: int) -> Tensor:
+    def take(weight: Tensor, layer: Layer) -> Tensor:
         rows = weight.shape[0] // 3
-        return pad_rows(weight[start * rows : stop * rows], (stop - start) * heads).t()
+        return pad_rows(weight[start * rows : stop * rows], (stop - start) * layer.heads, layer.size).t()
 
     return take
 

@@ -1,18 +1,19 @@
 """What a family's table of weight names is made of, and how tensors are laid out for the canonical model.
 
-In the transforms `heads` is the number of heads; attention weights are padded to the canonical head size with zeros.
+Transforms are told the layer; attention weights are padded to its canonical head size with zeros.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxport.export.model.attention import padded_head_size
+from onnxport.export.model.settings import Layer
 
-Transform = Callable[[Tensor, int], Tensor]
+Transform = Callable[[Tensor, Layer], Tensor]
 
 
 class Row(NamedTuple):
@@ -34,31 +35,62 @@ class Table:
     modules: Mapping[str, str]
 
 
-def pad_rows(weight: Tensor, heads: int) -> Tensor:
+def pad_rows(weight: Tensor, heads: int, size: int) -> Tensor:
     """[heads * head, ...] → [heads * size, ...]; `heads` of several projections that lie behind one another count together."""
     split = weight.unflatten(0, (heads, -1))
-    extra = padded_head_size(split.shape[1]) - split.shape[1]
-    return F.pad(split, [0, 0] * (split.dim() - 2) + [0, extra]).flatten(0, 1)
+    return F.pad(split, [0, 0] * (split.dim() - 2) + [0, size - split.shape[1]]).flatten(0, 1)
 
 
-def plain(weight: Tensor, heads: int) -> Tensor:
+def pad_halves(weight: Tensor, heads: int, size: int) -> Tensor:
+    """The same with the padding of each half of a head behind that half, where rotary positions expect it."""
+    return pad_rows(weight, 2 * heads, size // 2)
+
+
+def plain(weight: Tensor, layer: Layer) -> Tensor:
     """The weight as it is."""
     return weight
 
 
-def transposed(weight: Tensor, heads: int) -> Tensor:
+def transposed(weight: Tensor, layer: Layer) -> Tensor:
     """A linear weight [outputs, inputs] → [inputs, outputs]."""
     return weight.t()
 
 
-def merged(weight: Tensor, heads: int) -> Tensor:
+def merged(weight: Tensor, layer: Layer) -> Tensor:
     """An output projection's weight [d, heads * head] → [heads * size, d]."""
-    return pad_rows(weight.t(), heads)
+    return pad_rows(weight.t(), layer.heads, layer.size)
+
+
+def queries_keys_values(weight: Tensor, layer: Layer) -> Tensor:
+    """Projections into queries, keys and values [(heads + 2 * kv_heads) * head, d] → [d, ... * size]; biases likewise."""
+    turned = (layer.heads + layer.kv_heads) * layer.head
+    pad = pad_halves if layer.rotary else pad_rows
+    first = pad(weight[:turned], layer.heads + layer.kv_heads, layer.size)
+    return torch.cat([first, pad_rows(weight[turned:], layer.kv_heads, layer.size)]).t()
 
 
 def packed(parts: int) -> Transform:
     """`parts` projections into heads [parts * heads * head, d] → [d, parts * heads * size]; biases likewise."""
-    return lambda weight, heads: pad_rows(weight, parts * heads).t()
+    return lambda weight, layer: pad_rows(weight, parts * layer.heads, layer.size).t()
+
+
+def head_norm(weight: Tensor, layer: Layer) -> Tensor:
+    """The weight [head] of a norm of single queries or keys → [size]: see HeadNorm."""
+    pad = pad_halves if layer.rotary else pad_rows
+    return pad(weight * (layer.head / layer.size) ** 0.5, 1, layer.size)
+
+
+def linear(sources: str | tuple[str, ...], ours: str, name: str = "", weight: Transform = transposed, bias: Transform = plain) -> list[Row]:
+    """Weight and bias of one linear module, or of several behind one another in one projection, which a graph calls `name`."""
+    modules = (sources,) if isinstance(sources, str) else sources
+    label = name or modules[0]
+    rows = (("weight", weight), ("bias", bias))
+    return [Row(tuple(f"{module}.{kind}" for module in modules), f"{ours}.{kind}", how, f"{label}.{kind}") for kind, how in rows]
+
+
+def norm(source: str, ours: str) -> list[Row]:
+    """Weight and bias of a norm."""
+    return linear(source, ours, weight=plain)
 
 
 def existing(rows: list[Row], names: set[str]) -> frozenset[str]:

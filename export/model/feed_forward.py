@@ -1,4 +1,4 @@
-"""The two-layer feed-forward block."""
+"""The feed-forward block."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onnxport.export.model.linear import Linear
+from onnxport.export.model.settings import Layer
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -21,14 +22,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """`down(activation(up(x)))`."""
+    """`down(activation(up(x)))`; gated (Shazeer 2020): `up` gives a gate and a value, of which `activation(gate) * value` goes down."""
 
-    def __init__(self, hidden: int, inner: int, activation: str, bias: tuple[bool, bool]) -> None:
+    def __init__(self, hidden: int, layer: Layer) -> None:
         super().__init__()
-        self.activation = activation
-        self.up = Linear(hidden, inner, bias[0])
-        self.down = Linear(inner, hidden, bias[1])
+        self.activation, self.gated = layer.activation, layer.gated
+        self.up = Linear(hidden, layer.inner * (2 if layer.gated else 1), "feed_forward.up.bias" in layer.biases)
+        self.down = Linear(layer.inner, hidden, "feed_forward.down.bias" in layer.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] → [..., hidden]."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        y = self.up(x)
+        if not self.gated:
+            return self.down(ACTIVATIONS[self.activation](y))
+        gate, value = y.chunk(2, -1)
+        return self.down(ACTIVATIONS[self.activation](gate) * value)

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: which linear parts carry a bias follows the source's weights (`biases`: canonical parameter names that exist)."""
+    """One layer: which linear parts carry a bias follows the source's weights (`biases`: canonical parameter names that exist).
+
+    kv_heads: of keys and values, as many as `heads` by default. head: the true size of one. rotary: positions turn queries and keys, whose
+    halves are then padded apart. scale: of scores, 1 / sqrt(head) by default. qk_eps: of RMS norms of each head's queries and keys.
+    window: positions that a query sees, its own the last; None for all.
+    """
 
     heads: int
     inner: int
@@ -13,11 +18,42 @@ class Layer:
     norm_first: bool
     eps: tuple[float, ...]  # one per norm, in the order of use
     biases: frozenset[str]
+    head: int
+    kv_heads: int = 0
+    norm: str = "layer"
+    gated: bool = False
+    rotary: bool = False
+    scale: float | None = None
+    qk_eps: float | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
+
+    @property
+    def size(self) -> int:
+        """The head size that kernels take: a multiple of 8, and so is each half where positions turn them."""
+        return 2 * _padded(-(-self.head // 2)) if self.rotary else _padded(self.head)
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.head**-0.5 if self.scale is None else self.scale
+
+
+def _padded(size: int) -> int:
+    """The next multiple of 8: what GroupQueryAttention asks for."""
+    return (size + 7) // 8 * 8
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers with an optional norm of what enters them and an optional final one; `cross`: whether each layer attends to a memory."""
+    """Layers with an optional norm of what enters them and an optional final one.
+
+    cross: whether each layer attends to a memory. types: kinds of tokens with an embedding each, 0 for none. rotary: positions of the
+    tables that turn queries and keys, 0 for none. relative: entries of the table of biases by distance, 0 for none.
+    """
 
     hidden: int
     layers: tuple[Layer, ...]
@@ -25,6 +61,9 @@ class Stack:
     final_eps: float | None
     final_bias: bool = True
     embedding_eps: float | None = None
+    types: int = 0
+    rotary: int = 0
+    relative: int = 0
 
 
 def skip_norms(stack: Stack, summed: bool) -> int:
