@@ -1,4 +1,4 @@
-"""A Hugging Face encoder-decoder behind plain functions of ids: transformers' own class and its own `generate`."""
+"""Hugging Face's models behind plain functions of ids: transformers' own classes, and their own `generate`."""
 
 from typing import Any
 
@@ -58,3 +58,21 @@ def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:
         if token in ends:
             return row[:i], i + 1
     return row, len(row)
+
+
+class TransformersEncoder:
+    """A model of transformers that answers in one pass.
+
+    names: of its outputs that count. first: the number of position 0, where the class would number real tokens alike but padding apart:
+    then padding, whose answers nobody reads, is numbered on, so that whole arrays can be compared.
+    """
+
+    def __init__(self, model: Any, names: list[str], first: int = 0) -> None:
+        self.model, self.names, self.first, self.modules = model, names, first, [model]
+
+    def answer(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [batch, sequence] → outputs by name."""
+        length = given["input_ids"].shape[1]
+        numbered = {"position_ids": torch.arange(self.first, self.first + length)[None]} if self.first else {}
+        found = self.model(**given, **numbered)
+        return {name: found[name] for name in self.names}

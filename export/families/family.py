@@ -42,6 +42,9 @@ class Family(Protocol):
     def class_name(self, given: Mapping[str, Any]) -> str:
         """The class of transformers that a folder with this config.json is loaded with."""
 
+    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """Patterns of tensor names that may be there or not, and do not matter."""
+
     def task(self, given: Mapping[str, Any]) -> str | None:
         """Its task; None for the usual one of its kind."""
 

@@ -34,8 +34,9 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
         if family.kind != "encoder":
             settings, settings_file = _generation_config(transformers, folder)
             used.add(settings_file)
-        expected, optional = _shapes(cls, config, files.tensors, family.prefix)
-    problems = weight_problems(_prefixed(files.tensors, family.prefix), expected, optional)
+        spare = family.spare(given)
+        expected, optional, tensors = _shapes(cls, config, files.tensors, family.prefix, spare)
+    problems = weight_problems(tensors, expected, optional)
     sizes = family.vocabularies(config)
     decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
     tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
@@ -43,11 +44,12 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
     if problems := [*problems, *more, *misfit]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths
-    del files  # transformers reads them again
-    adapter = family.adapter(_load(cls, folder, paths), folder, decoding)
+    del files, tensors  # transformers reads them again
+    adapter = family.adapter(_load(cls, folder, paths, spare), folder, decoding)
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files})}
     plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
-    return Source(adapter, folder.resolve().name, family.model_type, family.task(given), hashes, tokenizers, plain)
+    task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(given)
+    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain)
 
 
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
@@ -79,39 +81,56 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
     return config, path
 
 
-def _shapes(cls: Any, config: Any, tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Shapes of the tensors that must be there and of those that may. Of tied tensors any one will do; some the class makes itself."""
+Shapes = dict[str, list[int]]
+
+
+def _shapes(
+    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, spare: tuple[str, ...]
+) -> tuple[Shapes, Shapes, dict[str, Tensor]]:
+    """Shapes of the tensors that must be there and of those that may, and the tensors by the class's names.
+
+    Of tied tensors any one will do; some the class makes itself.
+    """
     from transformers.initialization import no_init_weights
 
     with torch.device("meta"), no_init_weights():
         shell = cls(config)
     shapes = {name: list(tensor.shape) for name, tensor in shell.state_dict().items()}
+    tensors = _named(found, shapes, prefix)
     groups: dict[str, set[str]] = {}
     for target, source in shell.get_expanded_tied_weights_keys(all_submodels=True).items():
         groups.setdefault(source, {source}).add(target)
-    found = _prefixed(tensors, prefix).keys()
-    optional = {name for group in groups.values() if len(group & found) for name in group}
+    optional = {name for group in groups.values() if len(group & tensors.keys()) for name in group}
     for source, group in groups.items():
-        if not group & found:  # one missing name is told for all
+        if not group & tensors.keys():  # one missing name is told for all
             optional |= group - {source}
-    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or [])]
+    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *spare]
     optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
-    strange = {name: list(tensors[name].shape) for name in tensors if any(re.search(pattern, name) for pattern in made)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in made)}
     return (
         {name: shape for name, shape in shapes.items() if name not in optional},
-        strange | {name: shape for name, shape in shapes.items() if name in optional},
+        {name: shape for name, shape in shapes.items() if name in optional},
+        tensors,
     )
 
 
-def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors of a model saved without its head are called as with one."""
-    if any(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a model saved without its head are called as with one, and the other way round; old names of norms as new ones."""
+    wanted, there = (any(name.startswith(prefix) for name in names) for names in (shapes, tensors))
+    result = {}
+    for name, tensor in tensors.items():
+        if wanted and not there:
+            name = prefix + name
+        elif there and not wanted:
+            name = name.removeprefix(prefix)
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
 
 
-def _load(cls: Any, folder: Path, paths: list[Path]) -> Any:
-    """transformers' own way from the folder to a model in float32; its report must be empty."""
+def _load(cls: Any, folder: Path, paths: list[Path], spare: tuple[str, ...]) -> Any:
+    """transformers' own way from the folder to a model in float32; its report must be empty but for `spare` tensors."""
     with quiet(), refusing(folder):
         model, report = cls.from_pretrained(
             folder,
@@ -120,7 +139,8 @@ def _load(cls: Any, folder: Path, paths: list[Path]) -> Any:
             dtype=torch.float32,
             use_safetensors=any(path.suffix == ".safetensors" for path in paths),
         )
-    if gaps := [f"{name} {sorted(map(str, found))}" for name, found in report.items() if found]:
+    left = {name: [one for one in map(str, found) if not any(re.search(p, one) for p in spare)] for name, found in report.items()}
+    if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
     return model.requires_grad_(False)
 

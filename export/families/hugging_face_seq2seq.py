@@ -54,6 +54,10 @@ class Seq2SeqFamily:
         """The class that generates; a model without its head is loaded into it too."""
         return self.classes[0]
 
+    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """Every tensor matters."""
+        return ()
+
     def vocabularies(self, config: Any) -> dict[str, int]:
         """Rows of the tables."""
         own = None if getattr(config, "share_encoder_decoder_embeddings", True) else config.decoder_vocab_size

@@ -1,0 +1,47 @@
+"""BERT: layers normed after their residuals, learned positions, kinds of tokens."""
+
+from onnxport.export.families.hugging_face_encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.families.table import Table, linear, merged, norm, packed
+
+TABLE = Table(
+    encoder=[
+        *linear(
+            ("attention.self.query", "attention.self.key", "attention.self.value"),
+            "attention.qkv",
+            "attention.self.qkv",
+            packed(3),
+            packed(3),
+        ),
+        *linear("attention.output.dense", "attention.out", weight=merged),
+        *norm("attention.output.LayerNorm", "attention_norm"),
+        *linear("intermediate.dense", "feed_forward.up"),
+        *linear("output.dense", "feed_forward.down"),
+        *norm("output.LayerNorm", "feed_forward_norm"),
+    ],
+    decoder=[],
+    cross=[],
+    modules={"attention": "attention.self", "feed_forward": "intermediate"},
+)
+PLACES = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "layers": "encoder.layer",
+}
+
+FAMILY = EncoderFamily(
+    model_type="bert",
+    base="bert",
+    table=TABLE,
+    heads={
+        "BertModel": None,
+        "BertForSequenceClassification": HeadNames("classification", "classifier", "first", "bert.pooler.dense"),
+        "BertForQuestionAnswering": QUESTIONS,
+        "BertForTokenClassification": TOKENS,
+    },
+    bare=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
+    places=PLACES,
+    keys=SIZED,
+    settings=frozenset(SIZED),
+)

@@ -1,0 +1,5 @@
+"""CamemBERT: RoBERTa with another vocabulary."""
+
+from onnxport.export.families.roberta import roberta
+
+FAMILY = roberta("camembert", "Camembert")

@@ -1,0 +1,52 @@
+"""DistilBERT: BERT's layers under other names, without kinds of tokens."""
+
+from onnxport.export.families.checks import DEPTH, WIDTH, Key, dropout, integer, one_of
+from onnxport.export.families.hugging_face_config import ACTIVATIONS, FLAG
+from onnxport.export.families.hugging_face_encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.families.table import Table, linear, merged, norm, packed
+
+KEYS = {
+    "dim": Key(integer(1, WIDTH), None),
+    "n_layers": Key(integer(1, DEPTH), None),
+    "n_heads": Key(integer(1, WIDTH), None),
+    "hidden_dim": Key(integer(1, 16 * WIDTH), None),
+    "activation": Key(one_of(*ACTIVATIONS), None),
+    "sinusoidal_pos_embds": FLAG,  # how the table began; its values are in the weights
+    "tie_weights_": FLAG,
+    "qa_dropout": Key(dropout, None),
+    "seq_classif_dropout": Key(dropout, None),
+}
+
+FAMILY = EncoderFamily(
+    model_type="distilbert",
+    base="distilbert",
+    table=Table(
+        encoder=[
+            *linear(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.qkv", "attention.qkv_lin", packed(3), packed(3)),
+            *linear("attention.out_lin", "attention.out", weight=merged),
+            *norm("sa_layer_norm", "attention_norm"),
+            *linear("ffn.lin1", "feed_forward.up"),
+            *linear("ffn.lin2", "feed_forward.down"),
+            *norm("output_layer_norm", "feed_forward_norm"),
+        ],
+        decoder=[],
+        cross=[],
+        modules={"feed_forward": "ffn"},
+    ),
+    heads={
+        "DistilBertModel": None,
+        "DistilBertForSequenceClassification": HeadNames("classification", "classifier", "first", "pre_classifier", "relu"),
+        "DistilBertForQuestionAnswering": QUESTIONS,
+        "DistilBertForTokenClassification": TOKENS,
+    },
+    bare=("DistilBertForMaskedLM",),
+    places={
+        "tokens": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "norm": "embeddings.LayerNorm",
+        "layers": "transformer.layer",
+    },
+    keys=KEYS,
+    activation="activation",
+    settings=frozenset(KEYS),
+)

@@ -1,0 +1,28 @@
+"""RoBERTa: BERT's layers, positions that begin behind the padding's id, a head of its own."""
+
+from onnxport.export.families.bert import PLACES, TABLE
+from onnxport.export.families.hugging_face_encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
+
+
+def roberta(model_type: str, prefix: str) -> EncoderFamily:
+    """A family whose classes' names begin with `prefix`."""
+    return EncoderFamily(
+        model_type=model_type,
+        base="roberta",
+        table=TABLE,
+        heads={
+            f"{prefix}Model": None,
+            f"{prefix}ForSequenceClassification": HeadNames("classification", "classifier.out_proj", "first", "classifier.dense"),
+            f"{prefix}ForQuestionAnswering": QUESTIONS,
+            f"{prefix}ForTokenClassification": TOKENS,
+        },
+        bare=(f"{prefix}ForMaskedLM",),
+        places=PLACES,
+        keys=SIZED,
+        # rows up to the padding's are never a position of a token: a row of right-padded text counts from the next one on
+        offset=lambda config: int(config.pad_token_id) + 1,
+        settings=frozenset(SIZED),
+    )
+
+
+FAMILY = roberta("roberta", "Roberta")

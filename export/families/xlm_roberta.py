@@ -1,0 +1,5 @@
+"""XLM-RoBERTa: RoBERTa with another vocabulary."""
+
+from onnxport.export.families.roberta import roberta
+
+FAMILY = roberta("xlm-roberta", "XLMRoberta")

@@ -1,0 +1,77 @@
+"""SmoothQuant (Xiao et al. 2022): what is hard to quantize in activations is moved into weights, channel by channel.
+
+A channel j of x is divided by s_j and row j of the weights that read x multiplied by it: the product stays the same, but no single channel
+sets the scale of a whole row any more. s_j = sqrt(largest |x_j| / largest |w_j|), over some inputs that the graph is run on; which channels
+stand out is a property of the model, so that a few inputs tell it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.quantize.fusion.core import constant, new_node
+from onnxport.quantize.linear import Linear, linears
+from onnxport.quantize.store import write
+
+SMALLEST = 1e-5
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def smooth(model: ir.Model, feeds: Feeds) -> ir.Model:
+    """A copy whose linear layers read smoothed activations. `feeds`: inputs by name, with `attention_mask` where the graph has one."""
+    copy = model.clone()
+    groups: dict[ir.Value, list[Linear]] = {}
+    for linear in linears(copy.graph):
+        groups.setdefault(linear.x, []).append(linear)
+    largest = _largest(copy, list(groups), feeds)
+    for x, group in groups.items():
+        weights = np.maximum(np.max([np.abs(linear.weight).max(1) for linear in group], 0), SMALLEST)
+        scale = np.sqrt(np.maximum(largest[str(x.name)], SMALLEST) / weights)
+        scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+        _divide(copy.graph, x, group, scale)
+    return copy
+
+
+def _divide(graph: ir.Graph, x: ir.Value, group: Sequence[Linear], scale: np.ndarray) -> None:
+    like = ir.Value(name=f"{x.name}/smooth", type=x.type, shape=x.shape)
+    factor = constant(graph, f"{x.name}/smoothing", 1 / scale)
+    even = new_node(graph, group[0].node, "Mul", [x, factor], {}, [like], domain="").outputs[0]
+    for linear in group:
+        old = linear.node.inputs[1]
+        assert old is not None
+        weight = linear.weight * scale[:, None]
+        new = constant(graph, f"{old.name}/smooth", np.ascontiguousarray(weight.T if linear.transposed else weight))
+        new.metadata_props.update(old.metadata_props)
+        linear.node.replace_input_with(0, even)
+        linear.node.replace_input_with(1, new)
+        if not old.uses():  # the name is how a plan calls it
+            name = str(old.name)
+            del graph.initializers[name]
+            new.name = name
+
+
+def _largest(model: ir.Model, values: Sequence[ir.Value], feeds: Feeds) -> dict[str, np.ndarray]:
+    """The largest magnitude of each channel, by the value's name; padding does not count."""
+    import onnxruntime
+
+    names = {str(value.name) for value in values}
+    watched = model.clone()
+    outside = {value.name for value in [*watched.graph.outputs, *watched.graph.inputs]}
+    watched.graph.outputs.extend(v for node in watched.graph for v in node.outputs if v.name in names - outside)
+    found: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = write({"model": watched}, Path(folder)).values()
+        session = onnxruntime.InferenceSession(str(Path(folder) / file), providers=["CPUExecutionProvider"])
+        outputs = [output.name for output in session.get_outputs() if output.name in names]
+        for feed in feeds:
+            for name, array in zip(outputs, session.run(outputs, dict(feed)), strict=True):
+                mask = feed.get("attention_mask")
+                rows = array[mask.astype(bool)] if mask is not None and array.shape[:2] == mask.shape else array
+                magnitude = np.abs(rows.reshape(-1, rows.shape[-1])).max(0)
+                found[name] = np.maximum(found.get(name, 0), magnitude)
+    return found
