@@ -31,7 +31,8 @@ def expected_fusions(built: Built) -> dict[str, dict[str, int]]:
         layers = len(graph.stack.layers)
         # the encoder adds one row of positions to every text, a broadcast that the fused kernel does not take
         summed = role == "decoder" and graph.module.embedding.positions is not None
-        rules = {"skip_layer_norm": skip_norms(graph.stack, summed)}
+        layered = all(layer.norm == "layer" for layer in graph.stack.layers)
+        rules = {"skip_layer_norm": skip_norms(graph.stack, summed) if layered else 0}
         if role == "encoder":
             rules["multi_head_attention"] = layers
         else:

@@ -42,14 +42,7 @@ class TransformersSeq2Seq:
             output_scores=True,
             **lengths,
         )
-        eos = self.ids["eos_id"]
-        ends = set(eos) if isinstance(eos, list) else {eos}
-        rows = [_until(row[1:].tolist(), ends) for row in out.sequences]
-        if beam > 1:
-            return [(row, score) for (row, _), score in zip(rows, out.sequences_scores.tolist(), strict=True)]
-        logprobs = torch.stack(out.scores, 1).log_softmax(-1)
-        chosen = logprobs.gather(2, out.sequences[:, 1:, None])[:, :, 0]
-        return [(row, float(line[:steps].sum())) for (row, steps), line in zip(rows, chosen, strict=True)]
+        return _answers(out, 1, self.ids["eos_id"], beam)
 
 
 def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:
@@ -76,3 +69,47 @@ class TransformersEncoder:
         numbered = {"position_ids": torch.arange(self.first, self.first + length)[None]} if self.first else {}
         found = self.model(**given, **numbered)
         return {name: found[name] for name in self.names}
+
+
+class TransformersCausal:
+    """A language model of transformers."""
+
+    def __init__(self, model: Any, ids: dict[str, Any]) -> None:
+        self.model, self.ids, self.modules = model, ids, [model]
+        self.rows = min(model.get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features)
+
+    def causal(self, ids: Tensor) -> Tensor:
+        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
+        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    def generate(self, prompts: list[list[int]], most: int, least: int | None, beam: int) -> list[tuple[list[int], float]]:
+        """(new tokens without the end, score) a prompt, by the folder's own settings and a cache; see TransformersSeq2Seq."""
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self.ids["pad_id"])
+        mask = torch.zeros_like(ids)
+        for row, real, prompt in zip(ids, mask, prompts, strict=True):
+            row[longest - len(prompt) :], real[longest - len(prompt) :] = torch.tensor(prompt), 1
+        lengths = {"max_new_tokens": most} | ({} if least is None else {"min_new_tokens": least})
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            num_beams=beam,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+            pad_token_id=self.ids["pad_id"],
+            **lengths,
+        )
+        return _answers(out, longest, self.ids["eos_id"], beam)
+
+
+def _answers(out: Any, start: int, eos: Any, beam: int) -> list[tuple[list[int], float]]:
+    """What `generate` found behind the first `start` ids of each row."""
+    ends = set(eos) if isinstance(eos, list) else {eos}
+    rows = [_until(row[start:].tolist(), ends) for row in out.sequences]
+    if beam > 1:
+        return [(row, score) for (row, _), score in zip(rows, out.sequences_scores.tolist(), strict=True)]
+    logprobs = torch.stack(out.scores, 1).log_softmax(-1)
+    chosen = logprobs.gather(2, out.sequences[:, start:, None])[:, :, 0]
+    return [(row, float(line[:steps].sum())) for (row, steps), line in zip(rows, chosen, strict=True)]

@@ -121,10 +121,11 @@ def special_ids(config: Any, source_rows: int, rows: int, starts: bool) -> tuple
     return {"pad_id": pad, "bos_id": bos, "eos_id": eos, "decoder_start_id": start if starts else None}, ids.problems
 
 
-def read_generation(config: Any, rows: int, ends: list[int]) -> tuple[dict[str, Any], list[str]]:
+def read_generation(config: Any, rows: int, ends: list[int], starts: bool) -> tuple[dict[str, Any], list[str]]:
     """A transformers GenerationConfig as a bundle's settings, only what changes something, and everything that a bundle cannot do.
 
-    `rows`: the vocabulary of the answers; `ends`: the ids that end one.
+    `rows`: the vocabulary of the answers; `ends`: the ids that end one; `starts`: see special_ids. A language model's lengths count the
+    prompt where they are not of new tokens: then they say nothing of answers.
     """
     ids, found = _Ids(rows), {}  # type: _Ids, dict[str, Any]
     sampling = config.do_sample is True
@@ -141,7 +142,7 @@ def read_generation(config: Any, rows: int, ends: list[int]) -> tuple[dict[str, 
         if (value := getattr(config, name)) is not None:
             READ_LENGTH(ids, name, value)
     if not ids.problems:
-        found |= _lengths(config)
+        found |= _lengths(config, starts)
     refused = REFUSED | (REFUSED_SAMPLING if sampling else {})
     problems = [
         f"{name} is {value!r:.60}, which a bundle cannot do; remove it"
@@ -164,10 +165,11 @@ def _unsearchable(settings: dict[str, Any]) -> list[str]:
     return []
 
 
-def _lengths(config: Any) -> dict[str, int]:
+def _lengths(config: Any, starts: bool) -> dict[str, int]:
     """max_length and min_length count the id that starts an answer."""
-    most = config.max_new_tokens if config.max_new_tokens is not None else config.max_length and config.max_length - 1
-    least = config.min_new_tokens if config.min_new_tokens is not None else config.min_length and config.min_length - 1
+    longest, shortest = (config.max_length, config.min_length) if starts else (None, None)
+    most = config.max_new_tokens if config.max_new_tokens is not None else longest and longest - 1
+    least = config.min_new_tokens if config.min_new_tokens is not None else shortest and shortest - 1
     return ({"max_new_tokens": most} if most else {}) | ({"min_new_tokens": least} if least and least > 0 else {})
 
 

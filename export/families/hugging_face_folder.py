@@ -56,7 +56,7 @@ def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Dec
     """What a transformers GenerationConfig says, and what is wrong with it."""
     ids, problems = generation.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
     ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
-    search, worse = generation.read_generation(settings, sizes["target"], ends)
+    search, worse = generation.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
     return Decoding(ids, search), [*problems, *worse]
 
 

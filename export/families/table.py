@@ -27,7 +27,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Names below one layer. `modules`: canonical module → the source's, for the names of nodes, where the rows do not tell."""
+    """Names below one layer: `decoder` is one with cross attention, `encoder` one without. `modules`: canonical module → the source's, for
+    the names of nodes, where the rows do not tell."""
 
     encoder: list[Row]
     decoder: list[Row]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxport.errors import FusionError
 from onnxport.quantize.fusion.core import Outcome, attribute, constant, dims, is_op, new_node, take_over
-from onnxport.quantize.fusion.group_query_attention import MASK
+from onnxport.quantize.fusion.group_query_attention import MASK, TOTAL
 
 
 def drop_mask(graph: ir.Graph, role: str, outcome: Outcome) -> None:
@@ -38,9 +38,13 @@ def _from_elsewhere(graph: ir.Graph, node: ir.Node, value: ir.Value, providers: 
     shape = dims(value) or ()
     start, end = attribute(node, "start", 0), attribute(node, "end", len(shape))
     parts: list[ir.Value] = []
+    total = next((v for v in graph.inputs if v.name == TOTAL), None)
     for axis, dim in list(enumerate(shape))[start:end]:
         if isinstance(dim, int):
             parts.append(constant(graph, f"dim_{dim}", np.array([dim], np.int64)))
+            continue
+        if value.name == MASK and axis == 3 and total is not None:  # how many entries there are after this call
+            parts.append(_as_dimension(graph, total))
             continue
         found = next(((v, (dims(v) or ()).index(dim)) for v in providers if dim in (dims(v) or ())), None)
         if found is None:
@@ -58,3 +62,17 @@ def _from_elsewhere(graph: ir.Graph, node: ir.Node, value: ir.Value, providers: 
     new = new_node(graph, node, "Concat", parts, {"axis": 0}, [node.outputs[0]], domain="")
     take_over(node.outputs[0], new.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _as_dimension(graph: ir.Graph, scalar: ir.Value) -> ir.Value:
+    """A scalar int32 as int64 [1], made once."""
+    name = f"{scalar.name}/dimension"
+    for node in graph:
+        if node.outputs[0].name == name:
+            return node.outputs[0]
+    wide = ir.Value(name=f"{scalar.name}/int64", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+    cast = new_node(graph, graph[0], "Cast", [scalar], {"to": ir.DataType.INT64}, [wide], domain="")
+    shape = constant(graph, "shape_1", np.array([1], np.int64))
+    like = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    reshape = new_node(graph, graph[0], "Reshape", [cast.outputs[0], shape], {}, [like], domain="")
+    return reshape.outputs[0]

@@ -24,7 +24,7 @@ def settings(**given: Any) -> dict[str, Any]:
     """What a bundle is told for these keys of a generation_config.json; nothing may be refused."""
     from transformers import GenerationConfig
 
-    found, problems = read_generation(GenerationConfig(**given), 50, [2])
+    found, problems = read_generation(GenerationConfig(**given), 50, [2], True)
     assert problems == []
     return found
 
@@ -61,9 +61,9 @@ def test_settings_that_change_answers_are_carried(given: dict[str, Any], wanted:
 def test_special_ids_as_generate_takes_them() -> None:
     from transformers import GenerationConfig
 
-    ids, problems = special_ids(GenerationConfig(eos_token_id=[2, 3], bos_token_id=1), 50, 40)
+    ids, problems = special_ids(GenerationConfig(eos_token_id=[2, 3], bos_token_id=1), 50, 40, True)
     assert problems == [] and ids == {"pad_id": 2, "bos_id": 1, "eos_id": [2, 3], "decoder_start_id": 1}
-    _, problems = special_ids(GenerationConfig(eos_token_id=2, pad_token_id=45, decoder_start_token_id=0), 50, 40)
+    _, problems = special_ids(GenerationConfig(eos_token_id=2, pad_token_id=45, decoder_start_token_id=0), 50, 40, True)
     assert problems == ["pad_token_id is 45, expected an id from 0 to 39"]
 
 

@@ -65,7 +65,7 @@ def test_grouped_heads_with_a_cache_in_place(session, tools, kv_heads, batch, le
 
 @pytest.mark.parametrize(("changed", "expected"), [
     ({"size": 4}, "head size 4 is not a multiple of 8"),
-    ({"mask": "mask"}, "the mask is mask, not the graph input 'self_mask'"),
+    ({"mask": "mask"}, "the mask is 'mask', which is not made of the graph input 'self_mask'"),
     ({"order": (0, 2, 1)}, "not the outputs of one Split in that order"),
 ])  # fmt: skip
 def test_a_miss_says_why(tools, changed, expected):

@@ -1,0 +1,41 @@
+"""Qwen2: Llama with biases of queries, keys and values, and a sliding window in the layers that the config names."""
+
+from typing import Any
+
+from onnxport.export.families.checks import LENGTH, Key, integer, optional
+from onnxport.export.families.hugging_face_causal import LLAMA, CausalFamily
+from onnxport.export.families.hugging_face_config import FLAG
+from onnxport.export.families.llama import PLACES, TABLE, gated
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+def _kinds(value: Any) -> str | None:
+    return None if isinstance(value, list) and set(value) <= set(KINDS) else f"a list of {' and '.join(KINDS)}"
+
+
+KEYS = {
+    **LLAMA,
+    "sliding_window": Key(optional(integer(1, LENGTH)), None),
+    "use_sliding_window": FLAG,
+    "max_window_layers": Key(optional(integer(0, LENGTH)), None),
+    "layer_types": Key(optional(_kinds), None),
+}
+
+
+def windowed(config: Any, index: int) -> dict[str, Any]:
+    """Llama's settings, with a window where the layer has one."""
+    slides = config.layer_types[index] == "sliding_attention"
+    return {**gated(config, index), "window": config.sliding_window if slides else None}
+
+
+FAMILY = CausalFamily(
+    model_type="qwen2",
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
+    base="model",
+    table=TABLE,
+    places=PLACES,
+    keys=KEYS,
+    layer=windowed,
+    settings=frozenset(KEYS),
+)
