@@ -30,6 +30,7 @@ from onnxport.quantize.fusion.core import (
 
 # The kernel adds it to the scores of padding. Finite, so that a row of nothing but padding stays finite, and within the range of float16.
 MASKED_SCORE = -10000.0
+BIAS = 5  # the place of the kernel's input attention_bias
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Match:
     query: ir.Value  # [batch, heads, length, head_size]
     flat: tuple[ir.Value, ir.Value, ir.Value]  # query as [.., hidden] or 4-D if it must be reshaped; key and value as 3-D or 4-D
     mask: ir.Value | None  # integer graph input [batch, source], 0 = padding
+    bias: ir.Value | None  # of scores, [batch or 1, heads, length, source]
     back: ir.Node  # Transpose of the answer to [batch, length, heads, head_size]
 
 
@@ -94,11 +96,16 @@ class MultiHeadAttention(Rule):
         flat_key, flat_value = _flat(key), _flat(value)
         if flat_key is None or flat_value is None:
             flat_key, flat_value = key, value
-        mask = optional(node, 3)
+        mask, bias = optional(node, 3), None
+        if mask is not None and is_op(where := mask.producer(), "Where"):
+            lowest = array_of(source(where, 2))
+            if lowest is None or lowest.size != 1 or lowest.item() > MASKED_SCORE:
+                raise Miss("the mask is no choice between a bias and a low constant")
+            mask, bias = source(where), source(where, 1)
         uses = node.outputs[0].uses()
         if len(uses) != 1 or not is_op(uses[0].node, "Transpose"):
             raise Miss("the answer is not transposed back to [batch, length, heads, head_size]")
-        return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask and _padding(mask), uses[0].node)
+        return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask and _padding(mask), bias, uses[0].node)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
         query, key, value = (known_dims(source(match.attention, i), 4, "heads") for i in range(3))
@@ -112,6 +119,8 @@ class MultiHeadAttention(Rule):
             produced_by(produced_by(match.query, "Transpose", "query").inputs[0], "Reshape", "query")
         if match.mask is not None and not same_shape(known_dims(match.mask, 2, "mask"), (key[0], key[2])):
             raise Miss(f"the mask is {dims(match.mask)}, the keys are {key}")
+        if match.bias is not None and len(dims(match.bias) or (0,) * 4) != 4:
+            raise Miss(f"the bias of scores has shape {dims(match.bias)}, expected 4 dimensions")
         if tuple(attribute(match.back, "perm", ())) != (0, 2, 1, 3):
             raise Miss("the answer is not transposed by (0, 2, 1, 3)")
         if not all(is_op(use.node, "Reshape") and use.idx == 0 for use in match.back.outputs[0].uses()):
@@ -137,6 +146,8 @@ class MultiHeadAttention(Rule):
         inputs = [query, match.flat[1], match.flat[2]]
         if match.mask is not None:
             inputs += [None, _int32(graph, match.mask)]
+        if match.bias is not None:
+            inputs += [None] * (BIAS - len(inputs)) + [match.bias]
         like = ir.Value(
             name=match.back.outputs[0].name, type=match.back.outputs[0].type, shape=ir.Shape([batch, length, heads * value_size])
         )
