@@ -15,16 +15,15 @@ from typing import Any
 from onnxport.errors import BundleError
 from onnxport.runtime.manifest import (
     MANIFEST,
-    EncodingConfig,
     FileEntry,
     GenerationConfig,
     Manifest,
     Reader,
     Variant,
-    encoding,
     generation,
     variant,
 )
+from onnxport.runtime.reading import ChatConfig, EncodingConfig, chat, encoding
 
 FORMAT = 1
 TASKS = ("translation", "summarization", "text2text", "text-generation", "embedding", "classification", "question-answering", "tensor")
@@ -41,6 +40,7 @@ class Bundle:
     default: str
     generation: GenerationConfig | None
     encoding: EncodingConfig
+    chat: ChatConfig | None
     files: Mapping[str, FileEntry]
     variants: Mapping[str, Variant]
     search: Mapping[str, str]
@@ -94,6 +94,7 @@ class Bundle:
             default=r.get("default", str),
             generation=generation(r.get("generation", (dict, type(None)), None)),
             encoding=encoding(r.get("encoding", (dict, type(None)), None)),
+            chat=chat(r.get("chat", (dict, type(None)), None)),
             files=files,
             variants={n: variant(n, v) for n, v in r.get("variants", dict).items()},
             search=r.strings("search"),
@@ -115,6 +116,7 @@ class Bundle:
         for name in self.files:
             _check_relative(name)
         named = [*self.search.values(), *self.tokenizers.values(), *([self.golden] if self.golden else [])]
+        named += [self.chat.template] if self.chat else []
         for v in self.variants.values():
             named += v.files
             stray = [g for g in v.graphs.values() if g not in v.files]

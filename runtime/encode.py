@@ -1,18 +1,34 @@
-"""Models that answer in one pass: raw arrays, and texts to vectors."""
+"""Models that answer in one pass: raw arrays, and texts in windows as the tasks want them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+from tokenizers import Encoding
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError
 from onnxport.runtime.bundle import Bundle, Variant
 from onnxport.runtime.session import NUMPY_TYPES, Sessions, first_line
-from onnxport.runtime.tokenizer import TextTokenizer, check_ids
+from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 PADDING = 1.25  # a batch is cut where it would compute this many times its own tokens
+
+Text = str | tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A text, or a part of one that is too long: what the model reads at once. owner: the text's place in the call."""
+
+    owner: int
+    encoding: Encoding
+
+    def __len__(self) -> int:
+        return len(self.encoding)
 
 
 class Encoder:
@@ -23,7 +39,7 @@ class Encoder:
         if not roles:
             raise BundleError(f"{bundle.path}: variant {variant.name} has neither a model nor an encoder graph; export the model again")
         self._session = sessions.open(bundle.file(variant.graphs[roles[0]]))
-        self._task, self._config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
+        self.task, self.config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -35,55 +51,59 @@ class Encoder:
             raise DataError(f"the input {found}; expected arrays named {', '.join(self.inputs)}")
         for name, given in inputs.items():
             self._check(name, np.asarray(given))
-        for name in ("input_ids",) if self._config.vocab_size else ():
-            if name in inputs:
-                check_ids(np.asarray(inputs[name]).ravel().tolist(), self._config.vocab_size)
+        if "input_ids" in inputs and self.config.vocab_size:
+            ids = np.asarray(inputs["input_ids"])
+            if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+                check_ids(ids.ravel().tolist(), self.config.vocab_size)
         try:
             results = self._session.run(None, {n: np.ascontiguousarray(a) for n, a in inputs.items()})
         except Exception as e:  # ONNX Runtime's errors share no base class
             raise DataError(f"the model cannot take these arrays ({first_line(e)}); check that their sizes fit together") from e
         return dict(zip(self.outputs, results, strict=True))
 
-    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        """Pooled vectors float32 [texts, hidden]."""
-        if self._task != "embedding" or "last_hidden_state" not in self.outputs:
-            raise UsageError(f"this bundle's task is {self._task}, expected embedding to encode texts; use run")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size!r}, expected a whole number from 1")
-        rows = self._ids(texts)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        vectors: dict[int, np.ndarray] = {}
-        for group in _groups(order, [len(r) for r in rows], batch_size):
-            for i, vector in zip(group, self._vectors([rows[i] for i in group]), strict=True):
-                vectors[i] = vector
-        return np.stack([vectors[i] for i in range(len(rows))]) if rows else np.zeros((0, 0), np.float32)
+    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None) -> list[Window]:
+        """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
 
-    def _vectors(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        ids, mask = np.full((len(rows), longest), self._config.pad_id, np.int64), np.zeros((len(rows), longest), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        hidden = self.run({n: feeds[n] for n in self.inputs if n in feeds})["last_hidden_state"].astype(np.float32)
-        if self._config.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = mask[:, :, None].astype(np.float32)
-            pooled = np.where(weights > 0, hidden, 0).sum(1) / weights.sum(1)
-        if self._config.normalize:
-            pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-        return pooled
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        TextError names a text that cannot be read, UsageError a stride that cannot be.
+        """
         if self._tokenizer is None:
             raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
-        rows = self._tokenizer.encode(texts)
-        for i, row in enumerate(rows):
-            if not row:
-                raise TextError(f"text {i} has no tokens, expected some text; leave it out")
-            if self._config.max_length is not None and len(row) > self._config.max_length:
-                raise TextError(f"text {i} has {len(row)} tokens, the model takes at most {self._config.max_length}; shorten or split it")
-        return rows
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
+            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
+        pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
+        most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
+        found = []
+        for i, ((text, pair), whole) in enumerate(zip(pairs, self._tokenizer.read(pairs), strict=True)):
+            fits = most is None or len(whole) <= most
+            parts = [whole] if fits else _located(i, len(texts), self._tokenizer.cut, text, pair, most, stride)
+            found += [Window(i, part) for part in parts]
+        return found
+
+    def each(self, windows: Sequence[Window], batch_size: int) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
+        """Every window and its row of all outputs, those of like length together: axes over tokens can be longer than the window."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}, expected a whole number from 1")
+        assert self._tokenizer is not None  # windows were made with it
+        lengths = [len(window) for window in windows]
+        order = sorted(range(len(windows)), key=lengths.__getitem__)
+        for group in _groups(order, lengths, batch_size):
+            feeds = {name: np.full((len(group), lengths[group[-1]]), value, np.int64) for name, value in self._padding().items()}
+            for row, i in enumerate(group):
+                encoding = windows[i].encoding
+                feeds["input_ids"][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
+                if "attention_mask" in feeds:
+                    feeds["attention_mask"][row, : lengths[i]] = 1
+                if "token_type_ids" in feeds:
+                    feeds["token_type_ids"][row, : lengths[i]] = encoding.type_ids
+            outputs = self.run(feeds)
+            for row, i in enumerate(group):
+                yield windows[i], {name: array[row] for name, array in outputs.items()}
+
+    def _padding(self) -> dict[str, int]:
+        known = {"input_ids": self.config.pad_id, "attention_mask": 0, "token_type_ids": self.config.pad_type_id}
+        if unknown := [name for name in self.inputs if name not in known]:
+            raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
+        return {name: known[name] for name in self.inputs}
 
     def _check(self, name: str, array: np.ndarray) -> None:
         wanted = self.inputs[name]
@@ -110,3 +130,23 @@ def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[lis
                 continue
         groups.append([i])
     return groups
+
+
+def _pair(text: Text) -> tuple[str, str | None]:
+    """A text as one of a pair whose other is missing. TextError for what is neither, or empty."""
+    both = text if isinstance(text, (tuple, list)) else (text,)
+    if len(both) > 2 or not both:
+        raise TextError(f"found {len(both)} texts, expected a text or a pair of texts")
+    for one in both:
+        check_text(one)
+        if not one.strip():
+            raise TextError("the text is empty, expected some words; leave it out")
+    return both[0], both[1] if len(both) == 2 else None
+
+
+def _located(place: int, count: int, call: Callable[..., T], *arguments: Any) -> T:
+    """`call` with the text's place in front of what it refuses."""
+    try:
+        return call(*arguments)
+    except TextError as error:
+        raise TextError(f"text {place}: {error}" if count > 1 else str(error)) from None

@@ -67,17 +67,6 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
-class EncodingConfig:
-    """How texts become inputs and vectors in an encoder-only bundle; every field has a default."""
-
-    max_length: int | None = None
-    pad_id: int = 0
-    vocab_size: int | None = None
-    pooling: str = "mean"
-    normalize: bool = True
-
-
-@dataclass(frozen=True)
 class Variant:
     """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones."""
 
@@ -195,21 +184,6 @@ def search_config(r: Reader) -> SearchConfig:
         begin_suppressed=r.ids("begin_suppressed"),
         bad_words=tuple(map(tuple, words)),
     )
-
-
-def encoding(value: object) -> EncodingConfig:
-    """The `encoding` section; defaults when it is null. BundleError."""
-    r = Reader({} if value is None else value, "encoding")
-    config = EncodingConfig(
-        max_length=r.natural("max_length", None, 1, null=True),
-        pad_id=r.natural("pad_id", 0, null=True) or 0,
-        vocab_size=r.natural("vocab_size", None, 1, null=True),
-        pooling=r.get("pooling", str, "mean"),
-        normalize=r.get("normalize", bool, True),
-    )
-    if config.pooling not in ("mean", "cls"):
-        raise BundleError(f"{MANIFEST}: encoding.pooling is {config.pooling!r}, expected mean or cls; upgrade onnxport")
-    return config
 
 
 def variant(name: str, value: object) -> Variant:

@@ -1,4 +1,4 @@
-"""The door for applications: `load` a bundle, then generate, stream, run or encode."""
+"""The door for applications: `load` a bundle, then generate, stream, encode, classify, answer or run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from onnxport.runtime.engine import Engine
 from onnxport.runtime.generate import Generation, Generator, Input, Stream
 from onnxport.runtime.options import Flag, Options, Watch, stops
 from onnxport.runtime.session import Sessions
+from onnxport.runtime.tasks.calls import Tasks, listed
 from onnxport.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
     return Model(bundle, name, Sessions.choose(device, threads))
 
 
-class Model:
+class Model(Tasks):
     """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
 
     A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
@@ -100,10 +101,10 @@ class Model:
             top_p=top_p, repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
             length_penalty=length_penalty, early_stopping=early_stopping, batch_size=batch_size,
         )  # fmt: skip
-        generator = self._ready().generating()
+        generator = self.generating()
         many = [inputs] if isinstance(inputs, str) else inputs
         starts = [prefix] if isinstance(prefix, str) else prefix
-        return generator.generate(_listed(many), None if starts is None else _listed(starts), options, Watch(timeout, cancel))
+        return generator.generate(listed(many), None if starts is None else listed(starts), options, Watch(timeout, cancel))
 
     def stream(
         self,
@@ -135,7 +136,7 @@ class Model:
             repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
             length_penalty=length_penalty, early_stopping=early_stopping,
         )  # fmt: skip
-        return self._ready().generating().stream(text, prefix, options, Watch(timeout, cancel), self._ready)
+        return self.generating().stream(text, prefix, options, Watch(timeout, cancel), self._ready)
 
     @property
     def task(self) -> str:
@@ -151,25 +152,23 @@ class Model:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
-        return self._ready().encoding().run(inputs)
+        return self.encoding().run(inputs)
 
     @property
     def padding(self) -> float:
         """Share of the positions computed by generate and stream so far that were padding or a finished row's, 0 to 1."""
         return 0.0 if self.engine is None else self.engine.positions.padding
 
-    def encode(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """Vectors float32 [texts, hidden] of an embedding bundle, pooled over tokens and of length 1 as the bundle says."""
-        return self._ready().encoding().encode([texts] if isinstance(texts, str) else list(texts), batch_size)
-
     def generating(self) -> Generator:
         """The generator of a bundle that generates. UsageError for others."""
+        self._ready()
         if self._generator is None:
             raise UsageError(f"this bundle's task is {self.bundle.task}, it does not generate; use run or encode")
         return self._generator
 
     def encoding(self) -> Encoder:
         """The encoder of a bundle that does not generate. UsageError for others."""
+        self._ready()
         if self._encoder is None:
             raise UsageError(f"this bundle's task is {self.bundle.task}; use generate or stream")
         return self._encoder
@@ -192,9 +191,3 @@ class Model:
                 f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child"
             )
         return self
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, (list, tuple, np.ndarray)) and not hasattr(value, "__iter__"):
-        raise UsageError(f"inputs is {type(value).__name__}, expected a text or a list of texts or of lists of token ids")
-    return list(value)

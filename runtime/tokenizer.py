@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from onnxport.errors import BundleError, TextError
+from onnxport.errors import BundleError, TextError, UsageError
 
 # Marks in a converted tokenizer.json, which no text can match: tokens from the first on have no id of their own and mean the unknown
 # token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.
 UNKNOWN_FROM, UNKNOWN_IS = "\ufdd2", "\ufdd4"
+
+SHARED = 128  # tokens that neighbouring windows of a text share, at most half a window: the custom of question answering
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -39,20 +42,45 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Ids of each text, with special tokens unless `special` is False. TextError for what is not encodable text."""
-        for text in texts:
-            check_text(text)
+        return [self.known(e.ids) for e in self._read(texts, special)]
+
+    def read(self, texts: Sequence[tuple[str, str | None]]) -> list[Encoding]:
+        """Each text, or pair of texts, with its special tokens. TextError for what is not encodable text."""
+        return self._read([text if pair is None else (text, pair) for text, pair in texts], special=True)
+
+    def cut(self, text: str, pair: str | None, most: int, stride: int | None) -> list[Encoding]:
+        """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: what `shared` gives).
+
+        The last part, `pair` if there is one, is cut; the other is in every window. TextError: no room beside the other;
+        UsageError: a stride that leaves no room for new tokens.
+        """
+        *first, last = self._read([text] if pair is None else [text, pair], special=False)
+        room = most - self._tokenizer.num_special_tokens_to_add(pair is not None) - sum(len(e.ids) for e in first)
+        if room < 1:
+            size = len(first[0].ids) if first else 0
+            raise TextError(f"{text!r:.60} has {size} tokens, which leaves no room for the other text in {most}; shorten it")
+        if stride is not None and stride >= room:
+            raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds beside the rest")
+        last.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
+        return [self._tokenizer.post_process(*first, part) for part in (last, *last.overflowing)]
+
+    def _read(self, given: Sequence[Any], special: bool) -> list[Encoding]:
+        for one in given:
+            for text in one if isinstance(one, tuple) else (one,):
+                check_text(text)
         try:
-            rows = [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+            return list(self._tokenizer.encode_batch(list(given), add_special_tokens=special))
         except BaseException as e:
             if not _is_refusal(e):
                 raise
-            if len(texts) > 1:  # find the text
-                return [self.encode([text], special)[0] for text in texts]
+            if len(given) > 1:  # find the text
+                return [self._read([one], special)[0] for one in given]
             reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise TextError(f"the tokenizer cannot encode {texts[0]!r:.60} ({reason}); change the text or give token ids") from e
-        if self._end is not None:
-            rows = [[i if i < self._end else self._unknown for i in ids] for ids in rows]
-        return rows
+            raise TextError(f"the tokenizer cannot encode {given[0]!r:.60} ({reason}); change the text or give token ids") from e
+
+    def known(self, ids: list[int]) -> list[int]:
+        """The ids with marks in place of unknown tokens resolved."""
+        return ids if self._end is None else [i if i < self._end else self._unknown for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""

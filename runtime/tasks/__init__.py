@@ -1,1 +1,1 @@
-"""A place for what only one task needs at run time; nothing so far."""
+"""What only one task needs at run time; each module is imported when it is used."""

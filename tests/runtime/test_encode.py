@@ -120,7 +120,7 @@ def test_encode_pools_as_the_bundle_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.encode(["w5 w6"]), TABLE[[5]])
 
 
-@pytest.mark.parametrize(("texts", "part"), [([3], "int"), (["w5 " * 12], "13 tokens"), (["a\udc00"], "surrogate")])
+@pytest.mark.parametrize(("texts", "part"), [([3], "int"), ([" "], "empty"), (["a\udc00"], "surrogate")])
 def test_encode_refuses(encoder: Model, texts: list[Any], part: str) -> None:
     with pytest.raises(TextError, match=part):
         encoder.encode(texts)

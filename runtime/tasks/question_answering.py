@@ -1,0 +1,122 @@
+"""Answers to questions as spans of a context.
+
+The rules are those of transformers' question-answering pipeline (transformers 4, pipelines/question_answering.py). Windows have at most 384
+tokens. In each, probabilities of starts and ends are a softmax over the context's tokens and the token that stands for "no answer"; the
+score of a span is the product of its two. The best spans of all windows compete; "no answer" has the least score it got in any window. A
+span is widened to whole words. The token for "no answer" is the first special one, [CLS], or the last where a model has it there, as XLNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import Encoding
+
+from onnxport.errors import UsageError
+from onnxport.runtime.encode import Encoder
+from onnxport.runtime.tasks.results import expect, finite
+
+START, END = "start_logits", "end_logits"
+WINDOW = 384
+
+
+@dataclass(frozen=True)
+class Answer:
+    """answer: context[start:end], empty where there is none. score: its probability. no_answer_score: that of no answer.
+
+    alternatives: the next best, with n_best.
+    """
+
+    answer: str
+    start: int
+    end: int
+    score: float
+    no_answer_score: float
+    alternatives: tuple[Answer, ...] = ()
+
+
+def answer(
+    encoder: Encoder,
+    questions: Sequence[tuple[str, str]],
+    n_best: int,
+    max_answer_tokens: int,
+    no_answer: bool,
+    batch_size: int,
+    stride: int | None,
+    window: int | None,
+) -> list[Answer]:
+    """An Answer a (question, context), in order. no_answer: whether there may be none. UsageError, TextError."""
+    expect(encoder, "question-answering", (START, END))
+    for name, value in (("n_best", n_best), ("max_answer_tokens", max_answer_tokens), ("window", window)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name} is {value!r}, expected a whole number from 1")
+    found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
+    nothing = [1.0] * len(questions)
+    for part, outputs in encoder.each(encoder.windows(questions, stride, WINDOW if window is None else window), batch_size):
+        owner, length = part.owner, len(part)
+        starts, ends = (finite(outputs[name][:length], owner) for name in (START, END))
+        null, first, last = _probabilities(starts, ends, part.encoding.sequence_ids)
+        nothing[owner] = min(nothing[owner], null)
+        for score, i, j in _spans(first, last, max_answer_tokens, n_best):
+            span = _characters(part.encoding, questions[owner][1], i, j)
+            found[owner][span] = max(found[owner].get(span, 0.0), score)
+    return [_best(questions[i][1], found[i], nothing[i], n_best, no_answer) for i in range(len(questions))]
+
+
+def _probabilities(starts: np.ndarray, ends: np.ndarray, sequences: list[int | None]) -> tuple[float, np.ndarray, np.ndarray]:
+    """The score of no answer, and of each token the probability to begin and to end an answer. sequences: 1 for the context's tokens."""
+    inside = np.array([sequence == 1 for sequence in sequences])
+    allowed = inside.copy()
+    null = 0 if sequences[0] is None else len(sequences) - 1
+    allowed[null] = True
+    first, last = (_softmax(np.where(allowed, logits.astype(np.float64), -np.inf)) for logits in (starts, ends))
+    return float(first[null] * last[null]), first * inside, last * inside
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers: np.ndarray = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def _spans(first: np.ndarray, last: np.ndarray, most: int, count: int) -> Iterator[tuple[float, int, int]]:
+    """The best `count` spans of at most `most` tokens: score, first and last token."""
+    most = min(most, len(first))
+    ahead = np.concatenate([last, np.zeros(most - 1)])
+    scores = first[:, None] * np.lib.stride_tricks.sliding_window_view(ahead, most)  # [first token, tokens more]
+    flat = scores.ravel()
+    few = min(count, flat.size)
+    best = np.argpartition(-flat, few - 1)[:few]
+    for i in best[np.argsort(-flat[best], kind="stable")]:
+        if flat[i] > 0:
+            yield float(flat[i]), int(i) // most, int(i) // most + int(i) % most
+
+
+def _characters(encoding: Encoding, context: str, first: int, last: int) -> tuple[int, int]:
+    """Where a span of tokens begins and ends in the context, in whole words, without the space around it."""
+    words, offsets, sequences = encoding.word_ids, encoding.offsets, encoding.sequence_ids
+
+    def joins(token: int, following: int, word: int | None) -> bool:
+        """True where two neighbours are of one word; a tokenizer that knows no words has one for all, so no space may lie between."""
+        if word is None or not 0 <= following < len(words):
+            return False
+        left, right = sorted((token, following))
+        between = context[offsets[left][1] : offsets[right][0] + 1]
+        return sequences[following] == 1 and words[following] == word and not any(map(str.isspace, between))
+
+    while joins(first, first - 1, words[first]):
+        first -= 1
+    while joins(last, last + 1, words[last]):
+        last += 1
+    start, end = offsets[first][0], offsets[last][1]
+    text = context[start:end]
+    return end - len(text.lstrip()), start + len(text.rstrip())
+
+
+def _best(context: str, found: dict[tuple[int, int], float], null: float, count: int, no_answer: bool) -> Answer:
+    answers = [Answer(context[start:end], start, end, score, null) for (start, end), score in found.items()]
+    if no_answer or not answers:
+        answers.append(Answer("", 0, 0, null, null))
+    best, *others = sorted(answers, key=lambda one: -one.score)[:count]
+    return replace(best, alternatives=tuple(others))
