@@ -34,7 +34,7 @@ class Generation:
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
     log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
     "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
-    alternatives: the next best beams when n_best asks for them.
+    alternatives: the next best beams when n_best asks for them. segments: how many a long text was answered in.
     """
 
     text: str | None
@@ -43,6 +43,7 @@ class Generation:
     token_logprobs: list[float]
     finish_reason: str
     alternatives: tuple[Generation, ...] = ()
+    segments: int = 1
 
 
 class Generator:
@@ -58,6 +59,11 @@ class Generator:
         self._source, self._target = source or target, target or source
         self._lanes: dict[Search, Lane[Any]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def config(self) -> GenerationConfig:
+        """What it knows of the model."""
+        return self._config
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""

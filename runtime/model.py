@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from onnxport.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from onnxport.runtime.encode import Encoder
+    from onnxport.runtime.tasks.chat import ChatTemplate
+
+Conversation = Sequence[Mapping[str, Any]]
 
 
 def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
@@ -53,6 +56,7 @@ class Model(Tasks):
         for role, file in bundle.tokenizers.items():
             self._tokenizers[role] = known.setdefault(file, known.get(file) or TextTokenizer(bundle.file(file)))
         self._generator: Generator | None = None
+        self._chat: ChatTemplate | None = None
         self._encoder: Encoder | None = None
         variant = bundle.variants[precision]
         if bundle.generation is not None:
@@ -62,7 +66,7 @@ class Model(Tasks):
             from onnxport.runtime.encode import Encoder
 
             self.engine = None
-            self._encoder = Encoder(bundle, variant, sessions, self._tokenizers.get("source") or self._tokenizers.get("target"))
+            self._encoder = Encoder(bundle, variant, sessions, self._source())
 
     def generate(
         self,
@@ -82,6 +86,7 @@ class Model(Tasks):
         stop: str | Sequence[str] | None = None,
         length_penalty: float | None = None,
         early_stopping: bool | str | None = None,
+        long: str | None = None,
         batch_size: int = 32,
         timeout: float | None = None,
         cancel: Flag | None = None,
@@ -93,6 +98,8 @@ class Model(Tasks):
         begin with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
         seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (Scores
         move in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer.
+        long: how texts beyond the model's positions are translated or summarized: "segments" of whole sentences as long as the model takes,
+        or "sentences" one by one (for models that were trained so); the answers are put together with the text's own lines and paragraphs.
         batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
         Errors: UsageError (a parameter), TextError (an input).
         """
@@ -103,6 +110,13 @@ class Model(Tasks):
         )  # fmt: skip
         generator = self.generating()
         many = [inputs] if isinstance(inputs, str) else inputs
+        if long is not None:
+            if prefix is not None:
+                raise UsageError("long takes no prefix: an answer is put together from many")
+            from onnxport.runtime.tasks import segments
+
+            source, config = self._source(), generator.config
+            return segments.generate(generator, source, config, self.task, listed(many), long, options, Watch(timeout, cancel))
         starts = [prefix] if isinstance(prefix, str) else prefix
         return generator.generate(listed(many), None if starts is None else listed(starts), options, Watch(timeout, cancel))
 
@@ -145,10 +159,32 @@ class Model(Tasks):
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
-        tokenizer = self._ready()._tokenizers.get("source") or self._tokenizers.get("target")
+        tokenizer = self._ready()._source()
         if tokenizer is None:
             raise TextError("the bundle has no tokenizer; give token ids")
         return tokenizer.encode([text])[0]
+
+    def chat(self, messages: Conversation | Sequence[Conversation], **options: Any) -> list[Generation]:
+        """The next answer of a conversation, or of each of several: lists of messages {"role": ..., "content": ...}.
+
+        options: those of `generate`. Errors: as `generate`; UsageError where the bundle has no chat template or jinja2 is not installed.
+        """
+        many = [messages] if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping) else listed(messages)
+        return self.generate([self.prompt(one) for one in many], **options)
+
+    def prompt(self, messages: Conversation) -> list[int]:
+        """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
+        tokenizer = self._ready()._source()
+        if self.bundle.chat is None or tokenizer is None:
+            raise UsageError("this bundle has no chat template; use generate with a text")
+        if self._chat is None:
+            from onnxport.runtime.tasks.chat import ChatTemplate
+
+            self._chat = ChatTemplate(self.bundle.file(self.bundle.chat.template).read_text("utf-8"), self.bundle.chat.tokens)
+        return tokenizer.encode([self._chat.render(messages)], special=False)[0]
+
+    def _source(self) -> TextTokenizer | None:
+        return self._tokenizers.get("source") or self._tokenizers.get("target")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""

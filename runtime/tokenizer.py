@@ -78,6 +78,15 @@ class TextTokenizer:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise TextError(f"the tokenizer cannot encode {given[0]!r:.60} ({reason}); change the text or give token ids") from e
 
+    @property
+    def specials(self) -> int:
+        """Special tokens that a text gets."""
+        return int(self._tokenizer.num_special_tokens_to_add(False))
+
+    def ends(self, text: str) -> list[int]:
+        """Where each token of a text ends, in characters."""
+        return [end for _, end in self._read([text], special=False)[0].offsets]
+
     def known(self, ids: list[int]) -> list[int]:
         """The ids with marks in place of unknown tokens resolved."""
         return ids if self._end is None else [i if i < self._end else self._unknown for i in ids]

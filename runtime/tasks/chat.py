@@ -1,0 +1,82 @@
+"""Conversations to prompts, by the chat template that came with the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from onnxport.errors import BundleError, OnnxportError, TextError, UsageError
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A Jinja template, run in Jinja's sandbox with the names that transformers gives its templates.
+
+    Those are `messages`, `add_generation_prompt`, the special tokens, `raise_exception`, `strftime_now`, the filter `tojson`, loop controls
+    and the block `generation` (transformers, utils/chat_template_utils.py). Templates come from strangers: they can change nothing.
+    """
+
+    def __init__(self, template: str, tokens: Mapping[str, str]) -> None:
+        try:
+            from jinja2 import TemplateError, nodes
+            from jinja2.ext import Extension, loopcontrols
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise UsageError("a chat needs jinja2, which is not installed; pip install 'onnxport[chat]'") from None
+
+        class Generation(Extension):
+            """The block that marks answers for training: here it is what it holds."""
+
+            tags = {"generation"}
+
+            def parse(self, parser: Any) -> Any:
+                line = next(parser.stream).lineno
+                return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": refuse, "strftime_now": lambda pattern: datetime.now().strftime(pattern)}
+        self._tokens = dict(tokens)
+        try:
+            self._template = environment.from_string(template)
+        except TemplateError as error:
+            raise BundleError(f"the chat template cannot be used ({_first(error)}); export the model again with another") from None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt for the next answer. TextError: no messages, or what the template refuses."""
+        check(messages)
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
+        except OnnxportError:
+            raise
+        except Exception as error:  # a template can fail in any way
+            raise TextError(f"the chat template refuses these messages ({_first(error)}); change them, or use generate") from None
+
+
+def check(messages: object) -> None:
+    """TextError unless these are messages with a role and a content each."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise TextError(f"found {type(messages).__name__ if messages else 'no messages'}, expected a list of messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TextError(f"message {i} is {type(message).__name__}, expected an object with role and content")
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            raise TextError(f"message {i} has {', '.join(map(str, message)) or 'nothing'}, expected role and content")
+        if not isinstance(message["content"], str):
+            raise TextError(f"message {i}: content is {type(message['content']).__name__}, expected text")
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

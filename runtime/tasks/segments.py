@@ -1,0 +1,145 @@
+"""Translation and summarization of texts of any length: in segments of whole sentences, put together again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnxport.errors import TextError, UsageError
+from onnxport.runtime.generate import Generation, Generator
+from onnxport.runtime.manifest import GenerationConfig
+from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.tasks.sentences import Sentence, sentences
+from onnxport.runtime.tokenizer import TextTokenizer, check_text
+
+WAYS = ("segments", "sentences")
+UNLIMITED = 512  # tokens of a segment where a model has no last position
+_CLAUSE = re.compile(r"[,;:–—]\s|[，；：、]")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is answered at once, and the space that follows it in the text."""
+
+    text: str
+    after: str
+
+
+class Segmenter:
+    """Cuts texts: as many sentences as `most` tokens hold, or one (way "sentences"); none goes beyond the end of a line or paragraph.
+
+    A sentence that is longer than that is cut behind a clause, a word, or where there is none, a token.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, most: int, way: str) -> None:
+        self._tokenizer, self._room, self._way = tokenizer, most - tokenizer.specials, way
+        if self._room < 1:
+            raise UsageError(f"the model takes {most} tokens, special ones included: too few for a segment")
+
+    def cut(self, text: str) -> tuple[str, list[Segment]]:
+        """The space before the text, and its segments."""
+        before, found = sentences(text)
+        found = [replace(one, text=_unwrapped(one.text)) for one in found]
+        pieces: list[Sentence] = []
+        sizes: list[int] = []
+        for sentence, size in zip(found, self._sizes(found), strict=True):
+            parts = [sentence] if size <= self._room else self._parts(sentence)
+            pieces += parts
+            sizes += [size] if size <= self._room else self._sizes(parts)
+        segments: list[Segment] = []
+        group: list[Sentence] = []
+        used = 0
+        for piece, size in zip(pieces, sizes, strict=True):
+            if group and (group[-1].breaks or self._way == "sentences" or used + 1 + size > self._room):
+                segments.append(_joined(group))
+                group, used = [], 0
+            used += size + bool(group)  # a sentence can take another token behind others than alone
+            group.append(piece)
+        if group:
+            segments.append(_joined(group))
+        return before, segments
+
+    def _parts(self, sentence: Sentence) -> list[Sentence]:
+        """A sentence that is too long, cut."""
+        text, ends = sentence.text, self._tokenizer.ends(sentence.text)
+        room = max(1, self._room - 1)  # a part can take another token than the same text within the sentence
+        parts: list[Sentence] = []
+        start = first = 0
+        while len(ends) - first > room:
+            cut = _place(text, start, ends[first + room - 1])
+            while first < len(ends) - 1 and ends[first] <= cut:
+                first += 1
+            bare = text[start:cut].rstrip()
+            if bare:
+                parts.append(Sentence(bare, text[start + len(bare) : cut], False))
+            start = cut
+        return [*parts, replace(sentence, text=text[start:])]
+
+    def _sizes(self, found: Sequence[Sentence]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer.encode([one.text for one in found], special=False)]
+
+
+def _unwrapped(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text)
+
+
+def _place(text: str, start: int, end: int) -> int:
+    """Where to cut between `start` and `end`: behind a clause in the second half, behind a word, or at the end."""
+    clauses = [m.end() for m in _CLAUSE.finditer(text, start + (end - start) // 2, end)]
+    if clauses:
+        return clauses[-1]
+    spaces = [m.end() for m in re.finditer(r"\s+", text[start:end])]
+    return start + spaces[-1] if spaces else max(end, start + 1)
+
+
+def _joined(group: Sequence[Sentence]) -> Segment:
+    inner = "".join(one.text + one.after for one in group[:-1])
+    return Segment(_unwrapped(inner) + group[-1].text, group[-1].after)
+
+
+def generate(
+    generator: Generator,
+    tokenizer: TextTokenizer | None,
+    config: GenerationConfig,
+    task: str,
+    texts: Sequence[object],
+    way: str,
+    options: Options,
+    watch: Watch,
+) -> list[Generation]:
+    """A Generation a text: its segments' answers with the text's own space between them, so that lines and paragraphs stay.
+
+    tokens and log-probabilities follow one another, score is their sum; finish_reason is "length" where any segment's is. Without
+    max_new_tokens a segment's answer may be as long as the model's positions allow, a summary as long as the model's own settings say.
+    UsageError: what does not go with segments.
+    """
+    if way not in WAYS:
+        raise UsageError(f"long is {way!r}, expected one of {', '.join(WAYS)}")
+    if config.kind != "seq2seq":
+        raise UsageError(f"long is for models that translate or summarize; this bundle's task is {task}")
+    if options.n_best > 1 or options.stop:
+        raise UsageError("long takes neither n_best nor stop: segments are put together from one whole answer each")
+    if tokenizer is None:
+        raise TextError("the bundle has no tokenizer, so it cannot read text; give token ids that are short enough")
+    for text in texts:
+        check_text(text)
+    segmenter = Segmenter(tokenizer, config.max_length or UNLIMITED, way)
+    cut = [segmenter.cut(str(text)) for text in texts]
+    if options.max_new_tokens is None and config.max_new_tokens is None and task != "summarization":
+        options = replace(options, max_new_tokens=config.max_length or UNLIMITED)
+    answers = iter(generator.generate([one.text for _, segments in cut for one in segments], None, options, watch))
+    return [_together(before, segments, [next(answers) for _ in segments]) for before, segments in cut]
+
+
+def _together(before: str, segments: Sequence[Segment], answers: Sequence[Generation]) -> Generation:
+    text = before + "".join((answer.text or "") + segment.after for segment, answer in zip(segments, answers, strict=True))
+    reasons = {answer.finish_reason for answer in answers} - {"empty"}
+    return Generation(
+        text,
+        [token for answer in answers for token in answer.tokens],
+        float(sum(answer.score for answer in answers)),
+        [value for answer in answers for value in answer.token_logprobs],
+        "length" if "length" in reasons else "eos" if reasons else "empty",
+        segments=len(segments),
+    )
