@@ -23,6 +23,11 @@ class Built:
         layer = self.graphs[role].stack.layers[0]
         return layer.kv_heads, layer.size
 
+    def window(self) -> int | None:
+        """Positions that the decoder's queries see, where all layers have the same window: no more have to be kept."""
+        windows = {layer.window for layer in self.graphs["decoder"].stack.layers}
+        return windows.pop() if len(windows) == 1 else None
+
 
 def expected_fusions(built: Built) -> dict[str, dict[str, int]]:
     """Role → rule → how often it must apply."""

@@ -85,7 +85,8 @@ def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progr
     check_causal(built, goldens)
     say("tracing the decoder")
     graphs = {"decoder": trace_decoder(built, opset)}
-    return _exported(found, task, opset, graphs, goldens, _generation("causal", built, model), expected_fusions(built))
+    generation = _generation("causal", built, model) | {"window": built.window()}
+    return _exported(found, task, opset, graphs, goldens, generation, expected_fusions(built))
 
 
 def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Progress) -> Exported:

@@ -1,6 +1,7 @@
 """The key/value cache: buffers that are past and present at once, which grow, and whose rows move for beams.
 
-On the CPU a buffer is NumPy memory seen by ONNX Runtime, so that the host can move rows without a graph.
+On the CPU a buffer is NumPy memory seen by ONNX Runtime, so that the host can move rows without a graph. Where attention has a sliding
+window, buffers have as many positions as it, and the kernel keeps a row's newest entries in front.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Move = tuple[int, int, int]  # target row, source row, the position from which o
 class HostCache:
     """2 * layers buffers [rows, heads, capacity, head_size], one array in host memory; fresh pages cost nothing until they are written."""
 
-    def __init__(self, count: int, heads: int, size: int, dtype: np.dtype) -> None:
-        self.count, self.heads, self.size, self.dtype = count, heads, size, np.dtype(dtype)
+    def __init__(self, count: int, heads: int, size: int, dtype: np.dtype, window: int | None = None) -> None:
+        self.count, self.heads, self.size, self.dtype, self.window = count, heads, size, np.dtype(dtype), window
         self.array = np.zeros((count, 0, heads, 0, size), dtype)
         self.values: list[onnxruntime.OrtValue] = []
 
@@ -39,7 +40,7 @@ class HostCache:
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New zeroed buffers for `rows` and at least `capacity` positions."""
-        self.array = np.zeros((self.count, rows, self.heads, _rounded(capacity), self.size), self.dtype)
+        self.array = np.zeros((self.count, rows, self.heads, self.window or _rounded(capacity), self.size), self.dtype)
         self.values = [value_of(a) for a in self.array]
 
     def grow(self, capacity: int, used: int) -> None:
@@ -63,14 +64,26 @@ class HostCache:
     def copy(self, moves: Sequence[Move], used: int) -> None:
         """In place: each target row becomes its source row at positions start..used; no target is a source."""
         for target, source, start in moves:
+            if used > self.capacity:  # entries have moved up: none lies at its position
+                start = 0
             self.array[:, target, :, start:used] = self.array[:, source, :, start:used]
 
 
 class DeviceCache:
     """The same cache where only graphs can touch it: rows move through the `reorder` graph between two sets of buffers."""
 
-    def __init__(self, count: int, heads: int, size: int, dtype: np.dtype, device: str, reorder: onnxruntime.InferenceSession) -> None:
-        self.count, self.heads, self.size, self.dtype, self.device = count, heads, size, np.dtype(dtype), device
+    def __init__(
+        self,
+        count: int,
+        heads: int,
+        size: int,
+        dtype: np.dtype,
+        device: str,
+        reorder: onnxruntime.InferenceSession,
+        window: int | None = None,
+    ) -> None:
+        self.count, self.heads, self.size, self.dtype, self.window = count, heads, size, np.dtype(dtype), window
+        self.device = device
         self._session = reorder
         self.values: list[onnxruntime.OrtValue] = []
         self._spare: list[onnxruntime.OrtValue] = []
@@ -78,8 +91,8 @@ class DeviceCache:
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New buffers for `rows` and at least `capacity` positions."""
-        self.values, self._spare = self._buffers(rows, _rounded(capacity)), []
-        self.rows, self.capacity = rows, _rounded(capacity)
+        self.rows, self.capacity = rows, self.window or _rounded(capacity)
+        self.values, self._spare = self._buffers(rows, self.capacity), []
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept (through the host: growth is rare)."""
@@ -93,7 +106,7 @@ class DeviceCache:
 
     def select(self, rows: np.ndarray, used: int, capacity: int) -> None:
         """New buffers whose row i is the old row rows[i]."""
-        if capacity > self.capacity:
+        if capacity > self.capacity and self.window is None:
             self.grow(capacity, used)
         self._spare = self._buffers(len(rows), self.capacity)
         self._gather(rows)

@@ -130,8 +130,11 @@ class Engine:
 
     def new_cache(self) -> Cache:
         """An empty cache of the kind the device needs."""
-        shape = (2 * self.config.layers, self.config.kv_heads, self.config.head_size, self.cache_type)
-        return HostCache(*shape) if self.device == "cpu" else DeviceCache(*shape, self.device, self._reorder())
+        config = self.config
+        shape = (2 * config.layers, config.kv_heads, config.head_size, self.cache_type)
+        if self.device == "cpu":
+            return HostCache(*shape, config.window)
+        return DeviceCache(*shape, self.device, self._reorder(), config.window)
 
     def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
         """The same for some of the sources only."""

@@ -60,6 +60,7 @@ class GenerationConfig:
     decoder_start_id: int | None
     max_new_tokens: int | None
     search: SearchConfig = SearchConfig()
+    window: int | None = None  # positions a cache holds where every layer has this sliding window
 
     def plain(self) -> GenerationConfig:
         """The same model without wishes of its own: greedy, every token allowed, none forced."""
@@ -148,6 +149,7 @@ def generation(value: object) -> GenerationConfig | None:
         decoder_start_id=r.natural("decoder_start_id", None, null=True),
         max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
         search=own,
+        window=r.natural("window", None, 1, null=True),
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NOBODY = np.zeros(0, np.int64)
 AHEAD = 64  # new positions room is made for at first; then the cache doubles
+CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
 Encoded = tuple[Cross, int]  # an encoded source: where it lies
 
 
@@ -70,16 +71,23 @@ class Running:
         """Run all prefixes (right-padded) and leave the logits of each row's last token."""
         self._begun, longest = True, int(self.lengths.max())
         self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
-        ids, _ = padded(self._prefixes, self.engine.config.pad_id or 0)
-        feeds: dict[str, np.ndarray] = {
-            "input_ids": ids,
-            "position_ids": np.tile(np.arange(longest, dtype=np.int64), (self.rows, 1)),
-            "logits_index": self.lengths - 1,
-            "seqlens_k": (self.lengths - 1).astype(np.int32),
-            "total_sequence_length": np.array(longest, np.int32),
-        }
-        self.engine.positions.add(ids.size, int(self.lengths.sum()))
-        run_bound(self.engine.decoder, self._bind(feeds))
+        for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, CHUNK if self._ragged else longest):
+            after = done + real
+            feeds: dict[str, np.ndarray] = {
+                "input_ids": ids,
+                "position_ids": done[:, None] + np.arange(ids.shape[1], dtype=np.int64),
+                "logits_index": np.maximum(real, 1) - 1,
+                "seqlens_k": (np.maximum(after, 1) - 1).astype(np.int32),
+                "total_sequence_length": np.array(after.max(), np.int32),
+                "query_seqlens": real.astype(np.int32),
+            }
+            self.engine.positions.add(ids.size, int(real.sum()))
+            run_bound(self.engine.decoder, self._bind(feeds))
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether the decoder can be told how many ids of each row are real, with entries before them."""
+        return "query_seqlens" in self.engine.inputs
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
@@ -105,7 +113,7 @@ class Running:
         # A finished row writes its last entry again, so that it never runs out of positions.
         at = np.where(self.active, self.lengths, np.maximum(self.lengths, 1) - 1)
         longest = int(at.max())
-        if longest >= self.cache.capacity:
+        if longest >= self.cache.capacity and self.cache.window is None:
             self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
         self._seqlens[:] = at
         self._position[:] = at
@@ -205,6 +213,7 @@ class Running:
             "logits_index": np.zeros(rows, np.int64),
             "seqlens_k": self._seqlens,
             "total_sequence_length": self._total,
+            "query_seqlens": np.ones(rows, np.int32),
         }
         self.logits = empty_value((rows, self.engine.vocab_size), np.float32, self.engine.device)
         self.best = Best.empty(rows, self.best.token.shape[1])
@@ -228,3 +237,14 @@ class Running:
         binding.bind_ortvalue_output("logits", self.logits)
         self.best.bind(binding)
         return binding
+
+
+def _chunks(prefixes: Sequence[Sequence[int]], pad: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Parts of at most `size` ids of each row: ids int64 [rows, part] padded on the right, and by row how many ids were before and how many
+    of these are real, int64 [rows]. All rows end in the last part; how a row is cut depends on its own length only."""
+    lengths = np.array([len(p) for p in prefixes], np.int64)
+    for left in range((int(lengths.max()) - 1) // size * size, -1, -size):  # ids of the longest row that come after this part
+        stops = np.maximum(lengths - left, 0)
+        starts = np.maximum(lengths - left - size, 0)
+        ids, _ = padded([p[start:stop] for p, start, stop in zip(prefixes, starts, stops, strict=True)], pad)
+        yield ids, starts, stops - starts

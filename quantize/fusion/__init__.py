@@ -9,7 +9,7 @@ from onnxport.errors import UsageError
 from onnxport.quantize.fusion.cache_inputs import drop_mask
 from onnxport.quantize.fusion.constants import fold_constants
 from onnxport.quantize.fusion.core import Outcome, Rule, apply, remove_dead
-from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention
+from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention, bound_cache
 from onnxport.quantize.fusion.mask_broadcast import MaskBroadcast
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
 from onnxport.quantize.fusion.reshape import ReshapeOfReshape, SameShape
@@ -43,6 +43,7 @@ def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dic
     outcome: Outcome = apply(graph, RULES[target])
     if outcome.counts.get("group_query_attention"):
         drop_mask(graph, role, outcome)
+        bound_cache(graph)
     remove_dead(graph)
     graph.sort()
     return fused, {name: count for name, count in outcome.counts.items() if count}

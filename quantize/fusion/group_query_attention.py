@@ -2,7 +2,9 @@
 
 The kernel writes new keys and values into the cache in place, when past and present are bound to one buffer [batch, kv_heads, capacity,
 head_size]. Which entries count is told by `seqlens_k` and `total_sequence_length` instead of a mask: the graph input `self_mask` goes.
-Rotary positions, a sliding window and a bias of the scores go into the kernel; norms of single heads stay before it.
+Rotary positions, a sliding window and a bias of the scores go into the kernel; norms of single heads stay before it. A decoder without a
+memory also takes `query_seqlens`, how many ids of each row are real: so long prompts come in chunks. Where every layer has the same window,
+cache buffers hold no more than it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from onnxport.quantize.fusion.core import (
     take_over,
 )
 
-MASK, TOTAL = "self_mask", "total_sequence_length"
-BIAS = 10  # the place of the kernel's input attention_bias
+MASK, TOTAL, MEMORY = "self_mask", "total_sequence_length", "source_mask"
+BIAS, LENGTHS = 10, 16  # places of the kernel's inputs attention_bias and query_seqlens
 
 
 @dataclass
@@ -177,11 +179,22 @@ class GroupQueryAttention(Rule):
             inputs += [rotary.inputs[1], rotary.inputs[2]]
         if match.bias is not None:
             inputs += [None] * (BIAS - len(inputs)) + [match.bias]
+        if not any(value.name == MEMORY for value in graph.inputs):
+            inputs += [None] * (LENGTHS - len(inputs)) + [_input(graph, "query_seqlens", [batch])]
         node = new_node(graph, match.merged, self.kernel, inputs, attributes, [match.merged.outputs[0], *match.present])
         for past, present, new in zip(match.past, match.present, node.outputs[1:], strict=True):
             past.shape = new.shape = ir.Shape([batch, kv_heads, "capacity", size])
             take_over(present, new)
         take_over(match.merged.outputs[0], node.outputs[0])
+
+
+def bound_cache(graph: ir.Graph) -> None:
+    """Where all layers see the same window, buffers hold the newest entries only, moved up by the kernel."""
+    nodes = [node for node in graph if node.op_type == GroupQueryAttention.kernel]
+    windows = {attribute(node, "local_window_size", -1) for node in nodes}
+    if len(windows) == 1 and windows != {-1} and all(len(node.inputs) > LENGTHS for node in nodes):
+        for node in nodes:
+            node.attributes["sliding_window_cache"] = ir.AttrInt64("sliding_window_cache", 1)
 
 
 def _flat_norm(graph: ir.Graph, before: ir.Node, head: Head) -> ir.Value:

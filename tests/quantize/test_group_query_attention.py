@@ -57,6 +57,7 @@ def test_grouped_heads_with_a_cache_in_place(session, tools, kv_heads, batch, le
         expected = tools.run(plain, {"x": x, "self_mask": mask, **past})
         past = {k.replace("present", "past"): v for k, v in expected.items() if k != "y"}
         counts_in = {"seqlens_k": np.full(batch, done - 1, np.int32), "total_sequence_length": np.array(done, np.int32)}
+        counts_in["query_seqlens"] = np.full(batch, length, np.int32)
         got = tools.run(ours, {"x": x, **buffers, **counts_in})
         buffers = {k.replace("present", "past"): v for k, v in got.items() if k != "y"}
         np.testing.assert_allclose(got["y"], expected["y"], atol=1e-5)
@@ -89,5 +90,9 @@ def test_dimensions_read_from_what_goes_are_read_from_what_stays(session, tools)
     fused, _ = fuse(model, "decoder")
     cache = np.zeros((2, 2, 5, 8), np.float32)
     inputs = {"x": np.zeros((2, 3, 32), np.float32), "past_key_0": cache, "past_value_0": cache}
-    inputs |= {"seqlens_k": np.full(2, 2, np.int32), "total_sequence_length": np.array(3, np.int32)}
+    inputs |= {
+        "query_seqlens": np.full(2, 3, np.int32),
+        "seqlens_k": np.full(2, 2, np.int32),
+        "total_sequence_length": np.array(3, np.int32),
+    }
     np.testing.assert_array_equal(tools.run(session(fused), inputs)["n"], [2, 1, 3])
