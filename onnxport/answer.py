@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxport.console import emit, emit_json
 from onnxport.errors import DataError, OutputError, TextError, UsageError
+from onnxport.items import OWN, Task, generated, task_of
 from onnxport.runtime import Model, load
 from onnxport.runtime.arrays import read_npz
 
-GENERATING = {"translation", "summarization", "text2text", "text-generation"}
 CHUNK = 64  # lines answered together when they are already there
 LONGEST = 1 << 24  # bytes of a line
 
@@ -29,11 +29,12 @@ def answer(
     device: str,
     threads: int | None,
     stream: bool,
+    chat: bool,
     npz: Path | None,
     out: Path | None,
     force: bool,
     as_json: bool,
-    **search: Any,
+    **options: Any,
 ) -> None:
     """Answers and prints; every option is the command's."""
     if out is not None and npz is None:
@@ -45,73 +46,84 @@ def answer(
             if npz is None or out is None:
                 raise UsageError(f"the task of {bundle} is {model.task}: expected --npz IN.npz --out OUT.npz")
             run_arrays(model, npz, out, force, as_json)
-        elif stream:
-            _stream(model, texts, as_json, _search(model, search))
+            return
+        task = task_of(model, chat)
+        given = _given(model, task, options)
+        if stream:
+            _stream(model, task, texts, as_json, given)
+        elif "long" in given:
+            _answer_long(model, texts, as_json, given)
         else:
-            _answer_all(model, texts, as_json, _search(model, search))
+            _answer_all(model, task, texts, as_json, given)
 
 
-def _search(model: Model, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; a task that generates nothing takes none of them."""
-    given = {name: value for name, value in options.items() if value is not None and value != ()}
-    if model.task in GENERATING:
-        return given
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
-        raise UsageError(f"{names}: the task of this bundle is {model.task}, which generates no text")
-    return {}
+def _given(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given. UsageError for those that the task does not take."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    wrong = [name for name in given if (name in OWN if task.options is None else name not in task.options)]
+    if wrong:
+        names = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
+        lacking = "generates no text" if task.options is not None and not OWN & set(wrong) else "has no use for it"
+        raise UsageError(f"{names}: the task of this bundle is {model.task}, which {lacking}")
+    return given
 
 
-def _answer(model: Model, texts: list[str], search: dict[str, Any]) -> list[dict[str, Any]]:
-    """One result a text, without its private parts; a blank text has an empty result."""
-    texts = [text if text.strip() else "" for text in texts]
-    if model.task in GENERATING:
-        return [_fields(result) for result in model.generate(texts, **search)]
-    rows = iter(model.encode([text for text in texts if text]))
-    return [{"embedding": next(rows).tolist() if text else []} for text in texts]
+def _answers(model: Model, task: Task, texts: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """One result a text; a blank text has an empty one."""
+    items = [task.read(text) for text in texts if text.strip()]
+    found = iter(task.ask(model, items, options) if items else ())
+    return [next(found) if text.strip() else dict(task.blank) for text in texts]
 
 
-def _fields(result: Any) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("text", "tokens", "score", "finish_reason")}
-
-
-def _answer_lines(model: Model, start: int, texts: list[str], search: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _answer_lines(model: Model, task: Task, start: int, texts: list[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Results of lines `start` and on; where one is refused, those before it are still answered, and the line is named."""
     try:
-        yield from _answer(model, texts, search)
-    except TextError as error:
+        yield from _answers(model, task, texts, options)
+    except (TextError, DataError) as error:
         if len(texts) == 1:
-            raise TextError(f"line {start} of standard input: {error}") from None
+            raise type(error)(f"line {start} of standard input: {error}") from None
         for offset, text in enumerate(texts):
-            yield from _answer_lines(model, start + offset, [text], search)
+            yield from _answer_lines(model, task, start + offset, [text], options)
 
 
-def _answer_all(model: Model, texts: tuple[str, ...], as_json: bool, search: dict[str, Any]) -> None:
+def _answer_all(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
     results: list[dict[str, Any]] = []
     answers = (
-        iter(_answer(model, list(texts), search))
+        iter(_answers(model, task, list(texts), options))
         if texts
-        else (answer for start, chunk in lines(standard_input()) for answer in _answer_lines(model, start, chunk, search))
+        else (answer for start, chunk in lines(standard_input()) for answer in _answer_lines(model, task, start, chunk, options))
     )
     for result in answers:
         if as_json:
             results.append(result)
-        elif "text" in result:
-            emit(" ".join(result["text"].splitlines()))
         else:
-            emit(" ".join(f"{x:.6g}" for x in result["embedding"]))
+            emit(task.show(result))
     if as_json:
         emit_json({"results": results})
 
 
-def _stream(model: Model, texts: tuple[str, ...], as_json: bool, search: dict[str, Any]) -> None:
+def _answer_long(model: Model, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """Whole texts, or the whole of standard input as one: their lines stay."""
+    whole = list(texts) or ["\n".join(line for _, chunk in lines(standard_input()) for line in chunk)]
+    results = [generated(result, long=True) for result in model.generate(whole, **options)]
+    if as_json:
+        emit_json({"results": results})
+    else:
+        for result in results:
+            emit(result["text"])
+
+
+def _stream(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
     """Pieces as they come; as JSON an object a piece with the text's place, and a last one with the whole result."""
-    if model.task not in GENERATING:
+    if task.options is not None:
         raise UsageError(f"--stream: the task of this bundle is {model.task}, which generates no text")
+    if wrong := sorted({"long", "n_best"} & set(options)):
+        raise UsageError(f"--stream does not go with --{wrong[0].replace('_', '-')}: leave one of them out")
     chunks = [(0, list(texts))] if texts else ((start - 1, chunk) for start, chunk in lines(standard_input()))
     for start, chunk in chunks:
         for index, text in enumerate(chunk, start):
-            pieces = model.stream(text if text.strip() else "", **search)
+            item = task.read(text) if text.strip() else ""
+            pieces = model.stream(model.prompt(item) if isinstance(item, list) else item, **options)
             for piece in pieces:
                 if as_json:
                     emit_json({"index": index, "text": piece})
@@ -119,7 +131,7 @@ def _stream(model: Model, texts: tuple[str, ...], as_json: bool, search: dict[st
                     sys.stdout.write(piece)
                     sys.stdout.flush()
             if as_json:
-                emit_json({"index": index, "result": _fields(pieces.result)})
+                emit_json({"index": index, "result": generated(pieces.result)})
             else:
                 emit("")
 

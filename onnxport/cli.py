@@ -87,6 +87,8 @@ def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: 
     onnxport run artifacts/en-de "How are you?"
     onnxport run artifacts/en-de --precision int8 --beam 4 --json "How are you?"
     onnxport run artifacts/en-de < sentences.txt
+    onnxport run artifacts/en-de --long sentences < book.txt
+    onnxport run artifacts/reader '{"question": "Who came?", "context": "Ada came."}'
     onnxport run artifacts/plain --npz inputs.npz --out outputs.npz
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -104,6 +106,12 @@ def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: 
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the answer less probable; default: the model's own.")
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--n-best", type=click.IntRange(1), help="Answers a text; all but the best are in the JSON's alternatives.")
+@click.option("--chat", is_flag=True, help="Each TEXT or line is what a user says, or a JSON list of messages.")
+@click.option("--long", type=click.Choice(["segments", "sentences"]), help="Long text in parts; standard input is one text.")
+@click.option("--stride", type=click.IntRange(0), help="Tokens that windows of a long text share; default: 128, at most half a window.")
+@click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer to a question; default: 30.")
+@click.option("--no-answer", is_flag=True, help="A question may have no answer.")
 @click.option("--timeout", type=float, help="Seconds after which the call is given up.")
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.option("--npz", type=click.Path(path_type=Path), help="Input arrays, for bundles whose task is tensor.")
@@ -115,6 +123,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
     """Answer TEXT from BUNDLE.
 
     Without TEXT, every line of standard input is answered by a line; an empty line by an empty one.
+    Pairs and questions are JSON: {"text": ..., "pair": ...}, {"question": ..., "context": ...}.
     """
     from onnxport.answer import answer
 

@@ -15,6 +15,7 @@ from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
 WAYS = ("segments", "sentences")
 UNLIMITED = 512  # tokens of a segment where a model has no last position
+_SPACE = re.compile(r"\s*")
 _CLAUSE = re.compile(r"[,;:–—]\s|[，；：、]")
 
 
@@ -86,6 +87,7 @@ def _unwrapped(text: str) -> str:
 
 def _place(text: str, start: int, end: int) -> int:
     """Where to cut between `start` and `end`: behind a clause in the second half, behind a word, or at the end."""
+    end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
     clauses = [m.end() for m in _CLAUSE.finditer(text, start + (end - start) // 2, end)]
     if clauses:
         return clauses[-1]

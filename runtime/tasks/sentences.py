@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*")
 _LAST_WORD = re.compile(r"[^\s\"'“‘«(\[]*$")
 _ABBREVIATIONS = frozenset(
-    """mr mrs ms messrs dr prof st mt sr jr rev hon gen col capt lt sgt gov sen rep fig figs vol no nos p pp ch sec art cf al vs viz approx
+    """mr mrs ms messrs dr prof st mt sr jr rev hon gen col capt lt sgt gov sen rep fig figs vol p pp ch sec art cf al vs viz approx
     ca dept inc ltd co corp jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m u.s nr bzw z.b d.h u.a u.u s.o vgl evtl ggf inkl
     str hr fr mme mlle sig sra""".split()
 )
@@ -64,15 +64,16 @@ def _ends(line: str) -> Iterator[int]:
     for match in _END.finditer(line):
         following = _SPACE.match(line, match.end()).end()  # type: ignore[union-attr]
         first = line[following : following + 2].lstrip("\"'“‘«([¿¡—–-")[:1]
-        if not first.islower() and _closes(line[max(0, match.start() - 32) : match.start()], match.group()):
+        if not first.islower() and _closes(line[max(0, match.start() - 32) : match.start()], match.group(), first):
             yield following
 
 
-def _closes(before: str, marks: str) -> bool:
+def _closes(before: str, marks: str, following: str) -> bool:
     """False where a point belongs to an abbreviation, an initial, or a short number that may count something."""
     if marks[0] != "." or marks.startswith(".."):
         return True
     found = _LAST_WORD.search(before)
     word = found.group() if found else ""
     single = len(word) == 1 and word.isupper() and word != "I"
-    return not (word.lower() in _ABBREVIATIONS or single or (word.isdigit() and len(word) < 3))
+    counted = following.isdigit() and word.lower() in ("no", "nos")
+    return not (word.lower() in _ABBREVIATIONS or single or counted or (word.isdigit() and len(word) < 3))

@@ -1,0 +1,156 @@
+"""What `run` reads and prints, by task: a line to what the model is asked, and an answer to JSON fields and to a line."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnxport.errors import TextError, UsageError
+from onnxport.runtime import Model
+
+Fields = dict[str, Any]
+GENERATING = frozenset(("translation", "summarization", "text2text", "text-generation"))
+GENERATED = ("text", "tokens", "score", "finish_reason")
+
+
+@dataclass(frozen=True)
+class Task:
+    """How lines of a task are answered.
+
+    read: a line that is not blank to an item; TextError. ask: items to answers' fields. show: fields to a line. blank: fields of a blank
+    line's answer. options: names of what `ask` takes; None is all.
+    """
+
+    read: Callable[[str], Any]
+    ask: Callable[[Model, list[Any], Fields], list[Fields]]
+    show: Callable[[Fields], str]
+    blank: Fields
+    options: frozenset[str] | None
+
+
+def task_of(model: Model, chat: bool) -> Task:
+    """UsageError: a chat with a bundle that generates no text."""
+    if model.task in GENERATING:
+        return CHATTING if chat else WRITING
+    if chat:
+        raise UsageError(f"--chat: the task of this bundle is {model.task}, which generates no text")
+    return OTHERS[model.task]
+
+
+def generated(result: Any, long: bool = False, n_best: int = 1) -> Fields:
+    """JSON fields of a Generation."""
+    fields = {name: getattr(result, name) for name in GENERATED}
+    if n_best > 1:
+        fields["alternatives"] = [generated(one) for one in result.alternatives]
+    return fields | ({"segments": result.segments} if long else {})
+
+
+def conversation(line: str) -> list[Fields]:
+    """Messages: a JSON list of them, an object with `messages`, or a text that a user says."""
+    if line.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None  # a text that begins with a bracket
+        found = value.get("messages") if isinstance(value, dict) else value
+        if isinstance(found, list):
+            return found
+        if value is not None:
+            raise TextError('found a JSON object without "messages", expected {"messages": [{"role": ..., "content": ...}]}')
+    return [{"role": "user", "content": line}]
+
+
+def _object(line: str) -> Fields | None:
+    try:
+        value = json.loads(line) if line.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _taken(found: Fields, needed: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+    """The texts of an object's fields, in order, as far as they are there. TextError: one is missing, unknown or no text."""
+    wanted = ", ".join((*needed, *more))
+    for name in found:
+        if name not in needed and name not in more:
+            raise TextError(f"the JSON object has {name!r}, expected {wanted}")
+    for name in needed:
+        if name not in found:
+            raise TextError(f"the JSON object has no {name!r}, expected {wanted}")
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise TextError(f"{name} is {type(value).__name__}, expected text")
+    return [found[name] for name in (*needed, *more) if name in found]
+
+
+def _text_or_pair(line: str) -> str | tuple[str, ...]:
+    found = _object(line)
+    if found is None:
+        return line
+    texts = _taken(found, ("text",), ("pair",))
+    return texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def _question(line: str) -> tuple[str, str]:
+    found = _object(line)
+    if found is None:
+        raise TextError(f'{line!r:.60} is no JSON object, expected {{"question": ..., "context": ...}}')
+    question, context = _taken(found, ("question", "context"))
+    return question, context
+
+
+def _generate(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+    long, n_best = options.get("long") is not None, options.get("n_best", 1)
+    return [generated(result, long, n_best) for result in model.generate(items, **options)]
+
+
+def _chat(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+    return [generated(result, n_best=options.get("n_best", 1)) for result in model.chat(items, **options)]
+
+
+def _encode(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+    return [{"embedding": vector.tolist()} for vector in model.encode(items, **options)]
+
+
+def _classify(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+    several = model.bundle.encoding.problem == "multi"
+    found = model.classify(items, **options)
+    return [{"label": one.label, "scores": one.scores} | ({"labels": list(one.labels)} if several else {}) for one in found]
+
+
+def _answer(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+    found = model.answer(question=[question for question, _ in items], context=[context for _, context in items], **options)
+    answers = [asdict(one) for one in found]
+    for fields in answers:
+        alternatives = [{name: value for name, value in one.items() if name != "alternatives"} for one in fields.pop("alternatives")]
+        if options.get("n_best", 1) > 1:
+            fields["alternatives"] = alternatives
+    return answers
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _labels(fields: Fields) -> str:
+    labels = fields.get("labels", [fields["label"]] if fields["label"] is not None else [])
+    return "\t".join(f"{label}\t{fields['scores'][label]:.4f}" for label in labels)
+
+
+NOTHING = {"text": "", "tokens": [], "score": 0.0, "finish_reason": "empty"}
+WRITING = Task(str, _generate, lambda fields: _line(fields["text"]), NOTHING, None)
+CHATTING = Task(conversation, _chat, lambda fields: _line(fields["text"]), NOTHING, None)
+OTHERS = {
+    "embedding": Task(
+        str, _encode, lambda fields: " ".join(f"{x:.6g}" for x in fields["embedding"]), {"embedding": []}, frozenset({"stride"})
+    ),
+    "classification": Task(_text_or_pair, _classify, _labels, {"label": None, "scores": {}}, frozenset({"stride"})),
+    "question-answering": Task(
+        _question,
+        _answer,
+        lambda fields: _line(fields["answer"]),
+        {"answer": "", "start": 0, "end": 0, "score": 0.0},
+        frozenset({"stride", "n_best", "no_answer", "max_answer_tokens"}),
+    ),
+}
+OWN = frozenset().union(*(task.options or () for task in OTHERS.values())) - {"n_best"}  # what generating does not take
