@@ -15,6 +15,7 @@ from onnxport.export.families import generation
 from onnxport.export.families.family import Decoding, Family
 from onnxport.export.families.pytorch_folder import weight_problems
 from onnxport.export.source import Source, file_hash, vocabulary_problem
+from onnxport.export.tokenizers import chat
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.export.weights import read_hugging_face_weights
 
@@ -46,10 +47,11 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
     paths = files.paths
     del files, tensors  # transformers reads them again
     adapter = family.adapter(_load(cls, folder, paths, spare), folder, decoding)
-    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files})}
+    template, template_files = chat.read(folder) if family.kind == "causal" and tokenizers else (None, [])
+    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
     plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(given)
-    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain)
+    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template)
 
 
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:

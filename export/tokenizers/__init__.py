@@ -12,16 +12,14 @@ def hugging_face(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[
 
     ({}, []) for a folder without tokenizer files. CheckpointError when they are damaged, disagree, or cannot be said exactly.
     """
-    from onnxport.export.tokenizers import byte_level, marian
+    from onnxport.export.tokenizers import byte_level, library, marian
 
-    convert = {"marian": marian.convert, "bart": byte_level.convert}.get(model_type)
+    convert = {"marian": marian.convert, "bart": byte_level.convert}.get(model_type, library.convert)
     ready = folder / "tokenizer.json"
     # transformers reads Marian's .spm files whatever else is there, so they are what counts where they are.
     pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
     if ready.is_file() and not pieces:
         return dict.fromkeys(("source", "target"), _read(ready)), [ready]
-    if convert is None:
-        return {}, []
     made, files = convert(folder)
     return {side: tokenizer.to_str().encode() for side, tokenizer in made.items()}, files
 

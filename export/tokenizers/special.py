@@ -37,10 +37,10 @@ def read(folder: Path, ids: Mapping[str, int], defaults: Mapping[str, str]) -> S
     else:
         named |= found.get(FILES[1], {})
         given = {int(i): {"content": text} for text, i in found.get(FILES[2], {}).items()}
-    texts = {name: _text(named[name]) for name in named if name.endswith("_token") and _text(named[name])}
+    texts = {name: content(named[name]) for name in named if name.endswith("_token") and content(named[name])}
     extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
-    special = list(dict.fromkeys([*(texts[n] for n in NAMES if n in texts), *texts.values(), *map(_text, _values(extra))]))
-    flags = {_text(value): value for value in [*named.values(), *_values(extra)] if isinstance(value, dict) and "content" in value}
+    special = list(dict.fromkeys([*(texts[n] for n in NAMES if n in texts), *texts.values(), *map(content, _values(extra))]))
+    flags = {content(value): value for value in [*named.values(), *_values(extra)] if isinstance(value, dict) and "content" in value}
     flags |= {token["content"]: token for token in given.values()}
     places = {token["content"]: i for i, token in given.items()}
     problems = [f"added token {t!r} has id {i}, the vocabulary says {ids[t]}" for t, i in places.items() if ids.get(t, i) != i]
@@ -82,7 +82,8 @@ def _values(extra: Any) -> list[Any]:
     return list(extra.values()) if isinstance(extra, dict) else list(extra)
 
 
-def _text(value: Any) -> str:
+def content(value: Any) -> str:
+    """The text of a token that is a string or an object with its flags; "" for neither."""
     return value if isinstance(value, str) else value.get("content", "") if isinstance(value, dict) else ""
 
 

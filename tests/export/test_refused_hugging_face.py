@@ -41,7 +41,7 @@ def change(folder: Path, file: str = "config.json", **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("folder", "changes", "parts"),
     [
-        ("marian", {"model_type": "t5"}, ["model_type 't5'", '"model_type": "marian"', '"model_type": "bart"', '"architecture"']),
+        ("marian", {"model_type": "opt"}, ["model_type 'opt'", '"model_type": "marian"', '"model_type": "bart"', '"architecture"']),
         ("marian", {"model_type": ["marian"]}, ["model_type ['marian']"]),
         ("marian", {"quantization_config": {"bits": 4}}, ["quantization_config is not a key"]),
         ("marian", {"rope_theta": 1e4, "auto_map": {}}, ["rope_theta is not a key", "auto_map is not a key"]),
