@@ -16,6 +16,7 @@ with load(sys.argv[1], threads=1, verify=True) as model:
     model.generate("w5", beam=2, max_new_tokens=5)
     model.generate("w5", temperature=1.0, seed=1, max_new_tokens=5)
     list(model.stream("w5", max_new_tokens=5))
+    model.generate("w5. w6", long="segments", max_new_tokens=5)
 onnxport.runtime.verify.verify(sys.argv[1])
 import numpy, onnxruntime, tokenizers
 files = [getattr(m, "__file__", None) or "" for m in list(sys.modules.values())]

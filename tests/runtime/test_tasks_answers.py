@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_encoder as tiny
+from tiny_encoder import CLS, SEP
 
 from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime import Model, load
-
-from . import tiny_encoder as tiny
-from .tiny_encoder import CLS, SEP
 
 ROWS = tiny.table(2, seed=3) * 2
 QUESTION = "Who sat?"

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_encoder as tiny
+from tiny_encoder import CLS, SEP
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError
 from onnxport.runtime import Model, load
-
-from . import tiny_encoder as tiny
-from .tiny_encoder import CLS, SEP
 
 ROWS = tiny.table(5)
 WIDE = ROWS + 1  # the tiny model adds the mask
