@@ -23,6 +23,11 @@ class Built:
         layer = self.graphs[role].stack.layers[0]
         return layer.kv_heads, layer.size
 
+    def padded_heads(self) -> dict[str, list[int]]:
+        """Role → true size of a head and the size that the kernels are given, where they take no such heads."""
+        sizes = {role: [layer.head, layer.size] for role, graph in self.graphs.items() for layer in graph.stack.layers[:1]}
+        return {role: [head, size] for role, (head, size) in sizes.items() if head != size}
+
     def window(self) -> int | None:
         """Positions that the decoder's queries see, where all layers have the same window: no more have to be kept."""
         windows = {layer.window for layer in self.graphs["decoder"].stack.layers}

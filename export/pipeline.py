@@ -75,7 +75,7 @@ def _seq2seq(found: Source, model: Seq2SeqModel, task: str, opset: int, say: Pro
     say("tracing the decoder")
     graphs["decoder"] = trace_decoder(built, opset)
     generation = _generation("seq2seq", built, model) | {"source_vocab_size": model.original.source_rows}
-    return _exported(found, task, opset, graphs, goldens, generation, expected_fusions(built))
+    return _exported(found, task, opset, graphs, goldens, generation, built)
 
 
 def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progress) -> Exported:
@@ -86,7 +86,7 @@ def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progr
     say("tracing the decoder")
     graphs = {"decoder": trace_decoder(built, opset)}
     generation = _generation("causal", built, model) | {"window": built.window()}
-    return _exported(found, task, opset, graphs, goldens, generation, expected_fusions(built))
+    return _exported(found, task, opset, graphs, goldens, generation, built)
 
 
 def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Progress) -> Exported:
@@ -103,7 +103,7 @@ def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Pro
     say("tracing the encoder")
     graphs = {"encoder": trace_text_encoder(encoder, model.types > 0, model.outputs, opset)}
     found.settings["encoding"] = {"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding}
-    return _exported(found, task, opset, graphs, goldens, None, expected_fusions(built))
+    return _exported(found, task, opset, graphs, goldens, None, built)
 
 
 def _generation(kind: str, built: Built, model: Seq2SeqModel | CausalModel) -> dict[str, Any]:
@@ -121,9 +121,8 @@ def _generation(kind: str, built: Built, model: Seq2SeqModel | CausalModel) -> d
     }
 
 
-def _exported(
-    found: Source, task: str, opset: int, graphs: Any, goldens: dict[str, np.ndarray], generation: Any, expected: Any
-) -> Exported:
+def _exported(found: Source, task: str, opset: int, graphs: Any, goldens: dict[str, np.ndarray], generation: Any, built: Built) -> Exported:
+    padded = built.padded_heads()
     return Exported(
         name=found.name,
         task=task,
@@ -135,7 +134,7 @@ def _exported(
         generation=generation,
         tokenizers=found.tokenizers,
         source_hashes=found.hashes,
-        expected=expected,
-        settings=found.settings,
+        expected=expected_fusions(built),
+        settings=found.settings | ({"padded_heads": padded} if padded else {}),
         chat=found.chat,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from onnxport.export.families.checks import LENGTH, Key, integer, optional
 from onnxport.export.families.hugging_face_causal import LLAMA, CausalFamily
-from onnxport.export.families.hugging_face_config import FLAG
+from onnxport.export.families.hugging_face_config import FLAG, always
 from onnxport.export.families.llama import PLACES, TABLE, gated
 
 KINDS = ("full_attention", "sliding_attention")
@@ -20,6 +20,7 @@ KEYS = {
     "use_sliding_window": FLAG,
     "max_window_layers": Key(optional(integer(0, LENGTH)), None),
     "layer_types": Key(optional(_kinds), None),
+    "use_mrope": always(False),
 }
 
 

@@ -77,6 +77,8 @@ def test_greedy_answers_are_those_of_transformers(tmp_path: Path, family: str) -
     bundle = build(tmp_path / "model", tmp_path / "bundle", precision=("fp32",))
     assert bundle.task == "text-generation" and bundle.variants["fp32"].parity["max_abs_diff"] < 1e-4
     assert bundle.variants["fp32"].fusions == {"group_query_attention": model.config.num_hidden_layers}
+    padded = {"gpt2": [20, 24], "qwen2": [20, 32]}  # kernels take multiples of 8, and turn halves of multiples of 8
+    assert bundle.manifest.value["settings"].get("padded_heads") == ({"decoder": padded[family]} if family in padded else None)
     runtime, random = load(tmp_path / "bundle", threads=1), np.random.default_rng(2)
     prompts = [random.integers(3, 97, length).tolist() for length in (9, 1, 17, 4, 12)]
     longest = max(map(len, prompts))
