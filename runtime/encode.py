@@ -15,6 +15,7 @@ from onnxport.runtime.session import NUMPY_TYPES, Sessions, first_line
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 PADDING = 1.25  # a batch is cut where it would compute this many times its own tokens
+TOKENS = 4096  # of a batch: more are no faster, and attention's memory grows with their length
 
 Text = str | tuple[str, str]
 T = TypeVar("T")
@@ -120,12 +121,13 @@ class Encoder:
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of sorted items, cut also where padding would grow beyond PADDING."""
+    """Batches of sorted items, cut also where padding would grow beyond PADDING or tokens beyond TOKENS."""
     groups: list[list[int]] = []
     for i in order:
         if groups and len(groups[-1]) < size:
             group = groups[-1]
-            if lengths[i] * (len(group) + 1) <= PADDING * (sum(lengths[j] for j in group) + lengths[i]):
+            computed = lengths[i] * (len(group) + 1)
+            if computed <= min(TOKENS, PADDING * (sum(lengths[j] for j in group) + lengths[i])):
                 group.append(i)
                 continue
         groups.append([i])

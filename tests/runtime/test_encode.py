@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError
 from onnxport.runtime import Model, load
+from onnxport.runtime.encode import PADDING, TOKENS, _groups
 from onnxport.runtime.parity import replay
 from onnxport.runtime.staging import bundle_folder
 
@@ -146,3 +147,15 @@ def test_goldens_with_pickles_are_refused(tmp_path: Path) -> None:
     np.savez(path / "golden.npz", x=np.array([{}], dtype=object))
     with load(embedding_bundle(tmp_path / "c")) as model, pytest.raises(BundleError, match="readable"):
         replay(type(model.bundle)(**{**model.bundle.__dict__, "path": path}), "fp32")
+
+
+def test_batches_are_cut_where_padding_or_memory_would_cost() -> None:
+    for lengths in ([3, 3, 3, 50, 51, 400], [512] * 40, list(range(1, 300)), [5000, 1]):
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        groups = _groups(order, lengths, 32)
+        assert [i for group in groups for i in group] == order
+        for group in groups:
+            computed = len(group) * lengths[group[-1]]
+            assert len(group) <= 32
+            assert len(group) == 1 or computed <= min(TOKENS, PADDING * sum(lengths[i] for i in group))
+    assert [len(group) for group in _groups(range(40), [512] * 40, 32)] == [8] * 5
