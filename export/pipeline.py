@@ -15,6 +15,7 @@ from onnxport.export.canonical import Built, expected_fusions, trace_decoder, tr
 from onnxport.export.described import described
 from onnxport.export.guard import evaluating
 from onnxport.export.models import CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.onnx_source import OnnxFile
 from onnxport.export.result import Exported
 from onnxport.export.source import Source, resolve
 from onnxport.export.trace import check_opset
@@ -33,10 +34,16 @@ def export(
 
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
-    opset = check_opset(opset)
     say = progress or (lambda message: None)
     say("reading the source")
+    if opset is not None:
+        check_opset(opset)
     found = resolve(source, allow_pickle)
+    if isinstance(found.adapter, OnnxFile):
+        from onnxport.export.onnx_export import export_onnx
+
+        return export_onnx(found, found.adapter, task, opset, say)
+    opset = check_opset(opset)
     if isinstance(found.adapter, Module):
         from onnxport.export.direct import export_module
 

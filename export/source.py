@@ -14,13 +14,14 @@ from onnxport.export.adapters import Adapter, CausalLM, Encoder, Module, Seq2Seq
 
 if TYPE_CHECKING:
     from onnxport.export.models import Described
+    from onnxport.export.onnx_source import OnnxFile
 
 
 @dataclass
 class Source:
     """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON."""
 
-    adapter: Adapter | Described
+    adapter: Adapter | Described | OnnxFile
     name: str
     family: str
     task: str | None = None
@@ -97,11 +98,13 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
         name = str(path)
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
-        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, or package.module:factory")
-    if path.suffix == ".onnx":
-        raise CheckpointError(f"{path} is an ONNX file; known for now are folders and package.module:factory")
+        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
+    if path.suffix == ".onnx" and not path.is_dir():
+        from onnxport.export.onnx_source import read_onnx
+
+        return read_onnx(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is a file, not a folder with config.json and weights")
+        raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx")
     from onnxport.export.families import read_folder
 
     return read_folder(path, allow_pickle)
