@@ -49,7 +49,7 @@ class TextTokenizer:
         return self._read([text if pair is None else (text, pair) for text, pair in texts], special=True)
 
     def cut(self, text: str, pair: str | None, most: int, stride: int | None) -> list[Encoding]:
-        """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: what `shared` gives).
+        """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: SHARED, at most half a window).
 
         The last part, `pair` if there is one, is cut; the other is in every window. TextError: no room beside the other;
         UsageError: a stride that leaves no room for new tokens.
@@ -62,7 +62,8 @@ class TextTokenizer:
         if stride is not None and stride >= room:
             raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds beside the rest")
         last.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
-        return [self._tokenizer.post_process(*first, part) for part in (last, *last.overflowing)]
+        parts = [last, *last.overflowing]
+        return [self._tokenizer.post_process(first[0], part) if first else self._tokenizer.post_process(part) for part in parts]
 
     def _read(self, given: Sequence[Any], special: bool) -> list[Encoding]:
         for one in given:
