@@ -10,6 +10,7 @@ import causal_folders
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from onnxport.build import build
 from onnxport.errors import CheckpointError
@@ -172,3 +173,29 @@ def test_what_would_change_answers_is_refused_by_name(tmp_path: Path, family: st
     folder = change(causal_folders.write(tmp_path / "model", family), **changes)
     with pytest.raises(CheckpointError, match=named):
         resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "buffers"),
+    [
+        ("gpt2", {"h.0.attn.bias": torch.ones(1, 1, 128, 128), "h.1.attn.masked_bias": torch.tensor(-1e4)}),
+        ("llama", {"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+    ],
+    ids=["gpt2", "llama"],
+)
+def test_buffers_of_older_versions_are_left_alone(tmp_path: Path, family: str, buffers: dict[str, torch.Tensor]) -> None:
+    """As in the first checkpoints: no head, no prefix, and masks and frequencies among the weights, in half precision."""
+    model = causal_folders.make(family, tie_word_embeddings=True)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    model.base_model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    halved = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    save_file({**halved, **buffers}, path, {"format": "pt"})
+    assert_canonical_equals_transformers(change(tmp_path / "model", dtype="bfloat16"), model)
+
+
+def test_a_missing_head_that_is_not_tied_is_refused(tmp_path: Path) -> None:
+    causal_folders.make("llama", tie_word_embeddings=False).base_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        resolve(tmp_path / "model")
