@@ -1,14 +1,12 @@
 """PyTorch's own Transformer: the table of its names."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from onnxport.export.families.table import Row, Table, Transform, merged, pad_rows, plain, transposed
 from onnxport.export.model.settings import Layer
 
 
-def _projection(start: int, stop: int) -> Callable[[Tensor, int], Tensor]:
+def _projection(start: int, stop: int) -> Transform:
     """Parts start..stop of PyTorch's packed (query, key, value), padded, and transposed where it is a matrix."""
 
     def take(weight: Tensor, layer: Layer) -> Tensor:
