@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
     from onnxport.runtime.tasks.question_answering import Answer
 
 
-class Tasks:
+class Tasks(ABC):
     """The methods of a Model that are for bundles of one task."""
 
+    @abstractmethod
     def encoding(self) -> Encoder:
         """The encoder of a bundle that does not generate. UsageError for others."""
-        raise NotImplementedError
 
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32, stride: int | None = None) -> np.ndarray:
         """Vectors float32 [texts, hidden] of an embedding bundle: pooled over tokens, and of length 1 where the bundle says so.
