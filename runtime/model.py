@@ -180,7 +180,7 @@ class Model(Tasks):
         if self._chat is None:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
-            self._chat = ChatTemplate(self.bundle.file(self.bundle.chat.template).read_text("utf-8"), self.bundle.chat.tokens)
+            self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
         return tokenizer.encode([self._chat.render(messages)], special=False)[0]
 
     def _source(self) -> TextTokenizer | None:

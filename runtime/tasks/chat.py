@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from onnxport.errors import BundleError, OnnxportError, TextError, UsageError
@@ -47,6 +48,14 @@ class ChatTemplate:
             self._template = environment.from_string(template)
         except TemplateError as error:
             raise BundleError(f"the chat template cannot be used ({_first(error)}); export the model again with another") from None
+
+    @classmethod
+    def read(cls, path: Path, tokens: Mapping[str, str]) -> ChatTemplate:
+        """The template in a file. BundleError where it cannot be used, UsageError without jinja2."""
+        try:
+            return cls(path.read_text("utf-8"), tokens)
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path}: cannot be read ({_first(error)}); export the model again") from None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt for the next answer. TextError: no messages, or what the template refuses."""

@@ -113,6 +113,10 @@ def test_templates_reach_nothing(template: str) -> None:
 def test_damaged_templates_are_refused(causal_bundle: Path, tmp_path: Path) -> None:
     with load(with_chat(causal_bundle, tmp_path / "a", "{% if %}"), threads=1) as model, pytest.raises(BundleError, match="chat template"):
         model.chat(TALK)
+    unreadable = with_chat(causal_bundle, tmp_path / "c")
+    with load(unreadable, threads=1) as model, pytest.raises(BundleError, match="cannot be read"):
+        (unreadable / "chat_template.jinja").write_bytes(b"\xff")
+        model.chat(TALK)
     with pytest.raises(BundleError, match="chat.tokens"):
         load(with_chat(causal_bundle, tmp_path / "b", tokens=3))
 
