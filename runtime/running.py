@@ -71,7 +71,8 @@ class Running:
         """Run all prefixes (right-padded) and leave the logits of each row's last token."""
         self._begun, longest = True, int(self.lengths.max())
         self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
-        for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, CHUNK if self._ragged else longest):
+        size = CHUNK if "query_seqlens" in self.engine.inputs else longest  # only then may entries be before a part
+        for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, size):
             after = done + real
             feeds: dict[str, np.ndarray] = {
                 "input_ids": ids,
@@ -83,11 +84,6 @@ class Running:
             }
             self.engine.positions.add(ids.size, int(real.sum()))
             run_bound(self.engine.decoder, self._bind(feeds))
-
-    @property
-    def _ragged(self) -> bool:
-        """Whether the decoder can be told how many ids of each row are real, with entries before them."""
-        return "query_seqlens" in self.engine.inputs
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""

@@ -23,7 +23,7 @@ from onnxport.runtime import load
 
 # One bundle a family; between them heads of 20, 32, 80 and 128, one layer and two, tied heads or not, windows in all layers or in some.
 BUNDLES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 40, "n_head": 2},
+    "gpt2": {"n_embd": 40, "n_head": 2, "n_layer": 1},
     "llama": {"head_dim": 32, "num_hidden_layers": 1, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
     "mistral": {"head_dim": 80, "num_hidden_layers": 1, "sliding_window": 8},
     "qwen2": {"head_dim": 20, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
