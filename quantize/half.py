@@ -6,6 +6,8 @@ here caches must change and logits must not; ONNX Runtime itself inserts casts a
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,7 +15,7 @@ from onnxport.errors import CheckpointError
 from onnxport.quantize.fusion.constants import fold_constants
 from onnxport.quantize.fusion.core import array_of, attribute, new_node
 
-CACHES = ("past_", "present_", "cross_")
+CACHES = re.compile(r"(past|present|cross)_(key|value)_\d+$")  # as our decoders call them; a foreign graph's keep their type
 LARGEST = float(np.finfo(np.float16).max)
 FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -93,7 +95,7 @@ def _boundary(graph: ir.Graph) -> None:
     for value in graph.inputs:
         if value.dtype != FLOAT:
             continue
-        if (value.name or "").startswith(CACHES):
+        if CACHES.match(value.name or ""):
             value.type = ir.TensorType(HALF)
         elif value.uses():
             like = ir.Value(name=f"{value.name}/half", type=ir.TensorType(HALF), shape=value.shape)
@@ -102,7 +104,7 @@ def _boundary(graph: ir.Graph) -> None:
             for node, index in uses:
                 node.replace_input_with(index, inner)
     for i, value in enumerate(list(graph.outputs)):
-        if value.dtype != HALF or (value.name or "").startswith(CACHES):
+        if value.dtype != HALF or CACHES.match(value.name or ""):
             continue
         name = value.name
         value.name = f"{name}/half"

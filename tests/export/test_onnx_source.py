@@ -96,7 +96,7 @@ def test_goldens_are_the_files_own_answers_at_several_sizes(tmp_path: Path) -> N
     assert len(cases) == 4 == len(shapes) and (1, 1) in shapes
     for case in cases:
         ids, mask = found[f"{case}/in/input_ids"], found[f"{case}/in/attention_mask"]
-        assert 0 <= ids.min() and ids.max() < VOCAB
+        assert ids.min() >= 0 and ids.max() < VOCAB
         mean = (weights(VOCAB, WIDTH)[ids] * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
         np.testing.assert_allclose(found[f"{case}/out/logits"], mean @ weights(WIDTH, LABELS) + weights(LABELS), atol=1e-5)
     assert any((found[f"{case}/in/attention_mask"] == 0).any() for case in cases)
