@@ -15,11 +15,12 @@ from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
 from onnxport.quantize.fusion.reshape import ReshapeOfReshape, SameShape
 from onnxport.quantize.fusion.running import check_runs
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
+from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
 
 __all__ = ["RULES", "check_runs", "fuse"]
 
 # Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
-_EVERYWHERE: list[Rule] = [GroupQueryAttention(), MultiHeadAttention(), ReshapeOfReshape(), SameShape()]
+_EVERYWHERE: list[Rule] = [GroupQueryAttention(), MultiHeadAttention(), SoftmaxAttention(), ReshapeOfReshape(), SameShape()]
 RULES: dict[str, list[Rule]] = {
     # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
     "cpu": [*_EVERYWHERE, MaskBroadcast()],

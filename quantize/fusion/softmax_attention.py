@@ -1,0 +1,232 @@
+"""Attention written out in a foreign graph: product, scale, mask, Softmax and product become MultiHeadAttention.
+
+It reads keys and values as [batch, source, heads, head_size] before their Transpose, or as [batch, heads, source, head_size] where a
+cache was put in front of them. A mask is taken as the bias of scores that it is, whatever it was made of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.quantize.fusion.core import (
+    Miss,
+    Rule,
+    array_of,
+    attribute,
+    constant,
+    dims,
+    is_op,
+    new_node,
+    only_use,
+    optional,
+    produced_by,
+    source,
+    take_over,
+)
+from onnxport.quantize.fusion.multi_head_attention import MASKED_SCORE
+
+HEADS_BEHIND = (0, 2, 1, 3)  # the Transpose between [batch, length, heads, size] and [batch, heads, length, size]
+KEY_TURNED = (0, 2, 3, 1)  # the same and that of the product in one
+
+
+@dataclass
+class Match:
+    softmax: ir.Node
+    query: ir.Value  # [batch, length, heads, size]
+    key: tuple[ir.Value, bool]  # with True as the query, else [batch, heads, source, size]
+    value: tuple[ir.Value, bool]
+    scale: float
+    bias: ir.Value | None  # added to scores
+    where: ir.Node | None  # a choice between scores and a low number
+    back: ir.Node  # Transpose of the answer
+
+
+def _scaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """What is multiplied or divided by a constant number, and the factor."""
+    factor = 1.0
+    while (node := value.producer()) is not None and node.op_type in ("Mul", "Div") and not node.domain:
+        found = [(i, array) for i, array in enumerate(map(_number, node.inputs)) if array is not None]
+        if not found or (node.op_type == "Div" and found[0][0] == 0):
+            break
+        place, number = found[0]
+        factor *= number if node.op_type == "Mul" else 1 / number
+        value = source(node, 1 - place)
+    return value, factor
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """A constant of one element, or what a little arithmetic makes of such and of dimensions that are known."""
+    array, node = array_of(value), None if value is None else value.producer()
+    if array is not None:
+        return float(array.item()) if array.size == 1 else None
+    if node is None or node.domain:
+        return None
+    if node.op_type in ("Cast", "Squeeze", "Unsqueeze", "Identity"):
+        return _number(source(node))
+    if node.op_type == "Sqrt":
+        inner = _number(source(node))
+        return None if inner is None else math.sqrt(inner)
+    if node.op_type in ("Div", "Mul"):
+        left, right = _number(source(node, 0)), _number(source(node, 1))
+        if left is None or right is None:
+            return None
+        return left * right if node.op_type == "Mul" else left / right
+    if node.op_type in ("Slice", "Gather") and is_op(shape := source(node).producer(), "Shape"):
+        return _dimension(node, dims(source(shape)) if not shape.attributes else None)
+    return None
+
+
+def _dimension(node: ir.Node, shape: tuple[int | str, ...] | None) -> float | None:
+    """The one dimension that a Slice or Gather takes out of a shape."""
+    begin = array_of(source(node, 1))
+    if shape is None or begin is None or begin.size != 1:
+        return None
+    if node.op_type == "Slice":
+        end = array_of(source(node, 2))
+        taken: tuple[int | str, ...] = () if end is None or end.size != 1 else shape[int(begin.item()) : int(end.item())]
+    else:
+        taken = (shape[int(begin.item())],)
+    return float(taken[0]) if len(taken) == 1 and isinstance(taken[0], int) else None
+
+
+def _heads(value: ir.Value, what: str) -> tuple[ir.Value, bool]:
+    """The value before its heads were put in front, or itself."""
+    node = value.producer()
+    if is_op(node, "Transpose") and tuple(attribute(node, "perm", ())) == HEADS_BEHIND:
+        return source(node), True
+    if len(dims(value) or ()) != 4:
+        raise Miss(f"{what} has shape {dims(value)}, expected 4 dimensions")
+    return value, False
+
+
+def _sizes(value: tuple[ir.Value, bool]) -> tuple[int | str, int | str]:
+    """Heads and head size, as far as they are known; a Reshape that leaves the number of heads open has it in what it splits."""
+    shape = dims(value[0])
+    if shape is None or len(shape) != 4:
+        raise Miss(f"heads have shape {shape}, expected 4 dimensions")
+    heads, size = (shape[2] if value[1] else shape[1]), shape[3]
+    if value[1] and not isinstance(heads, int) and isinstance(size, int) and is_op(node := value[0].producer(), "Reshape"):
+        whole = dims(source(node)) or ()
+        if len(whole) == 3 and isinstance(whole[-1], int) and whole[-1] % size == 0:
+            heads = whole[-1] // size
+    return heads, size
+
+
+class SoftmaxAttention(Rule):
+    name = "softmax_attention"
+    anchor = "Softmax"
+    kernel = "MultiHeadAttention"
+
+    def pattern(self, node: ir.Node) -> Match:
+        scores, bias, where = source(node), None, None
+        if is_op(choice := scores.producer(), "Where"):
+            low = _number(source(choice, 2))
+            if low is None or low > MASKED_SCORE:
+                raise Miss("scores are chosen by a Where without a low constant")
+            where, scores = choice, source(choice, 1)
+        if is_op(add := scores.producer(), "Add"):
+            place = 0 if _is_product(source(add, 0)) else 1
+            scores, bias = source(add, place), source(add, 1 - place)
+        scores, scale = _scaled(scores)
+        product = produced_by(scores, "MatMul", "the score")
+        query, query_scale = _scaled(source(product, 0))
+        turned, turned_scale = _scaled(source(product, 1))
+        turn = produced_by(turned, "Transpose", "the key")
+        if tuple(attribute(turn, "perm", ())) == KEY_TURNED:
+            key, key_scale, behind = *_scaled(source(turn)), True
+        elif tuple(attribute(turn, "perm", ())) == (0, 1, 3, 2):
+            inner, key_scale = _scaled(source(turn))
+            key, behind = _heads(inner, "the key")
+        else:
+            raise Miss(f"the key is transposed by {attribute(turn, 'perm', ())}")
+        key, more = _scaled(key)
+        before = produced_by(query, "Transpose", "the query")
+        if tuple(attribute(before, "perm", ())) != HEADS_BEHIND:
+            raise Miss("the query's heads are not put in front by a Transpose")
+        query, last = _scaled(source(before))
+        uses = node.outputs[0].uses()
+        if len(uses) != 1 or not is_op(uses[0].node, "MatMul") or uses[0].idx != 0:
+            raise Miss("the probabilities are not multiplied with values")
+        answer = uses[0].node
+        back = answer.outputs[0].uses()
+        if len(back) != 1 or not is_op(back[0].node, "Transpose") or tuple(attribute(back[0].node, "perm", ())) != HEADS_BEHIND:
+            raise Miss("the answer's heads are not put behind by a Transpose")
+        scale *= query_scale * turned_scale * key_scale * more * last
+        return Match(node, query, (key, behind), _heads(source(answer, 1), "the value"), scale, bias, where, back[0].node)
+
+    def check(self, graph: ir.Graph, match: Match) -> None:
+        if attribute(match.softmax, "axis", -1) not in (-1, 3):
+            raise Miss("the Softmax is not over the last axis")
+        sizes = [_sizes(found) for found in ((match.query, True), match.key, match.value)]
+        heads = {size[0] for size in sizes}
+        if len(heads) != 1 or not all(isinstance(part, int) for size in sizes for part in size) or sizes[0][1] != sizes[1][1]:
+            raise Miss(f"heads and sizes of query, key and value are {sizes}, expected equal numbers")
+        if match.key[1] != match.value[1]:
+            raise Miss("key and value come in two layouts")
+        for value in (match.bias, match.where and source(match.where)):
+            if value is not None and len(dims(value) or (0,) * 5) > 4:
+                raise Miss(f"the mask has shape {dims(value)}, expected 4 dimensions at most")
+        for value in (match.softmax.outputs[0], source(match.softmax)):
+            if not only_use(value):
+                raise Miss("scores or probabilities are used elsewhere too")
+        if not all(is_op(use.node, "Reshape") and use.idx == 0 for use in match.back.outputs[0].uses()):
+            raise Miss("the answer's heads are not merged by a Reshape")
+
+    def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        heads, size = _sizes((match.query, True))
+        value_size = _sizes(match.value)[1]
+        assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
+        query = _flat(graph, match.softmax, match.query, heads * size)
+        key, value = (
+            _flat(graph, match.softmax, found, heads * width) if behind else found
+            for (found, behind), width in ((match.key, size), (match.value, value_size))
+        )
+        inputs: list[ir.Value | None] = [query, key, value]
+        if (bias := self._bias(graph, match)) is not None:
+            inputs += [None, None, bias]
+        out = match.back.outputs[0]
+        like = ir.Value(name=out.name, type=out.type, shape=None)
+        attributes = {"num_heads": heads, "scale": float(match.scale)}
+        node = new_node(graph, match.back, self.kernel, inputs, attributes, [like])
+        # The Reshapes behind it see the same numbers in the same order, so they stay right where they name the last dimension's size.
+        take_over(out, node.outputs[0])
+
+    def _bias(self, graph: ir.Graph, match: Match) -> ir.Value | None:
+        """What is added to scores, as long as the queries and the keys: the kernel broadcasts over rows and heads only."""
+        bias, before, name = match.bias, match.softmax, match.softmax.outputs[0].name
+        if match.where is not None:
+            nothing = bias if bias is not None else constant(graph, "zero_score", np.float32(0))
+            kind = ir.TensorType(ir.DataType.FLOAT)
+            like = ir.Value(name=f"{name}/bias", type=kind)
+            bias = new_node(graph, before, "Where", [source(match.where), nothing, optional(match.where, 2)], {}, [like], "").outputs[0]
+        if bias is None:
+            return None
+        int64 = ir.TensorType(ir.DataType.INT64)
+
+        def size(of: ir.Value, axis: int, what: str) -> ir.Value:
+            like = ir.Value(name=f"{name}/{what}", type=int64, shape=ir.Shape([1]))
+            return new_node(graph, before, "Shape", [of], {"start": axis, "end": axis + 1}, [like], domain="").outputs[0]
+
+        ones = constant(graph, "dims_1_1", np.array([1, 1], np.int64))
+        key, behind = match.key
+        sizes = [ones, size(match.query, 1, "length"), size(key, 1 if behind else 2, "source")]
+        target = ir.Value(name=f"{name}/bias_shape", type=int64, shape=ir.Shape([4]))
+        wanted = new_node(graph, before, "Concat", sizes, {"axis": 0}, [target], domain="").outputs[0]
+        like = ir.Value(name=f"{name}/wide_bias", type=bias.type)
+        return new_node(graph, before, "Expand", [bias, wanted], {}, [like], domain="").outputs[0]
+
+
+def _is_product(value: ir.Value) -> bool:
+    return is_op(_scaled(value)[0].producer(), "MatMul")
+
+
+def _flat(graph: ir.Graph, before: ir.Node, value: ir.Value, width: int) -> ir.Value:
+    """[batch, length, heads, size] as [batch, length, heads * size]."""
+    shape = constant(graph, f"shape_0_0_{width}", np.array([0, 0, width], np.int64))
+    name = f"{value.name}/{before.outputs[0].name}/flat"
+    like = ir.Value(name=name, type=value.type)
+    return new_node(graph, before, "Reshape", [value, shape], {}, [like], domain="").outputs[0]

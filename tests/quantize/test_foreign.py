@@ -1,0 +1,104 @@
+"""Attention as exporters write it out: fused into the kernel, with the same answers at sizes that no graph names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxport.quantize.fusion import fuse
+
+HEADS, SIZE = 4, 8
+HIDDEN = HEADS * SIZE
+LOWEST = np.float32(np.finfo(np.float32).min)
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng([seed, *shape]).standard_normal(shape) * 0.4).astype(np.float32)
+
+
+def attention(build, scale: str = "scores", mask: str | None = "add", key: str = "one", split: list[int] | None = None):
+    """x [batch, length, hidden] and real [batch, 1, 1, length] (1 or 0) → y of the same shape; in the ways of several exporters."""
+    split = split or [0, 0, HEADS, SIZE]
+    constants = {f"w_{p}": weights(HIDDEN, HIDDEN, seed=i) for i, p in enumerate("qkv")}
+    constants |= {
+        "split": np.array(split),
+        "join": np.array([0, 0, HIDDEN]),
+        "half": np.float32(SIZE**-0.25),
+        "whole": np.float32(SIZE**0.5),
+    }
+    constants |= {"lowest": LOWEST, "one": np.float32(1), "zero": np.float32(0)}
+    nodes = []
+    for p in "qkv":
+        nodes += [("MatMul", ["x", f"w_{p}"], [f"{p}_flat"]), ("Reshape", [f"{p}_flat", "split"], [f"{p}_split"])]
+    nodes += [("Transpose", [f"{p}_split"], [f"{p}_heads"], {"perm": [0, 2, 1, 3]}) for p in "qv"]
+    if key == "one":
+        nodes += [("Transpose", ["k_split"], ["k_turned"], {"perm": [0, 2, 3, 1]})]
+    else:
+        nodes += [("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 1, 3]})]
+        nodes += [("Transpose", ["k_heads"], ["k_turned"], {"perm": [0, 1, 3, 2]})]
+    query, turned, scores = "q_heads", "k_turned", "product"
+    if scale == "both":
+        nodes += [("Mul", ["q_heads", "half"], ["q_scaled"]), ("Mul", ["half", "k_turned"], ["k_scaled"])]
+        query, turned = "q_scaled", "k_scaled"
+    nodes += [("MatMul", [query, turned], ["product"])]
+    if scale == "scores":
+        nodes += [("Div", ["product", "whole"], ["scaled"])]
+        scores = "scaled"
+    if mask == "add":
+        nodes += [("Sub", ["one", "real"], ["padding"]), ("Mul", ["padding", "lowest"], ["bias"]), ("Add", [scores, "bias"], ["masked"])]
+        scores = "masked"
+    if mask == "where":
+        nodes += [("Greater", ["real", "zero"], ["seen"]), ("Where", ["seen", scores, "lowest"], ["masked"])]
+        scores = "masked"
+    nodes += [("Softmax", [scores], ["p"], {"axis": -1}), ("MatMul", ["p", "v_heads"], ["answer"])]
+    nodes += [("Transpose", ["answer"], ["back"], {"perm": [0, 2, 1, 3]}), ("Reshape", ["back", "join"], ["y"])]
+    inputs = {"x": ["batch", "length", HIDDEN]} | ({"real": ["batch", 1, 1, "length"]} if mask else {})
+    return build(nodes, inputs, {"y": ["batch", "length", HIDDEN]}, constants)
+
+
+CASES = {
+    "divided scores, added mask": {},
+    "no mask": {"mask": None},
+    "chosen by Where": {"mask": "where"},
+    "both factors scaled": {"scale": "both"},
+    "key turned twice": {"key": "two"},
+    "heads left open": {"split": [0, 0, -1, SIZE]},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_written_out_attention_becomes_the_kernel(tools, session, case: str) -> None:
+    model = attention(tools.build, **CASES[case])
+    fused, counts = fuse(model, "model")
+    assert counts["softmax_attention"] == 1
+    assert [node.op_type for node in fused.graph].count("MultiHeadAttention") == 1
+    assert not any(node.op_type == "Softmax" for node in fused.graph)
+    before, after = session(model), session(fused)
+    for rows, length in ((1, 1), (3, 5), (2, 9)):
+        real = np.ones((rows, 1, 1, length), np.float32)
+        real[0, :, :, 1 + length // 2 :] = 0
+        given = {"x": weights(rows, length, HIDDEN, seed=9), "real": real}
+        np.testing.assert_allclose(tools.run(after, given)["y"], tools.run(before, given)["y"], atol=2e-6)
+
+
+def test_probabilities_that_are_used_elsewhere_stay(tools) -> None:
+    model = attention(tools.build)
+    (softmax,) = (node for node in model.graph if node.op_type == "Softmax")
+    model.graph.outputs.append(softmax.outputs[0])
+    _, counts = fuse(model, "model")
+    assert "softmax_attention" not in counts
+
+
+def test_a_softmax_over_another_axis_stays(tools) -> None:
+    model = attention(tools.build)
+    (softmax,) = (node for node in model.graph if node.op_type == "Softmax")
+    softmax.attributes["axis"] = type(softmax.attributes["axis"])("axis", softmax.attributes["axis"].type, 2)
+    _, counts = fuse(model, "model")
+    assert "softmax_attention" not in counts
+
+
+def test_the_kernel_is_what_onnx_runtime_runs(tools, session, tmp_path) -> None:
+    fused, _ = fuse(attention(tools.build), "model")
+    session(fused)
+    (file,) = tmp_path.rglob("model.onnx")
+    assert tools.running(file).count("MultiHeadAttention") == 1
