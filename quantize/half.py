@@ -7,17 +7,20 @@ here caches must change and logits must not; ONNX Runtime itself inserts casts a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError
+from onnxport.quantize.fusion import name_shapes
 from onnxport.quantize.fusion.constants import fold_constants
-from onnxport.quantize.fusion.core import array_of, attribute, new_node
+from onnxport.quantize.fusion.core import array_of, attribute, constant, new_node, optional
 
 CACHES = re.compile(r"(past|present|cross)_(key|value)_\d+$")  # as our decoders call them; a foreign graph's keep their type
 LARGEST = float(np.finfo(np.float16).max)
 FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
+FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
@@ -35,8 +38,10 @@ def to_fp16(model: ir.Model) -> ir.Model:
                 f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision"
             )
     fold_constants(graph)
+    name_shapes(copy)  # types too: a stored graph has none inside
+    exact = _float32_inputs(graph)
     for name, value in graph.initializers.items():
-        if value.dtype == FLOAT:
+        if value.dtype == FLOAT and value not in exact:
             array = array_of(value)
             assert array is not None
             value.const_value = ir.tensor(_halved(name, array), name=name)
@@ -46,6 +51,18 @@ def to_fp16(model: ir.Model) -> ir.Model:
     _boundary(graph)
     graph.sort()
     return copy
+
+
+def _float32_inputs(graph: ir.Graph) -> set[ir.Value]:
+    """Constants that stay as they are, each read by nodes that take float32 alone."""
+    exact: set[ir.Value] = set()
+    for node in graph:
+        value = optional(node, FLOAT32_INPUTS.get(node.op_type, len(node.inputs)))
+        array = array_of(value)
+        if value is not None and array is not None and array.dtype == np.float32:
+            exact.add(own := constant(graph, f"{value.name}/float32", array))
+            node.replace_input_with(FLOAT32_INPUTS[node.op_type], own)
+    return exact
 
 
 def _halved(name: str, array: np.ndarray) -> np.ndarray:
@@ -72,12 +89,21 @@ def _halve_node(graph: ir.Graph, node: ir.Node) -> None:
     floats = [v for v in node.outputs if v.dtype == FLOAT]
     for value in floats:
         value.type = ir.TensorType(HALF)
+    place = FLOAT32_INPUTS.get(node.op_type)
     if node.op_type in FLOAT32_ONLY and floats:
-        for i, value in enumerate(node.inputs):
-            if value is not None:
-                like = ir.Value(name=f"{node.name}/float32_{i}", type=ir.TensorType(FLOAT), shape=value.shape)
-                node.replace_input_with(i, new_node(graph, node, "Cast", [value], {"to": FLOAT}, [like], domain="").outputs[0])
+        _float32(graph, node, range(len(node.inputs)))
         _cast_after(graph, node.outputs[0], node, HALF)
+    elif place is not None and array_of(optional(node, place)) is None:
+        _float32(graph, node, [place])
+
+
+def _float32(graph: ir.Graph, node: ir.Node, places: Iterable[int]) -> None:
+    """The node reads casts of these inputs."""
+    for i in places:
+        value = optional(node, i)
+        if value is not None:
+            like = ir.Value(name=f"{node.outputs[0].name}/float32_{i}", type=ir.TensorType(FLOAT), shape=value.shape)
+            node.replace_input_with(i, new_node(graph, node, "Cast", [value], {"to": FLOAT}, [like], domain="").outputs[0])
 
 
 def _cast_after(graph: ir.Graph, value: ir.Value, after: ir.Node, kind: ir.DataType) -> None:

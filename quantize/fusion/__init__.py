@@ -17,7 +17,7 @@ from onnxport.quantize.fusion.running import check_runs
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
 
-__all__ = ["RULES", "check_runs", "fuse"]
+__all__ = ["RULES", "check_runs", "fuse", "name_shapes"]
 
 # Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
 _EVERYWHERE: list[Rule] = [GroupQueryAttention(), MultiHeadAttention(), SoftmaxAttention(), ReshapeOfReshape(), SameShape()]
@@ -39,7 +39,7 @@ def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dic
         raise UsageError(f"fusion target '{target}' is not known, expected one of {sorted(RULES)}; choose one of them")
     fused = model.clone()
     graph = fused.graph
-    _name_shapes(fused)
+    name_shapes(fused)
     fold_constants(graph)
     outcome: Outcome = apply(graph, RULES[target])
     if outcome.counts.get("group_query_attention"):
@@ -50,8 +50,8 @@ def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dic
     return fused, {name: count for name, count in outcome.counts.items() if count}
 
 
-def _name_shapes(model: ir.Model) -> None:
-    """Fill in shapes the exporter left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
+def name_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types that are left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
     graph = model.graph
     if all(v.shape is not None for node in graph for v in node.outputs):
         return

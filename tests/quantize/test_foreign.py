@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxport.quantize.fusion import fuse
+from onnxport.quantize.half import to_fp16
+from onnxport.quantize.store import write
 
 HEADS, SIZE = 4, 8
 HIDDEN = HEADS * SIZE
@@ -102,3 +105,35 @@ def test_the_kernel_is_what_onnx_runtime_runs(tools, session, tmp_path) -> None:
     session(fused)
     (file,) = tmp_path.rglob("model.onnx")
     assert tools.running(file).count("MultiHeadAttention") == 1
+
+
+def test_fp16_of_a_stored_graph_knows_its_types_again(tools, session, tmp_path) -> None:
+    """Range takes float32 alone; once stored, a graph does not say which of its values are floating."""
+    nodes = [
+        ("Shape", ["x"], ["size"], {"start": 1, "end": 2}),
+        ("Squeeze", ["size"], ["count"]),
+        ("Cast", ["count"], ["end"], {"to": 1}),
+        ("Range", ["zero", "end", "one"], ["places"]),
+        ("Mul", ["x", "places"], ["y"]),
+    ]
+    model = tools.build(nodes, {"x": [2, "n"]}, {"y": [2, "n"]}, {"zero": np.float32(0), "one": np.float32(1)})
+    write({"model": model}, tmp_path / "stored")
+    stored = ir.load(str(tmp_path / "stored" / "model.onnx"))
+    x = weights(2, 5)
+    answer = tools.run(session(to_fp16(stored)), {"x": x})["y"]
+    np.testing.assert_allclose(answer, x * np.arange(5), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("given", ["constant", "computed"])
+def test_fp16_keeps_the_scales_of_a_resize(tools, session, given: str) -> None:
+    scales, nodes = np.array([1, 1, 2, 4 / 3], np.float32), []
+    if given == "computed":
+        nodes = [("Mul", ["scales", "factor"], ["used"])]
+        scales = np.array([1, 1, 2, 1.5], np.float32)
+    nodes += [("Resize", ["x", "", "used" if nodes else "scales"], ["y"], {"mode": "linear"})]
+    model = tools.build(nodes, {"x": [1, 2, 3, 6]}, {"y": [1, 2, 6, "n"]}, {"scales": scales, "factor": np.float32(1)})
+    x = weights(1, 2, 3, 6)
+    expected = tools.run(session(model), {"x": x})["y"]
+    found = tools.run(session(to_fp16(model)), {"x": x})["y"]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2e-3)
