@@ -65,9 +65,14 @@ def build(
         search = _search_graphs(exported)
         _write_shared(staging, exported, search)
         staging.manifest = _manifest(exported, search, precision[0], Path(out).name)
-        for name in precision:
-            progress(f"make and check {name}")
-            _add(staging, name, fused, fusions, exported.expected)
+        expected = exported.expected
+        memory = _heavy("onnxport.memory", "export")
+        memory.forget(exported.graphs)
+        with memory.on_disk(fused, staging.path) as weights:
+            for name in precision:
+                progress(f"make and check {name}")
+                _add(staging, name, fused, fusions, expected, weights.let_go)
+                weights.let_go()
         progress("hash and publish")
     return Bundle.open(out)
 
@@ -137,29 +142,25 @@ def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
     return fused, dict(total)
 
 
-def _variant_graphs(precision: str, fused: Graphs, feeds: list[dict[str, Any]]) -> tuple[Graphs, dict[str, Any]]:
-    """`feeds`: inputs of a model that answers in one pass; activations are smoothed by them."""
-    if precision == "fp16":
-        half = _heavy("onnxport.quantize.half", "export")
-        return {role: half.to_fp16(graph) for role, graph in fused.items()}, {"*": "fp16"}
-    if precision.startswith("int8"):
-        dynamic = _heavy("onnxport.quantize.dynamic", "export")
-        if precision == "int8" and list(fused) == ["encoder"] and feeds:
-            fused = {"encoder": _heavy("onnxport.quantize.smooth", "export").smooth(fused["encoder"], feeds)}
-        models, plan = dynamic.to_int8(fused, dynamic.RECIPES[precision])
-        return models, plan
-    return fused, {"*": "fp32"}
+def _add(
+    staging: Staging,
+    precision: str,
+    fused: Graphs,
+    fusions: dict[str, int],
+    expected: dict[str, dict[str, int]],
+    let_go: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it.
 
-
-def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int], expected: dict[str, dict[str, int]]) -> None:
-    """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it."""
+    `let_go` is called when the variant is a file, before ONNX Runtime loads it.
+    """
     store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
-    models, plan = _variant_graphs(precision, fused, _golden_feeds(staging.path / GOLDEN))
-    if "decoder" in models:
-        models = models | {"decoder": _heavy("onnxport.quantize.choice", "export").add_choice(models["decoder"])}
+    models, plan = _heavy("onnxport.variants", "export").graphs_of(precision, fused, staging.path / GOLDEN)
     folder = staging.path / precision
     folder.mkdir(exist_ok=True)
     graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
+    del models
+    let_go()
     for role, wanted in expected.items():
         fusion.check_runs(staging.path / graphs[role], wanted)
     manifest = staging.manifest
@@ -174,17 +175,6 @@ def _add(staging: Staging, precision: str, fused: Graphs, fusions: dict[str, int
     }
     manifest["variants"][precision] = variant
     variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))
-
-
-def _golden_feeds(path: Path) -> list[dict[str, Any]]:
-    """The inputs of golden cases that are arrays by name."""
-    cases: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            case, is_input, key = name.partition("/in/")
-            if is_input:
-                cases.setdefault(case, {})[key] = arrays[name]
-    return list(cases.values())
 
 
 def _write_shared(staging: Staging, exported: "Exported", search: dict[str, bytes]) -> None:

@@ -49,6 +49,29 @@ def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
     return files
 
 
+def reread(models: dict[str, ir.Model], folder: str | Path) -> None:
+    """Lets the models' large tensors be read from the files that `write` made of these models in `folder`, when they are next asked for.
+
+    Edits `models`: the memory that held the tensors is free, unless somebody else holds them.
+    """
+    for role, model in models.items():
+        proto = onnx.load(str(Path(folder) / f"{role}.onnx"), load_external_data=False)
+        for entry in proto.graph.initializer:
+            if entry.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            value = model.graph.initializers[entry.name]
+            place = {item.key: item.value for item in entry.external_data}
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS,
+                int(place["offset"]),
+                int(place["length"]),
+                ir.DataType(entry.data_type),
+                shape=ir.Shape(entry.dims),
+                name=entry.name,
+                base_dir=folder,
+            )
+
+
 def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int]) -> onnx.ModelProto:
     graph = model.graph
     large: dict[str, ir.Value] = {}
