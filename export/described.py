@@ -11,6 +11,7 @@ from onnxport.export.canonical import Built
 from onnxport.export.families import loading
 from onnxport.export.families.pytorch_weights import side
 from onnxport.export.models import Arrays, CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.onnx_source import OnnxFile
 from onnxport.export.original import OriginalEncoder, OriginalSeq2Seq
 from onnxport.export.prepare import Parts, prepare
 from onnxport.export.source import Source
@@ -19,7 +20,7 @@ from onnxport.export.source import Source
 def described(found: Source) -> Seq2SeqModel | CausalModel | EncoderModel:
     """The source's model; what it is made of is checked. CheckpointError."""
     adapter = found.adapter
-    assert not isinstance(adapter, Module), "a module of no known kind is traced directly"
+    assert not isinstance(adapter, Module | OnnxFile), "a module of no known kind is traced directly, a file is a graph already"
     if not isinstance(adapter, Seq2Seq | CausalLM | Encoder):
         return adapter.described()
     parts = prepare(adapter)

@@ -114,6 +114,7 @@ def _shape(given: Given, chosen: dict[str, int]) -> tuple[int, ...]:
 
 def _array(given: Given, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
     name, kind = given.name.lower(), given.dtype.kind
+    made: np.ndarray
     if "mask" in name or name == "use_cache_branch":
         made = np.ones(shape)
         if ragged and len(shape) == 2:

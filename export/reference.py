@@ -92,7 +92,7 @@ class PyTorchReference:
         assert isinstance(self.adapter, HuggingFaceSeq2Seq), "only transformers' own classes bring a generate"
         source, mask = padded(rows, self.adapter.ids["pad_id"])
         with quiet():
-            found = self.model.generate(source, mask, min(most, self.adapter.max_length), least, beam)
+            found = self.model.generate(source, mask, min(most, self.adapter.max_length or most), least, beam)
         return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
 
     def _decode(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:

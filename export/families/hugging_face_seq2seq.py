@@ -79,7 +79,7 @@ class HuggingFaceSeq2Seq:
     generation: dict[str, Any]
 
     @property
-    def max_length(self) -> int:
+    def max_length(self) -> int | None:
         """Positions of source and target."""
         return int(self.model.config.max_position_embeddings)
 
