@@ -12,12 +12,23 @@ from onnxport.errors import UsageError
 
 if TYPE_CHECKING:
     from onnxport.runtime.encode import Encoder, Text
+    from onnxport.runtime.engine import Engine
+    from onnxport.runtime.generate import Generator, Input
     from onnxport.runtime.tasks.classification import Classification
     from onnxport.runtime.tasks.question_answering import Answer
+    from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
+    from onnxport.runtime.tokenizer import TextTokenizer
 
 
 class Tasks(ABC):
     """The methods of a Model that are for bundles of one task."""
+
+    engine: Engine | None
+    _tokenizers: dict[str, TextTokenizer]
+
+    @abstractmethod
+    def generating(self) -> Generator:
+        """The generator of a bundle that generates. UsageError for others."""
 
     @abstractmethod
     def encoding(self) -> Encoder:
@@ -69,6 +80,45 @@ class Tasks(ABC):
             raise UsageError(f"context has {len(contexts)} entries, expected one for each of {len(questions)} questions, or one text")
         pairs = list(zip(questions, contexts, strict=True))
         return answer(self.encoding(), pairs, n_best, max_answer_tokens, no_answer, batch_size, stride, window)
+
+    def score(self, inputs: str | Sequence[Input], targets: str | Sequence[Input], *, top: int = 0, batch_size: int = 32) -> list[Scored]:
+        """What a model that generates thinks of given answers: the log-probability of each target's tokens, a Scored a target.
+
+        inputs: texts or lists of ids: sources of an encoder-decoder; prompts of a language model, which may be empty (its bos then stands
+        before the target; without one the first token has nothing before it and scores NaN). targets: texts or ids. A text is tokenized on
+        its own: for an encoder-decoder with its end, as it would be learned, for a language model without special tokens. Ids are taken as
+        they are. top: also the so many most probable tokens in every place. batch_size: rows that are scored together, of like length.
+        Errors: UsageError, TextError (also longer than the model), DataError (the model answers NaN).
+        """
+        many = [inputs] if isinstance(inputs, str) else listed(inputs)
+        return self._scorer().score(many, [targets] if isinstance(targets, str) else listed(targets), top, batch_size)
+
+    def likelihoods(
+        self, texts: str | Sequence[Input], *, window: int | None = None, stride: int | None = None, batch_size: int = 32
+    ) -> list[Likelihood]:
+        """The negative log-likelihood of each text and the number of tokens it is of, for bundles that continue a text.
+
+        A text's first token has nothing before it and is not counted. Longer texts are read in windows of `window` tokens (None: what the
+        model takes, at most 1024) that begin every `stride` tokens (None: half a window; less gives more context and takes longer): each
+        scores the tokens that the one before did not reach (transformers' documentation, "Perplexity of fixed-length models").
+        Errors: as `score`.
+        """
+        return self._scorer().likelihoods([texts] if isinstance(texts, str) else listed(texts), window, stride, batch_size)
+
+    def perplexity(
+        self, texts: str | Sequence[Input], *, window: int | None = None, stride: int | None = None, batch_size: int = 32
+    ) -> float:
+        """exp of the mean negative log-likelihood a token, over all tokens of all texts; the rest as `likelihoods`."""
+        from onnxport.runtime.tasks.scoring import perplexity
+
+        return perplexity(self.likelihoods(texts, window=window, stride=stride, batch_size=batch_size))
+
+    def _scorer(self) -> Scorer:
+        from onnxport.runtime.tasks.scoring import Scorer
+
+        self.generating()
+        assert self.engine is not None  # it generates
+        return Scorer(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
 
 
 def listed(value: Any) -> list[Any]:
