@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,11 +115,11 @@ class Tasks(ABC):
         return perplexity(self.likelihoods(texts, window=window, stride=stride, batch_size=batch_size))
 
     def _scorer(self) -> Scorer:
-        from onnxport.runtime.tasks.scoring import Scorer
+        from onnxport.runtime.tasks.scoring import Scorer, stepped
 
         self.generating()
         assert self.engine is not None  # it generates
-        return Scorer(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
+        return Scorer(self.engine.config, self._tokenizers.get("source"), self._tokenizers.get("target"), partial(stepped, self.engine))
 
 
 def listed(value: Any) -> list[Any]:

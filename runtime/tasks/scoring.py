@@ -6,7 +6,7 @@ step's logits are ever held. What stands before the first scored token is prefil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
@@ -16,6 +16,7 @@ import numpy as np
 from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.generate import Input
+from onnxport.runtime.manifest import GenerationConfig
 from onnxport.runtime.running import NOBODY, Running
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
@@ -52,7 +53,7 @@ class Likelihood:
 
 
 @dataclass
-class _Row:
+class Row:
     """Ids that are read before, ids that are scored, and where the results go: the last places of `found`."""
 
     index: int
@@ -62,11 +63,14 @@ class _Row:
     found: Scored
 
 
-class Scorer:
-    """Scores with one engine. source, target: the tokenizers; without any it takes ids only."""
+Batch = Callable[[Sequence[Row], int], None]  # rows, the longest target first, and how many of the most probable tokens are wanted
 
-    def __init__(self, engine: Engine, source: TextTokenizer | None, target: TextTokenizer | None) -> None:
-        self._engine, self._config = engine, engine.config
+
+class Scorer:
+    """Makes rows of texts and has them scored by `batch`. source, target: the tokenizers; without any it takes ids only."""
+
+    def __init__(self, config: GenerationConfig, source: TextTokenizer | None, target: TextTokenizer | None, batch: Batch) -> None:
+        self._config, self._batch = config, batch
         self._source, self._target = source or target, target or source
 
     def score(self, inputs: Sequence[Input], targets: Sequence[Input], top: int, batch_size: int) -> list[Scored]:
@@ -90,7 +94,7 @@ class Scorer:
             found.append(_room(target, top))
             skipped = 0 if prefix else 1  # a first token with nothing before it
             if len(target) > skipped:
-                rows.append(_Row(i, source if seq2seq else (), prefix or target[:1], target[skipped:], found[i]))
+                rows.append(Row(i, source if seq2seq else (), prefix or target[:1], target[skipped:], found[i]))
         self._run(rows, top, batch_size)
         return found
 
@@ -110,11 +114,11 @@ class Scorer:
                 counts[row.index] += len(row.target)
         return [Likelihood(total, count) for total, count in zip(sums, counts, strict=True)]
 
-    def _windows(self, texts: Sequence[Input], window: int, stride: int) -> Iterator[_Row]:
+    def _windows(self, texts: Sequence[Input], window: int, stride: int) -> Iterator[Row]:
         for i, text in enumerate(texts):
             ids = _ids(text, self._source, self._config.vocab_size, f"text {i}", True)
             for begin, first, end in windows(len(ids), window, stride):
-                yield _Row(i, (), ids[begin:first], ids[first:end], _room(ids[first:end], 0))
+                yield Row(i, (), ids[begin:first], ids[first:end], _room(ids[first:end], 0))
 
     def _labels(self, target: list[int]) -> list[int]:
         """A text's ids as the model writes them: without the start that it is given, with the end that it must find."""
@@ -128,7 +132,7 @@ class Scorer:
         if most is not None and longest > most:
             raise TextError(f"{where} has {longest} tokens with its target, the model takes at most {most}; shorten it")
 
-    def _run(self, rows: Sequence[_Row], top: int, batch_size: int) -> None:
+    def _run(self, rows: Sequence[Row], top: int, batch_size: int) -> None:
         """Fill in what is found, in batches whose targets are about equally long."""
         batch_size = _whole("batch_size", batch_size, 1, None)
         ordered = sorted(rows, key=lambda row: (-len(row.target), -len(row.prefix), -len(row.source)))
@@ -140,32 +144,33 @@ class Scorer:
             self._batch(batch, top)
             done += len(batch)
 
-    def _batch(self, rows: Sequence[_Row], top: int) -> None:
-        """Score rows, the one with the longest target first, step by step; rows that are done leave."""
-        cross = self._engine.encode([row.source for row in rows]) if self._engine.encoder is not None else None
-        running = Running(self._engine, cross, [row.prefix for row in rows], len(rows[0].target))
-        running.ask(max(top, 1), NOBODY)
-        left = len(rows)
-        for step in range(len(rows[0].target)):
-            while len(rows[left - 1].target) <= step:
-                left -= 1
-                running.active[left] = False
-            if 4 * left <= 3 * running.rows:
-                running.keep(range(left))
-            if step:
-                running.ids[:left, 0] = [row.target[step - 1] for row in rows[:left]]
-            running.advance()
-            logits, best, places = running.logits.numpy(), running.best, np.arange(left)
-            # The graph has the log-softmax of its best token: what it took off that logit goes off every other.
-            shift = logits[places, best.token[:left, 0]] - best.logprob[:left, 0]
-            scores = logits[places, [row.target[step] for row in rows[:left]]] - shift
-            if np.isnan(scores).any():
-                bad = rows[int(np.isnan(scores).argmax())].index
-                raise DataError(f"text {bad}: the model's probabilities are not finite; try another precision, such as fp32")
-            for i, row in enumerate(rows[:left]):
-                place = len(row.found.tokens) - len(row.target) + step
-                row.found.token_logprobs[place] = scores[i]
-                row.found.top_ids[place], row.found.top_logprobs[place] = best.token[i, :top], best.logprob[i, :top]
+
+def stepped(engine: Engine, rows: Sequence[Row], top: int) -> None:
+    """Scores rows, the one with the longest target first, step by step; rows that are done leave."""
+    cross = engine.encode([row.source for row in rows]) if engine.encoder is not None else None
+    running = Running(engine, cross, [row.prefix for row in rows], len(rows[0].target))
+    running.ask(max(top, 1), NOBODY)
+    left = len(rows)
+    for step in range(len(rows[0].target)):
+        while len(rows[left - 1].target) <= step:
+            left -= 1
+            running.active[left] = False
+        if 4 * left <= 3 * running.rows:
+            running.keep(range(left))
+        if step:
+            running.ids[:left, 0] = [row.target[step - 1] for row in rows[:left]]
+        running.advance()
+        logits, best, places = running.logits.numpy(), running.best, np.arange(left)
+        # The graph has the log-softmax of its best token: what it took off that logit goes off every other.
+        shift = logits[places, best.token[:left, 0]] - best.logprob[:left, 0]
+        scores = logits[places, [row.target[step] for row in rows[:left]]] - shift
+        if np.isnan(scores).any():
+            bad = rows[int(np.isnan(scores).argmax())].index
+            raise DataError(f"text {bad}: the model's probabilities are not finite; try another precision, such as fp32")
+        for i, row in enumerate(rows[:left]):
+            place = len(row.found.tokens) - len(row.target) + step
+            row.found.token_logprobs[place] = scores[i]
+            row.found.top_ids[place], row.found.top_logprobs[place] = best.token[i, :top], best.logprob[i, :top]
 
 
 def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -45,7 +45,8 @@ def test_questions_are_scored_as_squad_does():
 
 
 def test_labels_give_accuracy():
-    assert metrics.quality("labelled", [{"label": 1}, {"label": "b"}], ["1", "c"]) == {"accuracy": 0.5}
+    found = metrics.quality("labelled", [{"label": 1}, {"label": "b"}, {"label": "c"}], ["1", "c", "c"])
+    assert found == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((1 + 0 + 2 / 3) / 3)}
 
 
 def test_without_references_there_is_no_quality():
@@ -65,6 +66,7 @@ def test_agreement_is_the_share_of_identical_answers():
 
 def test_vectors_have_a_cosine():
     assert metrics.agreement([[1.0, 0.0], [0.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]]) == {"cosine": 1.0}
+    assert metrics.agreement([[1.0, 0.0]], [[1.0, 0.0, 0.0]]) == {}  # of two models
 
 
 @pytest.mark.parametrize("a, b, place", [([1, 2, 3], [1, 9, 3], 1), ([1, 2], [1, 2, 3], 2), ([], [1], 0)])

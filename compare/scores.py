@@ -1,0 +1,149 @@
+"""The metrics of every task as statistics: outputs of one side in, `Statistic` by name out.
+
+Shares run from 0 to 1; BLEU and chrF from 0 to 100.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxport.compare.statistic import Statistic, mean, ratio
+from onnxport.errors import UsageError
+
+RECALLS = (1, 10)
+_ORDERS = 4  # of BLEU's n-grams
+
+Statistics = dict[str, Statistic]
+
+
+def require_sacrebleu() -> Any:
+    """The module, or a UsageError that names the extra to install."""
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise UsageError(f"quality metrics need sacrebleu ({error}); pip install onnxport[compare]") from error
+    return sacrebleu
+
+
+def of_texts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
+    """bleu (13a), chrf and exact_match (share equal to one of its references) of texts with one or more references each.
+
+    What is counted in a sentence is sacrebleu's; how counts become a score is its default too (BLEU with exponential smoothing, chrF2).
+    """
+    sacrebleu = require_sacrebleu()
+    texts = [text.strip() for text in hypotheses]
+    streams = references_by_place(references)
+    counts = {
+        name: np.array(metric._extract_corpus_statistics(texts, streams), np.float64)
+        for name, metric in (("bleu", sacrebleu.metrics.BLEU()), ("chrf", sacrebleu.metrics.CHRF()))
+    }
+    exact = [text in {reference.strip() for reference in group} for text, group in zip(texts, references, strict=True)]
+    return {"bleu": Statistic(counts["bleu"], bleu), "chrf": Statistic(counts["chrf"], chrf), "exact_match": mean(np.array(exact))}
+
+
+def references_by_place(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References as sacrebleu takes them: all first ones, all second ones, ...; None where a text has fewer."""
+    most = max(len(group) for group in references)
+    return [[group[i] if i < len(group) else None for group in references] for i in range(most)]
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU of sums [..., 10]: lengths of system and reference, n-grams that are right and all n-grams, by n (Papineni et al. 2002).
+
+    An order without any right n-gram counts as 1/2, 1/4, ... of one (mteval-v13a's smoothing, sacrebleu's default).
+    """
+    own, other, right, every = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + _ORDERS], sums[..., 2 + _ORDERS :]
+    halves = 0.5 ** np.cumsum((right == 0) & (every > 0), -1)
+    precisions = np.where(right > 0, right, halves) / np.maximum(every, 1)
+    short = np.exp(np.minimum(0, 1 - other / np.maximum(own, 1e-300)))
+    whole = (every > 0).all(-1) & (right > 0).any(-1) & (own > 0)
+    return np.where(whole, 100 * short * np.exp(np.log(precisions).mean(-1)), 0.0)
+
+
+def chrf(sums: np.ndarray) -> np.ndarray:
+    """chrF2 of sums [..., 18]: of each order from 1 to 6 the n-grams of system and reference and those in both (Popović 2015)."""
+    own, other, both = (sums[..., i::3] for i in range(3))
+    counted = (own > 0) & (other > 0)
+    orders = np.maximum(counted.sum(-1), 1)
+    precision, recall = (np.where(counted, both / np.maximum(n, 1), 0.0).sum(-1) / orders for n in (own, other))
+    return np.asarray(100 * 5 * precision * recall / np.maximum(4 * precision + recall, 1e-300))
+
+
+def of_answers(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> Statistics:
+    """exact_match and f1 by SQuAD's definitions: the best over a question's answers; without any, only an empty answer is right."""
+    pairs = list(zip(answers, accepted, strict=True))
+    exact = [max((normal(answer) == normal(a) for a in group), default=not answer) for answer, group in pairs]
+    f1 = [max((_f1(answer, a) for a in group), default=float(not answer)) for answer, group in pairs]
+    return {"exact_match": mean(np.array(exact)), "f1": mean(np.array(f1))}
+
+
+def normal(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _f1(answer: str, accepted: str) -> float:
+    """Harmonic mean of precision and recall over the words of two answers (Rajpurkar et al. 2016)."""
+    words, expected = normal(answer).split(), normal(accepted).split()
+    common = sum((Counter(words) & Counter(expected)).values())
+    if not words or not expected:
+        return float(words == expected)
+    return 2 * common / (len(words) + len(expected))
+
+
+def of_labels(found: Sequence[str], labels: Sequence[str]) -> Statistics:
+    """accuracy, and macro_f1: the mean F1 of all labels that the sample's texts have or were given."""
+    names = {name: i for i, name in enumerate(dict.fromkeys([*labels, *found]))}
+    own, true = (np.array([names[name] for name in side]) for side in (found, labels))
+    rows = np.zeros((len(labels), 3, len(names)))
+    places = np.arange(len(labels))
+    rows[places, 0, own] = 1  # said
+    rows[places, 1, true] = 1  # is
+    rows[places, 2] = rows[:, 0] * rows[:, 1]  # both
+    return {"accuracy": mean(own == true), "macro_f1": Statistic(rows.reshape(len(labels), -1), _macro_f1)}
+
+
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    said, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+    there = said + true
+    return np.asarray((2 * both / np.maximum(there, 1)).sum(-1) / np.maximum((there > 0).sum(-1), 1))
+
+
+def of_likelihoods(found: Sequence[dict[str, Any]]) -> Statistics:
+    """perplexity of {"negative_log", "tokens"} a text: exp of the mean negative log-likelihood a token. {} where no text has a token."""
+    rows = np.array([[one["negative_log"], one["tokens"]] for one in found], np.float64)
+    return {"perplexity": Statistic(rows, lambda sums: np.exp(ratio(sums)))} if rows[:, 1].sum() else {}
+
+
+def of_retrieval(questions: Any, passages: Any, owners: Sequence[int]) -> Statistics:
+    """recall_at_k: the share of questions whose own passage is among the k nearest by cosine; ties count against it.
+
+    questions, passages: vectors [n, hidden].  owners: each question's passage.
+    """
+    asked, read = unit(questions), unit(passages)
+    ranks = np.zeros(len(asked), np.int64)
+    for start in range(0, len(asked), 256):  # questions x passages is not held at once
+        scores = asked[start : start + 256] @ read.T
+        own = scores[np.arange(len(scores)), owners[start : start + 256]]
+        ranks[start : start + 256] = (scores >= own[:, None]).sum(1) - 1
+    return {f"recall_at_{k}": mean(ranks < k) for k in RECALLS}
+
+
+def of_vectors(found: Any, reference: Any) -> Statistics:
+    """cosine: of each vector with the reference's of the same text; {} where the two have not the same size."""
+    own, other = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+    if own.shape != other.shape:
+        return {}
+    cosines = (unit(own) * unit(other)).sum(1)
+    return {"cosine": mean(np.where((own == other).all(1), 1.0, cosines))}
+
+
+def unit(vectors: Any) -> np.ndarray:
+    """float64 vectors of length 1; of 0 they stay."""
+    array = np.asarray(vectors, np.float64)
+    return np.asarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-300))
