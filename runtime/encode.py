@@ -42,7 +42,11 @@ class Encoder:
         self._session = sessions.open(bundle.file(variant.graphs[roles[0]]))
         self.task, self.config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
         self.inputs = {i.name: i for i in self._session.get_inputs()}
-        self.outputs = [o.name for o in self._session.get_outputs()]
+        found = self._session.get_outputs()
+        self.outputs = [o.name for o in found]
+        tokens = self.inputs["attention_mask"].shape if "attention_mask" in self.inputs else []
+        # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
+        self.by_token = {o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name. DataError names what does not fit."""
