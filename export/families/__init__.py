@@ -31,7 +31,7 @@ def _hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool) -> S
 
 ARCHITECTURES: dict[str, Reader] = {"torch.nn.Transformer": _pytorch}
 FAMILIES = tuple(  # a module each
-    "bart bert camembert distilbert gpt2 llama marian mistral mt5 qwen2 qwen3 roberta t5 xlm-roberta".split()
+    "bart bert camembert distilbert gpt2 llama marian mistral mt5 qwen2 qwen3 roberta t5 xlm-roberta xlnet".split()
 )
 MODEL_TYPES: dict[str, Reader] = dict.fromkeys(FAMILIES, _hugging_face)
 

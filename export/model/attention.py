@@ -13,6 +13,8 @@ from onnxport.export.model.linear import Linear
 from onnxport.export.model.norm import RMSNorm
 from onnxport.export.model.settings import Layer
 
+LOWEST = -1e9  # stands for minus infinity in scores: a row of nothing but padding stays finite
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[batch, length, heads * size] → [batch, heads, length, size]."""

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onnxport.export.model.attention import CrossAttention, Rotation, SelfAttention
-from onnxport.export.model.encoder import LOWEST
+from onnxport.export.model.attention import LOWEST, CrossAttention, Rotation, SelfAttention
 from onnxport.export.model.feed_forward import FeedForward
 from onnxport.export.model.norm import make_norm
 from onnxport.export.model.position import Embedding, RelativeBias, RotaryTables

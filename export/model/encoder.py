@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onnxport.export.model.attention import CrossProjection, SelfAttention
+from onnxport.export.model.attention import LOWEST, CrossProjection, SelfAttention
 from onnxport.export.model.feed_forward import ACTIVATIONS, FeedForward
 from onnxport.export.model.linear import Linear
 from onnxport.export.model.norm import make_norm
 from onnxport.export.model.position import Embedding, RelativeBias
+from onnxport.export.model.relative_attention import Distances, Relations, RelativeAttention
 from onnxport.export.model.settings import Layer, Stack
 
 
@@ -20,13 +21,13 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.norm_first = layer.norm_first
         has = layer.biases.__contains__
-        self.attention = SelfAttention(hidden, layer)
+        self.attention = RelativeAttention(hidden, layer) if layer.relations else SelfAttention(hidden, layer)
         self.feed_forward = FeedForward(hidden, layer)
         self.attention_norm = make_norm(layer.norm, hidden, layer.eps[0], has("attention_norm.bias"))
         self.feed_forward_norm = make_norm(layer.norm, hidden, layer.eps[-1], has("feed_forward_norm.bias"))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [batch, length, hidden], mask as SelfAttention takes it → [batch, length, hidden]."""
+    def forward(self, x: Tensor, mask: Tensor | Relations) -> Tensor:
+        """x [batch, length, hidden], mask as its attention takes it → [batch, length, hidden]."""
         if self.norm_first:
             x = x + self.attention(self.attention_norm(x), mask)[0]
             return x + self.feed_forward(self.feed_forward_norm(x))
@@ -40,8 +41,11 @@ class Encoder(nn.Module):
     def __init__(self, stack: Stack, embedding: Embedding) -> None:
         super().__init__()
         self.embedding = embedding
-        # distances to either side
-        self.relative = RelativeBias(stack.relative, stack.layers[0].heads, stack.relative // 2) if stack.relative else None
+        self.relative: nn.Module | None = None
+        if stack.relative:
+            self.relative = RelativeBias(stack.relative, stack.layers[0].heads, stack.relative // 2)
+        if stack.distances:
+            self.relative = Distances(stack.distances, stack.hidden)
         self.layers = nn.ModuleList(EncoderLayer(stack.hidden, layer) for layer in stack.layers)
         norm = stack.layers[-1].norm if stack.layers else "layer"
         self.norm = make_norm(norm, stack.hidden, stack.final_eps, stack.final_bias) if stack.final_eps is not None else None
@@ -51,15 +55,15 @@ class Encoder(nn.Module):
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.embedding(ids, positions, types)
         attended = (mask != 0)[:, None, None, :]
-        if self.relative is not None:
+        if isinstance(self.relative, Distances):
+            assert types is not None, "relations need kinds of tokens"
+            attended = self.relative(attended, types)
+        elif self.relative is not None:
             bias = self.relative(positions[None], positions)
             attended = torch.where(attended, bias, LOWEST)
         for layer in self.layers:
             x = layer(x, attended)
         return x if self.norm is None else self.norm(x)
-
-
-LOWEST = -1e9  # stands for minus infinity in scores: a row of nothing but padding stays finite
 
 
 class SourceEncoder(nn.Module):

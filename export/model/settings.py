@@ -9,7 +9,7 @@ class Layer:
 
     kv_heads: of keys and values, as many as `heads` by default. head: the true size of one. rotary: positions turn queries and keys, whose
     halves are then padded apart. scale: of scores, 1 / sqrt(head) by default. qk_eps: of RMS norms of each head's queries and keys.
-    window: positions that a query sees, its own the last; None for all.
+    window: positions that a query sees, its own the last; None for all. relations: scores tell distances and kinds (RelativeAttention).
     """
 
     heads: int
@@ -26,6 +26,7 @@ class Layer:
     scale: float | None = None
     qk_eps: float | None = None
     window: int | None = None
+    relations: bool = False
 
     def __post_init__(self) -> None:
         if not self.kv_heads:
@@ -52,7 +53,8 @@ class Stack:
     """Layers with an optional norm of what enters them and an optional final one.
 
     cross: whether each layer attends to a memory. types: kinds of tokens with an embedding each, 0 for none. rotary: positions of the
-    tables that turn queries and keys, 0 for none. relative: entries of the table of biases by distance, 0 for none.
+    tables that turn queries and keys, 0 for none. relative: entries of the table of biases by distance, 0 for none. distances: positions of
+    the table of encoded distances, 0 for none.
     """
 
     hidden: int
@@ -64,6 +66,7 @@ class Stack:
     types: int = 0
     rotary: int = 0
     relative: int = 0
+    distances: int = 0
 
 
 def skip_norms(stack: Stack, summed: bool) -> int:
