@@ -13,6 +13,12 @@ BOUNDS: dict[str, dict[str, float]] = {
     "fp16": {"relative_error": 1e-2},
     "int8": {"relative_error": 1e-1},
     "int8-weight": {"relative_error": 1e-1},
+    "int8-static": {"relative_error": 2e-1},
+    "int4": {"relative_error": 3e-1},
+    "int4-hqq": {"relative_error": 3e-1},
+    "int4-gptq": {"relative_error": 3e-1},
+    "bf16": {"relative_error": 5e-2},
+    "auto": {"relative_error": 3e-1},
 }
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from onnxport import __version__, bounds
 from onnxport.errors import OutputError, UsageError
 from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.parity import replay
 from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 PRECISIONS = tuple(bounds.BOUNDS)
+CALIBRATED = ("int8-static", "int4-gptq", "auto")
+CALIBRATABLE = {"int8", "fp16"}  # take calibration data, and the golden inputs where there is none
 DEFAULT = ("fp32", "fp16", "int8")
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
@@ -38,6 +39,7 @@ def build(
     precision: tuple[str, ...] = DEFAULT,
     opset: int | None = None,
     calibrate: Path | None = None,
+    budget: str | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     progress: Say = lambda stage: None,
@@ -48,13 +50,15 @@ def build(
         source: what `onnxport.export.export` takes: a folder, `package.module:factory`, or an adapter.
         out: the bundle's folder; it appears whole or not at all.
         precision: the variants; the first becomes the default one.
+        calibrate: data for the schemes that are calibrated, a file as `compare` takes.
+        budget: what the variant `auto` may cost, a gate such as `bleu_drop<=0.3`.
         force: replace an existing bundle.
         progress: called with the name of each stage as it begins.
 
     Raises:
         UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
     """
-    _known(precision, calibrate)
+    _check(precision, calibrate, budget, None)
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
         _heavy(package, "export")
     exporter = _heavy("onnxport.export", "export")
@@ -69,10 +73,12 @@ def build(
         memory = _heavy("onnxport.memory", "export")
         memory.forget(exported.graphs)
         with memory.on_disk(fused, staging.path) as weights:
-            for name in precision:
-                progress(f"make and check {name}")
-                _add(staging, name, fused, fusions, expected, weights.let_go)
+            make = _heavy("onnxport.making", "export").Making(staging, fused, fusions, expected, calibrate, weights.let_go, progress)
+            for name in sorted(precision, key=lambda name: name != "fp32"):  # the others may be calibrated through it
+                make.add(name, budget=budget)
                 weights.let_go()
+            variants = staging.manifest["variants"]
+            staging.manifest["variants"] = {name: variants[name] for name in precision}
         progress("hash and publish")
     return Bundle.open(out)
 
@@ -87,11 +93,12 @@ def add_variant(
     force: bool = False,
     progress: Say = lambda stage: None,
 ) -> Bundle:
-    """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was."""
-    _known((precision,), calibrate)
-    for option, value in (("--plan", plan), ("--budget", budget)):
-        if value is not None:
-            raise UsageError(f"{option}: {precision} takes none; leave it out")
+    """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was.
+
+    plan: a file that says what each module becomes, in place of the precision's recipe. calibrate, budget: as in `build`.
+    Errors: as `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
+    """
+    _check((precision,), calibrate, budget, plan)
     ir = _heavy("onnx_ir", "export")
     bundle = Bundle.open(path)
     if precision in bundle.variants and not force:
@@ -104,21 +111,32 @@ def add_variant(
         fused = {role: ir.load(bundle.file(name)) for role, name in base.graphs.items()}
         if "decoder" in fused:
             fused["decoder"] = _heavy("onnxport.quantize.choice", "export").remove_choice(fused["decoder"])
-        progress(f"make and check {precision}")
         for name in bundle.variants[precision].files if precision in bundle.variants else ():
             (staging.path / name).unlink()
-        _add(staging, precision, fused, dict(base.fusions), {})
+        if staging.manifest is not None:
+            staging.manifest["variants"].pop(precision, None)
+        making = _heavy("onnxport.making", "export")
+        making.Making(staging, fused, dict(base.fusions), {}, calibrate, lambda: None, progress).add(precision, plan, budget)
         progress("hash and publish")
     return Bundle.open(path)
 
 
-def _known(precision: tuple[str, ...], calibrate: Path | None) -> None:
+def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | None, plan: Path | None) -> None:
+    """UsageError for precisions that are not known, and for options that none of them takes or that one of them lacks."""
     if not precision:
         raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
     unknown = [name for name in precision if name not in PRECISIONS]
     if unknown:
         raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
-    if calibrate is not None:
+    searched = "auto" in precision and plan is None
+    if budget is not None and not searched:
+        raise UsageError(f"--budget: {', '.join(precision)} take none; leave it out, or ask for --precision auto")
+    lacking = [name for name in precision if name in CALIBRATED] if plan is None else []
+    if lacking and calibrate is None:
+        raise UsageError(f"{lacking[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")
+    if (searched or lacking) and plan is None and len(precision) > 1 and "fp32" not in precision:
+        raise UsageError(f"{(lacking or ['auto'])[0]} is made with the help of fp32: add fp32 to --precision")
+    if calibrate is not None and plan is None and not searched and not lacking and not set(precision) & CALIBRATABLE:
         raise UsageError(f"--calibrate: {', '.join(precision)} need no calibration data; leave it out")
 
 
@@ -140,41 +158,6 @@ def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
         fused[role], counts = fuse(graph, role)
         total.update(counts)
     return fused, dict(total)
-
-
-def _add(
-    staging: Staging,
-    precision: str,
-    fused: Graphs,
-    fusions: dict[str, int],
-    expected: dict[str, dict[str, int]],
-    let_go: Callable[[], None] = lambda: None,
-) -> None:
-    """Writes one variant's graphs, checks what ONNX Runtime makes of them and how near its answers are, and lists it.
-
-    `let_go` is called when the variant is a file, before ONNX Runtime loads it.
-    """
-    store, fusion = _heavy("onnxport.quantize.store", "export"), _heavy("onnxport.quantize.fusion", "export")
-    models, plan = _heavy("onnxport.variants", "export").graphs_of(precision, fused, staging.path / GOLDEN)
-    folder = staging.path / precision
-    folder.mkdir(exist_ok=True)
-    graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
-    del models
-    let_go()
-    for role, wanted in expected.items():
-        fusion.check_runs(staging.path / graphs[role], wanted)
-    manifest = staging.manifest
-    assert manifest is not None
-    variant = {
-        "files": sorted(f"{precision}/{file.name}" for file in folder.iterdir()),
-        "graphs": graphs,
-        "target": "cpu" if precision.startswith("int8") else "any",
-        "plan": plan,
-        "fusions": fusions,
-        "parity": {},
-    }
-    manifest["variants"][precision] = variant
-    variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))
 
 
 def _write_shared(staging: Staging, exported: "Exported", search: dict[str, bytes]) -> None:

@@ -34,6 +34,7 @@ def verb(epilog: str) -> Any:
 )
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
+@click.option("--budget", help="What the variant may cost, for --precision auto.")
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")

@@ -1,32 +1,65 @@
 """From fused graphs in float32 to those of one precision, with the plan that says what each weight became."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxport.quantize import choice, dynamic, half, smooth
+from onnxport.errors import UsageError
+from onnxport.quantize import choice, half, smooth
+from onnxport.quantize.apply import quantize
+from onnxport.quantize.plan import RECIPES, Plan
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
+Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 
 
-def graphs_of(precision: str, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, Any]]:
-    """New graphs and their plan. Activations of a text encoder are smoothed by the inputs of its golden answers."""
-    models, plan = _graphs(precision, fused, goldens)
+@dataclass(frozen=True)
+class Wish:
+    """A variant to be made.
+
+    precision: its name. plan: in place of the precision's recipe. feeds: gives calibration inputs of each graph, where there is data.
+    """
+
+    precision: str
+    plan: Plan | None = None
+    feeds: Callable[[], Feeds] | None = None
+
+    @property
+    def chosen(self) -> Plan:
+        """The plan to carry out."""
+        return self.plan if self.plan is not None else RECIPES[self.precision]
+
+
+def graphs_of(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """New graphs and what each weight became: a plan that makes the same again. Errors: see `quantize`, `to_half`.
+
+    Activations of a text encoder are smoothed before they are quantized, by the calibration data or else by the inputs of golden answers.
+    """
+    models, became = _graphs(wish, fused, goldens)
     if "decoder" in models:
         models = models | {"decoder": choice.add_choice(models["decoder"])}
-    return models, plan
+    return models, became
 
 
-def _graphs(precision: str, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, Any]]:
-    if precision == "fp16":
-        return {role: half.to_fp16(graph) for role, graph in fused.items()}, {"*": "fp16"}
-    if precision.startswith("int8"):
-        if precision == "int8" and list(fused) == ["encoder"] and (feeds := golden_feeds(goldens)):
-            fused = {"encoder": smooth.smooth(fused["encoder"], feeds)}
-        models, plan = dynamic.to_int8(fused, dynamic.RECIPES[precision])
-        return models, plan
-    return fused, {"*": "fp32"}
+def _graphs(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    plan = wish.chosen
+    if plan.half is not None:
+        return {role: half.to_fp16(graph) for role, graph in fused.items()}, dict(plan.schemes)
+    if set(plan.schemes.values()) == {"fp32"}:
+        return fused, dict(plan.schemes)
+    if plan.needs and wish.feeds is None:
+        raise UsageError(f"{wish.precision} is calibrated on data, and there is none: give --calibrate FILE")
+    feeds = wish.feeds() if wish.feeds is not None else None
+    activations = {"int8-rows"} | {name for name in plan.schemes.values() if name.startswith("int8-static")}
+    if list(fused) == ["encoder"] and activations & set(plan.schemes.values()):
+        seen = feeds["encoder"] if feeds is not None else golden_feeds(goldens)
+        fused = {"encoder": smooth.smooth(fused["encoder"], seen)} if seen else fused
+    return quantize(fused, plan, feeds)
 
 
 def golden_feeds(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import constant, new_node, take_over
 from onnxport.quantize.linear import Linear, Lookup
+from onnxport.quantize.plan import Scheme
 
 BITS = 8
 SIZES = (128, 64, 32, 16)
@@ -33,10 +34,10 @@ def quantize_blocks(weight: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
     return (np.rint(padded / scale[:, :, None]).clip(-127, 127) + 128).astype(np.uint8), scale
 
 
-def replace_linear(graph: ir.Graph, linear: Linear) -> int:
-    """Put a MatMulNBits in the place of a product; returns its block size."""
+def replace_linear(graph: ir.Graph, linear: Linear, chosen: Scheme, hessian: np.ndarray | None = None) -> str:
+    """Put a MatMulNBits in the place of a product; returns the scheme with its block size told. hessian: of x, for GPTQ."""
     k, n = linear.shape
-    size = block_size(k)
+    size = chosen.block or block_size(k)
     data, scale = quantize_blocks(linear.weight.T, size)
     name = linear.node.outputs[0].name
     inputs = [linear.x, constant(graph, f"{name}/uint8", data), constant(graph, f"{name}/block_scale", scale)]
@@ -45,13 +46,18 @@ def replace_linear(graph: ir.Graph, linear: Linear) -> int:
     attributes = {"K": k, "N": n, "bits": BITS, "block_size": size, "accuracy_level": ACCURACY}
     node = new_node(graph, linear.node, "MatMulNBits", inputs, attributes, [linear.output])
     take_over(linear.output, node.outputs[0])
-    return size
+    return _named(chosen, size)
 
 
-def replace_lookup(graph: ir.Graph, lookup: Lookup) -> int:
-    """Put a GatherBlockQuantized in the place of a Gather; returns its block size."""
+def _named(chosen: Scheme, size: int) -> str:
+    kind, _, rest = chosen.name.partition("-blocks")
+    return f"{kind}-blocks{size}{rest.lstrip('0123456789')}"
+
+
+def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> str:
+    """Put a GatherBlockQuantized in the place of a Gather; returns the scheme with its block size told."""
     k = lookup.table.shape[1]
-    size = block_size(k)
+    size = chosen.block or block_size(k)
     data, scale = quantize_blocks(lookup.table, size)
     out = lookup.node.outputs[0]
     name = out.name
@@ -65,4 +71,4 @@ def replace_lookup(graph: ir.Graph, lookup: Lookup) -> int:
         ends = [constant(graph, f"slice_{i}", np.array([i], np.int64)) for i in (0, k, -1)]
         y = new_node(graph, lookup.node, "Slice", [y, *ends], {}, [out], domain="").outputs[0]
     take_over(out, y)
-    return size
+    return _named(chosen, size)

@@ -7,8 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxport.errors import CheckpointError
-from onnxport.quantize.dynamic import RECIPES, to_int8
+from onnxport.quantize.apply import quantize
 from onnxport.quantize.fusion import fuse
+from onnxport.quantize.plan import RECIPES
 from onnxport.quantize.store import write
 
 RNG = np.random.default_rng(0)
@@ -55,7 +56,7 @@ def linear_model(k, n, bias=True, kind="MatMul"):
 )
 def test_error_of_one_product(session, tools, precision, role, k, n, bias, kind, block):
     model, weight, offset = linear_model(k, n, bias, kind)
-    quantized, plan = to_int8({role: model}, RECIPES[precision])
+    quantized, plan = quantize({role: model}, RECIPES[precision])
     assert plan == {"fc.weight": "int8-rows" if precision == "int8" else f"int8-blocks{block}"}
     kinds = {n.op_type for n in quantized[role].graph}
     assert not {"MatMul", "Gemm"} & kinds and kinds & {"MatMulIntegerToFloat", "MatMulNBits"} == KERNELS[precision]
@@ -67,7 +68,7 @@ def test_error_of_one_product(session, tools, precision, role, k, n, bias, kind,
 def test_the_given_model_stays_as_it_was():
     model, _, _ = linear_model(32, 16)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    to_int8({"encoder": model})
+    quantize({"encoder": model}, RECIPES["int8"])
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -76,7 +77,7 @@ def test_the_given_model_stays_as_it_was():
 def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, precision, outlier):
     """Rows: to the last bit. Blocks: what stands in other rows changes nothing, their number only the order of a sum."""
     model, _, _ = linear_model(256, 48)
-    opened = session(to_int8({"decoder": model}, RECIPES[precision])[0]["decoder"])
+    opened = session(quantize({"decoder": model}, RECIPES[precision])[0]["decoder"])
     rows = RNG.standard_normal((64, 1, 256)).astype(np.float32)
     calm = tools.run(opened, {"x": rows})["y"]
     rows[3, 0, 5] = outlier
@@ -94,12 +95,12 @@ def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, precision, out
 @PRECISIONS
 def test_rows_of_zeros_give_the_bias_and_tiny_rows_stay_finite(session, tools, precision):
     model, _, offset = linear_model(64, 16)
-    opened = session(to_int8({"model": model}, RECIPES[precision])[0]["model"])
+    opened = session(quantize({"model": model}, RECIPES[precision])[0]["model"])
     x = np.zeros((1, 3, 64), np.float32)
     np.testing.assert_array_equal(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)))
     x[0, 1] = 1e-35
     np.testing.assert_allclose(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)), atol=1e-6)
-    plain = session(to_int8({"model": linear_model(64, 16, bias=False)[0]}, RECIPES[precision])[0]["model"])
+    plain = session(quantize({"model": linear_model(64, 16, bias=False)[0]}, RECIPES[precision])[0]["model"])
     assert not tools.run(plain, {"x": np.zeros((2, 1, 64), np.float32)})["y"].any()
 
 
@@ -112,7 +113,7 @@ def test_activations_are_quantized_once_for_all_who_read_them(session, tools):
         [onnx.numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
     )  # fmt: skip
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
-    quantized = to_int8({"model": model})[0]["model"]
+    quantized = quantize({"model": model}, RECIPES["int8"])[0]["model"]
     kinds = [n.op_type for n in quantized.graph]
     assert kinds.count("QuantizeLinear") == 1 and kinds.count("MatMulIntegerToFloat") == 3 and "MatMul" not in kinds
     x = RNG.standard_normal((4, 32)).astype(np.float32)
@@ -145,7 +146,7 @@ def weight_bytes(model, folder):
 def test_tied_weights_are_stored_once(session, tools, tmp_path, precision, k):
     """Table and projection read the same bytes: one of 8 bits a weight, and the scales."""
     model, table = tied(80, k)
-    quantized, plan = to_int8({"decoder": model}, RECIPES[precision])
+    quantized, plan = quantize({"decoder": model}, RECIPES[precision])
     size = {128: 128, 96: 32, 24: 16}[k]
     assert plan == {"embedding.weight": "int8-rows" if precision == "int8" else f"int8-blocks{size}"}
     if precision == "int8":
@@ -169,7 +170,7 @@ def test_a_looked_up_row_of_integers_is_within_half_a_step_of_its_own_scale(sess
         [("Gather", ["embedding.weight", "input_ids"], ["x"])],
         {"input_ids": ("int64", ["batch", "length"])}, {"x": ["batch", "length", k]}, {"embedding.weight": table},
     )  # fmt: skip
-    quantized, plan = to_int8({"encoder": model})
+    quantized, plan = quantize({"encoder": model}, RECIPES["int8"])
     assert plan == {"embedding.weight": "int8-rows"}
     ids = np.array([[0, 7, 39], [5, 5, 20]])
     got = tools.run(session(quantized["encoder"]), {"input_ids": ids})["x"]
@@ -182,19 +183,19 @@ def test_small_tables_stay(precision):
     """The projection is quantized, a table of 12 rows is not."""
     model, _ = tied(12, 128)
     scheme = {"int8": "int8-rows", "int8-weight": "int8-blocks128"}[precision]
-    assert to_int8({"decoder": model}, RECIPES[precision])[1]["embedding.weight"] == f"{scheme}+float32"
+    assert quantize({"decoder": model}, RECIPES[precision])[1]["embedding.weight"] == f"{scheme}+fp32"
 
 
 def test_a_model_without_a_weight_for_int8_is_refused():
     model, _ = tied(50, 8)
-    with pytest.raises(CheckpointError, match="leave int8 out"):
-        to_int8({"decoder": model})
+    with pytest.raises(CheckpointError, match="no weight of this model can be int8-rows"):
+        quantize({"decoder": model}, RECIPES["int8"])
 
 
 @PRECISIONS
 def test_whole_decoder(standard, eager, session, tools, precision):
     fused, _ = fuse(standard, "decoder")
-    quantized, plan = to_int8({"decoder": fused}, RECIPES[precision])
+    quantized, plan = quantize({"decoder": fused}, RECIPES[precision])
     kinds = [n.op_type for n in quantized["decoder"].graph]
     (kernel,) = KERNELS[precision]
     assert kinds.count(kernel) == 13 and not {"MatMul", "Gemm"} & set(kinds)
@@ -210,6 +211,6 @@ def test_whole_decoder(standard, eager, session, tools, precision):
 def test_bytes_are_reproducible(standard, tmp_path):
     files = []
     for name in ("a", "b"):
-        write(to_int8({"decoder": fuse(standard, "decoder")[0]})[0], tmp_path / name)
+        write(quantize({"decoder": fuse(standard, "decoder")[0]}, RECIPES["int8"])[0], tmp_path / name)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert files[0] == files[1] and set(files[0]) == {"decoder.onnx", "weights.bin"}

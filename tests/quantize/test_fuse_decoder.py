@@ -5,9 +5,10 @@ import onnx_ir as ir
 import pytest
 
 from onnxport.errors import FusionError, UsageError
-from onnxport.quantize.dynamic import RECIPES, to_int8
+from onnxport.quantize.apply import quantize
 from onnxport.quantize.fusion import check_runs, fuse
 from onnxport.quantize.half import to_fp16
+from onnxport.quantize.plan import RECIPES
 from onnxport.quantize.store import write
 
 
@@ -28,7 +29,7 @@ def test_counts_are_those_of_the_layers(fused, standard):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-weight"])
 def test_no_graph_that_runs_on_the_cpu_has_skip_layer_normalization(fused, tools, tmp_path, precision):
     make = {"fp32": lambda m: m, "fp16": to_fp16} | {
-        name: lambda m, r=recipe: to_int8({"d": m}, r)[0]["d"] for name, recipe in RECIPES.items()
+        name: lambda m, r=RECIPES[name]: quantize({"d": m}, r)[0]["d"] for name in ("int8", "int8-weight")
     }
     write({"decoder": make[precision](fused[0])}, tmp_path / "b")
     runs = tools.running(tmp_path / "b/decoder.onnx")

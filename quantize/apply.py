@@ -1,0 +1,108 @@
+"""Carrying out a plan: every product and every lookup of a graph gets the kernel of its weight's scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.errors import CheckpointError, UsageError
+from onnxport.quantize import blocks, rows, static
+from onnxport.quantize.fusion.constants import fold_constants
+from onnxport.quantize.fusion.core import remove_dead
+from onnxport.quantize.linear import Linear, Lookup, linears, lookups
+from onnxport.quantize.observe import Statistics, watch
+from onnxport.quantize.plan import FP32, Plan, Scheme
+
+# What the kernels take; a weight outside stays in float32, and the plan that was carried out says so.
+FEWEST_INPUTS = 16  # K: the smallest block
+FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def quantize(
+    models: dict[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds] | None = None
+) -> tuple[dict[str, ir.Model], dict[str, str]]:
+    """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
+
+    Weights of linear layers and token embeddings change; biases, norms, positions and everything between stay float32, as do caches and
+    logits. The second result maps the PyTorch name of each weight to its scheme, a block's size told (`int8-blocks128`); it is a plan
+    itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are calibrated.
+
+    UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. CheckpointError: nothing changes.
+    """
+    done = {role: model.clone() for role, model in models.items()}
+    found = {}
+    for role, copy in done.items():
+        fold_constants(copy.graph)
+        found[role] = (list(linears(copy.graph)), list(lookups(copy.graph)))
+    plan.check(part.parameter for groups in found.values() for group in groups for part in group)
+    became: dict[str, str] = {}
+    for role, copy in done.items():
+        products, tables = found[role]
+        chosen = [plan.of(linear.parameter) if linear.shape[0] >= FEWEST_INPUTS else FP32 for linear in products]
+        seen = _statistics(role, models[role], list(zip(products, chosen, strict=True)), feeds)
+        _products(copy.graph, list(zip(products, chosen, strict=True)), seen, became)
+        for table in tables:
+            wide = table.table.shape[1] >= FEWEST_INPUTS and len(table.table) >= FEWEST_ROWS
+            _note(became, table.parameter, _lookup(copy.graph, table, plan.of(table.parameter) if wide else FP32))
+        remove_dead(copy.graph)
+        copy.graph.sort()
+    if set(plan.schemes.values()) != {"fp32"} and set(became.values()) <= {"fp32"}:
+        raise CheckpointError(
+            f"no weight of this model can be {', '.join(sorted(set(plan.schemes.values()) - {'fp32'}))}: it has no linear layer of at "
+            f"least {FEWEST_INPUTS} inputs and no token embedding that the plan changes; leave this precision out"
+        )
+    return done, dict(sorted(became.items()))
+
+
+def _statistics(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> Statistics:
+    """What calibrated schemes must know of the inputs of their layers. Names of values are the same in a graph and its clone."""
+    needs: dict[str, set[str]] = {}
+    for linear, chosen in products:
+        if chosen.needs is not None:
+            needs.setdefault(str(linear.x.name), set()).add(chosen.needs)
+    if not needs:
+        return Statistics({}, {})
+    if feeds is None or not feeds.get(role):
+        raise UsageError("this precision is calibrated on data, and there is none: give --calibrate FILE")
+    return watch(model, needs, feeds[role])
+
+
+def _products(graph: ir.Graph, products: Sequence[tuple[Linear, Scheme]], seen: Statistics, became: dict[str, str]) -> None:
+    by_rows: dict[ir.Value, rows.Quantized] = {}  # activations that were quantized once for all products that read them
+    by_range: dict[tuple[ir.Value, str], ir.Value] = {}
+    for linear, chosen in products:
+        x = linear.x
+        if chosen.kind == "fp32":
+            _note(became, linear.parameter, "fp32")
+        elif chosen.kind == "rows":
+            if x not in by_rows:
+                by_rows[x] = rows.quantize_rows(graph, linear.node, x)
+            rows.replace(graph, linear, by_rows[x])
+            _note(became, linear.parameter, chosen.name)
+        elif chosen.kind == "static":
+            if (x, chosen.range) not in by_range:
+                by_range[x, chosen.range] = static.quantize_activation(graph, linear.node, x, seen.range(x, chosen.range))
+            static.replace(graph, linear, by_range[x, chosen.range], chosen)
+            _note(became, linear.parameter, chosen.name)
+        else:
+            hessian = seen.hessian(x) if chosen.needs == "hessian" else None
+            _note(became, linear.parameter, blocks.replace_linear(graph, linear, chosen, hessian))
+
+
+def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> str:
+    """A table has no activations: what is static elsewhere is, here too, 8 bit with a scale for each of its rows."""
+    if chosen.kind == "fp32":
+        return "fp32"
+    if chosen.kind == "blocks":
+        return blocks.replace_lookup(graph, lookup, chosen)
+    rows.replace_lookup(graph, lookup)
+    return chosen.name
+
+
+def _note(became: dict[str, str], parameter: str, name: str) -> None:
+    """A weight with two uses has two schemes only if they differ."""
+    known = became[parameter].split("+") if parameter in became else []
+    became[parameter] = "+".join(known if name in known else [*known, name])

@@ -1,0 +1,155 @@
+"""Which scheme each weight gets: a small table of PyTorch names, made by hand, by a precision's recipe, or by a search.
+
+A plan file is one JSON object that maps names to schemes, such as
+
+    {"*": "int8-rows", "transformer.encoder.layers.0": "fp32", "*.linear2": "int4-blocks32-asym"}
+
+A name is that of a weight, of a module (it stands for all weights in it), or a pattern with `*` and `?`. The longest name that fits a
+weight decides, so the order of the lines does not matter; a weight that no name fits stays in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from onnxport.errors import DataError, UsageError
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
+GRAMMAR = (
+    "fp32, fp16, bf16, int8-rows, int8-static[-minmax|-percentile|-entropy|-mse][-tensor], "
+    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym, -hqq, -gptq"
+)
+_STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a weight becomes.
+
+    kind: "fp32"; "half" (the whole graph is fp16 or bf16 but for what is fp32); "rows" (8 bit, one scale a column of weights and a row of
+    activations); "static" (8 bit, scales of activations from calibration); "blocks" (one scale a block of `block` weights of an output,
+    None: the largest that divides them). symmetric: no zero points. solver: how rounded values are found. range: how the range of
+    activations is told. per_channel: scales of weights.
+    """
+
+    name: str
+    kind: str
+    bits: int = 32
+    block: int | None = None
+    symmetric: bool = True
+    solver: str = "rtn"
+    range: str = "minmax"
+    per_channel: bool = True
+
+    @property
+    def needs(self) -> str | None:
+        """What must be known of a layer's input: "hessian", "range" or nothing."""
+        return "hessian" if self.solver == "gptq" else "range" if self.kind == "static" else None
+
+
+FP32 = Scheme("fp32", "fp32")
+HALVES = {"fp16": Scheme("fp16", "half", 16), "bf16": Scheme("bf16", "half", 16)}
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme of a name. UsageError shows what is known."""
+    name = name.removesuffix("+fp32")  # a use of the weight that cannot take the scheme stays as it is, here as there
+    if name == "fp32":
+        return FP32
+    if name in HALVES:
+        return HALVES[name]
+    if name == "int8-rows":
+        return Scheme(name, "rows", 8)
+    if match := _STATIC.fullmatch(name):
+        return Scheme(name, "static", 8, range=match["range"] or "minmax", per_channel=match["tensor"] is None)
+    if match := _BLOCKS.fullmatch(name):
+        block = None if match["block"] is None else int(match["block"])
+        if block is None or block in BLOCK_SIZES:
+            return Scheme(name, "blocks", int(match["bits"]), block, match["asym"] is None, match["solver"] or "rtn")
+    raise UsageError(f"{name!r:.60} is no scheme; expected {GRAMMAR}")
+
+
+class Plan:
+    """Names of weights and modules, or patterns of them, to schemes."""
+
+    def __init__(self, schemes: Mapping[str, str]) -> None:
+        """UsageError: a scheme is not known, or halves and integers are in one plan."""
+        self.schemes = dict(schemes)
+        self._parsed = {name: scheme(value) for name, value in self.schemes.items()}
+        found = {s.name for s in self._parsed.values() if s.kind == "half"}
+        others = [s.name for s in self._parsed.values() if s.kind not in ("half", "fp32")]
+        if len(found) > 1 or (found and others):
+            mixed = ", ".join(sorted({*found, *others}))
+            raise UsageError(f"the plan mixes {mixed}: beside fp16 or bf16 a plan can hold fp32 only; choose one of them")
+
+    @property
+    def half(self) -> str | None:
+        """fp16 or bf16 where the whole graph becomes that, else None."""
+        return next((s.name for s in self._parsed.values() if s.kind == "half"), None)
+
+    @property
+    def needs(self) -> set[str]:
+        """What must be known of inputs of layers: see `Scheme.needs`."""
+        return {s.needs for s in self._parsed.values() if s.needs is not None}
+
+    def of(self, parameter: str) -> Scheme:
+        """The scheme of a weight, by the longest name that fits it."""
+        fitting = [name for name in self._parsed if fits(name, parameter)]
+        return self._parsed[max(fitting, key=lambda name: (len(name), name))] if fitting else FP32
+
+    def check(self, parameters: Iterable[str]) -> None:
+        """UsageError names every entry that fits none of a model's weights."""
+        known = list(parameters)
+        unknown = [name for name in self._parsed if name != "*" and not any(fits(name, parameter) for parameter in known)]
+        if unknown:
+            near = ", ".join(sorted(known)[:3])
+            raise UsageError(f"the plan names {', '.join(unknown[:5])}, which the model has not; its weights are called {near}, ...")
+
+    def dumps(self) -> str:
+        """The plan as a file's text."""
+        return json.dumps(self.schemes, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def fits(name: str, parameter: str) -> bool:
+    """Whether a plan's name means a weight: its own name, that of a module it is in, or a pattern of either."""
+    modules = parameter.split(".")
+    return any(fnmatchcase(".".join(modules[:count]), name) for count in range(1, len(modules) + 1))
+
+
+def read_plan(path: str | Path) -> Plan:
+    """A plan file. DataError: it cannot be read or is no plan; UsageError: a scheme is not known."""
+    path = Path(path)
+    expected = 'expected a JSON object of names to schemes, such as {"*": "int8-rows"}'
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: the plan cannot be read ({error.strerror or error}); {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the plan is not valid JSON ({str(error).splitlines()[0]}); {expected}") from None
+    if not isinstance(value, dict) or not value or not all(isinstance(v, str) for v in value.values()):
+        raise DataError(f"{path}: found no plan; {expected}")
+    try:
+        return Plan(value)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+# Rows: one kernel for any number of rows, and no row's scale depends on the rows beside it.
+# Blocks: nearer to the weights and quicker for a single row, slower for many; sums over blocks depend on the number of rows.
+RECIPES = {
+    "fp32": Plan({"*": "fp32"}),
+    "fp16": Plan({"*": "fp16"}),
+    "bf16": Plan({"*": "bf16"}),
+    "int8": Plan({"*": "int8-rows"}),
+    "int8-weight": Plan({"*": "int8-blocks"}),
+    "int8-static": Plan({"*": "int8-static"}),
+    "int4": Plan({"*": "int4-blocks32"}),
+    "int4-hqq": Plan({"*": "int4-blocks32-asym-hqq"}),
+    "int4-gptq": Plan({"*": "int4-blocks32-gptq"}),
+}
