@@ -108,7 +108,7 @@ class Plan:
         known = list(parameters)
         unknown = [name for name in self._parsed if name != "*" and not any(fits(name, parameter) for parameter in known)]
         if unknown:
-            near = ", ".join(sorted(known)[:3])
+            near = ", ".join(sorted(set(known))[:3])
             raise UsageError(f"the plan names {', '.join(unknown[:5])}, which the model has not; its weights are called {near}, ...")
 
     def dumps(self) -> str:
