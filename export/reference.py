@@ -1,6 +1,10 @@
-"""The original in PyTorch as a peer: the user's own class, decoding as that class does; torch's own have no cache."""
+"""The original in PyTorch as a peer: the user's own class, decoding as that class does; torch's own have no cache.
 
-from collections.abc import Callable, Sequence
+What is around the model, from texts to ids and from outputs to answers, is the runtime's: only the model differs from a bundle's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +13,27 @@ import torch
 from torch import Tensor
 
 from onnxport.errors import TextError, UsageError
-from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
-from onnxport.export.described import original_encoder, original_seq2seq
+from onnxport.export.adapters import Encoder, Module
+from onnxport.export.described import described, original_encoder
 from onnxport.export.direct import flat_call, output_names
-from onnxport.export.families.hugging_face_seq2seq import HuggingFaceSeq2Seq
-from onnxport.export.golden import real
 from onnxport.export.guard import evaluating
-from onnxport.export.model.encoder import pool
+from onnxport.export.models import CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.onnx_source import OnnxFile
+from onnxport.export.original_scores import padded, score, settings
+from onnxport.export.original_text import OriginalText
+from onnxport.export.plain_search import beam_search, greedy
 from onnxport.export.prepare import prepare
 from onnxport.export.source import resolve
 from onnxport.export.transformers_library import quiet
+from onnxport.runtime.encode import Text
+from onnxport.runtime.generate import Input
+from onnxport.runtime.tasks.classification import Classification, classify
+from onnxport.runtime.tasks.embedding import STATE, encode
+from onnxport.runtime.tasks.question_answering import Answer, answer
+from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
 from onnxport.runtime.tokenizer import TextTokenizer
 
 NEW_TOKENS = 128
-# (rows of ids, the input that each row belongs to) → logits [rows, vocabulary] of each row's next token
-Next = Callable[[list[list[int]], list[int]], Tensor]
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """int64 ids and int32 mask [rows, longest], padded on the right."""
-    lengths = [len(row) for row in rows]
-    ids = torch.full((len(rows), max(lengths)), pad)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
-    return ids, real(lengths)
 
 
 class PyTorchReference:
@@ -45,20 +46,23 @@ class PyTorchReference:
         found = resolve(str(source) if isinstance(source, Path) else source, allow_pickle)
         self.adapter = found.adapter
         self.tokenizers = {side: TextTokenizer(data) for side, data in found.tokenizers.items()}
+        self.described: Seq2SeqModel | CausalModel | EncoderModel | None = None
+        if isinstance(self.adapter, OnnxFile):
+            raise UsageError("the source is an ONNX file, expected a model in PyTorch; compare without --source: fp32 is the reference")
         if isinstance(self.adapter, Module):
             flat = flat_call(self.adapter)
             self.call, self.examples = flat.original, flat.examples
-            self.modules = [self.adapter.module, self.call]
+            self.modules: list[Any] = [self.adapter.module, self.call]
             return
-        if isinstance(self.adapter, HuggingFaceSeq2Seq):
-            self.max_length: int | None = self.adapter.max_length
-            self.model: Any = self.adapter.original()
+        found.hashes = found.hashes or {"source": ""}  # nobody asks for them here
+        self.described = described(found)
+        self.max_length = self.described.max_length
+        if isinstance(self.described, EncoderModel):
+            self.modules = self.described.modules
+            self.model: Any = original_encoder(prepare(self.adapter)) if isinstance(self.adapter, Encoder) else self.described.answer
         else:
-            assert isinstance(self.adapter, Seq2Seq | CausalLM | Encoder), "what describes itself brings its own original"
-            self.parts = prepare(self.adapter)
-            self.max_length = self.parts.max_length
-            self.model = original_seq2seq(self.parts) if isinstance(self.adapter, Seq2Seq) else original_encoder(self.parts)
-        self.modules = self.model.modules
+            self.model = self.described.original
+            self.modules = self.model.modules
 
     def generate(
         self,
@@ -73,79 +77,112 @@ class PyTorchReference:
         A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` or `beam` is what they
         say, and elsewhere 0 and 1.
         """
-        if not isinstance(self.adapter, Seq2Seq | CausalLM | HuggingFaceSeq2Seq):
+        if not isinstance(self.described, Seq2SeqModel | CausalModel):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
         rows = self._ids(inputs)
         results: list[dict[str, Any]] = [{"text": "", "tokens": [], "score": 0.0} for _ in rows]
         order = [i for i, row in enumerate(rows) if row]
         size = batch_size or max(1, len(order))
-        decode, own = (self._generate, self.adapter.generation) if isinstance(self.adapter, HuggingFaceSeq2Seq) else (self._decode, {})
-        width = own.get("beam", 1) if beam is None else beam
+        decode = self._generate if hasattr(self.model, "generate") else self._decode
+        width = int(self.described.extras.get("beam") or 1) if beam is None else beam
         with evaluating(*self.modules, fused=True):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                for i, result in zip(group, decode([rows[i] for i in group], max_new_tokens, min_new_tokens, width), strict=True):
-                    results[i] = result
+                found = decode([rows[i] for i in group], max_new_tokens, min_new_tokens, width)
+                for i, (tokens, score) in zip(group, found, strict=True):
+                    results[i] = {"text": self._text(tokens), "tokens": tokens, "score": score}
         return results
 
-    def _generate(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
-        assert isinstance(self.adapter, HuggingFaceSeq2Seq), "only transformers' own classes bring a generate"
-        source, mask = padded(rows, self.adapter.ids["pad_id"])
+    def _generate(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[tuple[list[int], float]]:
+        """By transformers' own `generate`."""
+        most = min(most, self.max_length or most)
         with quiet():
-            found = self.model.generate(source, mask, min(most, self.adapter.max_length or most), least, beam)
-        return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
+            if isinstance(self.described, CausalModel):
+                found = self.model.generate(rows, most, least, beam)
+            else:
+                source, mask = padded(rows, self._pad())
+                found = self.model.generate(source, mask, most, least, beam)
+        return list(found)
 
-    def _decode(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[dict[str, Any]]:
-        ids = self.parts.ids
-        if isinstance(self.adapter, Seq2Seq):
-            source, mask = padded(rows, ids["pad_id"])
+    def _decode(self, rows: list[list[int]], most: int, least: int | None, beam: int) -> list[tuple[list[int], float]]:
+        assert isinstance(self.described, Seq2SeqModel | CausalModel)
+        ids, pad = self.described.ids, self._pad()
+        if isinstance(self.described, Seq2SeqModel):
+            source, mask = padded(rows, pad)
             memory = self.model.encode(source, mask)
             begins = [[ids["decoder_start_id"]] for _ in rows]
 
-            def following(beginnings: list[list[int]], owners: list[int]) -> Tensor:
-                target, _ = padded(beginnings, ids["pad_id"])
-                logits = self.model.decode(target, memory[owners], mask[owners])
-                return logits[torch.arange(len(beginnings)), torch.tensor([len(row) - 1 for row in beginnings])]
+            def logits(target: Tensor, owners: list[int]) -> Tensor:
+                found: Tensor = self.model.decode(target, memory[owners], mask[owners])
+                return found
         else:
             begins = rows
 
-            def following(beginnings: list[list[int]], owners: list[int]) -> Tensor:
-                target, _ = padded(beginnings, ids["pad_id"])
-                return self.model.causal(target)[torch.arange(len(beginnings)), torch.tensor([len(row) - 1 for row in beginnings])]
+            def logits(target: Tensor, owners: list[int]) -> Tensor:
+                found: Tensor = self.model.causal(target)
+                return found
+
+        def following(beginnings: list[list[int]], owners: list[int]) -> Tensor:
+            target, _ = padded(beginnings, pad)
+            return logits(target, owners)[torch.arange(len(beginnings)), torch.tensor([len(row) - 1 for row in beginnings])]
 
         room = self.max_length
         limits = [most if room is None else min(most, room - len(begin) + 1) for begin in begins]
         search = greedy if beam == 1 else beam_search
-        found = search(following, begins, limits, least or 0, ids["eos_id"], beam)
-        return [{"text": self._text(tokens), "tokens": tokens, "score": score} for tokens, score in found]
+        return search(following, begins, limits, least or 0, ids["eos_id"], beam)
 
-    def encode(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """float32 [texts, hidden]: pooled as the adapter says (mean by default), of length 1; [0, hidden] of no texts."""
-        if not isinstance(self.adapter, Encoder):
-            raise UsageError(f"a {type(self.adapter).__name__} does not encode")
-        if not texts:
-            return np.zeros((0, self.parts.transformer.layers[0].self_attn.embed_dim), np.float32)
-        ids, mask = padded(self._ids(texts), self.parts.ids["pad_id"])
-        with evaluating(*self.modules, fused=True):
-            hidden = pool(self.model.encode(ids, mask), mask, self.adapter.pooling or "mean")
-        result: np.ndarray = (torch.nn.functional.normalize(hidden, dim=-1) if normalize else hidden).numpy()
-        return result
+    def encode(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """float32 [texts, hidden], as a bundle of this source gives them; [0, hidden] of no texts."""
+        encoder = self._encoder("embedding")
+        if not texts and isinstance(self.described, EncoderModel):
+            return np.zeros((0, int(self.described.outputs[STATE][-1])), np.float32)
+        return encode(encoder, texts, batch_size, None)
+
+    def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Classification]:
+        """As Model.classify."""
+        return classify(self._encoder("classification"), texts, batch_size, None)
+
+    def answer(self, *, question: Sequence[str], context: Sequence[str], no_answer: bool = False, batch_size: int = 32) -> list[Answer]:
+        """As Model.answer."""
+        pairs = list(zip(question, context, strict=True))
+        return answer(self._encoder("question-answering"), pairs, 1, 30, no_answer, batch_size, None, None)
+
+    def score(self, inputs: Sequence[Input], targets: Sequence[Input], *, top: int = 0, batch_size: int = 32) -> list[Scored]:
+        """As Model.score."""
+        return self._scorer().score(inputs, targets, top, batch_size)
+
+    def likelihoods(
+        self, texts: Sequence[Input], *, window: int | None = None, stride: int | None = None, batch_size: int = 32
+    ) -> list[Likelihood]:
+        """As Model.likelihoods."""
+        return self._scorer().likelihoods(texts, window, stride, batch_size)
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of an encoder or a module, named as in its bundle."""
+        if isinstance(self.described, EncoderModel):
+            return self._encoder("tensor").run(inputs)
+        if not isinstance(self.adapter, Module):
+            raise UsageError(f"a {type(self.adapter).__name__} generates; it does not run on arrays")
         with evaluating(*self.modules, fused=True):
-            if isinstance(self.adapter, Encoder):
-                pooling = self.adapter.pooling if self.parts.head is not None else None
-                output = original_encoder(self.parts, pooling).encode(
-                    torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"])
-                )
-                return {"last_hidden_state" if self.parts.head is None else "logits": output.numpy()}
-            if not isinstance(self.adapter, Module):
-                raise UsageError(f"a {type(self.adapter).__name__} generates; it does not run on arrays")
             tensors = [torch.from_numpy(inputs[name]) for name in self.examples]
             outputs = self.call(*tensors)
             names = output_names(self.adapter.outputs, self.call.whole(tensors), len(outputs))
             return {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)}
+
+    def _encoder(self, task: str) -> OriginalText:
+        if not isinstance(self.described, EncoderModel):
+            raise UsageError(f"a {type(self.adapter).__name__} does not encode")
+        return OriginalText(self.described, task, self.tokenizers.get("source"))
+
+    def _scorer(self) -> Scorer:
+        model = self.described
+        if not isinstance(model, Seq2SeqModel | CausalModel):
+            raise UsageError(f"a {type(self.adapter).__name__} does not generate, so it scores no texts")
+        return Scorer(settings(model), self.tokenizers.get("source"), self.tokenizers.get("target"), partial(score, model, self._pad()))
+
+    def _pad(self) -> int:
+        assert isinstance(self.described, Seq2SeqModel | CausalModel)
+        return int(self.described.ids.get("pad_id") or 0)
 
     def _ids(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         rows = []
@@ -162,79 +199,3 @@ class PyTorchReference:
 
     def _text(self, tokens: list[int]) -> str | None:
         return self.tokenizers["target"].decode(tokens) if "target" in self.tokenizers else None
-
-
-def greedy(
-    following: Next, begins: list[list[int]], limits: list[int], least: int, eos: int, beam: int = 1
-) -> list[tuple[list[int], float]]:
-    """(new tokens without the end, sum of log-probabilities with it) of each input; finished rows leave the batch."""
-    rows, scores = [list(begin) for begin in begins], [0.0] * len(begins)
-    live, length = [i for i, limit in enumerate(limits) if limit > 0], 0
-    while live:
-        logits = following([rows[i] for i in live], live).float()
-        if length < least:
-            logits[:, eos] = -torch.inf
-        best, tokens = logits.log_softmax(-1).max(-1)
-        length += 1
-        for i, token, logprob in zip(live, tokens.tolist(), best.tolist(), strict=True):
-            rows[i].append(token)
-            scores[i] += logprob
-        live = [i for i in live if rows[i][-1] != eos and length < limits[i]]
-    new = [row[len(begin) :] for row, begin in zip(rows, begins, strict=True)]
-    return [(row[:-1] if row and row[-1] == eos else row, score) for row, score in zip(new, scores, strict=True)]
-
-
-def beam_search(
-    following: Next, begins: list[list[int]], limits: list[int], least: int, eos: int, beam: int
-) -> list[tuple[list[int], float]]:
-    """The best hypothesis of each input by the rules of transformers' generate: 2 * beam candidates, an end counts among the first `beam`,
-    log-probability over the number of tokens."""
-    running = [[(0.0, list(begin))] for begin in begins]
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in begins]
-    live, length = [i for i, limit in enumerate(limits) if limit > 0], 0
-    while live:
-        owners = [i for i in live for _ in running[i]]
-        logprobs = following([row for i in live for _, row in running[i]], owners).float().log_softmax(-1)
-        length += 1
-        if length <= least:
-            logprobs[:, eos] = -torch.inf
-        at, still = 0, []
-        for i in live:
-            width = len(running[i])
-            sums = torch.tensor([score for score, _ in running[i]])[:, None] + logprobs[at : at + width]
-            at += width
-            if _advance(sums, running, finished[i], i, length, limits[i], len(begins[i]), eos, beam):
-                still.append(i)
-        live = still
-    return [_best(found) for found in finished]
-
-
-def _advance(
-    sums: Tensor,
-    running: list[Any],
-    finished: list[tuple[float, list[int]]],
-    i: int,
-    length: int,
-    limit: int,
-    begin: int,
-    eos: int,
-    beam: int,
-) -> bool:
-    """One step of one input; whether it goes on."""
-    values, indices = sums.flatten().topk(min(2 * beam, sums.numel()))
-    kept = []
-    for rank, (value, index) in enumerate(zip(values.tolist(), indices.tolist(), strict=True)):
-        parent, token = divmod(index, sums.shape[1])
-        row = [*running[i][parent][1], token]
-        if token != eos and length < limit:
-            kept.append((value, row))
-        elif rank < beam and value > -np.inf:
-            finished.append((value / length, row[begin : -1 if token == eos else None]))
-    finished.sort(key=lambda hypothesis: -hypothesis[0])
-    del finished[beam:]
-    running[i] = kept[:beam]
-    return bool(kept) and not (len(finished) == beam and kept[0][0] / length <= finished[-1][0])
-
-
-def _best(found: list[tuple[float, list[int]]]) -> tuple[list[int], float]:
-    return (found[0][1], found[0][0]) if found else ([], 0.0)

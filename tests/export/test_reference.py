@@ -93,6 +93,7 @@ def test_no_texts_give_no_vectors_and_a_run_changes_nothing() -> None:
     model = Encoder(transformer=tiny.encoder_stack(), embedding=embedding, head=nn.Linear(16, 3), pooling="first", tokenizer=tokenizer)
     reference = PyTorchReference(model)
     ids = np.array([[3, 4, 5]])
-    assert reference.encode([]).shape == (0, 16)
+    headless = Encoder(transformer=tiny.encoder_stack(), embedding=embedding, tokenizer=tokenizer)
+    assert PyTorchReference(headless).encode([]).shape == (0, 16)
     assert reference.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"].shape == (1, 3)
     assert reference.model.pooling is None
