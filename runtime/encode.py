@@ -66,9 +66,10 @@ class Encoder:
             raise DataError(f"the model cannot take these arrays ({first_line(e)}); check that their sizes fit together") from e
         return dict(zip(self.outputs, results, strict=True))
 
-    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None) -> list[Window]:
+    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
         """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
 
+        Of a pair the second is cut, or the first with `cut_first`.
         TextError names a text that cannot be read, UsageError a stride that cannot be.
         """
         if self._tokenizer is None:
@@ -80,7 +81,7 @@ class Encoder:
         found = []
         for i, ((text, pair), whole) in enumerate(zip(pairs, self._tokenizer.read(pairs), strict=True)):
             fits = most is None or len(whole) <= most
-            parts = [whole] if fits else _located(i, len(texts), self._tokenizer.cut, text, pair, most, stride)
+            parts = [whole] if fits else _located(i, len(texts), self._tokenizer.cut, text, pair, most, stride, cut_first)
             found += [Window(i, part) for part in parts]
         return found
 
@@ -98,7 +99,7 @@ class Encoder:
                 feeds["input_ids"][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
                 if "attention_mask" in feeds:
                     feeds["attention_mask"][row, : lengths[i]] = 1
-                if "token_type_ids" in feeds:
+                if "token_type_ids" in feeds and self.config.kinds:
                     feeds["token_type_ids"][row, : lengths[i]] = encoding.type_ids
             outputs = self.run(feeds)
             for row, i in enumerate(group):

@@ -17,7 +17,8 @@ class EncodingConfig:
     """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
 
     max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
-    of several), "multi" or "regression".
+    of several), "multi" or "regression". kinds: texts tell the kinds of their tokens, else all are of kind 0. question_first: before its
+    context, as models read it whose tokenizers pad on the right.
     """
 
     max_length: int | None = None
@@ -28,6 +29,8 @@ class EncodingConfig:
     normalize: bool = True
     labels: tuple[str, ...] = ()
     problem: str = "single"
+    kinds: bool = True
+    question_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def encoding(value: object) -> EncodingConfig:
         normalize=r.get("normalize", bool, True),
         labels=tuple(labels),
         problem=r.get("problem", (str, type(None)), None) or ("regression" if len(labels) == 1 else "single"),
+        kinds=r.get("kinds", bool, True),
+        question_first=r.get("question_first", bool, True),
     )
     for name, value, known in (("pooling", config.pooling, POOLINGS), ("problem", config.problem, PROBLEMS)):
         if value not in known:

@@ -48,22 +48,23 @@ class TextTokenizer:
         """Each text, or pair of texts, with its special tokens. TextError for what is not encodable text."""
         return self._read([text if pair is None else (text, pair) for text, pair in texts], special=True)
 
-    def cut(self, text: str, pair: str | None, most: int, stride: int | None) -> list[Encoding]:
+    def cut(self, text: str, pair: str | None, most: int, stride: int | None, cut_first: bool = False) -> list[Encoding]:
         """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: SHARED, at most half a window).
 
-        The last part, `pair` if there is one, is cut; the other is in every window. TextError: no room beside the other;
-        UsageError: a stride that leaves no room for new tokens.
+        The last part, `pair` if there is one, is cut, or the first with `cut_first`; the other is in every window. TextError: no room beside
+        the other; UsageError: a stride that leaves no room for new tokens.
         """
-        *first, last = self._read([text] if pair is None else [text, pair], special=False)
-        room = most - self._tokenizer.num_special_tokens_to_add(pair is not None) - sum(len(e.ids) for e in first)
+        parts = self._read([text] if pair is None else [text, pair], special=False)
+        long = parts.pop(0 if cut_first else -1)
+        room = most - self._tokenizer.num_special_tokens_to_add(pair is not None) - sum(len(e.ids) for e in parts)
         if room < 1:
-            size = len(first[0].ids) if first else 0
-            raise TextError(f"{text!r:.60} has {size} tokens, which leaves no room for the other text in {most}; shorten it")
+            whole, size = (pair if cut_first and pair is not None else text), len(parts[0].ids) if parts else 0
+            raise TextError(f"{whole!r:.60} has {size} tokens, which leaves no room for the other text in {most}; shorten it")
         if stride is not None and stride >= room:
             raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds beside the rest")
-        last.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
-        parts = [last, *last.overflowing]
-        return [self._tokenizer.post_process(first[0], part) if first else self._tokenizer.post_process(part) for part in parts]
+        long.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
+        pairs = [[part, *parts] if cut_first else [*parts, part] for part in (long, *long.overflowing)]
+        return [self._tokenizer.post_process(*pair) for pair in pairs]
 
     def _read(self, given: Sequence[Any], special: bool) -> list[Encoding]:
         for one in given:

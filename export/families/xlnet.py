@@ -26,6 +26,7 @@ from onnxport.export.model.settings import Layer, Stack
 from onnxport.export.models import EncoderModel
 from onnxport.export.original_hugging_face import TransformersEncoder
 from onnxport.export.tokenizers import special
+from onnxport.export.transformers_library import import_transformers
 
 LONGEST = 512  # tokens of a text where the folder does not say: no config of XLNet does, and these are what it was trained with
 BEAMS = "XLNetForQuestionAnswering"
@@ -160,7 +161,14 @@ class XLNetEncoder(HuggingFaceEncoder):
         """The model for the exporter."""
         named = self.outputs()
         original = LeftPadded(self.model, list(named), by_token=any("sequence" in shape for shape in named.values()))
-        return replace(super().described(), answer=original.answer)
+        model = super().described()
+        reads = {"kinds": self._kinds(), "question_first": self.reading.get("padding_side", "left") == "right"}
+        return replace(model, answer=original.answer, encoding={**model.encoding, **reads})
+
+    def _kinds(self) -> bool:
+        """Whether transformers' tokenizer of this folder tells the kinds of tokens; without them all are alike."""
+        names = self.reading.get("model_input_names")
+        return "token_type_ids" in (import_transformers().XLNetTokenizer.model_input_names if names is None else names)
 
     def _types(self) -> int:
         return 3  # two texts and [CLS]; the class takes any

@@ -4,6 +4,8 @@ The rules are those of transformers' question-answering pipeline (transformers 4
 tokens. In each, probabilities of starts and ends are a softmax over the context's tokens and the token that stands for "no answer"; the
 score of a span is the product of its two. The best spans of all windows compete; "no answer" has the least score it got in any window. A
 span is widened to whole words. The token for "no answer" is the first special one, [CLS], or the last where a model has it there, as XLNet.
+A model whose tokenizer pads on the left, as XLNet's, reads the context before the question; that pipeline then finds answers in the
+question too, this one does not.
 """
 
 from __future__ import annotations
@@ -54,20 +56,24 @@ def answer(
             raise UsageError(f"{name} is {value!r}, expected a whole number from 1")
     found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nothing = [1.0] * len(questions)
-    for part, outputs in encoder.each(encoder.windows(questions, stride, WINDOW if window is None else window), batch_size):
+    first = encoder.config.question_first
+    pairs = [*questions] if first else [(context, question) for question, context in questions]
+    place = 1 if first else 0  # of the context
+    windows = encoder.windows(pairs, stride, WINDOW if window is None else window, cut_first=not first)
+    for part, outputs in encoder.each(windows, batch_size):
         owner, length = part.owner, len(part)
         starts, ends = (finite(outputs[name][:length], owner) for name in (START, END))
-        null, first, last = _probabilities(starts, ends, part.encoding.sequence_ids)
+        null, begins, finishes = _probabilities(starts, ends, part.encoding.sequence_ids, place)
         nothing[owner] = min(nothing[owner], null)
-        for score, i, j in _spans(first, last, max_answer_tokens, n_best):
+        for score, i, j in _spans(begins, finishes, max_answer_tokens, n_best):
             span = _characters(part.encoding, questions[owner][1], i, j)
             found[owner][span] = max(found[owner].get(span, 0.0), score)
     return [_best(questions[i][1], found[i], nothing[i], n_best, no_answer) for i in range(len(questions))]
 
 
-def _probabilities(starts: np.ndarray, ends: np.ndarray, sequences: list[int | None]) -> tuple[float, np.ndarray, np.ndarray]:
-    """The score of no answer, and of each token the probability to begin and to end an answer. sequences: 1 for the context's tokens."""
-    inside = np.array([sequence == 1 for sequence in sequences])
+def _probabilities(starts: np.ndarray, ends: np.ndarray, sequences: list[int | None], place: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """The score of no answer, and of each token the probability to begin and to end an answer. place: of the context in `sequences`."""
+    inside = np.array([sequence == place for sequence in sequences])
     allowed = inside.copy()
     null = 0 if sequences[0] is None else len(sequences) - 1
     allowed[null] = True
@@ -103,7 +109,7 @@ def _characters(encoding: Encoding, context: str, first: int, last: int) -> tupl
             return False
         left, right = sorted((token, following))
         between = context[offsets[left][1] : offsets[right][0] + 1]
-        return sequences[following] == 1 and words[following] == word and not any(map(str.isspace, between))
+        return sequences[following] == sequences[first] and words[following] == word and not any(map(str.isspace, between))
 
     while joins(first, first - 1, words[first]):
         first -= 1
