@@ -51,8 +51,8 @@ class TextTokenizer:
     def cut(self, text: str, pair: str | None, most: int, stride: int | None, cut_first: bool = False) -> list[Encoding]:
         """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: SHARED, at most half a window).
 
-        The last part, `pair` if there is one, is cut, or the first with `cut_first`; the other is in every window. TextError: no room beside
-        the other; UsageError: a stride that leaves no room for new tokens.
+        The last part, `pair` if there is one, is cut, or the first with `cut_first`; the other is in every window. TextError: no room
+        beside the other; UsageError: a stride that leaves no room for new tokens.
         """
         parts = self._read([text] if pair is None else [text, pair], special=False)
         long = parts.pop(0 if cut_first else -1)
