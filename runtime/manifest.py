@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxport.errors import BundleError, UsageError
@@ -69,7 +69,11 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones."""
+    """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones.
+
+    evidence: what was learned when it was made, for reports; {} where nothing was. "layers": [{"name", "relative_error"}], "sensitivity":
+    {"metric", "modules": {module: {scheme: value}}}, "search": [{"plan", "quality", "seconds"}], "budget".
+    """
 
     name: str
     files: tuple[str, ...]
@@ -79,6 +83,7 @@ class Variant:
     plan: Mapping[str, Any]
     fusions: Mapping[str, int]
     parity: Mapping[str, Any]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Reader:
@@ -203,4 +208,5 @@ def variant(name: str, value: object) -> Variant:
         plan=r.get("plan", dict, {}),
         fusions=r.get("fusions", dict, {}),
         parity=r.get("parity", dict, {}),
+        evidence=r.get("evidence", dict, {}),
     )
