@@ -18,7 +18,8 @@ from onnxport.errors import DataError
 class Dataset:
     """Inputs and what is expected of them, in the file's order.
 
-    kind: "pairs" (str -> str), "labelled" (str -> str), "questions" ({"question", "context"} -> list of accepted answers) or "texts" (str).
+    kind: "pairs" (str -> str), "labelled" (str, or two of them -> str), "questions" ({"question", "context"} -> list of accepted answers)
+    or "texts" (str).
     references: as many as inputs, or None for "texts".  lines: where in the file each input stands, from 1 (0 where there are no lines).
     """
 

@@ -60,11 +60,12 @@ _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fiel
     ("pairs", ("source", "target")),
     ("pairs", ("source", "reference")),
     ("questions", ("question", "context", "answers")),
+    ("labelled", ("text", "pair", "label")),
     ("labelled", ("text", "label")),
     ("labelled", ("text", "category")),
     ("texts", ("text",)),
 )
-_EXPECTED = "source and target; text and label; question, context and answers; or text alone"
+_EXPECTED = "source and target; text, perhaps pair, and label; question, context and answers; or text alone"
 
 
 def _form(path: Path, line: int, names: Any) -> tuple[str, tuple[str, ...]]:
@@ -147,10 +148,12 @@ def _row(path: Path, line: int, kind: str, names: tuple[str, ...], fields: dict[
             raise DataError(f"{place}: field 'answers' is not text; expected a text or a list of texts")
         return {name: _text(place, name, fields[name]) for name in names[:2]}, [_string(place, "answers", a) for a in answers], line
     if kind == "labelled":
-        label = fields[names[1]]
+        *texts, name = names
+        label = fields[name]
         if not isinstance(label, str | int) or isinstance(label, bool):
-            raise DataError(f"{place}: field {names[1]!r} is a {type(label).__name__}; expected a text or an integer")
-        return _text(place, names[0], fields[names[0]]), _string(place, names[1], str(label)), line
+            raise DataError(f"{place}: field {name!r} is a {type(label).__name__}; expected a text or an integer")
+        found = [_text(place, text, fields[text]) for text in texts]
+        return found[0] if len(found) == 1 else tuple(found), _string(place, name, str(label)), line
     values = [_text(place, name, fields[name]) for name in names]
     return values[0], values[1] if len(values) > 1 else None, line
 

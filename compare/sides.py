@@ -1,12 +1,48 @@
 """The sides that onnxport brings: a bundle's variant through the runtime, and the original in PyTorch."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import ParityError
 
 
-class BundleSide:
+class Answering:
+    """What both sides do alike with `model`, which has the methods of a Model for its task."""
+
+    model: Any = None
+
+    def encode(self, inputs: list[Any], **options: Any) -> Any:
+        """Texts -> float32 [texts, hidden]."""
+        return self.model.encode(_texts(inputs), **options)
+
+    def classify(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Texts, or lists of two -> {"label", "labels" (all that hold), "score" (the label's probability)}."""
+        found = self.model.classify(_texts(inputs), **options)
+        return [{"label": one.label, "labels": list(one.labels), "score": one.scores[one.label]} for one in found]
+
+    def answer(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """{"question", "context"} -> {"answer", "start", "end", "score"}."""
+        asked = {name: [one[name] for one in inputs] for name in ("question", "context")}
+        found = self.model.answer(**asked, **options)
+        return [{name: getattr(one, name) for name in ("answer", "start", "end", "score")} for one in found]
+
+    def likelihoods(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Texts or lists of ids -> {"negative_log", "tokens"}; options: window, stride."""
+        return [asdict(one) for one in self.model.likelihoods(inputs, **options)]
+
+    def score(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Lists of [input, target], texts or ids -> the fields of a `Scored`; options: top."""
+        found = self.model.score([given for given, _ in inputs], [target for _, target in inputs], **options)
+        return [asdict(one) for one in found]
+
+    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Arrays by name in, arrays by name out."""
+        outputs: dict[str, Any] = self.model.run(inputs, **options)
+        return outputs
+
+
+class BundleSide(Answering):
     """One variant of a bundle through `onnxport.runtime`; a `worker.Side`. Times are the worker's to take.
 
     path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.
@@ -16,7 +52,6 @@ class BundleSide:
 
     def __init__(self, path: str, precision: str, device: str = "cpu", threads: int | None = None) -> None:
         self.path, self.precision, self.device, self.threads = path, precision, device, threads
-        self.model: Any = None
 
     def load(self) -> None:
         """Opens the bundle and its sessions. Raises BundleError, DeviceError."""
@@ -37,15 +72,6 @@ class BundleSide:
         """
         settled = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
         return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settled)]
-
-    def encode(self, inputs: list[Any], **options: Any) -> Any:
-        """Texts -> float32 [texts, hidden]."""
-        return self.model.encode(inputs, **options)
-
-    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Arrays by name in, arrays by name out."""
-        outputs: dict[str, Any] = self.model.run(inputs, **options)
-        return outputs
 
     def parity(self) -> dict[str, Any]:
         """The golden answers through this variant, on this machine and device: see `runtime.parity.replay`.
@@ -69,7 +95,7 @@ class BundleSide:
         return found | {"within_bounds": within}
 
 
-class PyTorchSide:
+class PyTorchSide(Answering):
     """The user's own class in PyTorch, as `onnxport.export.reference` runs it; a `worker.Side`.
 
     source: as `onnxport export` takes it.  threads: None for PyTorch's own choice.
@@ -79,13 +105,12 @@ class PyTorchSide:
 
     def __init__(self, source: str, threads: int | None = None) -> None:
         self.source, self.threads = source, threads
-        self.reference: Any = None
 
     def load(self) -> None:
         """Builds the module with its weights. Raises CheckpointError, UsageError."""
         from onnxport.export.reference import PyTorchReference
 
-        self.reference = PyTorchReference(self.source, self.threads)
+        self.model = PyTorchReference(self.source, self.threads)
 
     def about(self) -> dict[str, Any]:
         """device, versions and size_bytes, the bytes of the source's files (None for a factory in code)."""
@@ -95,16 +120,7 @@ class PyTorchSide:
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """An answer an input, all in one batch: {"text", "tokens", "score"}. inputs: texts or lists of token ids."""
-        return [_result(result) for result in self.reference.generate(inputs, batch_size=len(inputs), **options)]
-
-    def encode(self, inputs: list[Any], **options: Any) -> Any:
-        """Texts -> float32 [texts, hidden]."""
-        return self.reference.encode(inputs, **options)
-
-    def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Arrays by name in, arrays by name out."""
-        outputs: dict[str, Any] = self.reference.run(inputs, **options)
-        return outputs
+        return [_result(result) for result in self.model.generate(inputs, batch_size=len(inputs), **options)]
 
 
 def _source_bytes(source: Path) -> int | None:
@@ -113,6 +129,11 @@ def _source_bytes(source: Path) -> int | None:
         return None
     kept = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
     return sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path.suffix in kept)
+
+
+def _texts(inputs: list[Any]) -> list[Any]:
+    """Pairs, which JSON made lists, as tuples again."""
+    return [tuple(one) if isinstance(one, list) else one for one in inputs]
 
 
 def _result(result: Any) -> dict[str, Any]:

@@ -3,20 +3,22 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onnxport.compare.client import Client
+from onnxport.compare.energy import Meter
 
 Sample = tuple[float, int]  # seconds, units
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Runs of one side over the same work; run i stands beside run i of every other side."""
+    """Runs of one side over the same work; run i stands beside run i of every other side. joules: of each run, where they are measured."""
 
     seconds: list[float]
     units: list[int]
+    joules: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -28,6 +30,11 @@ class Timed:
         """Units a second: the median over runs."""
         return statistics.median(u / s for s, u in zip(self.seconds, self.units, strict=True))
 
+    @property
+    def joules_per_unit(self) -> float | None:
+        """Over all runs: counters are too coarse for one. None where they were not measured."""
+        return sum(self.joules) / sum(self.units) if self.joules else None
+
 
 def alternate(
     sides: Mapping[str, Client],
@@ -38,13 +45,15 @@ def alternate(
     fewest: int = 3,
     budget_s: float = 10.0,
     warm_up: int = 1,
+    meters: Mapping[str, Meter] | None = None,
 ) -> dict[str, Timed]:
     """Runs every side once a round, the first side of a round being another each time.
 
     run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them, or before
-    `fewest` when a side is so slow that twice the budget is spent.
+    `fewest` when a side is so slow that twice the budget is spent. meters: by side, of the energy that is spent while it runs.
     """
     names = list(sides)
+    joules: dict[str, list[float]] = {name: [] for name in names}
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     started = time.perf_counter()
     for number in range(-warm_up, rounds):
@@ -53,10 +62,14 @@ def alternate(
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            meter = (meters or {}).get(name)
+            before = meter.joules() if meter is not None else 0.0
             sample = run(sides[name], max(number, 0))
             if number >= 0:
                 samples[name].append(sample)
-    return {name: Timed([s for s, _ in taken], [u for _, u in taken]) for name, taken in samples.items()}
+                if meter is not None:
+                    joules[name].append(meter.joules() - before)
+    return {name: Timed([s for s, _ in taken], [u for _, u in taken], joules[name]) for name, taken in samples.items()}
 
 
 def ratio(side: Timed, reference: Timed) -> dict[str, float]:

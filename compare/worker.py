@@ -4,7 +4,7 @@ One request a line on standard input, `{"op": ..., ...}`; one answer a line on s
 `{"error": {"class", "message", "exit_code", "traceback"}}`. Operations:
 
     load      spec                      -> {"import_ms", "load_ms", "about"}
-    generate, encode, classify, answer, run
+    generate, encode, classify, answer, likelihoods, score, run
               inputs, options           -> {"seconds", "outputs"}
     time      method, inputs, options, calls -> {"seconds": [per call], "units": [per call]}
               (units: new tokens of generate, 1 of run, else inputs)
@@ -33,7 +33,7 @@ from typing import Any, Protocol
 from onnxport.compare import arrays, memory
 from onnxport.errors import OnnxportError, UsageError
 
-METHODS = ("generate", "encode", "classify", "answer", "run")
+METHODS = ("generate", "encode", "classify", "answer", "likelihoods", "score", "run")
 KINDS = {"bundle": "onnxport.compare.sides:BundleSide", "pytorch": "onnxport.compare.sides:PyTorchSide"}
 
 

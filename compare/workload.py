@@ -1,39 +1,48 @@
 """What a comparison asks of every side: which method, which inputs, with which options."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onnxport.compare.built_in import QUESTIONS, SENTENCES
 from onnxport.compare.data import Dataset, read_data
+from onnxport.compare.golden_inputs import golden_inputs
 from onnxport.errors import BundleError, DataError
-from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle import Bundle
 
-METHODS = {"embedding": "encode", "classification": "run", "question-answering": "run", "tensor": "run"}  # others: generate
+METHODS = {"embedding": "encode", "classification": "classify", "question-answering": "answer", "tensor": "run"}  # others: generate
 GOLDEN = "golden"  # the kind of inputs that come from the bundle itself
 _TAKES = {
     "generate": ("pairs", "texts"),
-    "encode": ("texts", "pairs", "labelled"),
+    "encode": ("texts", "pairs", "labelled", "questions"),
+    "classify": ("labelled", "texts"),
+    "answer": ("questions",),
     "run": (),
 }
 _TIMED_TOKENS = 32
 _MOST_TOKENS = 128
+PROMPTS = 200  # texts that a language model is asked to continue: its quality is measured on all of them
+_PROMPT_TOKENS = 256  # at most, and half the model's positions
+WINDOW = 1024  # tokens over which perplexity is measured, at most
 
-_SENTENCES = (
-    "How are you?",
-    "The weather is nice today.",
-    "I would like a cup of coffee, please.",
-    "She lives in a small town near the sea.",
-    "Can you tell me where the station is?",
-    "We have been waiting for the bus for half an hour.",
-    "My brother bought a new bicycle last week.",
-    "If it rains tomorrow, we will stay at home.",
-    "The children were playing in the garden when I arrived.",
-    "He did not know what to say.",
-    "This book was written more than a hundred years ago.",
-    "Thank you very much for your help.",
-)
+
+@dataclass(frozen=True)
+class Asked:
+    """What every side is asked: size: inputs of one call (of `run`, each is a call). name, lines: of the data file, for messages."""
+
+    method: str
+    inputs: list[Any]
+    options: dict[str, Any]
+    size: int
+    name: str = ""
+    lines: list[int] | None = None
+
+    def chunks(self) -> list[Any]:
+        """All inputs in order."""
+        if self.method == "run":
+            return self.inputs
+        return [self.inputs[start : start + self.size] for start in range(0, len(self.inputs), self.size)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Workload:
     natural: options for answers as users get them.  fixed: options under which every side does the same amount of work.
     built_in: no data was given, so there is nothing to measure quality on.  lines: of the data file, one an input; None without a file.
     rows: of the whole data file: more than inputs where a source has several references, or with a limit; None without a file.
+    beside: asked beside the inputs, for quality alone: texts whose likelihood is measured, or the passages that questions belong to;
+    owners: which passage each question belongs to.
     """
 
     method: str
@@ -57,6 +68,13 @@ class Workload:
     built_in: bool = False
     lines: list[int] | None = None
     rows: int | None = None
+    beside: Asked | None = None
+    owners: list[int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Inputs that quality is measured on."""
+        return len(self.beside.inputs) if self.beside is not None and self.owners is None else len(self.inputs)
 
     @property
     def generates(self) -> bool:
@@ -78,27 +96,34 @@ class Workload:
         order = [i * stride % len(self.inputs) for i in range(size * count)]
         return [[self.inputs[i] for i in order[number::count]] for number in range(count)]
 
-    def chunks(self, size: int) -> list[Any]:
-        """All inputs in order."""
-        if self.method == "run":
-            return self.inputs
-        return [self.inputs[start : start + size] for start in range(0, len(self.inputs), size)]
+    @property
+    def asked(self) -> Asked:
+        """The inputs, to be answered as users get them."""
+        return Asked(self.method, self.inputs, self.natural, 1, self.name, self.lines)
 
 
 def workload(
-    bundle: Bundle, data: str | Path | None, limit: int | None, beam: int | None = None, max_new_tokens: int | None = None
+    bundle: Bundle,
+    data: str | Path | None,
+    limit: int | None,
+    beam: int | None = None,
+    max_new_tokens: int | None = None,
+    others: Sequence[Bundle] = (),
 ) -> Workload:
-    """Reads `data`, or falls back to built-in sentences, or to the golden inputs of a bundle without tokenizer. DataError, BundleError.
+    """Reads `data`, or falls back to built-in texts, or to the golden inputs of a bundle that takes no texts. DataError, BundleError.
 
-    beam: of every side; None for as many as the model has of its own.
+    beam: of every side; None for as many as the model has of its own. others: bundles that get the same work, which must fit them too.
     """
     method = METHODS.get(bundle.task, "generate")
-    natural, fixed = _options(bundle, beam, max_new_tokens) if method == "generate" else ({}, {})
+    if method == "classify" and bundle.encoding.problem == "regression":
+        method = "run"  # values, not labels
+    natural, fixed = _options([bundle, *others], beam, max_new_tokens) if method == "generate" else ({}, {})
     if data is None:
         if bundle.tokenizers and method != "run":
-            return Workload(method, "texts", "built-in sentences", list(_SENTENCES), None, natural, fixed, True)
-        method = "run" if method == "encode" else method  # arrays: without a tokenizer there is nothing to encode
-        return Workload(method, GOLDEN, "golden inputs", _golden_inputs(bundle, method), None, natural, fixed, True)
+            kind, name, inputs = ("questions", "questions", QUESTIONS) if method == "answer" else ("texts", "sentences", SENTENCES)
+            return Workload(method, kind, f"built-in {name}", list(inputs), None, natural, fixed, True)
+        method = method if method == "generate" else "run"  # arrays: without a tokenizer there is nothing to read texts with
+        return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
     dataset = read_data(data)
     if dataset.kind not in _TAKES[method]:
         takes = " or ".join(_TAKES[method]) or "no data file: it is compared on its golden inputs"
@@ -106,49 +131,58 @@ def workload(
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
     used: Dataset = dataset.grouped().limited(limit)
-    return Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
+    work = Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
+    if method == "encode" and used.kind == "questions":
+        return _retrieval(work, dataset)
+    if method == "answer" and any(not any(group) for group in used.references or ()):
+        return replace(work, natural={"no_answer": True}, fixed={"no_answer": True})
+    if used.kind == "texts" and bundle.task == "text-generation":
+        return _language(work, bundle, others)
+    return work
 
 
-def _options(bundle: Bundle, beam: int | None, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    generation = bundle.generation
-    if generation is None:
+def _retrieval(work: Workload, dataset: Dataset) -> Workload:
+    """Questions as texts, to be found in all passages of the data."""
+    passages = {context: i for i, context in enumerate(dict.fromkeys(one["context"] for one in dataset.inputs))}
+    owners = [passages[one["context"]] for one in work.inputs]
+    asked = Asked("encode", list(passages), {}, 256)
+    return replace(work, inputs=[one["question"] for one in work.inputs], references=None, beside=asked, owners=owners)
+
+
+def _language(work: Workload, bundle: Bundle, others: Sequence[Bundle]) -> Workload:
+    """Texts whose perplexity is measured; the beginnings of some are continued, for speed and agreement."""
+    from onnxport.runtime.tokenizer import TextTokenizer
+
+    room = min(_room(one) for one in (bundle, *others))
+    window = min(WINDOW, room)
+    options = {"window": window, "stride": max(1, window // 2)}
+    asked = Asked("likelihoods", work.inputs, options, 64, work.name, work.lines)
+    count = min(PROMPTS, len(work.inputs))
+    rows = [i * len(work.inputs) // count for i in range(count)]
+    tokenizer = TextTokenizer(bundle.file(bundle.tokenizers.get("source") or bundle.tokenizers["target"]))
+    most = max(1, min(_PROMPT_TOKENS, room // 2 - 8))  # some for special tokens
+    prompts = [_beginning(work.inputs[i], tokenizer.ends(work.inputs[i][: 16 * most]), most) for i in rows]
+    return replace(work, inputs=prompts, lines=[work.lines[i] for i in rows] if work.lines else None, beside=asked)
+
+
+def _beginning(text: str, ends: Sequence[int], most: int) -> str:
+    return text if len(ends) <= most and (not ends or ends[-1] >= len(text.rstrip())) else text[: ends[min(most, len(ends)) - 1]]
+
+
+def _room(bundle: Bundle) -> int:
+    """Positions of a model that generates."""
+    if bundle.generation is None:
         raise BundleError(f"{bundle.path}: task {bundle.task} without generation settings in bundle.json; export the model again")
-    room = generation.max_length or 4096
+    return bundle.generation.max_length or 4096
+
+
+def _options(bundles: Sequence[Bundle], beam: int | None, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """natural and fixed options of a Workload, within the positions of every bundle; what the first wishes holds for all."""
+    room, generation = min(map(_room, bundles)), bundles[0].generation
+    assert generation is not None  # _room would have refused it
     if generation.kind == "causal":
         room //= 2  # the prompt takes positions too
     most = min(max_new_tokens or generation.max_new_tokens or _MOST_TOKENS, max(1, room - 1))
     beams = generation.search.beam if beam is None else beam  # a number, so that every side gets the same
     timed = min(_TIMED_TOKENS, most)
     return {"max_new_tokens": most, "beam": beams}, {"min_new_tokens": timed, "max_new_tokens": timed, "beam": beams}
-
-
-def _golden_inputs(bundle: Bundle, method: str) -> list[Any]:
-    if bundle.golden is None:
-        raise BundleError(f"{bundle.path}: holds neither a tokenizer nor golden inputs to run; give data, or export the model again")
-    cases: dict[str, dict[str, Any]] = {}
-    arrays = read_npz(bundle.file(bundle.golden), BundleError, "export the model again")
-    try:
-        rows = [row for name, ids in sorted(arrays.items()) for row in _rows(name, ids, arrays)] if method == "generate" else []
-    except (ValueError, TypeError, IndexError) as error:
-        raise BundleError(f"{bundle.path}: {bundle.golden} holds inputs that do not fit ({error}); export the model again") from None
-    for name, array in arrays.items():
-        case, _, rest = name.partition("/in/")
-        if rest:
-            cases.setdefault(case, {})[rest] = array
-    inputs: list[Any] = rows if method == "generate" else list(cases.values())
-    if not inputs:
-        raise BundleError(f"{bundle.path}: {bundle.golden} holds no inputs for {bundle.task}; export the model again")
-    return inputs
-
-
-def _rows(name: str, ids: Any, arrays: dict[str, Any]) -> list[list[int]]:
-    """The unpadded rows of a golden case's source_ids or input_ids; [] for other arrays."""
-    case, _, field_name = name.rpartition("/")
-    if field_name not in ("source_ids", "input_ids"):
-        return []
-    lengths: Sequence[int] = [ids.shape[1]] * len(ids)
-    if f"{case}/source_mask" in arrays:
-        lengths = arrays[f"{case}/source_mask"].sum(axis=1)
-    elif f"{case}/lengths" in arrays and field_name == "input_ids":
-        lengths = arrays[f"{case}/lengths"]
-    return [[int(i) for i in row[: int(length)]] for row, length in zip(ids, lengths, strict=True)]
