@@ -1,4 +1,8 @@
-"""Gates: `[VARIANT.]METRIC OP NUMBER` against a report's variants. A metric that was not measured fails its gate."""
+"""Gates: `[VARIANT.]METRIC OP NUMBER` against a report's variants. A metric that was not measured fails its gate.
+
+`bleu_drop<=0.5` asks for a loss of at most 0.5 as it was measured; `bleu_drop_ci.high<=0.5` for one that is at most 0.5 with 95% certainty,
+chance counted against the variant; `bleu_drop_ci.low<=0` fails only when the loss is significant, chance counted for it.
+"""
 
 import difflib
 import math
@@ -10,7 +14,7 @@ from typing import Any
 
 from onnxport.errors import UsageError
 
-GRAMMAR = "[VARIANT.]METRIC OP NUMBER with OP one of >= <= > < ==, for example int8.speedup>=1.5 or bleu_drop<=0.5"
+GRAMMAR = "[VARIANT.]METRIC OP NUMBER with OP one of >= <= > < ==, for example int8.speedup>=1.5, bleu_drop<=0.5 or bleu_drop_ci.low<=0"
 _OPS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -19,7 +23,7 @@ _OPS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _EXPRESSION = re.compile(
-    r"\s*(?P<path>[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*(?P<op>>=|<=|==|>|<)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+    r"\s*(?P<path>(?:[\w.-]+/)?[A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*(?P<op>>=|<=|==|>|<)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 )
 
 
@@ -51,9 +55,10 @@ def evaluate(gates: Iterable[Gate], variants: Mapping[str, Mapping[str, Any]], r
 
 
 def _evaluate(gate: Gate, variants: Mapping[str, Mapping[str, Any]], reference: str) -> dict[str, Any]:
-    head, _, rest = gate.path.partition(".")
-    if head in variants and rest:
-        names, path = [head], rest
+    named = [name for name in variants if gate.path.startswith(f"{name}.")]
+    if named:  # a bundle's name in front of a variant's may hold dots
+        longest = max(named, key=len)
+        names, path = [longest], gate.path[len(longest) + 1 :]
     else:
         names, path = [name for name in variants if name != reference], gate.path
     measured = {name: number for name in names if (number := lookup(variants[name], path)) is not None}

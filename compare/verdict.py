@@ -7,7 +7,7 @@ from onnxport.compare.metrics import LABELS, QUALITY
 
 _ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on shared machines differ by as much
 _SMALLER = 0.9
-_SAME_ANSWERS = 0.9  # without references: the share of identical outputs from which a variant may be recommended
+_SAME = {"agreement": 0.9, "cosine": 0.98}  # without references: the share of identical outputs, or mean cosine, to be recommended from
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
 
@@ -40,13 +40,19 @@ def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
     return reference if reference in alike and reference != "pytorch" else first
 
 
-def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str) -> dict[str, str]:
-    """variant -> sentence."""
+def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, of: str = "inputs") -> dict[str, str]:
+    """variant -> sentence. of: what the data's inputs are, such as "pairs"."""
     chosen = best(variants, reference)
-    return {name: _sentence(name, variants, reference, chosen) for name in variants}
+    return {name: _sentence(name, variants, reference, chosen, of) for name in variants}
 
 
-def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str) -> str:
+def significant(own: Mapping[str, Any], metric: str) -> bool | None:
+    """Whether the interval of a metric's drop leaves 0 out; None where there is no interval."""
+    found = own.get(f"{metric}_drop_ci")
+    return None if found is None else not found["low"] <= 0 <= found["high"]
+
+
+def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str, of: str) -> str:
     own, base = variants[name], variants[reference]
     if name == reference:
         told = [f"{LABELS[m]} {_number(m, own[m])}" for m in [lead_metric(own)] if m]
@@ -56,7 +62,7 @@ def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: s
         if len(variants) == 1:
             return f"{text}: nothing else was measured, so nothing can be recommended"
         return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == chosen else text
-    parts = [_speed(own, reference), _size(own), _quality(own, base), _sameness(own)]
+    parts = [_speed(own, reference), _size(own), _quality(own, base, of), _sameness(own)]
     return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen)
 
 
@@ -68,6 +74,8 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
     if not _keeps_quality(own, base, False):
         if lead_metric(own) is None and _same(own) is None and _within(own) is None:
             return "nothing tells whether its answers are right, so it cannot be recommended"
+        if significant(own, lead_metric(own) or "") is False:
+            return "its loss may be chance but is too large to deploy on: measure on more data"
         return "it loses too much to replace the reference"
     slower = own["speedup"] < 1 + _ALIKE
     smaller = own["size_ratio"] is not None and own["size_ratio"] < _SMALLER
@@ -86,12 +94,12 @@ def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference
     if metric is not None and own.get(f"{metric}_drop") is not None:
         return bool(own[f"{metric}_drop"] <= tolerance(metric, base[metric]))
     same = _same(own)
-    return _within(own) is True if same is None else same >= _SAME_ANSWERS
+    return _within(own) is True if same is None else same
 
 
-def _same(own: Mapping[str, Any]) -> float | None:
-    """Agreement, or the cosine of vectors; None where neither was measured."""
-    return next((own[name] for name in ("agreement", "cosine") if own.get(name) is not None), None)
+def _same(own: Mapping[str, Any]) -> bool | None:
+    """Whether agreement, or the cosine of vectors, is high enough; None where neither was measured."""
+    return next((own[name] >= least for name, least in _SAME.items() if own.get(name) is not None), None)
 
 
 def _within(own: Mapping[str, Any]) -> bool | None:
@@ -114,7 +122,7 @@ def _size(own: Mapping[str, Any]) -> str:
     return f"{ratio:.2f} of its size" if ratio < 1.1 else f"{ratio:.1f} times its size"
 
 
-def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+def _quality(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str:
     metric = lead_metric(own)
     if metric is None or base.get(metric) is None:
         return ""
@@ -122,7 +130,19 @@ def _quality(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     if value == other:
         return f"the same {label} ({value})"
     change = own[metric] - base[metric]
-    return f"{label} {_number(metric, abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other})"
+    text = f"{label} {_number(metric, abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other}"
+    return text + _chance(metric, own, of) + ")"
+
+
+def _chance(metric: str, own: Mapping[str, Any], of: str) -> str:
+    """The interval of the change that the sentence tells, and whether chance alone explains it."""
+    found = own.get(f"{metric}_drop_ci")
+    if found is None:
+        return ""
+    ends = (found["low"], found["high"]) if own[f"{metric}_drop"] > 0 else (-found["high"], -found["low"])
+    low, high = (_number(metric, end) for end in ends)
+    said = "95% interval" if significant(own, metric) else "within chance:"
+    return f"; {said} {low} to {high} on {found['n']} {of}"
 
 
 def _sameness(own: Mapping[str, Any]) -> str:
@@ -138,7 +158,8 @@ def _sameness(own: Mapping[str, Any]) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{value:.1f}" if metric in ("bleu", "chrf", "perplexity") else f"{value:.3f}"
+    places = 1 if metric in ("bleu", "chrf", "perplexity") else 3
+    return f"{round(value, places) + 0.0:.{places}f}"  # never -0.0
 
 
 def _device(own: Mapping[str, Any]) -> str:

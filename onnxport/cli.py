@@ -134,16 +134,19 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @verb("""
     onnxport compare artifacts/en-de --data examples/en-de/test-200.tsv
     onnxport compare artifacts/en-de --data test.tsv --source examples/en-de --gate 'int8.bleu_drop<=0.5' --gate 'agreement>=0.8'
+    onnxport compare artifacts/en-de --data test.tsv --baseline old/report.json --gate 'int8.speedup_change>=-0.1'
+    onnxport compare artifacts/en-de --with artifacts/en-de-new --data test.tsv --gate 'en-de-new/int8.bleu_drop_ci.low<=0'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
 @click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
+@click.option("--with", "others", multiple=True, type=click.Path(path_type=Path), help="A bundle whose variants join as NAME/VARIANT.")
 @click.option("--batch", callback=number_list, default="1,8", show_default=True, help="Batch sizes to time.")
 @click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the reports; default: artifacts/reports/NAME.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report.json to compare with.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report.json: gives X_change of every metric X.")
 @click.option("--gate", "gates", multiple=True, help="[VARIANT.]METRIC OP NUMBER; exit 3 if any fails.")
 @click.option("--beam", type=click.IntRange(1), help="Beams of every side; 1 is greedy; default: the model's own.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
@@ -154,7 +157,8 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Compare the variants of BUNDLE.
 
-    Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML.
+    Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML, and the
+    gates as JUnit XML.
     """
     from onnxport.compare import compare as measure
     from onnxport.compare import table

@@ -3,6 +3,7 @@
 from typing import Any
 
 from onnxport import __version__
+from onnxport.compare import energy
 from onnxport.compare.machine import describe
 
 PACKAGES = ("torch", "onnx", "onnxscript", "transformers")
@@ -32,7 +33,9 @@ def examine() -> dict[str, Any]:
     notes = []
     if facts["architecture"] in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & set(facts["features"]):
         notes.append("no VNNI: int8 is slower here, and its multiply-add may saturate; compare int8 with fp32 before you deploy it")
-    return {"onnxport": __version__, **facts, "providers": providers, "problems": problems, "notes": notes}
+    devices = ["cpu"] + ["cuda"] * ("CUDAExecutionProvider" in providers)
+    joules = {device: energy.available(device) for device in devices}
+    return {"onnxport": __version__, **facts, "providers": providers, "energy": joules, "problems": problems, "notes": notes}
 
 
 def render(findings: dict[str, Any]) -> str:
@@ -46,6 +49,7 @@ def render(findings: dict[str, Any]) -> str:
         f"providers  {', '.join(findings['providers']) or 'none'}",
         f"packages   {packages}",
     ]
+    lines += [f"energy     {device}: {told}" for device, told in findings["energy"].items()]
     lines += [f"problem    {text}" for text in findings["problems"]]
     lines += [f"note       {text}" for text in findings["notes"]]
     lines.append("something is wrong: see above" if findings["problems"] else "nothing is wrong")

@@ -14,14 +14,15 @@ from onnxport.errors import GateError, OutputError
 
 FORMAT = 1
 _ALWAYS = ("agreement", "max_abs_diff")
-FILES = ("report.json", "report.md", "report.html")
+FILES = ("report.json", "report.md", "report.html", "report.xml")  # the last only where there are gates
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything that was measured. `variants`: name -> metrics; `verdict`: name -> one sentence; `gates`: see `gates.evaluate`.
 
-    recommended: the variant to deploy, None when only one was measured.
+    recommended: the variant to deploy, None when only one was measured.  divergence: name -> see `divergence.divergences`.
+    evidence: name -> what was learned when the variant was made (`manifest.Variant.evidence`), and its `plan`.
     """
 
     bundle: str
@@ -35,6 +36,8 @@ class Report:
     data: dict[str, Any]
     method: dict[str, Any]
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    divergence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     created: str = ""
 
@@ -62,23 +65,32 @@ class Report:
         return plain
 
     def write(self, out: str | Path, *, force: bool = False) -> None:
-        """Writes report.json, report.md and report.html into `out`. Raises OutputError.
+        """Writes report.json, report.md, report.html and, where there are gates, report.xml (JUnit) into `out`. Raises OutputError.
 
-        All three are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
+        All are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
         """
         from onnxport.compare.report.html import render_html
+        from onnxport.compare.report.junit import render_junit
         from onnxport.compare.report.markdown import render_markdown
 
         content = self.as_dict()
-        texts = (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", render_markdown(content), render_html(content))
+        texts = {
+            "report.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            "report.md": render_markdown(content),
+            "report.html": render_html(content),
+        }
+        if self.gates:
+            texts["report.xml"] = render_junit(content)
         out = Path(out).absolute()
         check_out(out, force)
         with _written(out) as made:
-            for name, text in zip(FILES, texts, strict=True):
+            for name, text in texts.items():
                 (made / name).write_text(text, encoding="utf-8")
             out.mkdir(exist_ok=True)
-            for name in FILES:
+            for name in texts:
                 os.replace(made / name, out / name)
+            for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
+                (out / name).unlink(missing_ok=True)
 
 
 def check_out(out: str | Path, force: bool) -> None:

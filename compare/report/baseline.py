@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare.gates import lookup
-from onnxport.compare.metrics import QUALITY
+from onnxport.compare.metrics import DROPS
 from onnxport.errors import DataError
 
-_RELATIVE = ("throughput", "speedup", "latency_ms.p50", "load_ms", "first_output_ms", "peak_rss_bytes", "size_bytes")
-_ABSOLUTE = (*QUALITY, "agreement")
+_RELATIVE = (
+    "throughput",
+    "speedup",
+    "latency_ms.p50",
+    "latency_ms.p90",
+    "load_ms",
+    "first_output_ms",
+    "peak_rss_bytes",
+    "size_bytes",
+    "energy.joules_per_unit",
+)
+_ABSOLUTE = (*DROPS, "agreement")
 
 
 def read_baseline(path: str | Path) -> dict[str, Any]:
@@ -39,3 +49,42 @@ def changes(values: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, 
             continue
         found[name.replace(".", "_")] = now / then - 1 if name in _RELATIVE else now - then
     return found
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences on what makes a baseline another measurement than this one: bundle, task, data, reference, machine, threads, batch sizes.
+
+    now: the same fields of this report.
+    """
+    told = []
+    for place, what in _CONDITIONS.items():
+        then, here = _at(earlier, place), _at(now, place)
+        if then is not None and then != here:
+            told.append(f"{what} {_shown(then)}, here {_shown(here)}")
+    if not told:
+        return []
+    return [f"The baseline is another measurement: {'; '.join(told)}. What changed since is not the variants' doing alone."]
+
+
+_CONDITIONS = {
+    "bundle": "bundle",
+    "task": "task",
+    "reference": "reference",
+    "data.name": "data",
+    "data.count": "number of inputs",
+    "machine.cpu": "processor",
+    "machine.available_cpus": "CPUs granted",
+    "method.threads": "threads",
+    "method.batches": "batch sizes",
+}
+
+
+def _at(report: Mapping[str, Any], place: str) -> Any:
+    value: Any = report
+    for part in place.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
