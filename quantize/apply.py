@@ -39,14 +39,22 @@ def quantize(
         found[role] = (list(linears(copy.graph)), list(lookups(copy.graph)))
     plan.check(part.parameter for groups in found.values() for group in groups for part in group)
     became: dict[str, str] = {}
+    weights = blocks.Weights()
+    schemes = {
+        role: [(linear, plan.of(linear.parameter) if linear.shape[0] >= FEWEST_INPUTS else FP32) for linear in products]
+        for role, (products, _) in found.items()
+    }
+    seen = {role: _statistics(role, models[role], products, feeds) for role, products in schemes.items()}
+    for role, products in schemes.items():  # all graphs before any is changed: a weight may have uses in several
+        for linear, chosen in products:
+            if chosen.needs == "hessian":
+                weights.see(linear.weight.T, seen[role].hessian(linear.x))
     for role, copy in done.items():
-        products, tables = found[role]
-        chosen = [plan.of(linear.parameter) if linear.shape[0] >= FEWEST_INPUTS else FP32 for linear in products]
-        seen = _statistics(role, models[role], list(zip(products, chosen, strict=True)), feeds)
-        _products(copy.graph, list(zip(products, chosen, strict=True)), seen, became)
+        tables = found[role][1]
+        _products(copy.graph, schemes[role], seen[role], weights, became)
         for table in tables:
             wide = table.table.shape[1] >= FEWEST_INPUTS and len(table.table) >= FEWEST_ROWS
-            _note(became, table.parameter, _lookup(copy.graph, table, plan.of(table.parameter) if wide else FP32))
+            _note(became, table.parameter, _lookup(copy.graph, table, plan.of(table.parameter) if wide else FP32, weights))
         remove_dead(copy.graph)
         copy.graph.sort()
     if set(plan.schemes.values()) != {"fp32"} and set(became.values()) <= {"fp32"}:
@@ -70,7 +78,9 @@ def _statistics(role: str, model: ir.Model, products: Sequence[tuple[Linear, Sch
     return watch(model, needs, feeds[role])
 
 
-def _products(graph: ir.Graph, products: Sequence[tuple[Linear, Scheme]], seen: Statistics, became: dict[str, str]) -> None:
+def _products(
+    graph: ir.Graph, products: Sequence[tuple[Linear, Scheme]], seen: Statistics, weights: blocks.Weights, became: dict[str, str]
+) -> None:
     by_rows: dict[ir.Value, rows.Quantized] = {}  # activations that were quantized once for all products that read them
     by_range: dict[tuple[ir.Value, str], ir.Value] = {}
     for linear, chosen in products:
@@ -88,16 +98,15 @@ def _products(graph: ir.Graph, products: Sequence[tuple[Linear, Scheme]], seen: 
             static.replace(graph, linear, by_range[x, chosen.range], chosen)
             _note(became, linear.parameter, chosen.name)
         else:
-            hessian = seen.hessian(x) if chosen.needs == "hessian" else None
-            _note(became, linear.parameter, blocks.replace_linear(graph, linear, chosen, hessian))
+            _note(became, linear.parameter, blocks.replace_linear(graph, linear, chosen, weights))
 
 
-def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> str:
+def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: blocks.Weights) -> str:
     """A table has no activations: what is static elsewhere is, here too, 8 bit with a scale for each of its rows."""
     if chosen.kind == "fp32":
         return "fp32"
     if chosen.kind == "blocks":
-        return blocks.replace_lookup(graph, lookup, chosen)
+        return blocks.replace_lookup(graph, lookup, chosen, weights)
     rows.replace_lookup(graph, lookup)
     return chosen.name
 
