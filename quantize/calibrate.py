@@ -37,10 +37,16 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
     dataset = read_data(data)
     texts = texts_of(dataset, bundle, data).inputs
     model = Model(bundle, variant, Sessions.choose("cpu"))
-    chosen = [texts[i * len(texts) // min(most, len(texts))] for i in range(min(most, len(texts)))]
+    chosen = [texts[i] for i in places(len(texts), most)]
     if model.engine is None:
         return {next(iter(bundle.variants[variant].graphs)): _encoder_feeds(bundle, variant, model, chosen)}
     return _decoder_feeds(model, model.engine, chosen)
+
+
+def places(count: int, most: int) -> list[int]:
+    """Which of `count` rows are calibrated on: at most `most`, evenly spaced, for files are often sorted."""
+    fewer = min(most, count)
+    return [i * count // fewer for i in range(fewer)]
 
 
 def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
