@@ -12,6 +12,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "fp32": {"relative_error": 1e-4},
     "fp16": {"relative_error": 1e-2},
     "int8": {"relative_error": 1e-1},
+    "int8-reduced": {"relative_error": 1e-1},
     "int8-weight": {"relative_error": 1e-1},
     "int8-static": {"relative_error": 2e-1},
     "int4": {"relative_error": 3e-1},

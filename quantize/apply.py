@@ -90,11 +90,13 @@ def _products(
         elif chosen.kind == "rows":
             if x not in by_rows:
                 by_rows[x] = rows.quantize_rows(graph, linear.node, x)
-            rows.replace(graph, linear, by_rows[x])
+            rows.replace(graph, linear, by_rows[x], chosen)
             _note(became, linear.parameter, chosen.name)
         elif chosen.kind == "static":
             if (x, chosen.range) not in by_range:
-                by_range[x, chosen.range] = static.quantize_activation(graph, linear.node, x, seen.range(x, chosen.range))
+                by_range[x, chosen.range] = static.quantize_activation(
+                    graph, linear.node, x, seen.range(x, chosen.range), chosen.range
+                )
             static.replace(graph, linear, by_range[x, chosen.range], chosen)
             _note(became, linear.parameter, chosen.name)
         else:
@@ -107,7 +109,7 @@ def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: blocks.Wei
         return "fp32"
     if chosen.kind == "blocks":
         return blocks.replace_lookup(graph, lookup, chosen, weights)
-    rows.replace_lookup(graph, lookup)
+    rows.replace_lookup(graph, lookup, chosen)
     return chosen.name
 
 

@@ -21,11 +21,12 @@ from onnxport.errors import DataError, UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
+DEFAULT_RANGE = "minmax"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
-    "fp32, fp16, bf16, int8-rows, int8-static[-minmax|-percentile|-entropy|-mse][-tensor], "
+    "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
     f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym, -hqq, -gptq"
 )
-_STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?")
+_STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?(?P<reduced>-reduced)?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Scheme:
     kind: "fp32"; "half" (the whole graph is fp16 or bf16 but for what is fp32); "rows" (8 bit, one scale a column of weights and a row of
     activations); "static" (8 bit, scales of activations from calibration); "blocks" (one scale a block of `block` weights of an output,
     None: the largest that divides them). symmetric: no zero points. solver: how rounded values are found. range: how the range of
-    activations is told. per_channel: scales of weights.
+    activations is told. per_channel: scales of weights. reduced: weights of 7 bits, whose products cannot saturate without VNNI.
     """
 
     name: str
@@ -44,8 +45,9 @@ class Scheme:
     block: int | None = None
     symmetric: bool = True
     solver: str = "rtn"
-    range: str = "minmax"
+    range: str = DEFAULT_RANGE
     per_channel: bool = True
+    reduced: bool = False
 
     @property
     def needs(self) -> str | None:
@@ -64,10 +66,17 @@ def scheme(name: str) -> Scheme:
         return FP32
     if name in HALVES:
         return HALVES[name]
-    if name == "int8-rows":
-        return Scheme(name, "rows", 8)
+    if name in ("int8-rows", "int8-rows-reduced"):
+        return Scheme(name, "rows", 8, reduced=name.endswith("-reduced"))
     if match := _STATIC.fullmatch(name):
-        return Scheme(name, "static", 8, range=match["range"] or "minmax", per_channel=match["tensor"] is None)
+        return Scheme(
+            name,
+            "static",
+            8,
+            range=match["range"] or DEFAULT_RANGE,
+            per_channel=match["tensor"] is None,
+            reduced=match["reduced"] is not None,
+        )
     if match := _BLOCKS.fullmatch(name):
         block = None if match["block"] is None else int(match["block"])
         if block is None or block in BLOCK_SIZES:
@@ -147,6 +156,7 @@ RECIPES = {
     "fp16": Plan({"*": "fp16"}),
     "bf16": Plan({"*": "bf16"}),
     "int8": Plan({"*": "int8-rows"}),
+    "int8-reduced": Plan({"*": "int8-rows-reduced"}),
     "int8-weight": Plan({"*": "int8-blocks"}),
     "int8-static": Plan({"*": "int8-static"}),
     "int4": Plan({"*": "int4-blocks32"}),

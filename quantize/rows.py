@@ -2,7 +2,8 @@
 
 A row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone.
 The kernel multiplies uint8 (zero point 128) by int8. Processors without VNNI may add pairs of products in 16 bits, which saturate at
-extreme values; int8 activations would avoid that, but are many times slower where VNNI exists.
+extreme values: 2 * 255 * 127 > 32767. Int8 activations would avoid that, but are many times slower where VNNI exists; weights of a
+reduced range, -64..64, avoid it everywhere, for 2 * 255 * 64 = 32640.
 """
 
 from __future__ import annotations
@@ -12,16 +13,33 @@ import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import constant, dims, new_node, take_over
 from onnxport.quantize.linear import Linear, Lookup
+from onnxport.quantize.plan import Scheme
 
+FULL, REDUCED = 127, 64  # the largest magnitude of a weight
 UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude
 Quantized = tuple[ir.Value, ir.Value]  # uint8 [..., K] and the largest magnitude of each row, float [..., 1]
 
 
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """weight float [K, N] -> int8 [K, N] in -127..127, scale float [N]; symmetric, a column of zeros has scale 1."""
+def quantize_columns(weight: np.ndarray, chosen: Scheme) -> tuple[np.ndarray, np.ndarray]:
+    """weight float [K, N] -> int8 [K, N] in -127..127 (reduced: -64..64), scale float [N]; symmetric, a column of zeros has scale 1.
+
+    A scheme that is not per channel has the same scale in all columns.
+    """
+    levels = REDUCED if chosen.reduced else FULL
     largest = np.abs(weight).max(0)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale
+    largest = largest if chosen.per_channel else np.full_like(largest, largest.max(initial=0))
+    scale = np.where(largest > 0, largest / levels, 1).astype(np.float32)
+    return np.rint(weight / scale).clip(-levels, levels).astype(np.int8), scale
+
+
+def stored(graph: ir.Graph, linear: Linear, weight: np.ndarray) -> ir.Value:
+    """int8 [K, N] as a value; a weight stored as [N, K], as tied embeddings are, stays so stored and is turned when it is loaded."""
+    name = linear.node.outputs[0].name
+    if not linear.transposed:
+        return constant(graph, f"{name}/int8", weight)
+    table = constant(graph, f"{name}/int8", np.ascontiguousarray(weight.T))
+    turned = ir.Value(name=f"{name}/transposed", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(weight.shape))
+    return new_node(graph, linear.node, "Transpose", [table], {"perm": [1, 0]}, [turned], domain="").outputs[0]
 
 
 def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
@@ -43,19 +61,13 @@ def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
     return step("QuantizeLinear", [step("Div", [x, largest], "ratio"), unit, zero], "uint8"), largest
 
 
-def replace(graph: ir.Graph, linear: Linear, quantized: Quantized) -> None:
-    """Put a product of integers in the place of a product; a weight stored as [N, K], as tied embeddings are, stays so stored."""
-    weight, scale = quantize_columns(linear.weight)
+def replace(graph: ir.Graph, linear: Linear, quantized: Quantized, chosen: Scheme) -> None:
+    """Put a product of integers in the place of a product."""
+    weight, scale = quantize_columns(linear.weight, chosen)
     name = linear.node.outputs[0].name
-    if linear.transposed:
-        table = constant(graph, f"{name}/int8", np.ascontiguousarray(weight.T))
-        turned = ir.Value(name=f"{name}/transposed", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(weight.shape))
-        stored = new_node(graph, linear.node, "Transpose", [table], {"perm": [1, 0]}, [turned], domain="").outputs[0]
-    else:
-        stored = constant(graph, f"{name}/int8", weight)
     inputs = [
         quantized[0],
-        stored,
+        stored(graph, linear, weight),
         constant(graph, "row_unit", UNIT),
         constant(graph, f"{name}/column_scale", scale),
         constant(graph, "row_zero", np.uint8(128)),
@@ -71,9 +83,9 @@ def replace(graph: ir.Graph, linear: Linear, quantized: Quantized) -> None:
     take_over(out, y)
 
 
-def replace_lookup(graph: ir.Graph, lookup: Lookup) -> None:
+def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> None:
     """Gather integers and their rows' scales; the same bytes as those of a tied projection."""
-    weight, scale = quantize_columns(lookup.table.T)
+    weight, scale = quantize_columns(lookup.table.T, chosen)
     out = lookup.node.outputs[0]
     name, kind = out.name, ir.TensorType(ir.DataType.FLOAT)
     shape = dims(lookup.ids)

@@ -8,28 +8,30 @@ import onnx_ir as ir
 from onnxport.quantize.fusion.core import constant, new_node, take_over
 from onnxport.quantize.linear import Linear
 from onnxport.quantize.plan import Scheme
-from onnxport.quantize.rows import quantize_columns
+from onnxport.quantize.rows import quantize_columns, stored
 
 
-def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float]) -> ir.Value:
-    """x as uint8 and back, with one scale and zero point for `limits`; to be shared by all products that read x."""
+def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> ir.Value:
+    """x as uint8 and back, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     step = np.float32((high - low) / 255 or 1)
     zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
-    scale, point = constant(graph, f"{x.name}/static_scale", step), constant(graph, f"{x.name}/static_zero", zero)
-    small = ir.Value(name=f"{x.name}/static", type=ir.TensorType(ir.DataType.UINT8), shape=x.shape)
+    name = f"{x.name}/{method}"
+    scale, point = constant(graph, f"{name}/scale", step), constant(graph, f"{name}/zero", zero)
+    small = ir.Value(name=f"{name}/uint8", type=ir.TensorType(ir.DataType.UINT8), shape=x.shape)
     y = new_node(graph, before, "QuantizeLinear", [x, scale, point], {}, [small], domain="").outputs[0]
-    back = ir.Value(name=f"{x.name}/static_float", type=ir.TensorType(ir.DataType.FLOAT), shape=x.shape)
+    back = ir.Value(name=f"{name}/float", type=ir.TensorType(ir.DataType.FLOAT), shape=x.shape)
     return new_node(graph, before, "DequantizeLinear", [y, scale, point], {}, [back], domain="").outputs[0]
 
 
 def replace(graph: ir.Graph, linear: Linear, x: ir.Value, chosen: Scheme) -> None:
     """Put a product of what was quantized in the place of a product."""
-    weight, scale = quantize_columns(linear.weight)
+    weight, scale = quantize_columns(linear.weight, chosen)
     name = linear.node.outputs[0].name
-    stored, scales = constant(graph, f"{name}/int8", weight), constant(graph, f"{name}/column_scale", scale)
+    scales = constant(graph, f"{name}/column_scale", scale if chosen.per_channel else scale[0])
     back = ir.Value(name=f"{name}/weight", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
-    w = new_node(graph, linear.node, "DequantizeLinear", [stored, scales], {"axis": 1}, [back], domain="").outputs[0]
+    inputs, attributes = [stored(graph, linear, weight), scales], {"axis": 1} if chosen.per_channel else {}
+    w = new_node(graph, linear.node, "DequantizeLinear", inputs, attributes, [back], domain="").outputs[0]
     out = linear.output
     like = out if linear.bias is None else ir.Value(name=f"{name}/product", type=ir.TensorType(ir.DataType.FLOAT), shape=out.shape)
     y = new_node(graph, linear.node, "MatMul", [x, w], {}, [like], domain="").outputs[0]
