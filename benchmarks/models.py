@@ -4,7 +4,7 @@
     python benchmarks/models.py grown build/marian-small --out build/models/grown
 
 Both are Marian-base: 6+6 layers, d 512, ff 2048, 8 heads, 32,000 entries. `random` is for speed alone; `grown` is a small trained model
-(train_narrow.py) with the same answers at full size, so that lengths and BLEU are those of real translations.
+(train_narrow.py) with the same answers at full size, so that lengths and BLEU are those of real translations. Other shapes: shapes.py.
 """
 
 import gzip
@@ -18,6 +18,7 @@ import click
 import sentencepiece
 import torch
 from narrow import Reads, Writes, base_config, load_narrow
+from shapes import COMMANDS
 from torch import nn
 from transformers import GenerationConfig, MarianMTModel
 
@@ -109,6 +110,10 @@ def grow(small: MarianMTModel, noise: float = 0.001, added: float = 0.001) -> Ma
 
 @click.group(help=__doc__)
 def main() -> None: ...
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

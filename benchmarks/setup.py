@@ -4,6 +4,7 @@ Every peer is a requirements file and a module in benchmarks/peers. onnxport goe
 protocol only. On a machine without a GPU: --torch-index https://download.pytorch.org/whl/cpu
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 HERE = Path(__file__).parent
 PEERS = sorted(path.stem for path in (HERE / "peers").glob("*.txt"))
 FOLDER = Path("build/peers")
+BUILDING = {"llama_cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}}  # environment variables for what is built from source: minutes
 
 
 def python_of(folder: Path, peer: str) -> Path:
@@ -30,7 +32,9 @@ def main(peers: tuple[str, ...], folder: Path, torch_index: str | None) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder / peer)], check=True)
         pip = [str(python_of(folder, peer)), "-m", "pip", "install", "--quiet"]
         index = ["--extra-index-url", torch_index] if torch_index else []
-        subprocess.run([*pip, *index, "--requirement", str(HERE / "peers" / f"{peer}.txt")], check=True)
+        subprocess.run(
+            [*pip, *index, "--requirement", str(HERE / "peers" / f"{peer}.txt")], check=True, env=os.environ | BUILDING.get(peer, {})
+        )
         subprocess.run([*pip, "--no-deps", "--editable", str(HERE.parent)], check=True)
 
 

@@ -23,15 +23,19 @@ def _spread(found: dict[str, float]) -> str:
 
 def _notes(found: dict[str, Any]) -> str:
     """What else was measured of a side."""
-    notes = [f"ours {_spread(found['ratio'])}"] if "ratio" in found else []
+    ratios = found.get("ratios", {})
+    notes = [f"ours {_spread(ratio)}" if len(ratios) == 1 else f"{name} {_spread(ratio)}" for name, ratio in ratios.items()]
+    if "equal_tokens" in found:
+        notes.append(f"equal tokens from the first on: {' '.join(map(str, found['equal_tokens']))}")
     if "share_of_floor" in found:
         floor = f"{_number(found['floor'])}, {found['step_bytes'] / 1e6:.1f} MB a step at {found['bytes_per_s'] / 1e9:.1f} GB/s"
         notes.append(f"{found['share_of_floor']:.0%} of the floor ({floor})")
     if "share_of_ceiling" in found:
         notes.append(f"{_spread(found['share_of_ceiling'])} of {found['ceiling']}")
     if "bleu" in found:
-        way = " ".join(str(value) for value in found["batching"].values())
-        notes.append(f"BLEU {found['bleu']:.2f}, {found['tokens']} tokens, batches of {way}")
+        notes.append(f"BLEU {found['bleu']:.2f}, {found['tokens']} tokens")
+    if "batching" in found:
+        notes.append(f"batches of {' '.join(str(value) for value in found['batching'].values())}")
     if "load_s" in found:
         memory = f"{found['peak_mb_first']:.0f} MB then, {found['peak_mb_all']:.0f} MB at most"
         notes.append(f"load {found['load_s']:.2f} s, first output after {found['first_s']:.2f} s, {memory}")

@@ -1,56 +1,23 @@
-"""What is measured: each workload runs its sides in turn, round by round, and gives rows for the table.
-
-A row: {"workload", "case", "threads", "unit", "sides": {name: {"rate", "ratio", ...}}}; `ratio` is how many times as fast ours of the same
-precision is as the side, {"ratio", "low", "high"} as compare.timing gives it; `floor` is in the row's unit.
-"""
+"""What is measured of translation models, and the table of all workloads: each runs its sides in turn and gives rows (rows.py)."""
 
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import causal
+import encoders
 import sides
-from bandwidth import read_speed, weight_bytes
 from handbuilt import SCHEMES
+from rows import Bench, Row, add_floor, best_batching, make_row, ours
 
 from onnxport.compare.client import Client
-from onnxport.compare.data import Dataset, read_data
+from onnxport.compare.data import Dataset
 from onnxport.compare.metrics import agreement, translation
-from onnxport.compare.timing import Timed, alternate, ratio
+from onnxport.compare.timing import alternate, ratio
 
-Row = dict[str, Any]
 SOURCE_TOKENS, NEW_TOKENS, MOST_TOKENS = 25, 32, 128
 FIXED = [(batch, 1) for batch in (1, 4, 16, 64)] + [(batch, 4) for batch in (1, 16)]  # batch, beams
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Loaded clients by side, and how they are to be run."""
-
-    clients: Mapping[str, Client]
-    models: Path
-    environments: Path
-    threads: int
-    rounds: int
-    data: Path | None
-    limit: int | None
-
-    def alternate(self, run: Callable[[Client, int], tuple[float, int]], rounds: int, warm_up: int = 1) -> dict[str, Timed]:
-        return alternate(self.clients, run, rounds=rounds, least=rounds, budget_s=0, warm_up=warm_up)
-
-    def texts(self) -> Dataset:
-        """The test set, a row a sentence with all its references."""
-        if self.data is None:
-            raise SystemExit("workloads text and long need --data, a .tsv of pairs")
-        return read_data(self.data).grouped()
-
-    def floor(self, precision: str, rows: int) -> dict[str, float]:
-        """Weight bytes of a step of ours, the speed of reading as many bytes here and now, and the seconds that takes."""
-        size = weight_bytes(self.models / sides.OURS / precision / "decoder.onnx", rows)
-        speed = read_speed(size, self.threads)
-        return {"step_bytes": size, "bytes_per_s": speed, "step_s": size / speed}
 
 
 def source_ids(batch: int, length: int = SOURCE_TOKENS) -> list[list[int]]:
@@ -72,32 +39,11 @@ def longer(data: Dataset, least_words: int = 32) -> Dataset:
     return Dataset(f"{data.name}, joined", data.kind, texts, references, [0] * len(texts))
 
 
-def make_row(bench: Bench, workload: str, case: str, unit: str, timed: dict[str, Timed]) -> Row:
-    """Rates, and the ratios of ours to the others of its precision."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, times in timed.items():
-        found[name] = {"rate": times.rate, "seconds": times.seconds, "units": times.units}
-        ours = f"{sides.OURS} {name.split()[-1]}"
-        if ours in timed and ours != name:
-            found[name]["ratio"] = ratio(timed[ours], times)
-    return {"workload": workload, "case": case, "threads": bench.threads, "unit": unit, "sides": found}
-
-
-def add_floor(row: Row, floors: dict[str, dict[str, float]], units_per_step: float) -> Row:
-    """The rate at which steps would go if reading the weights were all, and the share of it that ours reach; encoders are not counted."""
-    for name, floor in floors.items():
-        rate = units_per_step / floor["step_s"]
-        row["sides"][name] |= {"floor": rate, "share_of_floor": row["sides"][name]["rate"] / rate, **floor}
-    return row
-
-
-def ours(bench: Bench) -> dict[str, str]:
-    """Our sides -> their precision."""
-    return {name: name.split()[1] for name in bench.clients if name.startswith(sides.OURS)}
-
-
 def check(bench: Bench) -> Iterator[Row]:
-    """Not a speed: the share of greedy and beam answers that are transformers' own, on fixed ids."""
+    """Not a speed: the share of answers that are transformers' own; for Marian greedy and beam answers to fixed ids."""
+    if bench.kind != "marian":
+        yield from (encoders.check if bench.kind == "bert" else causal.check)(bench)
+        return
     reference = "transformers fp32"
     for beam in (1, 4):
         options = {"beam": beam, "min_new_tokens": 12, "max_new_tokens": 12}
@@ -136,7 +82,7 @@ def long(bench: Bench) -> Iterator[Row]:
 def _corpus(bench: Bench, workload: str, data: Dataset) -> Iterator[Row]:
     for beam in (1, 4):
         options = {"beam": beam, "max_new_tokens": MOST_TOKENS}
-        best = {name: best_batching(name, side, data.limited(128).inputs, options) for name, side in bench.clients.items()}
+        best = {name: best_batching(name, side, "generate", data.limited(128).inputs, options) for name, side in bench.clients.items()}
         outputs: dict[str, list[Any]] = {}
 
         def run(side: Client, number: int, options: Any = options, best: Any = best, outputs: Any = outputs) -> tuple[float, int]:
@@ -160,15 +106,6 @@ def add_floor_of_texts(row: Row, floors: dict[str, dict[str, float]], texts: int
         steps = side["tokens"] / min(texts, int(side["batching"]["batch_size"]))
         add_floor(row, {name: floor}, texts / steps)
     return row
-
-
-def best_batching(name: str, side: Client, inputs: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The fastest of the side's ways through a sample, one warm run and one that counts each."""
-    seconds: list[float] = []
-    ways = sides.BATCHING[name.split()[0]]
-    for way in ways:
-        seconds.append(side.time("generate", inputs, calls=2, **options, **way)[-1][0])
-    return ways[seconds.index(min(seconds))]
 
 
 def start(bench: Bench) -> Iterator[Row]:
@@ -227,4 +164,7 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "long": long,
     "ceiling": ceiling,
     "start": start,
+    "llama": causal.llama,
+    "encoder": encoders.encoder,
 }
+DEFAULT = {"marian": ("check", "fixed"), "llama": ("check", "llama"), "gpt2": ("check", "llama"), "bert": ("check", "encoder")}

@@ -1,0 +1,154 @@
+"""llama.cpp (https://github.com/ggml-org/llama.cpp) through llama-cpp-python's bindings, built for this processor; Llama models only.
+
+A batch is one sequence a row in one context, decoded a token at a time from Python; the arg-max is NumPy's over the row's logits. Weights
+are converted here with the gguf package, every matrix in the precision named: F32, Q8_0, Q4_0. Keys and values are float32 in F32, else
+float16 as llama.cpp has them by default.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("f32", "q8_0", "q4_0")
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+ROOM = 512  # tokens that a row's sequence may hold
+
+
+def convert(source: Path, out: Path) -> None:
+    """A GGUF file a precision; without a tokenizer, since answers are asked for by ids."""
+    out.mkdir(parents=True)
+    for precision in PRECISIONS:
+        _write(source, out / f"{precision}.gguf", precision.upper())
+
+
+def _write(source: Path, out: Path, kind: str) -> None:
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] != "llama":
+        raise SystemExit(f"{source} is {config['model_type']}, expected llama")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(out, "llama")
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(float((config.get("rope_parameters") or config)["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("none")
+    to = gguf.GGMLQuantizationType[kind]
+    writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32"}.get(kind, f"MOSTLY_{kind}")])
+    for name, array in load_file(source / "model.safetensors").items():
+        if name in WHOLE:
+            place = WHOLE[name]
+        else:
+            _, _, layer, rest = name.split(".", 3)
+            place = f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+            if rest.startswith(("self_attn.q_proj", "self_attn.k_proj")):  # it turns neighbours, not halves
+                parts = heads if "q_proj" in rest else kv_heads
+                array = array.reshape(parts, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        matrix = array.ndim == 2
+        writer.add_tensor(place, gguf.quants.quantize(array, to) if matrix else array, raw_dtype=to if matrix else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Peer:
+    """One file of weights; a `worker.Side`."""
+
+    imports = ("numpy", "llama_cpp")
+
+    def __init__(self, folder: str, precision: str, threads: int) -> None:
+        self.path, self.precision, self.threads = Path(folder) / f"{precision}.gguf", precision, threads
+        self.rows = 0
+
+    def load(self) -> None:
+        """Opens the file; a context for one row, a larger one comes with the first larger batch."""
+        import ctypes
+
+        import llama_cpp
+        import numpy
+
+        self.library, self.numpy = llama_cpp, numpy
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept, or it would be freed
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {self.path}")
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self._room(1)
+
+    def about(self) -> dict[str, Any]:
+        """Version of the bindings, and what the build uses of the processor."""
+        found = self.library.llama_print_system_info().decode()
+        return {"versions": {"llama-cpp-python": self.library.__version__}, "build": found}
+
+    def _room(self, rows: int) -> None:
+        if rows == self.rows:
+            return
+        library = self.library
+        if self.rows:
+            library.llama_free(self.context)
+            library.llama_batch_free(self.batch)
+        options = library.llama_context_default_params()
+        options.n_ctx, options.n_seq_max = ROOM * rows, rows
+        options.n_threads = options.n_threads_batch = self.threads
+        options.n_batch = options.n_ubatch = max(512, 32 * rows)
+        if self.precision == "f32":
+            options.type_k = options.type_v = library.GGML_TYPE_F32
+        self.context = library.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise RuntimeError("llama.cpp cannot make a context")
+        self.batch = library.llama_batch_init(options.n_batch, 0, 1)
+        self.rows = rows
+
+    def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> Any:
+        """(token, position, row, wanted) each; the ids with the highest logits of those wanted, in order."""
+        library, batch = self.library, self.batch
+        batch.n_tokens = len(tokens)
+        for i, (token, position, row, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = row
+        if library.llama_decode(self.context, batch):
+            raise RuntimeError("llama_decode failed")
+        places = [i for i, one in enumerate(tokens) if one[3]]
+        # One block for all rows wanted, in the order of the batch.
+        logits = self.numpy.ctypeslib.as_array(library.llama_get_logits(self.context), (len(places), self.vocabulary))
+        return logits.argmax(1).tolist()
+
+    def generate(self, inputs: list[list[int]], max_new_tokens: int, min_new_tokens: int = 0, beam: int = 1) -> list[dict[str, Any]]:
+        """Exactly max_new_tokens of every row: min_new_tokens must be as many."""
+        if beam != 1 or min_new_tokens != max_new_tokens:
+            raise ValueError("this side decodes greedily and a fixed number of tokens")
+        self._room(len(inputs))
+        self.library.llama_memory_clear(self.library.llama_get_memory(self.context), False)
+        prompts = [(token, i, row, i == len(ids) - 1) for row, ids in enumerate(inputs) for i, token in enumerate(ids)]
+        said = [self._decode(prompts)]
+        for step in range(max_new_tokens - 1):
+            said.append(self._decode([(token, len(inputs[row]) + step, row, True) for row, token in enumerate(said[-1])]))
+        return [{"text": None, "tokens": list(row)} for row in zip(*said, strict=True)]
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))
