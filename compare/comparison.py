@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare import machine, measure, metrics, told
+from onnxport.compare.divergence import divergences
 from onnxport.compare.entrants import entrants, open_others
 from onnxport.compare.examples import differing
 from onnxport.compare.gates import evaluate, parse_gate
@@ -96,6 +97,9 @@ def compare(
         for name, values in measured.items():
             values["change"] = changes(values, earlier["variants"].get(name, {}))
             values |= {f"{metric}_change": change for metric, change in values["change"].items()}
+    if work.generates:
+        tell("looking where answers part")
+    alike = [name for name in specs if name == PYTORCH or told.tokenizers(entered[name][0]) == told.tokenizers(opened)]
     report = Report(
         **about,
         variants=measured,
@@ -103,6 +107,12 @@ def compare(
         verdict=verdicts(measured, reference, told.OF.get(work.kind, "inputs")),
         recommended=best(measured, reference) if len(measured) > 1 else None,
         examples={name: differing(work, outputs[name], outputs[reference]) for name in measured if name != reference},
+        divergence=divergences({name: specs[name] for name in alike}, work, outputs, reference, opened, paths),
+        evidence={
+            name: {**one.evidence, "plan": dict(one.plan)}
+            for name, (other, variant) in entered.items()
+            if (one := other.variants[variant]).evidence
+        },
         notes=notes,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

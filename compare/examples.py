@@ -25,10 +25,10 @@ def differing(work: Workload, outputs: Sequence[Any], reference: Sequence[Any]) 
     return [
         {
             "index": i,
-            "input": _text(work.inputs[i]),
-            "expected": None if work.references is None else _text(work.references[i]),
-            "reference": _text(identity(reference[i])),
-            "variant": _text(identity(outputs[i])),
+            "input": shown(work.inputs[i]),
+            "expected": None if work.references is None else shown(work.references[i]),
+            "reference": shown(identity(reference[i])),
+            "variant": shown(identity(outputs[i])),
             "first_difference": first_difference(outputs[i]["tokens"], reference[i]["tokens"]) if work.generates else None,
         }
         for i in rows
@@ -49,7 +49,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)
 
 
-def _text(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An input, a reference or an answer as a text that is not too long for a report."""
     if isinstance(value, dict):
         value = "\n".join(f"{name}: {part}" for name, part in value.items())
     elif isinstance(value, list):

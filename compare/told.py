@@ -72,8 +72,8 @@ def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference: 
 
 def of_others(bundle: Bundle, others: Mapping[str, Bundle], work: Workload) -> list[str]:
     """What holds only between variants of one bundle."""
-    hashes = {name: _tokenizers(one) for name, one in others.items()}
-    foreign = [name for name, found in hashes.items() if found != _tokenizers(bundle)]
+    hashes = {name: tokenizers(one) for name, one in others.items()}
+    foreign = [name for name, found in hashes.items() if found != tokenizers(bundle)]
     if not foreign:
         return []
     names = ", ".join(foreign)
@@ -84,5 +84,6 @@ def of_others(bundle: Bundle, others: Mapping[str, Bundle], work: Workload) -> l
     return []
 
 
-def _tokenizers(bundle: Bundle) -> dict[str, str]:
+def tokenizers(bundle: Bundle) -> dict[str, str]:
+    """Role -> hash: equal ones mean that ids mean the same."""
     return {role: bundle.files[file].sha256 for role, file in bundle.tokenizers.items()}
