@@ -13,6 +13,8 @@ from torch import Tensor
 from onnxport.export.original import CausalOriginal, Seq2SeqOriginal
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from onnxport.export.models import EncoderModel
 
 POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
@@ -22,6 +24,12 @@ SEQ2SEQ_SHAPES = [([7], [5]), ([1, 4, 9], [3, 1, 4]), ([1], [1])]
 CAUSAL_SHAPES = [[6], [1, 5, 3], [1]]
 ENCODER_SHAPES = [[5], [1, 7, 3], [1]]
 GREEDY_SHAPES = [3, 8, 1]
+WORDS = (9, 24)  # of a vocabulary, at random
+SAMPLE = (  # a question and its context
+    "Where did the first steam railway for passengers open in 1825?",
+    "The Stockton and Darlington Railway, which opened on 27 September 1825, carried coal and passengers between towns in north-east "
+    "England; its first engine, Locomotion No. 1, was built by Robert Stephenson and Company in Newcastle.",
+)
 
 
 class Inputs:
@@ -117,18 +125,64 @@ def greedy_causal(model: CausalOriginal, prompt: Tensor, eos: int | list[int] | 
     return until(row[0, len(prompt) :].tolist(), special({"eos_id": eos}))
 
 
-def encoder_goldens(model: EncoderModel) -> dict[str, np.ndarray]:
-    """Cases `case0..` with `in/<input>` and `out/<output>`; with kinds of tokens, a second part of each row is of the second kind."""
+def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest: int | None = None) -> dict[str, np.ndarray]:
+    """Cases `case0..` with `in/<input>` and `out/<output>`, at several shapes.
+
+    Of random ids, where a second part of each row is of the second kind of tokens if there are kinds; with a tokenizer (the bytes of a
+    tokenizer.json) of texts instead, with their special tokens in their places: on other input learned weights answer next to nothing, and
+    a relative error says little. With `longest`, one more case with as many tokens as the model takes, but not more than that.
+    """
     inputs = Inputs(20240229, {model.pad_id})
+    shapes = [fit(lengths, model.max_length) for lengths in ENCODER_SHAPES]
+    given = [_random_inputs(inputs, model, lengths) for lengths in shapes] if tokenizer is None else text_inputs(tokenizer, model)
+    if longest is not None:
+        most = min(longest, model.max_length or longest)
+        given.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
     result: dict[str, np.ndarray] = {}
-    for i, lengths in enumerate(ENCODER_SHAPES):
-        lengths = fit(lengths, model.max_length)
-        given = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
-        if model.types:
-            given["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * given["attention_mask"]
-        result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in given.items()}
-        result |= {f"case{i}/out/{name}": tensor.numpy() for name, tensor in model.answer(given).items()}
+    for i, arrays in enumerate(given):
+        result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}
+        result |= {f"case{i}/out/{name}": tensor.numpy() for name, tensor in model.answer(arrays).items()}
     return result
+
+
+def _random_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> dict[str, Tensor]:
+    given = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
+    if model.types:
+        given["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * given["attention_mask"]
+    return given
+
+
+def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]]:
+    """Batches of 1, 3 and 2 rows: a single token, texts of several lengths, a question with its context beside words of the tokenizer's own
+    vocabulary, whatever language that is. Ids beyond the model's table are left out, and what is longer than it is cut."""
+    from tokenizers import Tokenizer
+
+    reader = Tokenizer.from_str(tokenizer.decode())
+    reader.no_padding()
+    reader.no_truncation()
+    random = np.random.default_rng(20240229)
+    words = [reader.decode(random.integers(0, model.rows, count).tolist()) for count in WORDS]
+    question, context = SAMPLE
+    texts = [[(context,)], [(question,), (context,), (words[0],)], [(question, context), (words[1],)]]
+    batches = [[_read(reader, text, model) for text in batch] for batch in texts]
+    batches[0] = [batches[0][0][:1]]
+    return [_padded(rows, model) for rows in batches]
+
+
+def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel) -> list[tuple[int, int]]:
+    """(id, kind) of each token."""
+    found = reader.encode(*text)
+    row = [(i, kind) for i, kind in zip(found.ids, found.type_ids, strict=True) if i < model.rows]
+    return row[: model.max_length] or [(model.pad_id, 0)]
+
+
+def _padded(rows: list[list[tuple[int, int]]], model: EncoderModel) -> dict[str, Tensor]:
+    lengths = [len(row) for row in rows]
+    ids, kinds = torch.full((len(rows), max(lengths)), model.pad_id), torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], kinds[i, : len(row)] = torch.tensor([one for one, _ in row]), torch.tensor([kind for _, kind in row])
+    given = {"input_ids": ids, "attention_mask": real(lengths).long()}
+    return given | ({"token_type_ids": kinds.clamp(max=model.types - 1)} if model.types else {})
 
 
 def until(row: list[int], ends: set[int]) -> list[int]:

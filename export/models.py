@@ -42,13 +42,14 @@ class EncoderModel:
     """A model that answers in one pass.
 
     answer: the original: `input_ids`, `attention_mask` and, with `types` > 0 kinds of tokens, `token_type_ids`, int64 [batch, sequence]
-    → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical graph, role `encoder`.
+    → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical graph, role `encoder`; None: its one module
+    is traced directly.
     encoding: what the bundle tells the runtime beside max_length, pad_id and vocab_size. tasks: what it can do, its usual task first.
     """
 
     modules: list[Any]
     answer: Callable[[Arrays], Arrays]
-    build: Callable[[], Built]
+    build: Callable[[], Built] | None
     outputs: Shapes
     rows: int
     pad_id: int

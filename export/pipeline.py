@@ -59,6 +59,10 @@ def export(
                 return _seq2seq(found, model, chosen, opset, say)
             case CausalModel():
                 return _causal(found, model, chosen, opset, say)
+            case EncoderModel(build=None):
+                from onnxport.export.traced_encoder import export_encoder
+
+                return export_encoder(found, model, chosen, opset, say)
             case EncoderModel():
                 return _encoder(found, model, chosen, opset, say)
 
@@ -97,7 +101,8 @@ def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progr
 
 
 def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Progress) -> Exported:
-    goldens = golden.encoder_goldens(model)
+    assert model.build is not None, "what has no canonical form is traced directly"
+    goldens = golden.encoder_goldens(model, found.tokenizers.get("source"))
     say("checking the canonical model against the original")
     built = model.build()
     encoder = built.graphs["encoder"]

@@ -29,6 +29,15 @@ def _hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool) -> S
     return read(importlib.import_module(f"onnxport.export.families.{module}").FAMILY, folder, config, allow_pickle)
 
 
+def _other(folder: Path, model_type: str, config: dict[str, Any], known: str, allow_pickle: bool) -> Source:
+    from onnxport.export.families.hugging_face_folder import read
+    from onnxport.export.families.other_encoder import other_encoder
+    from onnxport.export.transformers_library import import_transformers
+
+    import_transformers()
+    return read(other_encoder(model_type, config, folder / "config.json", known), folder, config, allow_pickle)
+
+
 ARCHITECTURES: dict[str, Reader] = {"torch.nn.Transformer": _pytorch}
 FAMILIES = tuple(  # a module each
     "bart bert camembert distilbert gpt2 llama marian mistral mt5 qwen2 qwen3 roberta t5 xlm-roberta xlnet".split()
@@ -54,6 +63,8 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
         name = config.get(key)
         if isinstance(name, str) and name in readers:
             return readers[name](folder, config, allow_pickle)
+        if isinstance(name, str) and key == "model_type":
+            return _other(folder, name, config, known, allow_pickle)
         if name is not None:
             raise CheckpointError(f"{path} has the {key} {name!r:.60}; known for now: {known}")
     raise CheckpointError(f"{path} has no architecture and no model_type; known for now: {known}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from onnxport.errors import CheckpointError
 from onnxport.export.canonical import Built
 from onnxport.export.families import loading
 from onnxport.export.families.checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_keys
@@ -23,6 +24,15 @@ from onnxport.export.models import EncoderModel
 from onnxport.export.original_hugging_face import TransformersEncoder
 
 PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
+IDENTITY = "torch.nn.modules.linear.Identity"  # as sentence-transformers names what a cross-encoder does to its logit
+
+
+def plain_scores(value: Any) -> str | None:
+    """What sentence-transformers notes of a cross-encoder: only a logit that stays as it is."""
+    known = value is None or (isinstance(value, dict) and value.get("activation_fn", IDENTITY) == IDENTITY)
+    return None if known else f"an activation_fn of {IDENTITY}"
+
+
 COMMON: dict[str, Key] = {
     "vocab_size": Key(integer(1, ROWS), None),
     "max_position_embeddings": Key(integer(1, LENGTH), None),
@@ -36,6 +46,8 @@ COMMON: dict[str, Key] = {
     "pruned_heads": always({}, None),
     "tie_encoder_decoder": always(False),
     "auto_map": always(None, {}),
+    "sentence_transformers": Key(plain_scores, None),
+    "sbert_ce_default_activation_function": always(None, IDENTITY),
 }
 SIZED: dict[str, Key] = {  # as most families call them
     "hidden_size": Key(integer(1, WIDTH), None),
@@ -49,7 +61,7 @@ SIZED: dict[str, Key] = {  # as most families call them
 }
 TRAINING = frozenset(  # of training, or of heads that are left out
     """attention_probs_dropout_prob hidden_dropout_prob initializer_range tie_word_embeddings directionality pooler_fc_size
-    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size""".split()
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size language name""".split()
 )
 SPARE = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
 
@@ -130,6 +142,21 @@ class EncoderFamily:
         return HuggingFaceEncoder(self, model, read_modules(folder))
 
 
+def text_encoding(task: str | None, config: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runtime needs to know of a model for `task`, None for hidden states. said: what the folder says of pooling.
+
+    CheckpointError: labels that lack a number, or that cannot be told apart.
+    """
+    if task is None:
+        return {"pooling": said.get("pooling", "mean"), "normalize": said.get("normalize", False)}
+    if task != "classification":
+        return {}
+    labels = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
+    return {"labels": labels, "problem": PROBLEMS.get(config.problem_type) or ("regression" if len(labels) == 1 else "single")}
+
+
 @dataclass(eq=False)
 class HuggingFaceEncoder:
     """A loaded encoder. encoding: pooling, normalize and max_length where the folder says so."""
@@ -166,7 +193,7 @@ class HuggingFaceEncoder:
             max_length=self.max_length,
             tasks=tasks,
             types=self._types(),
-            encoding=self._encoding(),
+            encoding=text_encoding(None if head is None else head.task, config, self.encoding),
         )
 
     def outputs(self) -> dict[str, tuple[int | str, ...]]:
@@ -194,15 +221,6 @@ class HuggingFaceEncoder:
 
     def _base(self) -> Any:
         return self.model if self.head is None else getattr(self.model, self.family.base)
-
-    def _encoding(self) -> dict[str, Any]:
-        head, config = self.head, self.model.config
-        if head is None:
-            return {"pooling": self.encoding.get("pooling", "mean"), "normalize": self.encoding.get("normalize", False)}
-        if head.task != "classification":
-            return {}
-        labels = [str(config.id2label[i]) for i in range(config.num_labels)]
-        return {"labels": labels, "problem": PROBLEMS.get(config.problem_type) or ("regression" if len(labels) == 1 else "single")}
 
     def _side(self) -> Side:
         config, family, base = self.model.config, self.family, self._base()
