@@ -135,7 +135,7 @@ def causal(text: Path, out: Path, model: Any) -> None:
 
 @click.command()
 @options
-@click.option("--gain", type=float, default=4.0, show_default=True)
+@click.option("--gain", type=float, default=2.0, show_default=True)
 def llama(text: Path, out: Path, seed: int, gain: float) -> None:
     """A Llama with random weights, and a tokenizer trained on the lines of TEXT."""
     causal(text, out, llama_model(seed, gain))
@@ -143,7 +143,7 @@ def llama(text: Path, out: Path, seed: int, gain: float) -> None:
 
 @click.command()
 @options
-@click.option("--gain", type=float, default=4.0, show_default=True)
+@click.option("--gain", type=float, default=2.0, show_default=True)
 def gpt2(text: Path, out: Path, seed: int, gain: float) -> None:
     """GPT-2 small with random weights, and a tokenizer trained on the lines of TEXT."""
     causal(text, out, gpt2_model(seed, gain))
