@@ -73,16 +73,19 @@ class BundleSide(Answering):
         settled = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
         return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settled)]
 
-    def parity(self) -> dict[str, Any]:
+    def parity(self) -> dict[str, Any] | None:
         """The golden answers through this variant, on this machine and device: see `runtime.parity.replay`.
 
-        within_bounds: whether the bounds that the manifest records hold; None where it records none.
+        within_bounds: whether the bounds that the manifest records hold; None where it records none. None for a bundle without golden
+        answers.
         """
         from onnxport.runtime.bundle import Bundle
         from onnxport.runtime.parity import replay
         from onnxport.runtime.verify import check_bounds
 
         bundle = Bundle.open(self.path)
+        if bundle.golden is None:
+            return None
         bounds = bundle.variants[self.precision].parity.get("bounds", {})
         found: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
         within: bool | None = None

@@ -226,6 +226,22 @@ def test_batches_are_spread_over_the_data(bundle, tmp_path):
     assert len(work.batches(300, 5)[0]) == 300
 
 
+def test_a_baseline_is_a_gate(bundle, data, fakes, tmp_path):
+    compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=5, out=tmp_path / "old")
+    fakes["int8"]["wrong"] = 2
+    gates = ["int8.speedup_change>=-0.9", "bleu_change>=-0.2", "int8.bleu_drop_change<=0", "latency_ms_p50_change<=100"]
+    report = compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=5, baseline=tmp_path / "old", gates=gates, out=tmp_path / "new")
+    assert [gate["passed"] for gate in report.gates] == [True, False, False, True]
+    assert "was not measured" in report.gates[2]["message"]
+    int8 = report.variants["int8"]
+    assert int8["bleu_change"] == int8["change"]["bleu"] < -1
+    assert not any("baseline" in note for note in report.notes)
+    assert (tmp_path / "new" / "report.xml").exists()
+    assert not (tmp_path / "old" / "report.xml").exists()
+    other = compare(bundle, data, ["int8"], batches=(1,), limit=4, baseline=tmp_path / "old" / "report.json")
+    assert any("number of inputs 5, here 4" in note for note in other.notes)
+
+
 def test_an_unknown_variant_is_wrong_usage(bundle, data):
     with pytest.raises(UsageError, match=r"no variant 'int88'; it holds fp32, fp16, int8; did you mean int8\?"):
         compare(bundle, data, ["int88"])

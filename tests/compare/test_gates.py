@@ -10,7 +10,12 @@ VARIANTS = {
 }
 
 
+OTHER = {"speedup": 3.0, "bleu_drop": 0.5, "bleu_drop_ci": {"low": -0.1, "high": 1.1, "p": 0.1, "n": 200}}
+
+
 def check(expr, variants=VARIANTS):
+    if "/" in expr:
+        variants = variants | {"new-1.5/int8": OTHER, "new-1": {"5/int8": {"speedup": 0.0}}}
     return evaluate([parse_gate(expr)], variants, "fp32")[0]
 
 
@@ -27,6 +32,10 @@ def check(expr, variants=VARIANTS):
         ("int8-static.latency_ms.p90<=2.5e1", True, 25.0),
         ("int8-static.bleu_drop>=-0.3", True, -0.3),
         ("speedup==2", False, 0.5),
+        ("int8-static.speedup_ci.low<=2", False, None),
+        ("new-1.5/int8.speedup>=3", True, 3.0),
+        ("new-1.5/int8.bleu_drop_ci.high<=0.5", False, 1.1),
+        ("new-1.5/int8.bleu_drop_ci.low<=0", True, -0.1),
     ],
 )
 def test_a_gate_holds_or_not(expr, passed, value):
@@ -82,6 +91,8 @@ def test_a_gate_over_no_variant_fails():
         "speedup>=nan",
         "speedup>=1.5x",
         "a..b>=1",
+        "/int8.speedup>=1",
+        "a/b/c>=1",
     ],
 )
 def test_a_bad_expression_shows_the_grammar(expr):

@@ -4,6 +4,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from compare_samples import metrics, report, translated
@@ -11,8 +12,9 @@ from compare_samples import metrics, report, translated
 from onnxport.compare import table
 from onnxport.compare.gates import evaluate, parse_gate
 from onnxport.compare.report import check_out, figures
-from onnxport.compare.report.baseline import changes, read_baseline
+from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import render_html
+from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.markdown import render_markdown
 from onnxport.errors import DataError, GateError, OutputError, UsageError
 
@@ -54,6 +56,26 @@ def test_three_files_are_written(tmp_path):
     assert content["variants"]["int8"]["latency_ms"].keys() == {"p50", "p90", "p99"}
     assert content["verdict"].keys() == content["variants"].keys() == {"fp32", "fp16", "int8"}
     assert [p.name for p in out.parent.iterdir()] == ["report"]
+
+
+def test_gates_are_written_as_junit(tmp_path):
+    gated("int8.speedup>=1.5", "bleu_drop<=0.05").write(tmp_path)
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()[0]
+    assert {name: suite.attrib[name] for name in ("tests", "failures", "errors")} == {"tests": "2", "failures": "1", "errors": "0"}
+    passed, failed = suite
+    assert (passed.attrib["name"], passed.find("failure")) == ("int8.speedup>=1.5", None)
+    assert failed.find("failure").attrib["message"] == "int8 has 0.1, expected <= 0.05"
+    with pytest.raises(OutputError, match=r"holds report\.json, report\.md, report\.html, report\.xml already"):
+        check_out(tmp_path, False)
+    report().write(tmp_path, force=True)  # without gates: an earlier report's would be taken for this one's
+    assert not (tmp_path / "report.xml").exists()
+
+
+def test_junit_holds_any_text():
+    gate = {"expr": "a<b&\x00\ud800>=1", "value": None, "passed": False, "values": {}, "message": '"<&\x1b'}
+    case = ElementTree.fromstring(render_junit(report(bundle="<\x07>", gates=[gate]).as_dict()))[0][0]
+    assert case.attrib["name"] == "a<b&??>=1"
+    assert case[0].attrib["message"] == '"<&?'
 
 
 def test_an_existing_report_is_kept_without_force(tmp_path):
@@ -212,6 +234,17 @@ def test_a_baseline_gives_changes(tmp_path):
     assert found["latency_ms_p50"] == pytest.approx(1.0)
     assert found["size_bytes"] == 0
     assert found["bleu"] == pytest.approx(-0.2)
+
+
+def test_a_baseline_of_something_else_is_told():
+    then = report().as_dict()
+    assert differences(then, report().as_dict()) == []
+    other = report(bundle="en-fr", data={"name": "dev.tsv", "kind": "pairs", "count": 200, "built_in": False}).as_dict()
+    other["machine"]["cpu"] = "Another CPU"
+    (told,) = differences(then, other)
+    for words in ("bundle en-de, here en-fr", "data test.tsv, here dev.tsv", "processor A CPU, here Another CPU"):
+        assert words in told
+    assert "number of inputs" not in told
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from onnxport.runtime import bundle, parity
 )
 def test_parity_is_held_against_the_bounds_of_the_manifest(monkeypatch, bounds, found, within):
     variant = type("Variant", (), {"name": "int8", "parity": {"bounds": bounds}})
-    opened = type("Opened", (), {"variants": {"int8": variant}})
+    opened = type("Opened", (), {"variants": {"int8": variant}, "golden": "golden.npz"})
     monkeypatch.setattr(bundle.Bundle, "open", lambda path: opened)
     monkeypatch.setattr(parity, "replay", lambda *given, **options: found)
     assert BundleSide("somewhere", "int8").parity() == found | {"within_bounds": within}

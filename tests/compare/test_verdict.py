@@ -100,3 +100,33 @@ def test_arrays_are_judged_by_the_bounds_of_the_golden_answers():
         "golden answers within the bounds recorded at export (relative error 1.2e-02, largest difference 3.0e-04): the one to deploy here"
     )
     assert told in verdicts(variants, "fp32")["int8"]
+
+
+def interval(low, high, n=200):
+    return {"low": low, "high": high, "p": 0.05, "n": n}
+
+
+@pytest.mark.parametrize(
+    "drop, ends, told",
+    [
+        (0.5, (-0.1, 1.1), "BLEU 0.5 lower (36.8 against 37.3; within chance: -0.1 to 1.1 on 200 pairs)"),
+        (0.4, (0.2, 0.6), "BLEU 0.4 lower (36.9 against 37.3; 95% interval 0.2 to 0.6 on 200 pairs)"),
+        (-0.3, (-0.9, 0.2), "BLEU 0.3 higher (37.6 against 37.3; within chance: -0.2 to 0.9 on 200 pairs)"),
+        (-0.3, (-0.6, -0.01), "BLEU 0.3 higher (37.6 against 37.3; 95% interval 0.0 to 0.6 on 200 pairs)"),
+    ],
+)
+def test_a_verdict_knows_what_chance_explains(drop, ends, told):
+    variants = {"fp32": FP32, "int8": translated(drop, speedup=2.0, bleu_drop_ci=interval(*ends))}
+    assert told in verdicts(variants, "fp32", "pairs")["int8"]
+
+
+def test_a_loss_that_may_be_chance_asks_for_more_data():
+    variants = {"fp32": FP32, "int8": translated(2.0, speedup=2.0, bleu_drop_ci=interval(-0.5, 4.5, 20))}
+    assert best(variants, "fp32") == "fp32"
+    assert verdicts(variants, "fp32")["int8"].endswith("its loss may be chance but is too large to deploy on: measure on more data")
+
+
+def test_vectors_must_be_near():
+    for cosine, chosen in ((0.97, "fp32"), (0.99, "int8")):
+        variants = {"fp32": metrics(agreement=None, cosine=1.0), "int8": unmeasured(cosine=cosine, cosine_drop=1 - cosine)}
+        assert best(variants, "fp32") == chosen
