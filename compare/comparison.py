@@ -83,7 +83,7 @@ def compare(
     batches = batches[:1] if work.method == "run" else batches  # golden inputs have a batch of their own
     measured, outputs, versions = measure.measured(specs, work, batches, reference, sizes, tell, paths)
     before["versions"] |= versions
-    about = {
+    about: dict[str, Any] = {
         "bundle": opened.name,
         "task": opened.task,
         "reference": reference,
