@@ -6,6 +6,21 @@ from typing import Any
 from onnxport.compare.metrics import LABELS, QUALITY
 
 MISSING = "–"
+_PLAIN = ("bleu", "chrf", "perplexity")  # told as numbers, all other metrics as shares
+_CHANGED = {
+    "throughput": "Throughput",
+    "speedup": "Speed-up",
+    "latency_ms_p50": "Latency p50",
+    "latency_ms_p90": "Latency p90",
+    "load_ms": "Time to load",
+    "first_output_ms": "First answer",
+    "peak_rss_bytes": "Peak memory",
+    "size_bytes": "Size",
+    "energy_joules_per_unit": "Energy",
+    "agreement": "Same answers",
+    "cosine": "Cosine",
+    **{name: label if not label.islower() else label.capitalize() for name, label in LABELS.items()},
+}
 
 
 def megabytes(count: float | None) -> str:
@@ -18,6 +33,11 @@ def significant(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def fixed(value: float, digits: int) -> str:
+    """So many digits, and no minus before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -55,7 +75,63 @@ def quality(name: str, value: float | None) -> str:
     """A quality metric as people write it: BLEU, chrF and perplexity as numbers, shares as percent."""
     if value is None:
         return MISSING
-    return f"{value:.2f}" if name in ("bleu", "chrf", "perplexity") else percent(value)
+    return f"{value:.2f}" if name in _PLAIN else percent(value)
+
+
+def lead(content: Mapping[str, Any]) -> str | None:
+    """The metric that quality is told by: the first that was measured; None without references."""
+    return next(iter(quality_names(content)), None)
+
+
+def loss(content: Mapping[str, Any], name: str) -> str:
+    """How much of the lead metric a variant lost against the reference, with its 95% interval: 0.55 (0.07 to 1.31); shares in points."""
+    metric, values = lead(content), content["variants"][name]
+    drop = None if metric is None else values.get(f"{metric}_drop")
+    if drop is None or name == content["reference"]:
+        return MISSING
+    scale = 1 if metric in _PLAIN else 100
+    digits = 1 if scale == 100 else 2
+    found = values.get(f"{metric}_drop_ci")
+    told = fixed(scale * drop, digits)
+    return told if found is None else f"{told} ({fixed(scale * found['low'], digits)} to {fixed(scale * found['high'], digits)})"
+
+
+def energy(content: Mapping[str, Any], name: str) -> str:
+    """Joules a token, item or call."""
+    joules = (content["variants"][name].get("energy") or {}).get("joules_per_unit")
+    return MISSING if joules is None else f"{significant(joules)} J/{content['method']['unit'].partition('/')[0].removesuffix('s')}"
+
+
+def energy_told(content: Mapping[str, Any]) -> str:
+    """What counted the joules, or why nothing can here."""
+    found = [values["energy"] for values in content["variants"].values() if values.get("energy")]
+    told = dict.fromkeys(str(one.get("source") or one.get("reason") or "") for one in found)
+    return "; ".join(filter(None, told))
+
+
+def _metered(content: Mapping[str, Any]) -> bool:
+    return any((values.get("energy") or {}).get("joules_per_unit") is not None for values in content["variants"].values())
+
+
+def change_lines(content: Mapping[str, Any]) -> list[list[str]]:
+    """What changed since the baseline, a line a metric, a column a variant; [] without a baseline. Speeds, times and sizes in percent."""
+    variants = content["variants"]
+    names = list(dict.fromkeys(metric for values in variants.values() for metric in values.get("change") or {}))
+    return [
+        [_CHANGED.get(metric, metric.replace("_", " ")), *(_change(metric, v.get("change") or {}) for v in variants.values())]
+        for metric in names
+    ]
+
+
+def _change(metric: str, found: Mapping[str, float]) -> str:
+    value = found.get(metric)
+    if value is None:
+        return MISSING
+    if metric in _PLAIN:
+        return f"{round(value, 2) + 0.0:+.2f}"
+    if metric in QUALITY or metric in ("agreement", "cosine"):
+        return f"{round(100 * value, 1) + 0.0:+.1f} points"
+    return f"{round(100 * value, 1) + 0.0:+.1f}%"
 
 
 def columns(content: Mapping[str, Any]) -> list[str]:
@@ -63,6 +139,9 @@ def columns(content: Mapping[str, Any]) -> list[str]:
     unit = content["method"]["unit"]
     names = [heading(name) for name in quality_names(content)]
     same = [heading for key, heading in (("agreement", "Same answers"), ("cosine", "Cosine")) if _any(content, key)]
+    first = lead(content)
+    lost = [] if first is None else [f"{heading(first)} lost (95%)"]
+    joules = ["Energy"] if _metered(content) else []
     batches = [unit if unit == "calls/s" else f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
     return [
         "Variant",
@@ -74,7 +153,9 @@ def columns(content: Mapping[str, Any]) -> list[str]:
         "Latency p99",
         "First answer",
         "Peak memory",
+        *joules,
         *names,
+        *lost,
         *same,
         "Max. difference",
     ]
@@ -89,7 +170,9 @@ def rows(content: Mapping[str, Any]) -> list[list[str]]:
         row += [significant(values["throughput_by_batch"][str(batch)]) for batch in content["method"]["batches"]]
         row += [times(values["speedup"]), milliseconds(latency["p50"]), milliseconds(latency["p99"])]
         row += [milliseconds(values["first_output_ms"]), megabytes(values["peak_rss_bytes"])]
+        row += [energy(content, name)] if _metered(content) else []
         row += [quality(metric, values.get(metric)) for metric in quality_names(content)]
+        row += [loss(content, name)] if lead(content) else []
         row += [percent(values.get("agreement"))] if _any(content, "agreement") else []
         row += [f"{values['cosine']:.4f}" if "cosine" in values else MISSING] if _any(content, "cosine") else []
         found.append([*row, scientific(values.get("max_abs_diff"))])
@@ -117,6 +200,24 @@ def headline(content: Mapping[str, Any]) -> str:
     size = f", {times(ratio)} the size" if ratio is not None else ""
     base = "PyTorch" if reference == "pytorch" else reference
     return f"{content['bundle']}: deploy {chosen}: {times(values['speedup'])} the speed of {base}{size}"
+
+
+def title(content: Mapping[str, Any]) -> str:
+    """The headline without its figures, which `reason` tells."""
+    return headline(content).partition(": deploy ")[0] + f": deploy {content['recommended']}" if _deploys(content) else headline(content)
+
+
+def _deploys(content: Mapping[str, Any]) -> bool:
+    return content.get("recommended") not in (None, content["reference"])
+
+
+def reason(content: Mapping[str, Any]) -> str:
+    """Why, in one sentence: the verdict on the variant to deploy, without its advice, which is the headline."""
+    chosen = content.get("recommended")
+    if chosen is None:
+        return ""
+    told = str(content["verdict"].get(chosen, "")).removesuffix(": the one to deploy here")
+    return f"{told[:1].upper()}{told[1:]}."
 
 
 def machine_line(content: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare.examples import marked
-from onnxport.compare.report import figures, plots
+from onnxport.compare.report import evidence, figures, frontier, partings, plots
 from onnxport.compare.verdict import lead_metric
 from onnxport.errors import UsageError
 
@@ -28,35 +28,59 @@ def render_html(content: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     markup = jinja2.filters.FILTERS["safe"]
-    variants = content["variants"]
-    latency = {f"{p} in 100 are answered within": {n: v["latency_ms"][f"p{p}"] for n, v in variants.items()} for p in (50, 90, 99)}
-    title = "Golden inputs" if content["method"]["unit"] == "calls/s" else "Batch of {}"
-    speed = {title.format(b): {n: v["throughput_by_batch"][str(b)] for n, v in variants.items()} for b in content["method"]["batches"]}
-    size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
-    memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
-    same = {
-        "Share of identical answers": {
-            n: v["agreement"] for n, v in variants.items() if v["agreement"] is not None and n != content["reference"]
-        }
-    }
+    growth = evidence.growth(content)
     text: str = environment.get_template("report.html.jinja").render(
         report=content,
         headline=figures.headline(content),
+        title=figures.title(content),
+        reason=figures.reason(content),
         style=markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        names=list(variants),
-        cards=sorted((_card(content, number, name) for number, name in enumerate(variants)), key=lambda card: not card["chosen"]),
+        names=list(content["variants"]),
+        failed=[gate for gate in content["gates"] if not gate["passed"]],
+        cards=sorted(
+            (_card(content, number, name) for number, name in enumerate(content["variants"])), key=lambda card: not card["chosen"]
+        ),
         lines=figures.lines(content)[1:],
-        scatter=markup(plots.quality_and_speed(content)),
-        latency=plots.bars(content, latency, figures.milliseconds),
-        speed=plots.bars(content, speed, figures.significant),
-        space=plots.bars(content, size, figures.megabytes) + plots.bars(content, memory, figures.megabytes),
-        same=plots.bars(content, same, figures.percent) if any(same.values()) else [],
+        changes=figures.change_lines(content),
+        frontiers=[(title, markup(svg)) for title, along in _ALONG.items() if (svg := frontier.draw(content, along))],
+        frontier_told=markup(" ".join(frontier.explained(content))),
+        quality_label=getattr(frontier.quality_of(content), "label", ""),
+        bars=_bars(content),
+        same=_same(content),
         parting=plots.first_differences(content),
+        heat_maps=evidence.heat_maps(content),
+        steps=range(evidence.STEPS),
+        growth=None if growth is None else growth | {"svg": markup(growth["svg"])},
+        searches=evidence.searches(content),
+        divergence=partings.shown(content),
         examples={name: [_example(e) for e in examples] for name, examples in content["examples"].items() if examples},
+        energy=figures.energy_told(content),
         machine=figures.machine_line(content),
-        quality_label=next(map(figures.heading, figures.quality_names(content)), ""),
     )
     return text
+
+
+_ALONG = {"against speed": "speed", "against size": "size"}
+
+
+def _bars(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Panels of bars: title -> groups."""
+    variants, method = content["variants"], content["method"]
+    latency = {f"{p} in 100 are answered within": {n: v["latency_ms"][f"p{p}"] for n, v in variants.items()} for p in (50, 90, 99)}
+    title = "Golden inputs" if method["unit"] == "calls/s" else "Batch of {}"
+    speed = {title.format(b): {n: v["throughput_by_batch"][str(b)] for n, v in variants.items()} for b in method["batches"]}
+    size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
+    memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
+    return {
+        "How long one answer takes": plots.bars(content, latency, figures.milliseconds),
+        f"Throughput, {method['unit']}": plots.bars(content, speed, figures.significant),
+        "Space": plots.bars(content, size, figures.megabytes) + plots.bars(content, memory, figures.megabytes),
+    }
+
+
+def _same(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    shares = {n: v["agreement"] for n, v in content["variants"].items() if v["agreement"] is not None and n != content["reference"]}
+    return plots.bars(content, {"Share of identical answers": shares}, figures.percent) if shares else []
 
 
 def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:

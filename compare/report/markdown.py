@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.compare.report import figures
+from onnxport.compare.report import evidence, figures, frontier, partings
 
 _EXAMPLES = 3  # a variant; the HTML has more
 
@@ -23,6 +23,10 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     heads = figures.columns(content)
     lines += ["", "| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in figures.rows(content)]
+    lines += _facts(content)
+    if changes := figures.change_lines(content):
+        lines += ["", "## Since the baseline", "", "| | " + " | ".join(map(_cell, content["variants"])) + " |"]
+        lines += ["| --- |" + " ---: |" * len(content["variants"]), *("| " + " | ".join(map(_cell, line)) + " |" for line in changes)]
     lines += ["", *(f"> {_cell(note)}" for note in content["notes"])]
     lines += ["", f"Measured on {data['count']} inputs ({_cell(data['name'])}). The reference is {reference}."]
     if "bleu" in content["method"]:
@@ -31,9 +35,48 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     for name, examples in content["examples"].items():
         if examples:
             lines += ["", f"## Where {_cell(name)} answers otherwise than {reference}", ""]
+            if summary := partings.summary(content, name):
+                lines += [f"{_cell(summary)}.", ""]
+            if told := [_parting(content, name, one) for one in content.get("divergence", {}).get(name, [])[:_EXAMPLES]]:
+                lines += [*told, ""]
             lines += [f"| Input | {reference} | {_cell(name)} |", "| --- | --- | --- |"]
             lines += [f"| {_cell(e['input'])} | {_cell(e['reference'])} | {_cell(e['variant'])} |" for e in examples[:_EXAMPLES]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _facts(content: Mapping[str, Any]) -> list[str]:
+    """What the page shows as plots, a line each."""
+    told = []
+    quality = frontier.quality_of(content)
+    for along in ("speed", "size"):
+        names = frontier.front(content, along)
+        if quality is not None and names:
+            told.append(f"No other is better in both {quality.label} and {along}: {', '.join(names)}.")
+    for found in evidence.heat_maps(content):
+        worst = "; ".join(f"{one['module']} in {one['scheme']} ({one['text']})" for one in found["worst"])
+        told.append(f"Most sensitive modules ({found['metric']}): {worst}.")
+    for one in evidence.searches(content):
+        facts = "; ".join(f"{what} {text}" for what, text in one["facts"])
+        told.append(f"Plan of {one['name']}: {facts + '; ' if facts else ''}plans tried: {len(one['tried'])}.")
+    if grown := evidence.growth(content):
+        ends = "; ".join(f"{row['name']} {row['cells'][0]} to {row['cells'][-1]}" for row in grown["rows"])
+        told.append(f"Relative error from {grown['layers'][0]} to {grown['layers'][-1]}: {ends}.")
+    if energy := figures.energy_told(content):
+        told.append(f"Energy: {energy}.")
+    return ["", *(f"- {_cell(line)}" for line in told)] if told else []
+
+
+def _parting(content: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> str:
+    """Both next tokens with the probabilities that both sides give them."""
+    sides = [(content["reference"], one["reference"]), (name, one["variant"])]
+    told = []
+    for number, (_, side) in enumerate(sides):
+        other, given = sides[1 - number][1], []
+        for who, value in ((sides[number][0], side["own"]), (sides[1 - number][0], other["other"])):
+            given += [] if value is None else [f"{who} {value:.1%}"]
+        told.append(f"{partings.word(side['token'])} ({', '.join(given)})" if given else partings.word(side["token"]))
+    before = f"after {one['prefix']}: " if one["prefix"] else ""
+    return f"- {_cell(one['input'])} → {_cell(f'{before}{told[0]} or {told[1]}')}"
 
 
 def _cell(text: str) -> str:

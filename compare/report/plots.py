@@ -1,45 +1,95 @@
-"""Plots as inline SVG and as the widths of bars. Colours are CSS variables, so that the page's light and dark themes hold for them."""
+"""Frames of plots as inline SVG, and the widths of bars. Colours are CSS variables: the page has a light and a dark theme."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from onnxport.compare.report import figures
-
 _WIDTH, _HEIGHT = 460, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 32, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 26, 46
+LETTER = 9.2  # widest likely, of a label on a phone
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def quality_and_speed(content: Mapping[str, Any]) -> str:
-    """Speed to the right, quality upwards (or agreement where no quality was measured), area = size on disk; "" with nothing to show."""
-    variants = content["variants"]
-    metric = next(iter(figures.quality_names(content)), "agreement")
-    points = {name: v for name, v in variants.items() if v.get(metric) is not None}
-    if len(points) < 2:
-        return ""
-    scale = 1 if metric in ("bleu", "chrf", "perplexity") else 100
-    values = {name: v[metric] * scale for name, v in points.items()}
-    low, high = _range(list(values.values()), least=2.0 if scale == 1 else 4.0, top=None if metric == "perplexity" else 100.0)
-    right = _nice(max(v["throughput"] for v in points.values()) * 1.08)
-    label = ("Same answers" if metric == "agreement" else figures.heading(metric)) + (" (%)" if scale == 100 else "")
-    parts = _axes(right, low, high, f"{content['method']['unit']}, batch {content['method']['batches'][0]}", label)
-    biggest = max((v.get("size_bytes") or 1) for v in points.values())
-    taken: list[tuple[float, float, float]] = []
-    order = list(variants)
-    for name, v in points.items():
-        x = _LEFT + v["throughput"] / right * (_WIDTH - _LEFT - _RIGHT)
-        y = _TOP + (high - values[name]) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-        radius = 7 + 19 * math.sqrt((v.get("size_bytes") or 1) / biggest)
-        tip = f"{name}: {figures.significant(v['throughput'])} {content['method']['unit']}, {label} {values[name]:.2f}"
-        tip += f", {figures.megabytes(v.get('size_bytes'))}"
-        parts.append(
-            f'<circle class="c{order.index(name) % 6}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>'
-        )
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2"/>')
-        parts.append(_label(name, x, y, radius, taken))
-    title = f"{label} against speed; the area is the size on disk"
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+class Frame:
+    """A plot with two axes; `parts` are its elements so far. x, y: ticks, evenly spaced.  flipped: the axis upwards falls.  bottom, right:
+    room beside the axes."""
+
+    def __init__(self, x: Sequence[float], y: Sequence[float], flipped: bool = False, bottom: int = _BOTTOM, right: int = _RIGHT) -> None:
+        self.ticks, self.limits, self.flipped = (x, y), ((x[0], x[-1]), (y[0], y[-1])), flipped
+        self.left, self.right, self.top, self.bottom = _LEFT, _WIDTH - right, _TOP, _HEIGHT - bottom
+        self.parts: list[str] = []
+        self._taken: list[Box] = []
+
+    def x(self, value: float) -> float:
+        """Where a value lies from the left."""
+        low, high = self.limits[0]
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        """Where a value lies from the top."""
+        low, high = self.limits[1]
+        share = (value - low) / (high - low)
+        return self.top + (share if self.flipped else 1 - share) * (self.bottom - self.top)
+
+    def axes(self, below: Sequence[str], beside: Sequence[str], x_label: str, y_label: str) -> None:
+        """Lines, texts of the ticks and labels."""
+        for value, text in zip(self.ticks[1], beside, strict=True):
+            y = self.y(value)
+            self.parts.append(f'<line class="grid" x1="{self.left}" y1="{y:.1f}" x2="{self.right}" y2="{y:.1f}"/>')
+            self.text(self.left - 7, y + 4, text, "end")
+        for value, text in zip(self.ticks[0], below, strict=True):
+            self.text(self.x(value), self.bottom + 17, text, "middle")
+        self.text((self.left + self.right) / 2, _HEIGHT - 8, x_label, "middle")
+        middle = (self.top + self.bottom) / 2
+        self.parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+
+    def text(self, x: float, y: float, text: str, anchor: str, name: bool = False) -> None:
+        """A text; name: of a variant."""
+        style = ' class="name"' if name else ""
+        self.parts.append(f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def note(self, text: str, left: bool) -> None:
+        """A soft word above a corner of the plot."""
+        self.text(self.left if left else self.right, self.top - 10, text, "start" if left else "end")
+
+    def dot(self, x: float, y: float, color: str, tip: str, chosen: bool = False) -> None:
+        """A dot with a text on hover, in a ring where it is chosen."""
+        a, b = self.x(x), self.y(y)
+        ring = f'<circle class="ring" cx="{a:.1f}" cy="{b:.1f}" r="11"/>' if chosen else ""
+        self.parts.append(f'{ring}<circle class="{color}" cx="{a:.1f}" cy="{b:.1f}" r="6"><title>{escape(tip)}</title></circle>')
+        self._taken.append((a - 8, b - 8, a + 8, b + 8))
+
+    def take(self, box: Box) -> None:
+        """Labels keep away from here."""
+        self._taken.append(box)
+
+    def label(self, x: float, y: float, name: str, beside: bool = False) -> None:
+        """A name by its dot, where it covers least: right, left, above, below, and further away. beside: on the right only."""
+        a, b, wide = self.x(x), self.y(y), LETTER * len(name)
+        places = [(a + 14, b + 4, "start"), (a - 14, b + 4, "end"), (a, b - 15, "middle"), (a, b + 24, "middle")]
+        away = [step * sign for step in (16, 32, 48, 64, 80) for sign in (1, -1)]
+        places += [(a + 14 * side, b + 4 + step, anchor) for step in away for side, anchor in ((1, "start"), (-1, "end"))]
+        if beside:
+            places = [(a + 12, b + 4 + step, "start") for step in (0, 14, -14, 28, -28, 42, -42)]
+        begins = {"start": 0.0, "end": wide, "middle": wide / 2}
+
+        def box(place: tuple[float, float, str]) -> Box:
+            left = place[0] - begins[place[2]]
+            return left, place[1] - 12, left + wide, place[1] + 3
+
+        def cost(place: tuple[float, float, str]) -> float:
+            own = box(place)
+            beyond = max(0.0, 2 - own[0]) + max(0.0, own[2] - _WIDTH + 2) + max(0.0, 10 - own[1]) + max(0.0, own[3] - self.bottom - 6)
+            return 100 * beyond + sum(_overlap(own, other) for other in self._taken)
+
+        best = min(places, key=cost)
+        self._taken.append(box(best))
+        self.text(best[0], best[1], name, best[2], name=True)
+
+    def svg(self, title: str) -> str:
+        """The whole plot."""
+        return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(self.parts)}</svg>'
 
 
 def bars(
@@ -88,45 +138,26 @@ def _bins(last: int) -> list[tuple[int, int]]:
     return [(low, low + width - 1) for low in range(0, last + 1, width)]
 
 
-def _label(name: str, x: float, y: float, radius: float, taken: list[tuple[float, float, float]]) -> str:
-    """A name beside its circle, moved down while it would cover another."""
-    width = 7.6 * len(name)
-    left = x + radius + 5 + width > _WIDTH - 2
-    start = x - radius - 5 - width if left else x + radius + 5
-    place = y + 4
-    while any(abs(place - other) < 15 and start < end and start + width > begin for begin, end, other in taken):
-        place += 15
-    taken.append((start, start + width, place))
-    return f'<text class="name" x="{start:.1f}" y="{place:.1f}">{escape(name)}</text>'
+def ticks(values: Sequence[float], least: float, top: float | None = None, bottom: float | None = 0.0) -> list[float]:
+    """Round values, evenly spaced over all `values` with some air, within bottom and top.
 
-
-def _axes(right: float, low: float, high: float, below: str, beside: str) -> list[str]:
-    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    parts = []
-    ticks = ",.0f" if right >= 8 else ".2f"
-    for step in range(5):
-        x, y = _LEFT + plot_width * step / 4, _TOP + plot_height * (1 - step / 4)
-        value = low + (high - low) * step / 4
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{right * step / 4:{ticks}}</text>')
-    middle = _TOP + plot_height / 2
-    parts.append(f'<text class="axis" x="{_LEFT + plot_width / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(below)}</text>')
-    parts.append(f'<text class="axis" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(beside)}</text>')
-    return parts
-
-
-def _range(values: Sequence[float], least: float, top: float | None) -> tuple[float, float]:
-    """Limits of an axis: some air, and never so narrow that a tiny difference fills the plot."""
+    least: what they cover at least, so that a tiny difference does not fill the plot.
+    """
     low, high = min(values), max(values)
-    air = max((least - (high - low)) / 2, (high - low) * 0.25)
+    air = max((least - (high - low)) / 2, (high - low) * 0.12)
     low, high = low - air, high + air
-    if top is not None and high > top:
-        low, high = low - (high - top), top
-    return max(0.0, low), high
+    low, high = low if bottom is None else max(bottom, low), high if top is None else min(top, high)
+    power = 10 ** math.floor(math.log10((high - low) / 4))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= (high - low) / 5 - 1e-12)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
-def _nice(value: float) -> float:
+def nice(value: float) -> float:
     """The next of 1, 2, 4, 6, 8, 10 times a power of ten: divides well by 4."""
     power = 10 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

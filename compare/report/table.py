@@ -25,6 +25,8 @@ def table(report: Report | Mapping[str, Any]) -> str:
         why = f": {gate['message']}" if gate["message"] else f": {gate['value']:.6g}"
         lines += _wrapped(f"gate {'passed' if gate['passed'] else 'FAILED'}  {gate['expr']}{why}")
     lines += [line for note in content["notes"] for line in _wrapped(f"note: {note}")]
+    if energy := figures.energy_told(content):
+        lines += _wrapped(f"energy: {energy}")
     lines += ["", *_wrapped(f"{data['count']} inputs ({data['name']}); {figures.machine_line(content)}")]
     return "\n".join(lines)
 
