@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxport import __version__, bounds
+from onnxport.compare.gates import parse_gate
 from onnxport.errors import OutputError, UsageError
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
@@ -40,6 +41,8 @@ def build(
     opset: int | None = None,
     calibrate: Path | None = None,
     budget: str | None = None,
+    data: Path | None = None,
+    threads: int | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     progress: Say = lambda stage: None,
@@ -51,14 +54,16 @@ def build(
         out: the bundle's folder; it appears whole or not at all.
         precision: the variants; the first becomes the default one.
         calibrate: data for the schemes that are calibrated, a file as `compare` takes.
-        budget: what the variant `auto` may cost, a gate such as `bleu_drop<=0.3`.
+        budget: what the variant `auto` may lose, a gate such as `bleu_drop<=0.3`.
+        data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
+        threads: for the measurements of `auto`; None for all there are.
         force: replace an existing bundle.
         progress: called with the name of each stage as it begins.
 
     Raises:
         UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
     """
-    _check(precision, calibrate, budget, None)
+    _check(precision, calibrate, budget, None, data)
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
         _heavy(package, "export")
     exporter = _heavy("onnxport.export", "export")
@@ -73,9 +78,11 @@ def build(
         memory = _heavy("onnxport.memory", "export")
         memory.forget(exported.graphs)
         with memory.on_disk(fused, staging.path) as weights:
-            make = _heavy("onnxport.making", "export").Making(staging, fused, fusions, expected, calibrate, weights.let_go, progress)
+            making = _heavy("onnxport.making", "export")
+            given = making.Given(calibrate, data, budget, threads, search_folder(out))
+            make = making.Making(staging, fused, fusions, expected, given, weights.let_go, progress)
             for name in sorted(precision, key=lambda name: name != "fp32"):  # the others may be calibrated through it
-                make.add(name, budget=budget)
+                make.add(name)
                 weights.let_go()
             variants = staging.manifest["variants"]
             staging.manifest["variants"] = {name: variants[name] for name in precision}
@@ -90,15 +97,17 @@ def add_variant(
     plan: Path | None = None,
     calibrate: Path | None = None,
     budget: str | None = None,
+    data: Path | None = None,
+    threads: int | None = None,
     force: bool = False,
     progress: Say = lambda stage: None,
 ) -> Bundle:
     """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was.
 
-    plan: a file that says what each module becomes, in place of the precision's recipe. calibrate, budget: as in `build`.
+    plan: a file that says what each module becomes, in place of the precision's recipe. calibrate, budget, data, threads: as in `build`.
     Errors: as `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
     """
-    _check((precision,), calibrate, budget, plan)
+    _check((precision,), calibrate, budget, plan, data)
     ir = _heavy("onnx_ir", "export")
     bundle = Bundle.open(path)
     if precision in bundle.variants and not force:
@@ -116,12 +125,19 @@ def add_variant(
         if staging.manifest is not None:
             staging.manifest["variants"].pop(precision, None)
         making = _heavy("onnxport.making", "export")
-        making.Making(staging, fused, dict(base.fusions), {}, calibrate, lambda: None, progress).add(precision, plan, budget)
+        given = making.Given(calibrate, data, budget, threads, search_folder(path))
+        making.Making(staging, fused, dict(base.fusions), {}, given, lambda: None, progress).add(precision, plan)
         progress("hash and publish")
     return Bundle.open(path)
 
 
-def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | None, plan: Path | None) -> None:
+def search_folder(bundle: str | Path) -> Path:
+    """Where a search for a bundle's `auto` keeps what it has measured until it is done: beside the bundle."""
+    bundle = Path(bundle).absolute()
+    return bundle.with_name(f"{bundle.name}.search")
+
+
+def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | None, plan: Path | None, data: Path | None) -> None:
     """UsageError for precisions that are not known, and for options that none of them takes or that one of them lacks."""
     if not precision:
         raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
@@ -131,6 +147,10 @@ def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | Non
     searched = "auto" in precision and plan is None
     if budget is not None and not searched:
         raise UsageError(f"--budget: {', '.join(precision)} take none; leave it out, or ask for --precision auto")
+    if budget is not None:
+        parse_gate(budget)
+    if data is not None and not searched:
+        raise UsageError("--data: only the search of --precision auto measures on data of its own; leave it out")
     lacking = [name for name in precision if name in CALIBRATED] if plan is None else []
     if lacking and calibrate is None:
         raise UsageError(f"{lacking[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")

@@ -34,7 +34,9 @@ def verb(epilog: str) -> Any:
 )
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
-@click.option("--budget", help="What the variant may cost, for --precision auto.")
+@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
+@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
+@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
@@ -59,12 +61,15 @@ def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **
 
 @verb("""
     onnxport quantize artifacts/en-de --precision int8
+    onnxport quantize artifacts/en-de --precision auto --calibrate dev.tsv --budget 'bleu_drop<=0.3'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", required=True, help="The variant to add.")
 @click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
-@click.option("--budget", help="What the variant may cost, for --precision auto.")
+@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
+@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
+@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
 @click.option("--force", is_flag=True, help="Replace the variant if the bundle has it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common

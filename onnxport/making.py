@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport import bounds
 from onnxport.errors import UsageError
-from onnxport.quantize import calibrate, fusion, store
+from onnxport.quantize import calibrate, fusion, growth, store
 from onnxport.quantize.plan import Plan, read_plan
+from onnxport.rows import calibrated_on
 from onnxport.runtime.parity import replay
 from onnxport.runtime.staging import Staging
-from onnxport.variants import Graphs, Wish, graphs_of
+from onnxport.variants import Graphs, Wish, graphs_of, smoothed
 
 if TYPE_CHECKING:
     from onnxport.quantize.calibrate import Feeds
 
 GOLDEN = "golden.npz"
 PLAN = "plan.json"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What variants are made with beside the model.
+
+    calibrate: data for schemes that need it. evaluate: data that `auto` measures plans on, None for the rest of `calibrate`. budget: what
+    `auto` may lose. threads: for measurements. search: the folder where `auto` keeps what it has measured until it is done.
+    """
+
+    calibrate: Path | None = None
+    evaluate: Path | None = None
+    budget: str | None = None
+    threads: int | None = None
+    search: Path = field(default_factory=Path)
 
 
 class Making:
     """Adds variants to a bundle in the making.
 
     fused: graphs in float32, and `fusions` how often each rule was applied. expected: what must be found in the graphs that run, by role.
-    data: calibration data. let_go: called when a variant is a file, before ONNX Runtime loads it. progress: told each stage.
+    let_go: called when a variant is a file, before ONNX Runtime loads it. progress: told each stage.
     """
 
     def __init__(
@@ -35,39 +53,63 @@ class Making:
         fused: Graphs,
         fusions: dict[str, int],
         expected: dict[str, dict[str, int]],
-        data: Path | None,
+        given: Given,
         let_go: Callable[[], None],
         progress: Callable[[str], None],
     ) -> None:
         self.staging, self.fused, self.fusions, self.expected = staging, fused, fusions, expected
-        self.data, self.let_go, self.progress = data, let_go, progress
+        self.given, self.let_go, self.progress = given, let_go, progress
+        self._feeds: dict[int, Feeds] = {}
 
-    @cached_property
-    def feeds(self) -> Feeds:
-        """Calibration inputs of each graph, through the fp32 variant. DataError."""
-        assert self.data is not None
+    def feeds(self, precision: str) -> Feeds:
+        """Calibration inputs of each graph, through the fp32 variant; `auto` leaves half of the data to be measured on. DataError."""
+        data = self.given.calibrate
+        assert data is not None
         bundle = self.staging.preview()
         if "fp32" not in bundle.variants:
             raise UsageError("calibration goes through the fp32 variant: add fp32 to --precision")
-        self.progress("read calibration data")
-        return calibrate.feeds(bundle, self.data)
+        most = calibrated_on(data) if precision == AUTO else calibrate.MOST
+        if most not in self._feeds:
+            self.progress("read calibration data")
+            self._feeds[most] = calibrate.feeds(bundle, data, most)
+        return self._feeds[most]
 
-    def add(self, precision: str, plan: Path | None = None, budget: str | None = None) -> None:
-        """One variant, whole: files, manifest entry, checks. ParityError, FusionError, CheckpointError, DataError, UsageError."""
+    def add(self, precision: str, plan: Path | None = None) -> None:
+        """One variant, whole: files, manifest entry, checks.
+
+        ParityError, FusionError, CheckpointError, DataError, UsageError; GateError: no plan is within the budget.
+        """
         chosen: Plan | None = None if plan is None else read_plan(plan)
-        if chosen is not None and chosen.needs and self.data is None:
+        if chosen is not None and chosen.needs and self.given.calibrate is None:
             raise UsageError(f"{plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
+        evidence: dict[str, Any] = {}
+        if precision == AUTO and chosen is None:
+            chosen, evidence = self._search()
         self.progress(f"make and check {precision}")
-        self.make(Wish(precision, chosen, (lambda: self.feeds) if self.data is not None else None))
+        self.make(Wish(precision, chosen, (lambda: self.feeds(precision)) if self.given.calibrate is not None else None), evidence)
 
-    def make(self, wish: Wish) -> None:
-        """Carries out a wish; the manifest names the variant as soon as its files are there."""
+    def _search(self) -> tuple[Plan, dict[str, Any]]:
+        from onnxport.auto import Request, choose
+
+        given = self.given
+        assert given.calibrate is not None
+        feeds = self.feeds(AUTO)
+        request = Request(given.budget, given.calibrate, given.evaluate, given.threads, given.search)
+        graphs = smoothed(self.fused, feeds, self.staging.path / GOLDEN)
+        found = choose(request, self.staging, graphs, feeds, self.let_go, self.progress)
+        return found.plan, found.evidence
+
+    def make(self, wish: Wish, evidence: dict[str, Any]) -> None:
+        """Carries out a wish; the manifest names the variant as soon as its files are there. evidence: see `Variant`."""
         precision, staging = wish.precision, self.staging
         models, became = graphs_of(wish, self.fused, staging.path / GOLDEN)
         folder = staging.path / precision
         folder.mkdir(exist_ok=True)
         graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
         (folder / PLAN).write_text(Plan(became).dumps(), encoding="utf-8")
+        if set(became.values()) != {"fp32"}:
+            layers = growth.growth(self.fused, models, staging.path / GOLDEN)
+            evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         del models
         self.let_go()
         for role, wanted in self.expected.items():
@@ -80,6 +122,7 @@ class Making:
             "plan": became,
             "fusions": self.fusions,
             "parity": {},
+            "evidence": evidence,
         }
         staging.manifest["variants"][precision] = variant
         variant["parity"] = bounds.check(precision, replay(staging.preview(), precision))

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from onnxport.errors import UsageError
-from onnxport.quantize import choice, half, smooth
+from onnxport.quantize import choice, half, outliers, overflow, smooth
 from onnxport.quantize.apply import quantize
+from onnxport.quantize.exact import owners
+from onnxport.quantize.golden_feeds import golden_feeds as golden_inputs
 from onnxport.quantize.plan import RECIPES, Plan
+from onnxport.runtime.session import Sessions
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
@@ -49,17 +52,38 @@ def graphs_of(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[st
 def _graphs(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
     plan = wish.chosen
     if plan.half is not None:
-        return {role: half.to_fp16(graph) for role, graph in fused.items()}, dict(plan.schemes)
+        return _half(wish, plan, fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
     if plan.needs and wish.feeds is None:
         raise UsageError(f"{wish.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = wish.feeds() if wish.feeds is not None else None
     activations = {"int8-rows"} | {name for name in plan.schemes.values() if name.startswith("int8-static")}
-    if list(fused) == ["encoder"] and activations & set(plan.schemes.values()):
-        seen = feeds["encoder"] if feeds is not None else golden_feeds(goldens)
-        fused = {"encoder": smooth.smooth(fused["encoder"], seen)} if seen else fused
+    if activations & set(plan.schemes.values()):
+        fused = smoothed(fused, feeds, goldens)
+    if wish.plan is None and feeds is not None and "range" in plan.needs:
+        plan = outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
+
+
+def _half(wish: Wish, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """In half precision but for the layers that do not fit it, which the plan names. A plan by hand is carried out as it is."""
+    plan.check(name for graph in fused.values() for name in owners(half.prepared(graph).graph).values())
+    if plan.half == "bf16":
+        Sessions.choose("cuda")  # it has no kernels for bf16 on the CPU: neither the check nor an answer could be had
+        if "decoder" in fused:
+            raise UsageError("bf16 is made of encoders and plain modules: the cache of a model that generates has no such type; use fp16")
+    elif wish.plan is None:
+        plan = overflow.safe(fused, plan, wish.feeds() if wish.feeds is not None else golden_inputs(goldens, fused))
+    return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
+
+
+def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
+    """The graph of a text encoder with activations that are easier to quantize, other graphs as they are."""
+    if list(fused) != ["encoder"]:
+        return fused
+    seen = feeds["encoder"] if feeds is not None else golden_feeds(goldens)
+    return {"encoder": smooth.smooth(fused["encoder"], seen)} if seen else fused
 
 
 def golden_feeds(path: Path) -> list[dict[str, Any]]:
