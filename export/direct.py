@@ -20,6 +20,7 @@ from onnxport.export.sampling import Axes, axis_sizes, other_sizes, resized, tra
 from onnxport.export.source import Source
 from onnxport.export.trace import trace
 
+TEXT = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 LARGEST = 64  # free axes of goldens stay at most this long where the examples are longer
 
 
@@ -193,7 +194,19 @@ def free_axes(adapter: Module, call: Call, examples: dict[str, Tensor]) -> tuple
     if adapter.dynamic is not None:
         return checked(adapter.dynamic, examples), examples
     usual = conventional(adapter.module, examples)
-    return (checked(usual, examples), examples) if usual is not None else discovered(call, examples)
+    if usual is not None:
+        return checked(usual, examples), examples
+    found, base = discovered(call, examples)
+    return _text_axes(found, base) or found, base
+
+
+def _text_axes(found: dict[str, Axes], base: dict[str, Tensor]) -> dict[str, Axes] | None:
+    """The usual axes of ids and what belongs to them, where all of them are free: code that lays masks out anew can hide that rows belong
+    together. None for other inputs."""
+    shapes = {tuple(tensor.shape) for tensor in base.values()}
+    if not set(base) <= TEXT or len(shapes) != 1 or any(set(found.get(name, {})) != {0, 1} for name in base):
+        return None
+    return {name: {0: "batch", 1: "sequence"} for name in base}
 
 
 def module_goldens(
