@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from onnxport.compare.report import figures
-from onnxport.compare.report.plots import LETTER, Frame
+from onnxport.compare.report.plots import COLORS, LETTER, Frame
 
 STEPS = 7  # of the colour scale
 METRICS = {
@@ -118,7 +118,7 @@ def growth(content: Mapping[str, Any]) -> dict[str, Any] | None:
     layers = list(dict.fromkeys(entry["name"] for entries in given.values() for entry in entries))
     errors = {name: {entry["name"]: entry["relative_error"] for entry in entries} for name, entries in given.items()}
     rows = [
-        {"name": name, "color": order.index(name) % 6, "cells": [_value(values.get(layer)) for layer in layers]}
+        {"name": name, "color": order.index(name) % COLORS, "cells": [_value(values.get(layer)) for layer in layers]}
         for name, values in errors.items()
     ]
     return {"svg": _lines(layers, errors, order), "layers": [short(layer) for layer in layers], "rows": rows}
@@ -138,8 +138,9 @@ def _lines(layers: Sequence[str], errors: Mapping[str, Mapping[str, float | None
         frame.parts.append(f'<line class="grid" x1="{frame.left}" y1="{y:.1f}" x2="{frame.right}" y2="{y:.1f}"/>')
         frame.text(frame.left - 7, y + 4, f"{10**value * 100:g}%", "end")
     _ticks(frame, layers)
+    ends: dict[str, float] = {}
     for name, values in errors.items():
-        color = f"t{order.index(name) % 6}"
+        color = f"t{order.index(name) % COLORS}"
         placed = [(i, math.log10(v)) for i, layer in enumerate(layers) if (v := values.get(layer))]
         if not placed:
             continue
@@ -148,7 +149,8 @@ def _lines(layers: Sequence[str], errors: Mapping[str, Mapping[str, float | None
         for i, v in placed:
             tip = escape(f"{name}, {layers[i]}: {_value(values[layers[i]])}")
             frame.parts.append(f'<circle class="{color}" cx="{frame.x(i):.1f}" cy="{frame.y(v):.1f}" r="3.5"><title>{tip}</title></circle>')
-        frame.label(*placed[-1], name, beside=True)
+        ends[name] = placed[-1][1]
+    frame.labels_beside(ends)
     return frame.svg("Relative error of each layer's output")
 
 

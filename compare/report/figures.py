@@ -99,7 +99,8 @@ def loss(content: Mapping[str, Any], name: str) -> str:
 def energy(content: Mapping[str, Any], name: str) -> str:
     """Joules a token, item or call."""
     joules = (content["variants"][name].get("energy") or {}).get("joules_per_unit")
-    return MISSING if joules is None else f"{significant(joules)} J/{content['method']['unit'].partition('/')[0].removesuffix('s')}"
+    amount = MISSING if joules is None else f"{significant(joules)} J" if joules >= 1 else f"{significant(1e3 * joules)} mJ"
+    return amount if joules is None else f"{amount}/{content['method']['unit'].partition('/')[0].removesuffix('s')}"
 
 
 def energy_told(content: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from onnxport.compare.gates import lookup
 from onnxport.compare.metrics import LOWER_IS_BETTER
 from onnxport.compare.report import figures
-from onnxport.compare.report.plots import Frame, nice, ticks
+from onnxport.compare.report.plots import COLORS, Frame, nice, ticks
 
 _PLAIN = ("bleu", "chrf", "perplexity")  # numbers; all other metrics are shares
 
@@ -113,11 +113,11 @@ def draw(content: Mapping[str, Any], along: str) -> str:
     _frontier(frame, [next(p for p in found if p.name == name) for name in front(content, along)], scale, speed)
     order = list(content["variants"])
     for p in found:
-        _whiskers(frame, p, scale, f"t{order.index(p.name) % 6}")
+        _whiskers(frame, p, scale, f"t{order.index(p.name) % COLORS}")
     for p in found:
         value = f"{10**p.y:.1e}" if quality.log else f"{p.y:.2f}"
         x = f"{figures.significant(p.x)} {content['method']['unit']}" if speed else figures.megabytes(p.x)
-        frame.dot(p.x / scale, p.y, f"t{order.index(p.name) % 6}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
+        frame.dot(p.x / scale, p.y, f"t{order.index(p.name) % COLORS}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
     for p in sorted(found, key=lambda p: p.name != content["recommended"]):
         frame.label(p.x / scale, p.y, f"★ {p.name}" if p.name == content["recommended"] else p.name)
     return frame.svg(f"{label} against {'speed' if speed else 'size'}")

@@ -29,19 +29,23 @@ def render_html(content: Mapping[str, Any]) -> str:
     )
     markup = jinja2.filters.FILTERS["safe"]
     growth = evidence.growth(content)
+    cards = sorted((_card(content, number, name) for number, name in enumerate(content["variants"])), key=lambda card: not card["chosen"])
+    names = list(content["variants"])
+    first = [content["reference"], *([content["recommended"]] if content["recommended"] else [])]  # to be seen on a narrow screen too
+    columns = list(dict.fromkeys([*first, *names]))
+    order = [0, *(1 + names.index(name) for name in columns)]
     text: str = environment.get_template("report.html.jinja").render(
         report=content,
         headline=figures.headline(content),
         title=figures.title(content),
         reason=figures.reason(content),
         style=markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        names=list(content["variants"]),
+        names=names,
+        columns=columns,
         failed=[gate for gate in content["gates"] if not gate["passed"]],
-        cards=sorted(
-            (_card(content, number, name) for number, name in enumerate(content["variants"])), key=lambda card: not card["chosen"]
-        ),
-        lines=figures.lines(content)[1:],
-        changes=figures.change_lines(content),
+        cards=cards,
+        lines=[[line[i] for i in order] for line in figures.lines(content)[1:]],
+        changes=[[line[i] for i in order] for line in figures.change_lines(content)],
         frontiers=[(title, markup(svg)) for title, along in _ALONG.items() if (svg := frontier.draw(content, along))],
         frontier_told=markup(" ".join(frontier.explained(content))),
         quality_label=getattr(frontier.quality_of(content), "label", ""),
@@ -96,7 +100,7 @@ def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
         facts.append((figures.percent(values["agreement"]), "same answers"))
     return {
         "name": name,
-        "color": number % 6,
+        "color": number % plots.COLORS,
         "verdict": content["verdict"][name],
         "facts": facts,
         "reference": name == content["reference"],

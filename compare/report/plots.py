@@ -7,6 +7,7 @@ from typing import Any
 
 _WIDTH, _HEIGHT = 460, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 26, 46
+COLORS = 8  # then they come again
 LETTER = 9.2  # widest likely, of a label on a phone
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -64,14 +65,12 @@ class Frame:
         """Labels keep away from here."""
         self._taken.append(box)
 
-    def label(self, x: float, y: float, name: str, beside: bool = False) -> None:
-        """A name by its dot, where it covers least: right, left, above, below, and further away. beside: on the right only."""
+    def label(self, x: float, y: float, name: str) -> None:
+        """A name by its dot, where it covers least: right, left, above, below, and further away."""
         a, b, wide = self.x(x), self.y(y), LETTER * len(name)
         places = [(a + 14, b + 4, "start"), (a - 14, b + 4, "end"), (a, b - 15, "middle"), (a, b + 24, "middle")]
         away = [step * sign for step in (16, 32, 48, 64, 80) for sign in (1, -1)]
         places += [(a + 14 * side, b + 4 + step, anchor) for step in away for side, anchor in ((1, "start"), (-1, "end"))]
-        if beside:
-            places = [(a + 12, b + 4 + step, "start") for step in (0, 14, -14, 28, -28, 42, -42)]
         begins = {"start": 0.0, "end": wide, "middle": wide / 2}
 
         def box(place: tuple[float, float, str]) -> Box:
@@ -86,6 +85,14 @@ class Frame:
         best = min(places, key=cost)
         self._taken.append(box(best))
         self.text(best[0], best[1], name, best[2], name=True)
+
+    def labels_beside(self, ends: Mapping[str, float]) -> None:
+        """Names of lines to the right of where they end (y), in their order and none upon another."""
+        lowest = self.top
+        for name, value in sorted(ends.items(), key=lambda end: self.y(end[1])):
+            lowest = max(self.y(value), lowest)
+            self.text(self.right + 10, lowest + 4, name, "start", name=True)
+            lowest += 15
 
     def svg(self, title: str) -> str:
         """The whole plot."""
@@ -105,7 +112,7 @@ def bars(
         {
             "title": title,
             "bars": [
-                {"name": name, "color": order.index(name) % 6, "width": round(100 * value / longest, 1), "text": show(value)}
+                {"name": name, "color": order.index(name) % COLORS, "width": round(100 * value / longest, 1), "text": show(value)}
                 for name, value in group.items()
                 if value is not None
             ],
@@ -128,7 +135,9 @@ def first_differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             {"label": str(low + 1) if low == high else f"{low + 1}–{high + 1}", "count": count, "height": round(100 * count / max(heights))}
             for (low, high), count in zip(bins, heights, strict=True)
         ]
-        found.append({"name": name, "color": number % 6, "count": difference["count"], "median": difference["median"] + 1, "bins": shown})
+        found.append(
+            {"name": name, "color": number % COLORS, "count": difference["count"], "median": difference["median"] + 1, "bins": shown}
+        )
     return found
 
 
