@@ -63,7 +63,7 @@ def answer(
     for part, outputs in encoder.each(windows, batch_size):
         owner, length = part.owner, len(part)
         starts, ends = (finite(outputs[name][:length], owner) for name in (START, END))
-        null, begins, finishes = _probabilities(starts, ends, part.encoding.sequence_ids, place)
+        null, begins, finishes = _probabilities(starts, ends, part.encoding, place)
         nothing[owner] = min(nothing[owner], null)
         for score, i, j in _spans(begins, finishes, max_answer_tokens, n_best):
             span = _characters(part.encoding, questions[owner][1], i, j)
@@ -71,11 +71,14 @@ def answer(
     return [_best(questions[i][1], found[i], nothing[i], n_best, no_answer) for i in range(len(questions))]
 
 
-def _probabilities(starts: np.ndarray, ends: np.ndarray, sequences: list[int | None], place: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """The score of no answer, and of each token the probability to begin and to end an answer. place: of the context in `sequences`."""
-    inside = np.array([sequence == place for sequence in sequences])
+def _probabilities(starts: np.ndarray, ends: np.ndarray, encoding: Encoding, place: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """The score of no answer, and of each token the probability to begin and to end an answer. place: of the context, 0 or 1."""
+    special = encoding.special_tokens_mask
+    # the library forgets the place of a first text that was cut
+    lost = [place == 0 and sequence is None and not mark for sequence, mark in zip(encoding.sequence_ids, special, strict=True)]
+    inside = np.array([sequence == place for sequence in encoding.sequence_ids]) | lost
     allowed = inside.copy()
-    null = 0 if sequences[0] is None else len(sequences) - 1
+    null = 0 if special[0] else len(special) - 1
     allowed[null] = True
     first, last = (_softmax(np.where(allowed, logits.astype(np.float64), -np.inf)) for logits in (starts, ends))
     return float(first[null] * last[null]), first * inside, last * inside
