@@ -1,4 +1,4 @@
-"""FP16: weights, activations and caches in half precision; ids, masks and what users see stay as they are.
+"""FP16 and BF16: weights, activations and caches in half precision; ids, masks and what users see stay as they are.
 
 A converter of its own, since those of onnxruntime and onnxconverter-common have one switch for the types of all inputs and outputs, while
 here caches must change and logits must not; ONNX Runtime itself inserts casts around CPU kernels that have no half-precision form.
@@ -7,134 +7,152 @@ here caches must change and logits must not; ONNX Runtime itself inserts casts a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError
+from onnxport.quantize.exact import exact_nodes
 from onnxport.quantize.fusion import name_shapes
 from onnxport.quantize.fusion.constants import fold_constants
-from onnxport.quantize.fusion.core import array_of, attribute, constant, new_node, optional
+from onnxport.quantize.fusion.core import array_of, attribute, constant, optional
+from onnxport.quantize.plan import Plan
 
 CACHES = re.compile(r"(past|present|cross)_(key|value)_\d+$")  # as our decoders call them; a foreign graph's keep their type
-LARGEST = float(np.finfo(np.float16).max)
 FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
 FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
-HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+FLOAT = ir.DataType.FLOAT
+KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
-def to_fp16(model: ir.Model) -> ir.Model:
-    """A half-precision copy of a float32 graph, standard or fused.
+def to_half(model: ir.Model, plan: Plan) -> ir.Model:
+    """A copy of a float32 graph, standard or fused, in the half precision of `plan`; layers that are fp32 in it compute in float32.
 
-    Caches (`past_*`, `present_*`, `cross_*`) become float16; every other float input or output keeps float32 at the boundary. Raises
-    `CheckpointError` for a weight beyond float16's range or a graph with control flow.
+    Caches (`past_*`, `present_*`, `cross_*`) become half; every other float input or output keeps float32 at the boundary. A weight beyond
+    float16's range stays as it is, with what is computed from it. Raises `CheckpointError` for a graph with control flow.
     """
-    copy = model.clone()
-    graph = copy.graph
+    assert plan.half is not None
+    copy = prepared(model)
+    graph, kind = copy.graph, KINDS[plan.half]
+    exact = exact_nodes(graph, plan)
+    _weights(graph, exact, kind)
+    _resize_scales(graph)
     for node in graph:
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values() if isinstance(a, ir.Attr)):
-            raise CheckpointError(
-                f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision"
-            )
-    fold_constants(graph)
-    name_shapes(copy)  # types too: a stored graph has none inside
-    exact = _float32_inputs(graph)
-    for name, value in graph.initializers.items():
-        if value.dtype == FLOAT and value not in exact:
-            array = array_of(value)
-            assert array is not None
-            value.const_value = ir.tensor(_halved(name, array), name=name)
-            value.type = ir.TensorType(HALF)
-    for node in list(graph):
-        _halve_node(graph, node)
-    _boundary(graph)
+        if node not in exact:
+            _halve_node(node, kind)
+    for value in graph.inputs:
+        if value.dtype == FLOAT and CACHES.match(value.name or ""):
+            value.type = ir.TensorType(kind)
+    _cast(graph, exact, kind)
+    _outputs(graph, kind)
     graph.sort()
     return copy
 
 
-def _float32_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """Constants that stay as they are, each read by nodes that take float32 alone."""
-    exact: set[ir.Value] = set()
+def prepared(model: ir.Model) -> ir.Model:
+    """A copy whose weights are initializers and whose values have types. CheckpointError for control flow."""
+    copy = model.clone()
+    for node in copy.graph:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values() if isinstance(a, ir.Attr)):
+            raise CheckpointError(
+                f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision"
+            )
+    fold_constants(copy.graph)
+    name_shapes(copy)  # types too: a stored graph has none inside
+    for node in copy.graph:  # ONNX's inference knows no kernels of ONNX Runtime, whose results have the type of what they read
+        types = [value.type for value in node.inputs if value is not None and value.type is not None]
+        for value in node.outputs:
+            if value.type is None and types:
+                value.type = next((t for t in types if t.dtype == FLOAT), types[0])
+    return copy
+
+
+def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
+    """Constants become half, but for nodes that compute in float32: these read float32, of their own where others read it too."""
+    for name, value in list(graph.initializers.items()):
+        if value.dtype != FLOAT:
+            continue
+        uses = [use for use in value.uses() if use.node in exact]
+        if len(uses) == len(list(value.uses())) and uses and not value.is_graph_output():
+            continue
+        array = array_of(value)
+        assert array is not None
+        if uses:
+            own = constant(graph, f"{name}/float32", array)
+            own.metadata_props.update(value.metadata_props)
+            for node, index in uses:
+                node.replace_input_with(index, own)
+        value.const_value = ir.tensor(halved(array, kind), name=name)
+        value.type = ir.TensorType(kind)
+
+
+def _resize_scales(graph: ir.Graph) -> None:
+    """Constants that ONNX has in float32 only, each read by nodes that take float32 alone, stay exact."""
     for node in graph:
         value = optional(node, FLOAT32_INPUTS.get(node.op_type, len(node.inputs)))
         array = array_of(value)
-        if value is not None and array is not None and array.dtype == np.float32:
-            exact.add(own := constant(graph, f"{value.name}/float32", array))
+        if value is not None and array is not None and array.dtype != np.float32 and array.dtype.itemsize == 2:
+            own = constant(graph, f"{value.name}/float32", array.astype(np.float32))
             node.replace_input_with(FLOAT32_INPUTS[node.op_type], own)
-    return exact
 
 
-def _halved(name: str, array: np.ndarray) -> np.ndarray:
-    limit = np.finfo(np.float32).min / 2
-    # The lowest number of float32 stands for minus infinity in masks; the lowest of float16 does the same.
-    masked = np.where(array <= limit, -LARGEST, array) if array.size and array.min() <= limit else array
-    beyond = np.isfinite(masked) & (np.abs(masked) > LARGEST)
-    if beyond.any():
-        raise CheckpointError(
-            f"weight '{name}' holds {masked[beyond].flat[0]:g}, expected at most {LARGEST:g} for fp16; leave fp16 out of --precision"
-        )
-    return masked.astype(np.float16)
+def halved(array: np.ndarray, kind: ir.DataType) -> np.ndarray:
+    """In half precision. The lowest number of float32 stands for minus infinity in masks; the lowest of the half does the same."""
+    half, lowest = np.dtype(kind.numpy()), np.finfo(np.float32).min / 2
+    largest = float(ml_dtypes.finfo(half).max)
+    masked = np.where(array <= lowest, -largest, array) if array.size and array.min() <= lowest else array
+    return masked.astype(half)
 
 
-def _halve_node(graph: ir.Graph, node: ir.Node) -> None:
+def _halve_node(node: ir.Node, kind: ir.DataType) -> None:
     for name in ("to", "dtype"):
         if name in node.attributes and attribute(node, name, None) == FLOAT:
-            node.attributes[name] = ir.AttrInt64(name, int(HALF))
+            node.attributes[name] = ir.AttrInt64(name, int(kind))
     if node.op_type == "ConstantOfShape" and "value" in node.attributes and node.attributes["value"].value.dtype == FLOAT:
-        filled = _halved(node.name or "ConstantOfShape", node.attributes["value"].value.numpy())
+        filled = halved(node.attributes["value"].value.numpy(), kind)
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled))
     elif node.op_type == "ConstantOfShape" and "value" not in node.attributes:  # float32 zeros by definition
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float16)))
-    floats = [v for v in node.outputs if v.dtype == FLOAT]
-    for value in floats:
-        value.type = ir.TensorType(HALF)
-    place = FLOAT32_INPUTS.get(node.op_type)
-    if node.op_type in FLOAT32_ONLY and floats:
-        _float32(graph, node, range(len(node.inputs)))
-        _cast_after(graph, node.outputs[0], node, HALF)
-    elif place is not None and array_of(optional(node, place)) is None:
-        _float32(graph, node, [place])
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, kind.numpy())))
+    if node.op_type not in FLOAT32_ONLY:
+        for value in node.outputs:
+            if value.dtype == FLOAT:
+                value.type = ir.TensorType(kind)
 
 
-def _float32(graph: ir.Graph, node: ir.Node, places: Iterable[int]) -> None:
-    """The node reads casts of these inputs."""
-    for i in places:
-        value = optional(node, i)
-        if value is not None:
-            like = ir.Value(name=f"{node.outputs[0].name}/float32_{i}", type=ir.TensorType(FLOAT), shape=value.shape)
-            node.replace_input_with(i, new_node(graph, node, "Cast", [value], {"to": FLOAT}, [like], domain="").outputs[0])
-
-
-def _cast_after(graph: ir.Graph, value: ir.Value, after: ir.Node, kind: ir.DataType) -> None:
-    """Readers of `value` read a cast of it; the value itself keeps float32."""
-    uses = list(value.uses())
-    value.type = ir.TensorType(FLOAT)
-    cast = ir.node("Cast", [value], {"to": kind}, name=f"{value.name}/Cast")
-    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = f"{value.name}/half", ir.TensorType(kind), value.shape
-    graph.insert_after(after, cast)
-    for node, index in uses:
-        node.replace_input_with(index, cast.outputs[0])
-
-
-def _boundary(graph: ir.Graph) -> None:
-    for value in graph.inputs:
-        if value.dtype != FLOAT:
+def _cast(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
+    """Every node reads floats of the type that it computes in; each value is cast once."""
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in list(graph):
+        if node.op_type == "Cast":
             continue
-        if CACHES.match(value.name or ""):
-            value.type = ir.TensorType(HALF)
-        elif value.uses():
-            like = ir.Value(name=f"{value.name}/half", type=ir.TensorType(HALF), shape=value.shape)
-            uses = list(value.uses())
-            inner = new_node(graph, graph[0], "Cast", [value], {"to": HALF}, [like], domain="").outputs[0]
-            for node, index in uses:
-                node.replace_input_with(index, inner)
+        for i, value in enumerate(node.inputs):
+            single = node in exact or node.op_type in FLOAT32_ONLY or FLOAT32_INPUTS.get(node.op_type) == i
+            wanted = FLOAT if single else kind
+            if value is None or value.dtype not in (FLOAT, kind) or value.dtype == wanted:
+                continue
+            if (value, wanted) not in casts:
+                suffix = "float32" if wanted == FLOAT else "half"
+                casts[value, wanted] = _casted(graph, value, wanted, f"{value.name}/{suffix}")
+            node.replace_input_with(i, casts[value, wanted])
+
+
+def _casted(graph: ir.Graph, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
+    cast = ir.node("Cast", [value], {"to": int(kind)}, name=f"{name}/Cast")
+    cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(kind), value.shape
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        graph.insert_after(producer, cast)
+    return cast.outputs[0]
+
+
+def _outputs(graph: ir.Graph, kind: ir.DataType) -> None:
     for i, value in enumerate(list(graph.outputs)):
-        if value.dtype != HALF or CACHES.match(value.name or ""):
+        wanted = kind if CACHES.match(value.name or "") else FLOAT
+        if value.dtype not in (FLOAT, kind) or value.dtype == wanted:
             continue
-        name = value.name
-        value.name = f"{name}/half"
-        cast = ir.node("Cast", [value], {"to": FLOAT}, name=f"{name}/Cast")
-        cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(FLOAT), value.shape
-        graph.append(cast)
-        graph.outputs[i] = cast.outputs[0]
+        name = str(value.name)
+        value.name = f"{name}/half" if wanted == FLOAT else f"{name}/single"
+        graph.outputs[i] = _casted(graph, value, wanted, name)

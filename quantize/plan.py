@@ -21,7 +21,7 @@ from onnxport.errors import DataError, UsageError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
-DEFAULT_RANGE = "minmax"  # of "int8-static": see docs/precisions.md for what each costs
+DEFAULT_RANGE = "mse"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
     "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
     f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym, -hqq, -gptq"

@@ -11,11 +11,16 @@ from onnxport.quantize.plan import Scheme
 from onnxport.quantize.rows import quantize_columns, stored
 
 
-def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> ir.Value:
-    """x as uint8 and back, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
+def grid(limits: tuple[float, float]) -> tuple[np.float32, np.uint8]:
+    """The step and the zero point of 8 bits that hold `limits` and 0."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     step = np.float32((high - low) / 255 or 1)
-    zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+    return step, np.uint8(np.clip(np.rint(-low / step), 0, 255))
+
+
+def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> ir.Value:
+    """x as uint8 and back, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
+    step, zero = grid(limits)
     name = f"{x.name}/{method}"
     scale, point = constant(graph, f"{name}/scale", step), constant(graph, f"{name}/zero", zero)
     small = ir.Value(name=f"{name}/uint8", type=ir.TensorType(ir.DataType.UINT8), shape=x.shape)
