@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ class Search:
             for shape, _ in cost.shapes_of(group, loads):
                 wanted.setdefault(shape.key, (shape, set()))[1].update(names)
         times = {
-            key: self.memo.get("times", key, lambda shape=shape, names=names: cost.measure(shape, names, values, self.request.threads))
+            key: self.memo.get("times", key, partial(cost.measure, shape, names, values, self.request.threads))
             for key, (shape, names) in wanted.items()
         }
         return [[cost.seconds(g, name, loads, times) for name in names] for g, names in zip(self.groups, self.options, strict=True)]

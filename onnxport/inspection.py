@@ -1,8 +1,9 @@
 """A bundle at a glance, as text and as a dictionary."""
 
+from collections import Counter
 from typing import Any
 
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle import Bundle, Variant
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:
@@ -37,7 +38,17 @@ def overview(bundle: Bundle) -> str:
             )
         )
     lines.append("* the default variant; differences are to the original module's own answers")
+    lines += [told for name, variant in bundle.variants.items() if (told := _plan(name, variant))]
     return "\n".join(lines)
+
+
+def _plan(name: str, variant: Variant) -> str:
+    """What a search or a plan of several schemes made of the weights; "" for a recipe of one."""
+    counts = Counter(str(scheme) for pattern, scheme in variant.plan.items() if "*" not in pattern)
+    told = ", ".join(f"{count} weights {scheme}" for scheme, count in counts.most_common())
+    if chosen := variant.evidence.get("chosen"):
+        return f"{name}: {chosen}" + (f"; {told}" if len(counts) > 1 else "")
+    return f"{name}: {told}" if len(counts) > 1 else ""
 
 
 def _number(value: object, form: str) -> str:

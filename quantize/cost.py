@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | No
         session = _session(_graph(shape, name, copies, x), threads)
         given = {i.name: x for i in session.get_inputs()}
         first = session.get_outputs()[0].name
-        runs[name] = lambda session=session, first=first, given=given: session.run([first], given)
+        runs[name] = partial(session.run, [first], given)
     return {name: found / copies for name, found in alternate(runs).items()}
 
 
