@@ -49,6 +49,9 @@ def quantize(
         for linear, chosen in products:
             if chosen.needs == "hessian":
                 weights.see(linear.weight.T, seen[role].hessian(linear.x))
+        for table in found[role][1]:
+            if plan.of(table.parameter).needs == "hessian":
+                weights.look_up(table.table)
     for role, copy in done.items():
         tables = found[role][1]
         _products(copy.graph, schemes[role], seen[role], weights, became)
@@ -94,9 +97,7 @@ def _products(
             _note(became, linear.parameter, chosen.name)
         elif chosen.kind == "static":
             if (x, chosen.range) not in by_range:
-                by_range[x, chosen.range] = static.quantize_activation(
-                    graph, linear.node, x, seen.range(x, chosen.range), chosen.range
-                )
+                by_range[x, chosen.range] = static.quantize_activation(graph, linear.node, x, seen.range(x, chosen.range), chosen.range)
             static.replace(graph, linear, by_range[x, chosen.range], chosen)
             _note(became, linear.parameter, chosen.name)
         else:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import constant, new_node, take_over
-from onnxport.quantize.gptq import quantize_gptq
+from onnxport.quantize.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.hqq import quantize_hqq
 from onnxport.quantize.linear import Linear, Lookup
 from onnxport.quantize.nearest import quantize_nearest
@@ -20,6 +20,7 @@ from onnxport.quantize.packing import Blocks
 from onnxport.quantize.plan import Scheme
 
 SIZES = (128, 64, 32, 16)
+TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
 ACCURACY = 4  # activations are quantized to int8 in blocks too
 
 
@@ -37,12 +38,17 @@ class Weights:
 
     def __init__(self) -> None:
         self._hessians: dict[str, np.ndarray] = {}
+        self._looked_up: set[str] = set()
         self._found: dict[tuple[str, str], Blocks] = {}
 
     def see(self, weight: np.ndarray, hessian: np.ndarray) -> None:
         """What errors of a weight [N, K] cost in one of its uses, float64 [K, K], before any of them is replaced: uses add up."""
         key = _key(weight)
         self._hessians[key] = self._hessians[key] + hessian if key in self._hessians else hessian
+
+    def look_up(self, table: np.ndarray) -> None:
+        """A weight [N, K] whose rows are read as they are, before any use of it is replaced."""
+        self._looked_up.add(_key(table))
 
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
         """weight float [N, K] -> its integers. GPTQ without a Hessian is rounding to nearest: a token's row is read as it is."""
@@ -51,7 +57,8 @@ class Weights:
         if (key, name) not in self._found:
             hessian = self._hessians.get(key) if chosen.solver == "gptq" else None
             if hessian is not None:
-                found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, hessian)
+                damping = TIED if key in self._looked_up else DAMPING
+                found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, hessian, damping)
             elif chosen.solver == "hqq":
                 found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
             else:

@@ -15,12 +15,13 @@ DAMPING = 0.01  # of H's mean diagonal, added to it
 LAZY = 128  # columns whose errors are passed on to the rest in one product
 
 
-def quantize_gptq(weight: np.ndarray, bits: int, size: int, symmetric: bool, hessian: np.ndarray) -> Blocks:
-    """weight float [N, K], hessian float64 [K, K] of the layer's input -> codes."""
+def quantize_gptq(weight: np.ndarray, bits: int, size: int, symmetric: bool, hessian: np.ndarray, damping: float = DAMPING) -> Blocks:
+    """weight float [N, K], hessian float64 [K, K] of the layer's input -> codes. damping: see DAMPING."""
     n, k = weight.shape
     blocks = in_blocks(weight, size)
+    hessian = hessian + np.eye(k) * max(damping * np.diag(hessian).mean(), 1e-30)
     diagonal = np.diag(hessian)
-    costs = in_blocks((diagonal + DAMPING * max(diagonal.mean(), 1e-30))[None].astype(np.float64) / max(diagonal.max(), 1e-30), size)
+    costs = in_blocks(diagonal[None] / diagonal.max(), size)
     grid = find_grid(blocks, bits, symmetric, costs)
     order = np.argsort(-diagonal, kind="stable")
     codes = np.broadcast_to(grid.offset[:, :, None].astype(np.uint8), blocks.shape).copy().reshape(n, -1)
@@ -29,9 +30,8 @@ def quantize_gptq(weight: np.ndarray, bits: int, size: int, symmetric: bool, hes
 
 
 def _factor(hessian: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the damped H's inverse, float32 [K, K]: row i tells how later columns make good an error of column i."""
-    damped = hessian + np.eye(len(hessian)) * max(DAMPING * np.diag(hessian).mean(), 1e-30)
-    found: np.ndarray = np.linalg.cholesky(np.linalg.inv(damped)).T
+    """The upper Cholesky factor of H's inverse, float32 [K, K]: row i tells how later columns make good an error of column i."""
+    found: np.ndarray = np.linalg.cholesky(np.linalg.inv(hessian)).T
     return found.astype(np.float32)
 
 

@@ -30,14 +30,30 @@ class Collector(Protocol):
 class Hessian:
     """H = mean of x xᵀ over rows x: how much errors of weights cost (Frantar et al. 2022, GPTQ), float64 [channels, channels]."""
 
+    AT_ONCE = 1024  # rows
+
     def __init__(self) -> None:
-        self.sum, self.count = np.zeros((0, 0)), 0
+        self._sum, self.count = np.zeros((0, 0)), 0
+        self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
-        """As Collector."""
-        product = rows.T.astype(np.float32) @ rows.astype(np.float32)
-        self.sum = self.sum + product if self.count else product.astype(np.float64)
+        """As Collector. Rows of several feeds are multiplied at once: steps of a decoder are single rows."""
+        self._waiting.append(np.array(rows, np.float32))
         self.count += len(rows)
+        if sum(map(len, self._waiting)) >= self.AT_ONCE:
+            self._multiply()
+
+    def mean(self) -> np.ndarray:
+        """H."""
+        self._multiply()
+        return self._sum / max(self.count, 1)
+
+    def _multiply(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            product = rows.T @ rows
+            self._sum = self._sum + product if self._sum.size else product.astype(np.float64)
+            self._waiting = []
 
 
 class Peak:
@@ -63,8 +79,7 @@ class Statistics:
 
     def hessian(self, x: ir.Value) -> np.ndarray:
         """float64 [K, K], of a layer's input."""
-        found = self.hessians[str(x.name)]
-        return found.sum / max(found.count, 1)
+        return self.hessians[str(x.name)].mean()
 
     def range(self, x: ir.Value, method: str) -> tuple[float, float]:
         """Least and greatest value that 8 bits should hold, of a layer's input."""
