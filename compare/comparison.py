@@ -92,6 +92,7 @@ def compare(
         "method": told.method(work, batches, threads),
     }
     notes = told.notes(work, measured, reference, before) + told.of_others(opened, joining, work)
+    notes += [note for note in [machine.saturation_note(before, measured)] if note and device == "cpu"]
     if earlier is not None:
         notes += differences(earlier, about)
         for name, values in measured.items():

@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from onnxport.runtime.session import cores, quota
 
 _FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+X86 = ("x86_64", "AMD64")
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _PACKAGES = ("onnxport", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "sacrebleu")
 
 
@@ -36,6 +38,22 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
         "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "versions": versions,
     }
+
+
+def saturates(facts: Mapping[str, Any]) -> bool:
+    """Whether products of 8 bit may be added in 16 bits on a machine as `describe` tells of it: x86 without VNNI (or AMX)."""
+    return facts["architecture"] in X86 and bool(facts["features"]) and not VNNI & set(facts["features"])
+
+
+def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | None:
+    """What to know of the int8 variants among `variants` on a machine; None where there is nothing."""
+    risky = [name for name in variants if name in ("int8", "int8-static")]
+    if not risky or not saturates(facts):
+        return None
+    return (
+        f"{', '.join(risky)}: this processor has no VNNI, so that products of 8 bit may saturate and cost quality that they do not cost "
+        "elsewhere; int8-reduced, with weights of 7 bits, cannot"
+    )
 
 
 def _text(path: str) -> str:

@@ -6,6 +6,8 @@ learned and on random weights alike, where agreements of tokens depend on how ne
 
 from typing import Any
 
+from onnxport.errors import DeviceError
+from onnxport.runtime.session import PROVIDERS
 from onnxport.runtime.verify import check_bounds
 
 BOUNDS: dict[str, dict[str, float]] = {
@@ -21,6 +23,18 @@ BOUNDS: dict[str, dict[str, float]] = {
     "bf16": {"relative_error": 5e-2},
     "auto": {"relative_error": 3e-1},
 }
+
+
+def check_bf16() -> None:
+    """DeviceError where bf16 could be neither checked nor run: ONNX Runtime has kernels for it on a GPU only."""
+    import onnxruntime
+
+    found = onnxruntime.get_available_providers()
+    if PROVIDERS["cuda"] not in found:
+        raise DeviceError(
+            f"bf16 runs on CUDA only, and this onnxruntime has {', '.join(found)}: leave bf16 out of --precision, or make it where "
+            "onnxport[gpu] is installed"
+        )
 
 
 def check(precision: str, parity: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | Non
     unknown = [name for name in precision if name not in PRECISIONS]
     if unknown:
         raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
+    if "bf16" in precision:
+        bounds.check_bf16()
     searched = "auto" in precision and plan is None
     if budget is not None and not searched:
         raise UsageError(f"--budget: {', '.join(precision)} take none; leave it out, or ask for --precision auto")

@@ -4,7 +4,7 @@ from typing import Any
 
 from onnxport import __version__
 from onnxport.compare import energy
-from onnxport.compare.machine import describe
+from onnxport.compare.machine import X86, describe, saturates
 
 PACKAGES = ("torch", "onnx", "onnxscript", "transformers")
 
@@ -31,8 +31,12 @@ def examine() -> dict[str, Any]:
             "onnxruntime-gpu is installed but offers no CUDAExecutionProvider: another wheel may have overwritten it; reinstall it"
         )
     notes = []
-    if facts["architecture"] in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & set(facts["features"]):
-        notes.append("no VNNI: int8 is slower here, and its multiply-add may saturate; compare int8 with fp32 before you deploy it")
+    if saturates(facts):
+        notes.append("no VNNI: int8 is slower here and its sums may saturate; use int8-reduced (weights of 7 bits, no saturation)")
+    elif facts["architecture"] in X86 and facts["features"]:
+        notes.append("VNNI: int8 neither saturates nor needs a reduced range here; for machines without it make int8-reduced too")
+    if "CUDAExecutionProvider" not in providers:
+        notes.append("no CUDA: bf16 can be neither made nor run here")
     devices = ["cpu"] + ["cuda"] * ("CUDAExecutionProvider" in providers)
     joules = {device: energy.available(device) for device in devices}
     return {"onnxport": __version__, **facts, "providers": providers, "energy": joules, "problems": problems, "notes": notes}

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxport import bounds
 from onnxport.errors import UsageError
 from onnxport.quantize import choice, half, outliers, overflow, smooth
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.exact import owners
 from onnxport.quantize.golden_feeds import golden_feeds as golden_inputs
 from onnxport.quantize.plan import RECIPES, Plan
-from onnxport.runtime.session import Sessions
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
@@ -70,7 +70,7 @@ def _half(wish: Wish, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs,
     """In half precision but for the layers that do not fit it, which the plan names. A plan by hand is carried out as it is."""
     plan.check(name for graph in fused.values() for name in owners(half.prepared(graph).graph).values())
     if plan.half == "bf16":
-        Sessions.choose("cuda")  # it has no kernels for bf16 on the CPU: neither the check nor an answer could be had
+        bounds.check_bf16()
         if "decoder" in fused:
             raise UsageError("bf16 is made of encoders and plain modules: the cache of a model that generates has no such type; use fp16")
     elif wish.plan is None:

@@ -4,6 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxport import doctor
+from onnxport.compare import machine
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.rows import REDUCED, quantize_columns
@@ -67,3 +69,13 @@ def test_reduced_weights_reach_the_graph(session, tools, scheme):
     y = tools.run(session(done["encoder"]), {"input_ids": ids})["y"]
     exact = weights["embedding.weight"] @ weights["fc.weight"]
     assert np.sqrt(((y - exact) ** 2).mean() / exact.var()) < 0.025
+
+
+@pytest.mark.parametrize(("features", "warns"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["avx_vnni"], False), ([], False)])
+def test_doctor_and_compare_know_the_processor(monkeypatch, features, warns):
+    facts = {**machine.describe(), "architecture": "x86_64", "features": features}
+    monkeypatch.setattr(doctor, "describe", lambda packages: facts)
+    assert any("int8-reduced (weights of 7 bits" in note for note in doctor.examine()["notes"]) == warns
+    note = machine.saturation_note(facts, ["fp32", "int8", "int8-reduced"])
+    assert (note is not None) == warns and machine.saturation_note(facts, ["fp32", "int8-reduced"]) is None
+    assert machine.saturation_note({**facts, "architecture": "aarch64"}, ["int8"]) is None
