@@ -159,7 +159,7 @@ RECIPES = {
     "int8-reduced": Plan({"*": "int8-rows-reduced"}),
     "int8-weight": Plan({"*": "int8-blocks"}),
     "int8-static": Plan({"*": "int8-static"}),
-    "int4": Plan({"*": "int4-blocks32"}),
-    "int4-hqq": Plan({"*": "int4-blocks32-asym-hqq"}),
-    "int4-gptq": Plan({"*": "int4-blocks32-gptq"}),
+    "int4": Plan({"*": "int4-blocks64"}),
+    "int4-hqq": Plan({"*": "int4-blocks64-asym-hqq"}),
+    "int4-gptq": Plan({"*": "int4-blocks64-gptq"}),
 }
