@@ -100,7 +100,7 @@ def _suggestion(path: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     if close and close[0] != path:
         return f"; did you mean {close[0]}?"
-    top = sorted({metric.partition(".")[0] for metric in metrics})
+    top = sorted({head for metric in metrics if not (head := metric.partition(".")[0]).endswith(("_ci", "_change"))})
     return f"; measured: {', '.join(top)}" if top else ""
 
 
