@@ -44,7 +44,8 @@ class Bench:
 
     def floor(self, precision: str, rows: int) -> dict[str, float]:
         """Weight bytes of a step of ours, the speed of reading as many bytes here and now, and the seconds that takes."""
-        size = weight_bytes(self.models / sides.OURS / precision / "decoder.onnx", rows)
+        bundle, variant = sides.bundle_of(self.models, precision)
+        size = weight_bytes(bundle / variant / "decoder.onnx", rows)
         speed = read_speed(size, self.threads)
         return {"step_bytes": size, "bytes_per_s": speed, "step_s": size / speed}
 

@@ -1,8 +1,10 @@
 """The sides of a benchmark: ours and every peer, each with its own form of one model, in a process and an environment of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -14,11 +16,15 @@ HERE = Path(__file__).parent
 OURS = "onnxport"
 _MARIAN = {OURS: ("int8", "fp32"), "ctranslate2": ("int8", "fp32"), "optimum": ("int8", "fp32"), "transformers": ("fp32",)}
 _GPT2 = _MARIAN | {OURS: ("int8", "int8-weight", "int4", "fp32")}
+# Variants of ours that a plan makes: the precision that the bundle calls it, and the plan. Each lies in a bundle of its own.
+PLANS = {"int4-64": ("int4", {"*": "int4-blocks64"}), "int4-128": ("int4", {"*": "int4-blocks128"})}
 # The type that a folder's config.json names -> systems -> their precisions. Ours can be any other variant of the bundle too.
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
     "marian": _MARIAN,
     "gpt2": _GPT2,
-    "llama": _GPT2 | {"genai": ("int4-32", "int4-128", "fp32"), "llama_cpp": ("q8_0", "q4_0", "f32")},
+    "llama": _GPT2
+    | {OURS: ("int8", "int8-weight", "int4", "int4-128", "fp32")}
+    | {"genai": ("int4-32", "int4-128", "fp32"), "llama_cpp": ("q8_0", "q4_0", "f32")},
     "bert": {OURS: ("int8", "fp32"), "onnxruntime": ("int8", "int8-plain", "fp32"), "optimum": ("int8", "fp32"), "transformers": ("fp32",)},
 }
 # What a peer's precision is compared with: those of ours that are measured beside it.
@@ -61,8 +67,7 @@ def prepare(source: Path, models: Path, environments: Path, sides: list[str]) ->
     for system in dict.fromkeys(side.split()[0] for side in sides):
         out, part = (models / system).resolve(), (models / f"{system}.part").resolve()
         if system == OURS:
-            wanted = [side.split()[1] for side in sides if side.startswith(f"{OURS} ")]
-            _bundle(source, out, wanted)
+            _bundle(source, models, [side.split()[1] for side in sides if side.startswith(f"{OURS} ")])
             continue
         if out.exists():
             continue
@@ -75,16 +80,37 @@ def prepare(source: Path, models: Path, environments: Path, sides: list[str]) ->
         part.rename(out)
 
 
-def _bundle(source: Path, out: Path, wanted: list[str]) -> None:
-    """Our bundle with the variants that are wanted, fp32 first since others are made from it; those that are there stay."""
-    command = [sys.executable, "-m", "onnxport"]
+def bundle_of(models: Path, precision: str) -> tuple[Path, str]:
+    """Where a variant of ours lies, and what the bundle calls it."""
+    if precision in PLANS:
+        return models / f"{OURS}-{precision}", PLANS[precision][0]
+    return models / OURS, precision
+
+
+def _bundle(source: Path, models: Path, wanted: list[str]) -> None:
+    """Our bundle with the variants that are wanted, all made from its fp32; those that are there stay."""
+    out, command = models / OURS, [sys.executable, "-m", "onnxport"]
     if not out.exists():
         click.echo(f"{OURS}: exporting {source}", err=True)
         _run([*command, "export", str(source), "--out", str(out), "--precision", "fp32"], f"{OURS}: the export of {source}")
-    made = json.loads((out / "bundle.json").read_text(encoding="utf-8"))["variants"]
-    for precision in [one for one in wanted if one not in made]:
+    for precision in wanted:
+        bundle, variant = bundle_of(models, precision)
+        part = bundle
+        if not bundle.exists():
+            part = bundle.with_name(f"{bundle.name}.part")
+            shutil.copytree(out, part, dirs_exist_ok=True)
+        elif variant in json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["variants"]:
+            continue
         click.echo(f"{OURS}: making {precision}", err=True)
-        _run([*command, "quantize", str(out), "--precision", precision], f"{OURS}: making {precision}")
+        quantize = [*command, "quantize", str(part), "--precision", variant]
+        with tempfile.TemporaryDirectory() as folder:
+            if precision in PLANS:
+                plan = Path(folder) / "plan.json"
+                plan.write_text(json.dumps(PLANS[precision][1]), encoding="utf-8")
+                quantize += ["--plan", str(plan), "--force"]
+            _run(quantize, f"{OURS}: making {precision}")
+        if part != bundle:
+            part.rename(bundle)
 
 
 def _run(command: list[str], what: str, cwd: Path | None = None) -> None:
@@ -96,11 +122,11 @@ def _run(command: list[str], what: str, cwd: Path | None = None) -> None:
 def start(side: str, models: Path, environments: Path, threads: int) -> Client:
     """The side's process, nothing loaded yet."""
     system, precision = side.split()
-    folder = str((models / system).resolve())
     if system == OURS:
-        spec = {"kind": "bundle", "path": folder, "precision": precision, "threads": threads}
+        bundle, variant = bundle_of(models, precision)
+        spec = {"kind": "bundle", "path": str(bundle.resolve()), "precision": variant, "threads": threads}
         return Client(side, spec, timeout=3600)
-    options = {"folder": folder, "precision": precision, "threads": threads}
+    options = {"folder": str((models / system).resolve()), "precision": precision, "threads": threads}
     python = str(python_of(environments, system).absolute())
     return Client(
         side, {"kind": "class", "class": f"peers.{system}:Peer", "options": options}, timeout=3600, paths=[str(HERE)], python=python

@@ -116,6 +116,7 @@ class Peer:
         options.n_batch = options.n_ubatch = max(512, 32 * rows)
         if self.precision == "f32":
             options.type_k = options.type_v = library.GGML_TYPE_F32
+            options.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to float16 inside: logits 1.6e-3 off
         self.context = library.llama_init_from_model(self.model, options)
         if not self.context:
             raise RuntimeError("llama.cpp cannot make a context")
