@@ -89,7 +89,8 @@ class Making:
         self.make(Wish(precision, chosen, (lambda: self.feeds(precision)) if self.given.calibrate is not None else None), evidence)
 
     def _search(self) -> tuple[Plan, dict[str, Any]]:
-        from onnxport.auto import Request, choose
+        from onnxport.auto import choose
+        from onnxport.measuring import Request
 
         given = self.given
         assert given.calibrate is not None

@@ -1,0 +1,205 @@
+"""What a search knows of a model: its modules, what each of them loses under each scheme, and what each scheme costs here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from onnxport import __version__
+from onnxport.compare.workload import Workload
+from onnxport.quantize import cost, quality, sensitivity
+from onnxport.quantize.apply import quantize
+from onnxport.quantize.calibrate import Feeds
+from onnxport.quantize.groups import Group, groups, plan_of
+from onnxport.quantize.memo import Memo
+from onnxport.quantize.plan import Plan, scheme
+from onnxport.quantize.search import Picks
+from onnxport.runtime.bundle import sha256
+from onnxport.runtime.model import Model
+from onnxport.runtime.session import Sessions, cores
+from onnxport.runtime.staging import Staging
+from onnxport.trials import Trials
+from onnxport.variants import Graphs
+
+# What a plan may hold, by kind of model; int4 with the solver that needs no data and loses less than rounding does.
+GENERATING = ("int8-rows", "int8-blocks128", "int8-blocks32", "int4-blocks128-asym-hqq", "int4-blocks32-asym-hqq")
+ANSWERING = ("int8-rows", "int8-static")
+BATCH = 8  # of models that answer in one pass; answers are generated one by one
+ROUNDS, SECONDS = 40, 6.0  # of the last check of speed, a plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a search is asked: a budget (a gate, or None for the task's own), calibration data, data to measure on (None: the rest of the
+    calibration data), threads (None: all), and the folder where an interrupted search finds what it has measured."""
+
+    budget: str | None
+    calibrate: Path
+    data: Path | None
+    threads: int | None
+    folder: Path
+
+
+class Measuring:
+    """Measurements that are kept in a memo, for plans that are picks: the number of a scheme among the options of each group."""
+
+    def __init__(
+        self,
+        request: Request,
+        staging: Staging,
+        graphs: Graphs,
+        feeds: Feeds,
+        let_go: Callable[[], None],
+        progress: Callable[[str], None],
+        work: Workload,
+    ) -> None:
+        self.request, self.graphs, self.feeds, self.progress, self.work = request, graphs, feeds, progress, work
+        self.staging, self.let_go = staging, let_go
+        self.bundle = staging.preview()
+        self.sessions = Sessions.choose("cpu", request.threads)
+        self.trials = Trials(staging, graphs, feeds, let_go)
+        self.groups = groups(graphs)
+        schemes = GENERATING if self.bundle.generation is not None else ANSWERING
+        self.options = [("fp32", *(name for name in schemes if _fits(name, group))) for group in self.groups]
+        self.schemes = schemes
+        self.memo = Memo(request.folder, self._key())
+        self.batch = 1 if work.generates else BATCH
+
+    @cached_property
+    def quality(self) -> quality.Quality:
+        """Measures plans; fp32 answers when it is first asked for."""
+        return quality.Quality(self.bundle, self.work, self.sessions)
+
+    def losses(self) -> list[list[float]]:
+        """What each option of each group loses alone."""
+        every = [(group, name) for group, names in zip(self.groups, self.options, strict=True) for name in names[1:]]
+        found: dict[str, dict[str, float]] = {}
+        meter: Any = None
+        for number, (group, name) in enumerate(every):
+            if number % max(1, len(every) // 10) == 0:
+                self.progress(f"measure modules one by one: {number} of {len(every)}")
+
+            def measured(group: Group = group, name: str = name) -> float:
+                nonlocal meter
+                meter = meter or self._meter()
+                changed, _ = quantize(
+                    {role: self.graphs[role] for role in sorted(group.roles)}, _only(group, name), {r: f[:4] for r, f in self.feeds.items()}
+                )
+                return min(float(meter.loss(changed)), 1e9)
+
+            found.setdefault(group.name, {})[name] = self.memo.get("sensitivity", f"{group.name} {name}", measured)
+        self.let_go()
+        self.sensitivities = found
+        return [[0.0, *(found[g.name][n] for n in names[1:])] for g, names in zip(self.groups, self.options, strict=True)]
+
+    def _meter(self) -> sensitivity.Generating | sensitivity.Answering:
+        if self.bundle.generation is None:
+            return sensitivity.Answering(self.graphs, next(iter(self.feeds.values()))[:4], self.sessions)
+        model = Model(self.bundle, "fp32", self.sessions)
+        assert model.engine is not None
+        sources = [list(feed["input_ids"][0]) for feed in self.feeds.get("encoder", [])][: sensitivity.ROWS]
+        if not sources:
+            return sensitivity.Generating(model.engine, None, self._texts()[: sensitivity.ROWS], self.sessions)
+        answers = model.generate(
+            sources, beam=1, temperature=0.0, max_new_tokens=min(sensitivity.STEPS, self.work.natural["max_new_tokens"])
+        )
+        return sensitivity.Generating(model.engine, sources, [answer.tokens for answer in answers], self.sessions)
+
+    def _texts(self) -> list[list[int]]:
+        """The ids that a language model was calibrated on: a prefill and the steps after it, text by text."""
+        found: list[list[int]] = []
+        for feed in self.feeds["decoder"]:
+            if feed["position_ids"].flat[0] == 0:
+                found.append([])
+            found[-1] += [int(i) for i in feed["input_ids"].flat]
+        return [ids for ids in found if len(ids) > 1]
+
+    def costs(self) -> list[list[float]]:
+        """Seconds of each option of each group in one answer."""
+        self.progress("time every scheme on this machine")
+        if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores() + 0.5:
+            self.progress("note: the machine is busy, so that times are rough; search again on a quiet one")
+        loads, values = self._loads(), sum(group.values for group in self.groups)
+        wanted: dict[str, tuple[cost.Shape, set[str]]] = {}
+        for group, names in zip(self.groups, self.options, strict=True):
+            for shape, _ in cost.shapes_of(group, loads):
+                wanted.setdefault(shape.key, (shape, set()))[1].update(names)
+        times = {
+            key: self.memo.get("times", key, partial(cost.measure, shape, names, values, self.request.threads))
+            for key, (shape, names) in wanted.items()
+        }
+        return [[cost.seconds(g, name, loads, times) for name in names] for g, names in zip(self.groups, self.options, strict=True)]
+
+    def _loads(self) -> list[cost.Load]:
+        generation = self.bundle.generation
+        if generation is None:
+            ((role, feeds),) = self.feeds.items()
+            rows = [max(a[..., 0].size if a.dtype.kind == "f" else a.size for a in f.values()) / len(next(iter(f.values()))) for f in feeds]
+            return [cost.Load(role, max(1, round(statistics.fmean(rows) * self.batch)), 1 / self.batch)]
+        beams, new = self.work.fixed["beam"], self.work.fixed["max_new_tokens"]
+        vocabulary = generation.vocab_size
+        if generation.kind == "seq2seq":
+            tokens = statistics.fmean(feed["input_ids"].size for feed in self.feeds["encoder"])
+            return [cost.Load("encoder", max(1, round(tokens)), 1), cost.Load("decoder", beams, new)]
+        tokens = statistics.fmean(len(ids) for ids in self._texts())
+        return [cost.Load("decoder", max(1, round(tokens)), 1, vocabulary, beams), cost.Load("decoder", beams, new - 1, vocabulary, beams)]
+
+    def seconds_of_fp32(self) -> float:
+        """Of a whole answer, for real."""
+
+        def measured() -> float:
+            return quality.seconds(self.bundle, ["fp32"], self.work, self.batch, self.sessions, ROUNDS, SECONDS)["fp32"]
+
+        return float(self.memo.get("times", "fp32", measured))
+
+    def short(self, picks: Picks) -> str:
+        """How many of the model's weights each scheme has."""
+        return short({group.name: names[p] for group, names, p in zip(self.groups, self.options, picks, strict=True)}, self.groups)
+
+    def uniform(self, name: str) -> Picks:
+        """One scheme wherever it fits."""
+        return tuple(names.index(name) if name in names else 0 for names in self.options)
+
+    def plan(self, picks: Picks) -> Plan:
+        """The plan of picks, by names of weights."""
+        return plan_of({g.name: names[p] for g, names, p in zip(self.groups, self.options, picks, strict=True)}, self.groups)
+
+    def _key(self) -> str:
+        import onnxruntime
+
+        base = self.bundle.variants["fp32"]
+        files = [sha256(self.bundle.file(name)) for name in base.files]
+        data = [sha256(path) for path in (self.request.calibrate, self.request.data) if path is not None]
+        return digest(json.dumps([files, data, __version__, onnxruntime.__version__, self.sessions.threads, self.work.count]))
+
+
+def short(schemes: dict[str, str], every: Sequence[Group]) -> str:
+    """`int8-rows 81%, fp32 19%` of the weights."""
+    sizes = {group.name: group.values for group in every}
+    shares: dict[str, int] = {}
+    for name, found in schemes.items():
+        shares[found] = shares.get(found, 0) + sizes[name]
+    whole = sum(shares.values()) or 1
+    return ", ".join(f"{name} {count / whole:.0%}" for name, count in sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _fits(name: str, group: Group) -> bool:
+    """Whether a scheme means anything else to a group than its neighbours: a table has no activations, a block no more than a row."""
+    block = scheme(name).block
+    return (block is None or block <= max(group.narrowest, 32)) and (bool(group.uses) or name == "int8-rows")
+
+
+def _only(group: Group, name: str) -> Plan:
+    return plan_of({group.name: name}, [group])
+
+
+def digest(text: str) -> str:
+    """sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()
