@@ -102,7 +102,10 @@ def draw(content: Mapping[str, Any], along: str) -> str:
     speed = along == "speed"
     unit = f"{content['method']['unit']}, batch {content['method']['batches'][0]}" if speed else "MB on disk"
     scale = 1.0 if speed else 1e6
-    right = nice(max(max(p.x, *(p.x_range or (0.0,))) for p in found) / scale * 1.06)
+    furthest = max(p.x for p in found)
+    right = nice(
+        min(max(max(p.x, *(p.x_range or (0.0,))) for p in found), 1.5 * furthest) / scale * 1.06
+    )  # a wild run must not press all flat
     least, top = (1.0, None) if quality.log else (2.0, None) if quality.path in _PLAIN else (2.0, 100.0)
     beside = ticks([v for p in found for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
     below = [right * step / 4 for step in range(5)]
@@ -142,7 +145,7 @@ def _whiskers(frame: Frame, p: Point, scale: float, color: str) -> None:
         frame.take((x - 3, min(a, b), x + 3, max(a, b)))
         frame.parts.append(f'<path class="whisker {color}" d="M{x:.1f} {a:.1f}V{b:.1f}M{x - 4:.1f} {a:.1f}h8M{x - 4:.1f} {b:.1f}h8"/>')
     if p.x_range:
-        a, b = (frame.x(v / scale) for v in p.x_range)
+        a, b = (min(frame.x(v / scale), frame.right) for v in p.x_range)
         frame.take((a, y - 3, b, y + 3))
         frame.parts.append(f'<path class="whisker {color}" d="M{a:.1f} {y:.1f}H{b:.1f}M{a:.1f} {y - 3:.1f}v6M{b:.1f} {y - 3:.1f}v6"/>')
 

@@ -91,14 +91,14 @@ def _parting(parting: Mapping[str, Any], reference: str, name: str) -> dict[str,
 def _begin(side: Mapping[str, Any]) -> str:
     """The token as it stands in the text, its space with it; the end as a word."""
     token = side["token"]
-    if token.get("end") or not token.get("text"):
-        return ("" if token.get("end") else " ") + word(token)
-    return str(token["text"])
+    return f" {word(token)}" if token.get("end") or not token.get("text") else str(token["text"])
 
 
 def _after(side: Mapping[str, Any]) -> str:
-    text, rest = side["token"].get("text") or "", side["rest"]
-    return str(rest[len(text) :]) if rest.startswith(text) else str(rest)
+    """The answer behind the token; of a side without texts, which lists ids, behind its id."""
+    token, rest = side["token"], str(side["rest"])
+    own = "" if token.get("end") else str(token["id"]) if token.get("text") is None else str(token["text"])
+    return rest.removeprefix(own)
 
 
 def _share(value: float | None) -> str:

@@ -125,6 +125,13 @@ def test_the_frontier_is_what_no_other_beats():
     assert "★ int8" in svg and svg.count('class="ring"') == 1 and svg.count("whisker") == 1 and svg.count('class="front"') == 1
 
 
+def test_one_wild_run_does_not_press_the_plot_flat():
+    noisy = {name: values | {"speedup_spread": {"low": 0.5, "high": 40.0}} for name, values in VARIANTS.items()}
+    svg = frontier.draw(full(variants=noisy, verdict=dict.fromkeys(noisy, "x"), recommended="int8"), "speed")
+    assert max(float(x) for x in re.findall(r'<circle class="t\d" cx="([\d.]+)"', svg)) > 240
+    assert max(float(x) for x in re.findall(r"H([\d.]+)", svg)) <= 440
+
+
 def test_less_is_better_of_some_and_the_plot_is_turned():
     variants = {"fp32": metrics(perplexity=20.0), "int8": metrics(speedup=2.0, perplexity=21.0), "bad": metrics(perplexity=30.0)}
     content = full(variants=variants, verdict=dict.fromkeys(variants, "x"), recommended="int8")
@@ -196,6 +203,9 @@ def test_a_parting_lists_every_token_that_either_side_thought_of():
     ]  # fmt: skip
     assert [[side["chosen"] for side in row["sides"]] for row in parting["rows"]] == [[True, False], [False, True], [False, False]]
     assert parting["answers"][0] == {"name": "fp32", "before": "Hallo", "token": " du", "rest": "!"}
+    ids = PARTING | {"reference": told(token(90, None), "90 86 73", 0.4, 0.3, [])}
+    (parting,) = partings.shown(full(divergence={"int8": [ids]}))["int8"]["partings"]
+    assert (parting["answers"][0]["token"], parting["answers"][0]["rest"]) == (" #90", " 86 73")
 
 
 def test_a_side_without_probabilities_is_told_with_its_reason():
