@@ -17,7 +17,7 @@ REFERENCE = "transformers fp32"
 def arrays() -> dict[str, np.ndarray]:
     """A full batch of ids that every model has; the same one each time."""
     ids = np.random.default_rng(8).integers(1000, 20_000, (BATCH, LENGTH))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 def check(bench: Bench) -> Iterator[Row]:

@@ -55,7 +55,7 @@ class Peer:
         return {"versions": {"onnxruntime": onnxruntime.__version__}}
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """input_ids and attention_mask, int64 [batch, length] -> last_hidden_state."""
+        """input_ids, attention_mask and perhaps token_type_ids, int64 [batch, length] -> last_hidden_state."""
         import numpy
 
         absent = {name: numpy.zeros_like(inputs["input_ids"]) for name in self.names if name not in inputs}

@@ -83,7 +83,7 @@ class Peer:
         return {"text": self.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """input_ids and attention_mask, int64 [batch, length] -> last_hidden_state."""
+        """input_ids, attention_mask and perhaps token_type_ids, int64 [batch, length] -> last_hidden_state."""
         with self.torch.inference_mode():
             found = self.model(**{name: self.torch.from_numpy(array) for name, array in inputs.items()})
         return {"last_hidden_state": found.last_hidden_state.numpy()}
