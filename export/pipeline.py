@@ -1,11 +1,12 @@
 """From what the user named to standard graphs with golden answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from onnxport.errors import UsageError
 from onnxport.export import golden
@@ -16,6 +17,7 @@ from onnxport.export.described import described
 from onnxport.export.guard import evaluating
 from onnxport.export.models import CausalModel, EncoderModel, Seq2SeqModel
 from onnxport.export.onnx_source import OnnxFile
+from onnxport.export.release import release
 from onnxport.export.result import Exported
 from onnxport.export.source import Source, resolve
 from onnxport.export.trace import check_opset
@@ -81,11 +83,13 @@ def _seq2seq(found: Source, model: Seq2SeqModel, task: str, opset: int, say: Pro
     say("checking the canonical model against the original")
     built = model.build()
     check_seq2seq(built, goldens)
+    rows = model.original.source_rows
+    _release(found, model.original.modules, built)
     say("tracing the encoder")
     graphs = {"encoder": trace_source_encoder(built, opset)}
     say("tracing the decoder")
     graphs["decoder"] = trace_decoder(built, opset)
-    generation = _generation("seq2seq", built, model) | {"source_vocab_size": model.original.source_rows}
+    generation = _generation("seq2seq", built, model) | {"source_vocab_size": rows}
     return _exported(found, task, opset, graphs, goldens, generation, built)
 
 
@@ -94,6 +98,7 @@ def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progr
     say("checking the canonical model against the original")
     built = model.build()
     check_causal(built, goldens)
+    _release(found, model.original.modules, built)
     say("tracing the decoder")
     graphs = {"decoder": trace_decoder(built, opset)}
     generation = _generation("causal", built, model) | {"window": built.window()}
@@ -116,10 +121,17 @@ def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Pro
                 real = torch.from_numpy(goldens[f"{case}/in/attention_mask"]) > 0
                 answers, result = answers[real], result[real]
             agree(answers, result, output)
+    _release(found, model.modules, built)
     say("tracing the encoder")
     graphs = {"encoder": trace_text_encoder(encoder, model.types > 0, model.outputs, opset)}
     found.settings["encoding"] = {"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding}
     return _exported(found, task, opset, graphs, goldens, None, built)
+
+
+def _release(found: Source, original: Sequence[nn.Module], built: Built) -> None:
+    """The original has answered: what it holds twice goes, unless it is somebody's own."""
+    if found.owned:
+        release(original, [graph.module for graph in built.graphs.values()])
 
 
 def _generation(kind: str, built: Built, model: Seq2SeqModel | CausalModel) -> dict[str, Any]:

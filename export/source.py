@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Source:
-    """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON."""
+    """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON. `owned`: nobody else holds
+    the adapter's modules."""
 
     adapter: Adapter | Described | OnnxFile
     name: str
@@ -29,6 +30,7 @@ class Source:
     tokenizers: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     chat: dict[str, Any] | None = None
+    owned: bool = False
 
 
 def resolve(source: Any, allow_pickle: bool = False) -> Source:

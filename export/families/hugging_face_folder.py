@@ -51,7 +51,7 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
     plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(given)
-    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template)
+    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template, owned=True)
 
 
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:

@@ -62,7 +62,7 @@ def read(folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
         name: value for name, value in config.items() if name not in ("name", "task", "dropout", "batch_first") and value is not None
     }
     name = config["name"] or folder.resolve().name
-    return Source(adapter, name, config["architecture"], config["task"], hashes, tokenizers, settings)
+    return Source(adapter, name, config["architecture"], config["task"], hashes, tokenizers, settings, owned=True)
 
 
 def _expected_shapes(transformer: nn.Transformer, config: dict[str, Any]) -> dict[str, list[int]]:
