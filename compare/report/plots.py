@@ -88,7 +88,7 @@ class Frame:
 
     def labels_beside(self, ends: Mapping[str, float]) -> None:
         """Names of lines to the right of where they end (y), in their order and none upon another."""
-        lowest = self.top
+        lowest = float(self.top)
         for name, value in sorted(ends.items(), key=lambda end: self.y(end[1])):
             lowest = max(self.y(value), lowest)
             self.text(self.right + 10, lowest + 4, name, "start", name=True)
