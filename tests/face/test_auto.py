@@ -123,7 +123,7 @@ def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pyte
 
     def counted(self: quality.Quality, bundle: Bundle, name: str, *more: object) -> object:
         asked.append(name)
-        if asked.count("auto-trial") == 2:
+        if name == "auto-trial" and asked.count(name) == 2:
             raise KeyboardInterrupt
         return values(self, bundle, name, *more)
 
