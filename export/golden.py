@@ -163,7 +163,7 @@ def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]
     random = np.random.default_rng(20240229)
     words = [reader.decode(random.integers(0, model.rows, count).tolist()) for count in WORDS]
     question, context = SAMPLE
-    texts = [[(context,)], [(question,), (context,), (words[0],)], [(question, context), (words[1],)]]
+    texts: list[list[tuple[str, ...]]] = [[(context,)], [(question,), (context,), (words[0],)], [(question, context), (words[1],)]]
     batches = [[_read(reader, text, model) for text in batch] for batch in texts]
     batches[0] = [batches[0][0][:1]]
     return [_padded(rows, model) for rows in batches]
@@ -171,7 +171,7 @@ def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]
 
 def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel) -> list[tuple[int, int]]:
     """(id, kind) of each token."""
-    found = reader.encode(*text)
+    found = reader.encode(text[0], text[1] if len(text) > 1 else None)
     row = [(i, kind) for i, kind in zip(found.ids, found.type_ids, strict=True) if i < model.rows]
     return row[: model.max_length] or [(model.pad_id, 0)]
 

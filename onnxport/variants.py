@@ -11,14 +11,15 @@ import numpy as np
 
 from onnxport import bounds
 from onnxport.errors import UsageError
-from onnxport.quantize import choice, half, outliers, overflow, smooth
+from onnxport.quantize import choice, half, outliers, overflow, sensitive, smooth
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.exact import owners
-from onnxport.quantize.golden_feeds import golden_feeds as golden_inputs
+from onnxport.quantize.golden_feeds import golden_feeds
 from onnxport.quantize.plan import RECIPES, Plan
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
+ROOM = 0.8  # share of a variant's bound that an encoder may use before its most sensitive weights stay in float32
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def _graphs(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str,
     activations = {"int8-rows"} | {name for name in plan.schemes.values() if name.startswith("int8-static")}
     if activations & set(plan.schemes.values()):
         fused = smoothed(fused, feeds, goldens)
+    if wish.plan is None and not plan.needs and list(fused) == ["encoder"]:
+        most = ROOM * bounds.BOUNDS[wish.precision]["relative_error"]
+        plan = Plan(plan.schemes | sensitive.to_keep(fused["encoder"], golden_feeds(goldens, fused)["encoder"], plan, most))
     if wish.plan is None and feeds is not None and "range" in plan.needs:
         plan = outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
@@ -74,7 +78,7 @@ def _half(wish: Wish, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs,
         if "decoder" in fused:
             raise UsageError("bf16 is made of encoders and plain modules: the cache of a model that generates has no such type; use fp16")
     elif wish.plan is None:
-        plan = overflow.safe(fused, plan, wish.feeds() if wish.feeds is not None else golden_inputs(goldens, fused))
+        plan = overflow.safe(fused, plan, wish.feeds() if wish.feeds is not None else golden_feeds(goldens, fused))
     return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
 
 
@@ -82,16 +86,5 @@ def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
     """The graph of a text encoder with activations that are easier to quantize, other graphs as they are."""
     if list(fused) != ["encoder"]:
         return fused
-    seen = feeds["encoder"] if feeds is not None else golden_feeds(goldens)
+    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))["encoder"]
     return {"encoder": smooth.smooth(fused["encoder"], seen)} if seen else fused
-
-
-def golden_feeds(path: Path) -> list[dict[str, Any]]:
-    """The inputs of golden cases that are arrays by name."""
-    cases: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            case, is_input, key = name.partition("/in/")
-            if is_input:
-                cases.setdefault(case, {})[key] = arrays[name]
-    return list(cases.values())

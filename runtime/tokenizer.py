@@ -64,7 +64,7 @@ class TextTokenizer:
             raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds beside the rest")
         long.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
         pairs = [[part, *parts] if cut_first else [*parts, part] for part in (long, *long.overflowing)]
-        return [self._tokenizer.post_process(*pair) for pair in pairs]
+        return [self._tokenizer.post_process(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
 
     def _read(self, given: Sequence[Any], special: bool) -> list[Encoding]:
         for one in given:

@@ -17,8 +17,13 @@ class Decoding(NamedTuple):
 class Adapter(Protocol):
     """A loaded model with what its decoding needs. `kind`, as of its family, and what every side of a comparison has to know."""
 
-    model: Any
-    max_length: int | None
+    @property
+    def model(self) -> Any:
+        """The loaded module."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions; None where there is no bound."""
 
     def described(self) -> Seq2SeqModel | CausalModel | EncoderModel:
         """The model as one of the three kinds."""
@@ -31,10 +36,17 @@ class Family(Protocol):
     config.json that a bundle's manifest repeats.
     """
 
-    model_type: str
-    kind: Literal["seq2seq", "causal", "encoder"]
-    prefix: str
-    settings: frozenset[str]
+    @property
+    def model_type(self) -> str: ...
+
+    @property
+    def kind(self) -> Literal["seq2seq", "causal", "encoder"]: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+    @property
+    def settings(self) -> frozenset[str]: ...
 
     def problems(self, given: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
