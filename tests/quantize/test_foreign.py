@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.half import to_fp16
+from onnxport.quantize.half import to_half
+from onnxport.quantize.plan import RECIPES
 from onnxport.quantize.store import write
 
 HEADS, SIZE = 4, 8
@@ -120,7 +121,7 @@ def test_fp16_of_a_stored_graph_knows_its_types_again(tools, session, tmp_path) 
     write({"model": model}, tmp_path / "stored")
     stored = ir.load(str(tmp_path / "stored" / "model.onnx"))
     x = weights(2, 5)
-    answer = tools.run(session(to_fp16(stored)), {"x": x})["y"]
+    answer = tools.run(session(to_half(stored, RECIPES["fp16"])), {"x": x})["y"]
     np.testing.assert_allclose(answer, x * np.arange(5), rtol=2e-3, atol=1e-3)
 
 
@@ -134,6 +135,6 @@ def test_fp16_keeps_the_scales_of_a_resize(tools, session, given: str) -> None:
     model = tools.build(nodes, {"x": [1, 2, 3, 6]}, {"y": [1, 2, 6, "n"]}, {"scales": scales, "factor": np.float32(1)})
     x = weights(1, 2, 3, 6)
     expected = tools.run(session(model), {"x": x})["y"]
-    found = tools.run(session(to_fp16(model)), {"x": x})["y"]
+    found = tools.run(session(to_half(model, RECIPES["fp16"])), {"x": x})["y"]
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -7,7 +7,7 @@ import pytest
 from onnxport.errors import FusionError, UsageError
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.fusion import check_runs, fuse
-from onnxport.quantize.half import to_fp16
+from onnxport.quantize.half import to_half
 from onnxport.quantize.plan import RECIPES
 from onnxport.quantize.store import write
 
@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_layers(fused, standard):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-weight"])
 def test_no_graph_that_runs_on_the_cpu_has_skip_layer_normalization(fused, tools, tmp_path, precision):
-    make = {"fp32": lambda m: m, "fp16": to_fp16} | {
+    make = {"fp32": lambda m: m, "fp16": lambda m: to_half(m, RECIPES["fp16"])} | {
         name: lambda m, r=RECIPES[name]: quantize({"d": m}, r)[0]["d"] for name in ("int8", "int8-weight")
     }
     write({"decoder": make[precision](fused[0])}, tmp_path / "b")

@@ -8,8 +8,9 @@ from onnxport.quantize import rows
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.fusion.core import remove_dead
 from onnxport.quantize.growth import growth, layer_ends, layer_errors
-from onnxport.quantize.half import to_fp16
+from onnxport.quantize.half import to_half
 from onnxport.quantize.linear import linears
+from onnxport.quantize.plan import RECIPES
 
 WIDTH = 8
 RNG = np.random.default_rng(0)
@@ -125,7 +126,7 @@ def test_a_cached_decoder_in_every_precision(tools, fused, goldens):
     before = ir.to_proto(fused).SerializeToString(deterministic=True)
     reference = {"encoder": encoder(tools), "decoder": fused}
     assert errors(reference, reference, goldens) == [0.0, 0.0]
-    half = errors(reference, {"encoder": encoder(tools), "decoder": to_fp16(fused)}, goldens)
+    half = errors(reference, {"encoder": encoder(tools), "decoder": to_half(fused, RECIPES["fp16"])}, goldens)
     eight = errors(reference, {"encoder": encoder(tools), "decoder": to_int8(fused)}, goldens)
     assert all(1e-5 < small < 2e-3 < large < 0.1 for small, large in zip(half, eight, strict=True))
     assert ir.to_proto(fused).SerializeToString(deterministic=True) == before
