@@ -122,6 +122,20 @@ def gpt2_model(seed: int, gain: float) -> nn.Module:
     return model
 
 
+def mistral_model(seed: int, gain: float) -> nn.Module:
+    """A small Mistral whose layers all see the last 1,024 positions only, spread."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, vocab_size=16_000,
+        sliding_window=1024, max_position_embeddings=32_768, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    spread(model, model.get_input_embeddings(), gain, (0, 1))
+    return model
+
+
 def bert_model(seed: int) -> nn.Module:
     """BERT-base, transformers' own initial weights."""
     from transformers import BertConfig, BertModel
@@ -168,6 +182,14 @@ def gpt2(text: Path, out: Path, seed: int, gain: float) -> None:
 
 @click.command()
 @options
+@click.option("--gain", type=float, default=2.0, show_default=True)
+def mistral(text: Path, out: Path, seed: int, gain: float) -> None:
+    """A small Mistral with a sliding window of 1,024 and random weights, and a tokenizer trained on the lines of TEXT."""
+    causal(text, out, mistral_model(seed, gain))
+
+
+@click.command()
+@options
 def bert(text: Path, out: Path, seed: int) -> None:
     """BERT-base with random weights, and a tokenizer trained on the lines of TEXT."""
     model = bert_model(seed)
@@ -190,4 +212,4 @@ def ragged(text: Path, out: Path, limit: int) -> None:
     out.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
 
 
-COMMANDS = (llama, gpt2, bert, ragged)
+COMMANDS = (llama, gpt2, mistral, bert, ragged)
