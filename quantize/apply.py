@@ -15,10 +15,16 @@ from onnxport.quantize.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.observe import Statistics, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
 
-# What the kernels take; a weight outside stays in float32, and the plan that was carried out says so.
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
 Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def changeable(part: Linear | Lookup) -> bool:
+    """Whether kernels take a weight; one that they do not take stays in float32, and the plan that was carried out says so."""
+    if isinstance(part, Lookup):
+        return part.table.shape[1] >= FEWEST_INPUTS and len(part.table) >= FEWEST_ROWS
+    return part.shape[0] >= FEWEST_INPUTS
 
 
 def quantize(
@@ -41,7 +47,7 @@ def quantize(
     became: dict[str, str] = {}
     weights = blocks.Weights()
     schemes = {
-        role: [(linear, plan.of(linear.parameter) if linear.shape[0] >= FEWEST_INPUTS else FP32) for linear in products]
+        role: [(linear, plan.of(linear.parameter) if changeable(linear) else FP32) for linear in products]
         for role, (products, _) in found.items()
     }
     seen = {role: _statistics(role, models[role], products, feeds) for role, products in schemes.items()}
@@ -56,8 +62,8 @@ def quantize(
         tables = found[role][1]
         _products(copy.graph, schemes[role], seen[role], weights, became)
         for table in tables:
-            wide = table.table.shape[1] >= FEWEST_INPUTS and len(table.table) >= FEWEST_ROWS
-            _note(became, table.parameter, _lookup(copy.graph, table, plan.of(table.parameter) if wide else FP32, weights))
+            chosen = plan.of(table.parameter) if changeable(table) else FP32
+            _note(became, table.parameter, _lookup(copy.graph, table, chosen, weights))
         remove_dead(copy.graph)
         copy.graph.sort()
     if set(plan.schemes.values()) != {"fp32"} and set(became.values()) <= {"fp32"}:

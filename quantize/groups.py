@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxport.quantize.apply import FEWEST_INPUTS
+from onnxport.quantize.apply import changeable
 from onnxport.quantize.fusion.constants import fold_constants
 from onnxport.quantize.linear import linears, lookups
 from onnxport.quantize.plan import Plan
@@ -80,11 +80,12 @@ def groups(models: Mapping[str, ir.Model]) -> list[Group]:
         copy = model.clone()
         fold_constants(copy.graph)
         for linear in linears(copy.graph):
-            k, n = linear.shape
-            if k >= FEWEST_INPUTS:
+            if changeable(linear):
+                k, n = linear.shape
                 of(linear.parameter, k, n).uses.append(Use(role, k, n, linear.transposed, linear.bias is not None))
         for lookup in lookups(copy.graph):
-            of(lookup.parameter, *lookup.table.shape).tables.add(role)
+            if changeable(lookup):
+                of(lookup.parameter, *lookup.table.shape).tables.add(role)
     joined: dict[tuple[str, frozenset[str]], Group] = {}
     for parameter, weight in weights.items():
         module, place = module_of(parameter), frozenset(weight.roles)
@@ -99,4 +100,4 @@ def groups(models: Mapping[str, ir.Model]) -> list[Group]:
 
 def plan_of(chosen: Mapping[str, str], every: list[Group]) -> Plan:
     """The plan, by names of weights, that gives each named group its scheme."""
-    return Plan({p.replace("[", "[[]"): chosen.get(group.name, "fp32") for group in every for p in sorted(group.parameters)})
+    return Plan({p: chosen.get(group.name, "fp32") for group in every for p in sorted(group.parameters)})

@@ -97,6 +97,19 @@ def test_modules_are_parts_of_layers():
     assert module_of("layers.0.weight") == "layers.0.weight"
 
 
+def test_a_table_that_no_scheme_changes_is_in_no_group(tools):
+    """Two token types are fewer rows than kernels take: measured alone, such a table would be refused."""
+    tables = {"words.weight": np.ones((40, 32), np.float32), "types.weight": np.ones((2, 32), np.float32)}
+    nodes = [
+        ("Gather", ["words.weight", "input_ids"], ["w"]),
+        ("Gather", ["types.weight", "token_type_ids"], ["t"]),
+        ("Add", ["w", "t"], ["y"]),
+    ]
+    ids = ["batch", "length"]
+    graph = tools.build(nodes, {"input_ids": ("int64", ids), "token_type_ids": ("int64", ids)}, {"y": [*ids, 32]}, tables)
+    assert [group.name for group in groups({"encoder": graph})] == ["words.weight"]
+
+
 def test_times_are_of_every_scheme_and_add_up(tools):
     shape = ["rows", 32]
     weights = {"h.0.a.weight": np.ones((32, 48), np.float32), "h.0.b.weight": np.ones((48, 32), np.float32)}
