@@ -127,8 +127,8 @@ class Plan:
 
 def fits(name: str, parameter: str) -> bool:
     """Whether a plan's name means a weight: its own name, that of a module it is in, or a pattern of either."""
-    modules = parameter.split(".")
-    return any(fnmatchcase(".".join(modules[:count]), name) for count in range(1, len(modules) + 1))
+    modules, pattern = parameter.split("."), name.replace("[", "[[]")  # parts of a weight are called `in_proj_weight[0]`
+    return any(fnmatchcase(".".join(modules[:count]), pattern) for count in range(1, len(modules) + 1))
 
 
 def read_plan(path: str | Path) -> Plan:

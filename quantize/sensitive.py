@@ -8,7 +8,6 @@ HAWQ, Dong et al. 2019, with a measured error in place of curvature.)
 
 from __future__ import annotations
 
-import glob
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def to_keep(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str,
     alone = np.array([error(one) for one in np.eye(len(parameters), dtype=bool)])
     on, kept = np.ones(len(parameters), bool), {}
     for i in np.argsort(-(alone**2) / np.array(sizes), kind="stable"):
-        on[i], kept[glob.escape(parameters[i])] = False, "fp32"
+        on[i], kept[parameters[i]] = False, "fp32"
         if not on.any() or (error(on) <= most and real(kept) <= most):
             break
     return kept
@@ -73,8 +72,8 @@ def _twins(model: ir.Model, plan: Plan) -> tuple[ir.Model, list[str], list[int]]
     graph.inputs.append(switches)
     schemes = dict(plan.schemes)
     for i, (parameter, uses) in enumerate(groups.items()):
-        schemes[glob.escape(parameter)] = "fp32"
-        schemes[glob.escape(parameter) + TWIN] = plan.of(parameter).name
+        schemes[parameter] = "fp32"
+        schemes[parameter + TWIN] = plan.of(parameter).name
         for use, linear in enumerate(uses):
             _twin(graph, linear, switches, i, use)
     return quantize({ROLE: both}, Plan(schemes))[0][ROLE], list(groups), [uses[0].weight.size for uses in groups.values()]

@@ -191,3 +191,11 @@ def test_mixed_plans_give_the_same_bytes_again(standard, tmp_path):
         "int8-blocks16-asym",
     )
     assert set(became.values()) >= {"fp32", "int8-rows", "int4-blocks16-hqq"}
+
+
+def test_parts_of_a_weight_have_names_that_a_plan_can_hold(tools):
+    """A weight that the graph splits: its parts are called `qk[0]` and `qk[1]`, which is no pattern."""
+    nodes = [("Split", ["qk"], ["q", "k"], {"axis": 1, "num_outputs": 2}), ("MatMul", ["x", "q"], ["a"]), ("MatMul", ["x", "k"], ["b"])]
+    model = tools.build([*nodes, ("Add", ["a", "b"], ["y"])], {"x": ["n", 32]}, {"y": ["n", 16]}, {"qk": np.eye(32, dtype=np.float32)})
+    wanted = {"qk[0]": "int8-rows", "qk[1]": "int4-blocks32"}
+    assert quantize({"model": model}, Plan(wanted))[1] == wanted
