@@ -129,7 +129,8 @@ def pool(x: Tensor, mask: Tensor, pooling: str | None) -> Tensor:
     if pooling == "first":
         return x[:, 0]
     if pooling == "last":
-        return x[torch.arange(x.shape[0], device=x.device), mask.sum(1) - 1]
+        places = torch.arange(x.shape[1], device=x.device)
+        return x[torch.arange(x.shape[0], device=x.device), ((mask != 0) * places).amax(1)]  # whichever side is padded
     if pooling == "mean":
         real = mask[:, :, None].to(x.dtype)
         return (x * real).sum(1) / real.sum(1).clamp(min=1)

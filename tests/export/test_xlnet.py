@@ -120,6 +120,10 @@ def test_canonical_model_equals_transformers_whichever_side_is_padded(tmp_path: 
         assert_rows_equal(dict(zip(found.outputs, results if isinstance(results, tuple) else (results,), strict=True)), alone, lengths)
         assert_rows_equal(answers(model, padded(rows, left=True)), alone, lengths, left=True)
         assert_rows_equal(found.answer(right), alone, lengths)
+        left = padded(rows, left=True)
+        results = built.graphs["encoder"].module(*left.values())
+        answered = dict(zip(found.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+        assert_rows_equal(answered, alone, lengths, left=True)
         if head != "labels":  # transformers takes the last position for [CLS], padding too
             assert_rows_equal(answers(model, right), alone, lengths)
 
