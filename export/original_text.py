@@ -22,6 +22,9 @@ class OriginalText(TextEncoder):
         self.outputs = list(model.outputs)
         self.by_token = {name for name, shape in model.outputs.items() if "sequence" in shape}
 
+    def _type(self, name: str) -> str:
+        return "int64"
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays by name in and out."""
         with evaluating(*self._model.modules, fused=True):

@@ -93,7 +93,8 @@ class Encoder:
         lengths = [len(window) for window in windows]
         order = sorted(range(len(windows)), key=lengths.__getitem__)
         for group in _groups(order, lengths, batch_size):
-            feeds = {name: np.full((len(group), lengths[group[-1]]), value, np.int64) for name, value in self._padding().items()}
+            shape = (len(group), lengths[group[-1]])
+            feeds = {name: np.full(shape, value, self._type(name)) for name, value in self._padding().items()}
             for row, i in enumerate(group):
                 encoding = windows[i].encoding
                 feeds["input_ids"][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
@@ -110,6 +111,10 @@ class Encoder:
         if unknown := [name for name in self.inputs if name not in known]:
             raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
         return {name: known[name] for name in self.inputs}
+
+    def _type(self, name: str) -> str:
+        """What an input of texts is made of: int64, or what a graph from elsewhere wants."""
+        return NUMPY_TYPES.get(self.inputs[name].type, "int64")
 
     def _check(self, name: str, array: np.ndarray) -> None:
         wanted = self.inputs[name]

@@ -35,10 +35,10 @@ def write(out: Path, task: str, graph: Any, role: str, goldens: dict[str, np.nda
     return out
 
 
-def embedding_bundle(out: Path, **encoding: Any) -> Path:
-    """last_hidden_state is the table's rows: padding is not zero, so that pooling over it would show."""
-    ids = h.make_tensor_value_info("input_ids", T.INT64, ["batch", "sequence"])
-    mask = h.make_tensor_value_info("attention_mask", T.INT64, ["batch", "sequence"])
+def embedding_bundle(out: Path, kind: int = T.INT64, **encoding: Any) -> Path:
+    """last_hidden_state is the table's rows: padding is not zero, so that pooling over it would show. kind: of ids and mask."""
+    ids = h.make_tensor_value_info("input_ids", kind, ["batch", "sequence"])
+    mask = h.make_tensor_value_info("attention_mask", kind, ["batch", "sequence"])
     state = h.make_tensor_value_info("last_hidden_state", T.FLOAT, ["batch", "sequence", WIDTH])
     nodes = [h.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
     graph = h.make_graph(nodes, "g", [ids, mask], [state], [numpy_helper.from_array(TABLE, "table")])
@@ -119,6 +119,11 @@ def test_encode_is_the_normalized_mean_over_tokens(encoder: Model) -> None:
 def test_encode_pools_as_the_bundle_says(tmp_path: Path) -> None:
     with load(embedding_bundle(tmp_path / "b", pooling="cls", normalize=False), threads=1) as model:
         np.testing.assert_array_equal(model.encode(["w5 w6"]), TABLE[[5]])
+
+
+def test_encode_gives_a_graph_the_type_of_ids_that_it_wants(tmp_path: Path) -> None:
+    with load(embedding_bundle(tmp_path / "b", T.INT32, pooling="cls", normalize=False), threads=1) as model:
+        np.testing.assert_array_equal(model.encode(["w5 w6", "w7"]), TABLE[[5, 7]])
 
 
 @pytest.mark.parametrize(("texts", "part"), [([3], "int"), ([" "], "empty"), (["a\udc00"], "surrogate")])
