@@ -67,7 +67,7 @@ def compare(
     joining = open_others(opened, others)
     earlier = read_baseline(baseline) if baseline is not None else None
     work = workload(opened, data, limit, beam, max_new_tokens, list(joining.values()))
-    if work.kind == "pairs":
+    if work.kind == "pairs" and work.generates:
         metrics.require_sacrebleu()
     if out is not None:
         require_jinja2()

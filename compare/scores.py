@@ -130,7 +130,7 @@ def of_retrieval(questions: Any, passages: Any, owners: Sequence[int]) -> Statis
     for start in range(0, len(asked), 256):  # questions x passages is not held at once
         scores = asked[start : start + 256] @ read.T
         own = scores[np.arange(len(scores)), owners[start : start + 256]]
-        ranks[start : start + 256] = (scores >= own[:, None]).sum(1) - 1
+        ranks[start : start + 256] = (~(scores < own[:, None])).sum(1) - 1  # NaN counts against it too
     return {f"recall_at_{k}": mean(ranks < k) for k in RECALLS}
 
 

@@ -26,7 +26,7 @@ def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, An
         found |= {"beam": work.natural["beam"], "natural": work.natural, "fixed": work.fixed}
         found["throughput"] = f"{work.fixed['max_new_tokens']} new tokens a row, at batch size {batches[0]}"
         found["latency_ms"] = "single inputs, each answered to its natural end"
-    if work.kind == "pairs" and work.references:
+    if work.kind == "pairs" and work.references and work.generates:
         found["signatures"] = metrics.signatures(work.references)
         found["bleu"] = f"{work.rows} rows, {len(work.inputs)} sources measured; BLEU against all references of a source"
     if work.beside is not None and work.owners is None:
@@ -36,7 +36,7 @@ def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, An
         )
     if work.beside is not None and work.owners is not None:
         found["recall"] = f"the nearest by cosine of the data's {len(work.beside.inputs)} different passages"
-    if work.references or work.beside is not None:
+    if work.references or work.beside is not None or work.method == "encode":
         found["intervals"] = (
             f"of X_drop: {statistic.LEVEL:.0%}, paired bootstrap over inputs (Koehn 2004), {statistic.RESAMPLES:,} resamples, "
             f"seed {statistic.SEED}; p is two-sided"

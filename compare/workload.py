@@ -130,6 +130,10 @@ def workload(
         raise DataError(f"{data}: holds {dataset.kind}, but a bundle for {bundle.task} takes {takes}")
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
+    known = set(bundle.encoding.labels)
+    if method == "classify" and known and dataset.references and known.isdisjoint(dataset.references):
+        found, named = (", ".join(sorted(names)[:3]) for names in (set(dataset.references), known))
+        raise DataError(f"{data}: none of its labels ({found}, ...) is one of the model's ({named}, ...); name them as the model does")
     used: Dataset = dataset.grouped().limited(limit)
     work = Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
     if method == "encode" and used.kind == "questions":

@@ -104,6 +104,7 @@ def test_recall_asks_for_the_own_passage():
     questions[2] = 0  # every passage is as near: not found
     found = metrics.values(scores.of_retrieval(questions, passages, [0, 1, 2]))
     assert found == {"recall_at_1": pytest.approx(1 / 3), "recall_at_10": pytest.approx(2 / 3)}
+    assert scores.of_retrieval(questions * np.nan, passages, [0, 1, 2])["recall_at_10"].value == 0
 
 
 def test_macro_f1_counts_only_labels_of_the_sample():

@@ -97,6 +97,13 @@ def test_labels(made, tmp_path):
     assert "accuracy" in report.verdict["int8"]
 
 
+def test_labels_that_the_model_does_not_know_are_refused(made, tmp_path):
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "".join(f'"{text}",{i}\n' for i, text in enumerate(TEXTS)))
+    with pytest.raises(DataError, match="none of its labels"):
+        run(made("classification"), data, gates=["accuracy_drop<=1"])
+
+
 def test_pairs_with_labels(made, tmp_path):
     data = tmp_path / "a.jsonl"
     data.write_text("".join(json.dumps({"text": text, "pair": "a dog", "label": "glad"}) + "\n" for text in TEXTS))
@@ -162,6 +169,12 @@ def test_retrieval(made, tmp_path):
     work = workload(Bundle.open(made("embedding")), data, 2)
     assert work.inputs == [TEXTS[0], TEXTS[3]]
     assert (work.beside.inputs, work.owners) == (TEXTS, [0, 3])  # all of the data's passages, whatever the limit
+
+
+def test_pairs_that_are_encoded_are_not_told_of_as_translated(made, tmp_path):
+    (tmp_path / "a.tsv").write_text("a cat\tein Hund\nb\tc\n")
+    report = run(made("embedding"), tmp_path / "a.tsv", precisions=["fp32"])
+    assert "bleu" not in report.method and "signatures" not in report.method
 
 
 def test_texts_alone_are_encoded_and_labels_not_needed(made, tmp_path):
