@@ -127,11 +127,12 @@ class PyTorchSide(Answering):
 
 
 def _source_bytes(source: Path) -> int | None:
-    """What the original needs on disk: its folder's weights, configuration and tokenizer; None for a factory in code."""
+    """What the original needs on disk: its folder's weights, once, configuration and tokenizer; None for a factory in code."""
     if not source.is_dir():
         return None
-    kept = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
-    return sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path.suffix in kept)
+    files = [path for path in source.iterdir() if path.is_file()]
+    weights = {".safetensors"} if any(path.suffix == ".safetensors" for path in files) else {".bin", ".pt", ".pth"}
+    return sum(path.stat().st_size for path in files if path.suffix in weights | {".json", ".txt", ".model"})
 
 
 def _texts(inputs: list[Any]) -> list[Any]:
