@@ -133,6 +133,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
         modules = [{"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(kinds.items())]
         (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))  # as its tokenizer does
     bundle = build(str(folder), folder.parent / "bundle", precision=("fp32",))
     assert bundle.provenance["route"] == "canonical" and bundle.variants["fp32"].fusions["multi_head_attention"] == 1
     return family, head, model, load(bundle.path, threads=1)
@@ -214,6 +215,26 @@ def best_span(read: Any, output: dict[str, torch.Tensor], most: int) -> tuple[fl
 def test_refusals(tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
     folder = folders.write(tmp_path, folders.make("bert", "single"), "bert")
     assert_refused(folders.change(folder, **changes), *parts)
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "part"),
+    [
+        ("modules.json", ["Transformer"], "expected objects"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "has a Dense module"),
+        ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length is '256'"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "the tokenizer keeps capitals"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"q": "query: "}}, "default_prompt_name is 'q'"),
+    ],
+)
+def test_what_sentence_transformers_would_do_and_a_bundle_not(tmp_path: Path, file: str, said: Any, part: str) -> None:
+    folder = folders.write(tmp_path, folders.make("bert"), "bert")
+    keeping = folders.tokenizer("bert")
+    keeping.normalizer = None
+    keeping.save(str(folder / "tokenizer.json"))
+    (folder / "modules.json").write_text("[]")
+    (folder / file).write_text(json.dumps(said))
+    assert_refused(folder, part)
 
 
 def test_impossible_tasks_and_larger_tokenizers(tmp_path: Path) -> None:
