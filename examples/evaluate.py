@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sacrebleu
 
-from onnxport.compare.metrics import quality
+from onnxport.compare.metrics import quality, values
+from onnxport.compare.scores import of_retrieval
 from onnxport.runtime import Model, load
-from onnxport.runtime.running import Running
 
 WINDOW = 256  # tokens whose perplexity is measured together
 
@@ -37,10 +36,9 @@ def retrieval(model: Model, text: str, limit: int | None) -> dict[str, float]:
     """Whether the paragraph of a question is the nearest of all paragraphs, or among ten."""
     contexts = list(dict.fromkeys(row[1] for row in squad(text, None)))
     rows = squad(text, limit)
-    scores = model.encode([row[0] for row in rows]) @ model.encode(contexts).T
-    right = scores[np.arange(len(rows)), [contexts.index(row[1]) for row in rows]]
-    rank = (scores > right[:, None]).sum(1)
-    return {"rows": len(rows), "recall@1": float((rank < 1).mean()), "recall@10": float((rank < 10).mean())}
+    owners = [contexts.index(row[1]) for row in rows]
+    found = of_retrieval(model.encode([row[0] for row in rows]), model.encode(contexts), owners)
+    return {"rows": len(rows), **values(found)}
 
 
 def accuracy(model: Model, text: str, limit: int | None) -> dict[str, float]:
@@ -56,22 +54,12 @@ def answers(model: Model, text: str, limit: int | None) -> dict[str, float]:
 
 
 def perplexity(model: Model, text: str, limit: int | None) -> dict[str, float]:
-    """Of windows of the text's ids, each token given those before it in its window, through the cache as in generation."""
-    engine = model.engine
-    assert engine is not None and engine.config.eos_ids
-    ids = np.array([i for line in text.splitlines() if line.strip() for i in (*model.tokenize(line.strip()), engine.config.eos_ids[0])])
-    windows = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)[:limit]
-    losses = []
-    for rows in np.array_split(windows, max(1, len(windows) // 16)):
-        running = Running(engine, None, rows[:, :1].tolist(), WINDOW)
-        running.prefill()
-        for t in range(1, WINDOW):
-            logits = running.logits.numpy().astype(np.float64)
-            top = logits.max(1)
-            losses.append(np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(rows)), rows[:, t]])
-            running.ids[:, 0] = rows[:, t]
-            running.step()
-    return {"rows": len(windows), "perplexity": float(np.exp(np.concatenate(losses).mean()))}
+    """Of windows of the text's ids, each token given those before it in its window."""
+    assert model.engine is not None and model.engine.config.eos_ids
+    end = model.engine.config.eos_ids[0]
+    ids = [i for line in text.splitlines() if line.strip() for i in (*model.tokenize(line.strip()), end)]
+    windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)][:limit]
+    return {"rows": len(windows), "perplexity": model.perplexity(windows)}
 
 
 def titles(model: Model, text: str, limit: int | None) -> dict[str, float]:
