@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from onnxport.export.source import Source
 
 FAMILY = "onnx"
-PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,8 @@ def _config(path: Path) -> dict[str, Any]:
 
 def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) -> dict[str, Any]:
     """What the runtime must know of texts; rows: of the token table; labels: the last dimension of `logits`."""
+    from onnxport.export.families.hugging_face_encoder import PROBLEMS
+
     config = file.config
     positions = config.get("max_position_embeddings")
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") and isinstance(positions, int):

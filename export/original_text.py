@@ -20,7 +20,6 @@ class OriginalText(TextEncoder):
         self.config = encoding({"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding})
         self.inputs = dict.fromkeys(["input_ids", "attention_mask"] + ["token_type_ids"] * (model.types > 0))
         self.outputs = list(model.outputs)
-        self.by_token = {name for name, shape in model.outputs.items() if "sequence" in shape}
 
     def _type(self, name: str) -> str:
         return "int64"
