@@ -19,7 +19,7 @@ class OriginalText(TextEncoder):
         self.task, self._tokenizer, self._model = task, tokenizer, model
         self.config = encoding({"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding})
         self.inputs = dict.fromkeys(["input_ids", "attention_mask"] + ["token_type_ids"] * (model.types > 0))
-        self.outputs = list(model.outputs)
+        self.outputs = dict(model.outputs)
 
     def _type(self, name: str) -> str:
         return "int64"

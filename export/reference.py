@@ -28,7 +28,7 @@ from onnxport.export.transformers_library import quiet
 from onnxport.runtime.encode import Text
 from onnxport.runtime.generate import Input
 from onnxport.runtime.tasks.classification import Classification, classify
-from onnxport.runtime.tasks.embedding import STATE, encode
+from onnxport.runtime.tasks.embedding import encode
 from onnxport.runtime.tasks.question_answering import Answer, answer
 from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
 from onnxport.runtime.tokenizer import TextTokenizer
@@ -133,10 +133,7 @@ class PyTorchReference:
 
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """float32 [texts, hidden], as a bundle of this source gives them; [0, hidden] of no texts."""
-        encoder = self._encoder("embedding")
-        if not texts and isinstance(self.described, EncoderModel):
-            return np.zeros((0, int(self.described.outputs[STATE][-1])), np.float32)
-        return encode(encoder, texts, batch_size, None)
+        return encode(self._encoder("embedding"), texts, batch_size, None)
 
     def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Classification]:
         """As Model.classify."""

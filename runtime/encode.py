@@ -43,7 +43,7 @@ class Encoder:
         self.task, self.config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         found = self._session.get_outputs()
-        self.outputs = [o.name for o in found]
+        self.outputs = {o.name: tuple(o.shape) for o in found}
         tokens = self.inputs["attention_mask"].shape if "attention_mask" in self.inputs else []
         # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
         self.by_token = {o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens}

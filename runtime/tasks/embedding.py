@@ -27,7 +27,8 @@ def encode(encoder: Encoder, texts: Sequence[str], batch_size: int, stride: int 
     pool = POOL[encoder.config.pooling]
     windows = encoder.windows(texts, stride)
     if not windows:
-        return np.zeros((0, 0), np.float32)
+        hidden = encoder.outputs[STATE][-1]
+        return np.zeros((0, hidden if isinstance(hidden, int) else 0), np.float32)
     parts = (
         (window.owner, len(window), pool(finite(outputs[STATE][: len(window)], window.owner)))
         for window, outputs in encoder.each(windows, batch_size)
