@@ -59,8 +59,7 @@ def _graphs(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str,
     if plan.needs and wish.feeds is None:
         raise UsageError(f"{wish.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = wish.feeds() if wish.feeds is not None else None
-    activations = {"int8-rows"} | {name for name in plan.schemes.values() if name.startswith("int8-static")}
-    if activations & set(plan.schemes.values()):
+    if plan.rounds_activations:
         fused = smoothed(fused, feeds, goldens)
     if wish.plan is None and not plan.needs and list(fused) == ["encoder"]:
         most = ROOM * bounds.BOUNDS[wish.precision]["relative_error"]

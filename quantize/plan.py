@@ -103,6 +103,11 @@ class Plan:
         return next((s.name for s in self._parsed.values() if s.kind == "half"), None)
 
     @property
+    def rounds_activations(self) -> bool:
+        """Whether products read activations of 8 bit, by rows or by calibrated scales."""
+        return any(s.kind in ("rows", "static") for s in self._parsed.values())
+
+    @property
     def needs(self) -> set[str]:
         """What must be known of inputs of layers: see `Scheme.needs`."""
         return {s.needs for s in self._parsed.values() if s.needs is not None}

@@ -9,6 +9,7 @@ from onnxport.compare import machine
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.rows import REDUCED, quantize_columns
+from onnxport.variants import Wish, graphs_of
 
 RNG = np.random.default_rng(0)
 
@@ -49,6 +50,15 @@ def test_reduced_range_cannot_saturate(scheme):
         worst = np.full((2, 1), sign * REDUCED, np.int8)
         np.testing.assert_array_equal(vpmaddubsw(np.full((1, 2), 255, np.uint8), worst), [[sign * 2 * 255 * REDUCED]])
     assert vpmaddubsw(np.full((1, 2), 255, np.uint8), np.full((2, 1), REDUCED + 1, np.int8)) == 32767  # and one more is too much
+
+
+def test_activations_of_a_text_encoder_are_smoothed_for_a_reduced_range_too(tools, tmp_path):
+    weight = RNG.standard_normal((32, 16)).astype(np.float32)
+    model = tools.build([("MatMul", ["x", "fc.weight"], ["y"])], {"x": ["n", 32]}, {"y": ["n", 16]}, {"fc.weight": weight})
+    feeds = {"encoder": [{"x": RNG.standard_normal((9, 32)).astype(np.float32)}]}
+    for scheme in ("int8-rows", "int8-rows-reduced", "int8-static-minmax-reduced"):
+        graphs, _ = graphs_of(Wish("int8-reduced", Plan({"*": scheme}), lambda: feeds), {"encoder": model}, tmp_path)
+        assert any(str(name).endswith("/smoothing") for name in graphs["encoder"].graph.initializers), scheme
 
 
 @pytest.mark.parametrize("scheme", ["int8-rows-reduced", "int8-static-minmax-reduced"])
