@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import remove_dead
+from onnxport.quantize.golden_feeds import golden_cases, window
 from onnxport.quantize.store import write
 from onnxport.runtime.session import Sessions
 
@@ -39,11 +40,7 @@ def growth(reference: Graphs, variant: Graphs, goldens: str | Path) -> list[dict
 
     A decoder reads what its own encoder made, so that the error goes on from one to the other. [] where the graphs name no layers.
     """
-    cases: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(goldens, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            case, _, name = key.partition("/")
-            cases.setdefault(case, {})[name] = arrays[key]
+    cases = golden_cases(Path(goldens))
     cases.pop("greedy", None)
     if "decoder" not in reference:
         feeds = [{name[3:]: array for name, array in case.items() if name.startswith("in/")} for case in cases.values()]
@@ -152,9 +149,10 @@ def _values(graph: ir.Graph) -> set[str]:
 
 def _run(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
     """The named values on each feed."""
+    room = window(model)
     with _watching(model, names) as session:
         for feed in feeds:
-            given = {i.name: _input(i, feed) for i in session.get_inputs()}
+            given = {i.name: _input(i, feed, room) for i in session.get_inputs()}
             yield dict(zip(names, session.run(list(names), given), strict=True))
 
 
@@ -175,17 +173,17 @@ def _watching(model: ir.Model, names: Sequence[str]) -> Iterator[Any]:
         yield Sessions.choose("cpu").open(Path(folder) / file, steady=False)
 
 
-def _input(wanted: Any, feed: Feed) -> np.ndarray:
-    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with room for all positions."""
+def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
+    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with room for all positions, or for `room`."""
     kind = {"tensor(float16)": np.float16, "tensor(float)": np.float32}.get(wanted.type)
     if wanted.name in feed:
         array = feed[wanted.name]
         return array.astype(kind) if kind is not None and array.dtype != kind else array
     if not _CACHE.match(wanted.name):
         raise KeyError(f"the graph asks for {wanted.name}, the feed has {', '.join(feed)}")
-    _, heads, room, size = wanted.shape
+    _, heads, _, size = wanted.shape
     rows, length = feed["input_ids"].shape
-    return np.zeros((rows, heads, room if isinstance(room, int) else length, size), kind)
+    return np.zeros((rows, heads, room or length, size), kind)
 
 
 def _real(array: np.ndarray, feed: Feed) -> np.ndarray:

@@ -48,6 +48,7 @@ class Memo:
 
     def forget(self) -> None:
         """The search is done."""
-        self._file.unlink(missing_ok=True)
+        for file in (self._file, self._file.with_suffix(".part")):
+            file.unlink(missing_ok=True)
         if self._file.parent.is_dir() and not any(self._file.parent.iterdir()):
             self._file.parent.rmdir()

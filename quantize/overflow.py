@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError
-from onnxport.quantize.exact import FLOAT, LARGEST, MASKED, exact_nodes, owners
+from onnxport.quantize.exact import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, owners
 from onnxport.quantize.fusion.core import array_of, constant
 from onnxport.quantize.half import halved, prepared
 from onnxport.quantize.plan import Plan
@@ -78,7 +78,7 @@ def _owner(graph: ir.Graph, plan: Plan, node: ir.Node, sizes: Mapping[str, float
         reads = [v for v in node.inputs if v is not None and v.dtype == FLOAT and v.producer() is not None and v.producer() not in exact]
         largest = max(reads, key=lambda v: sizes.get(str(v.name), 0), default=None)
         producer = None if largest is None else largest.producer()
-        if producer is None or node.op_type in ("Attention", "MultiHeadAttention", "GroupQueryAttention"):
+        if producer is None or node.op_type in ATTENTION:
             raise CheckpointError(f"{first.op_type} '{first.outputs[0].name}' {what}; leave fp16 out of --precision, or use bf16 on a GPU")
         node = producer
     return named[node]

@@ -8,7 +8,7 @@ forms of errors that have little to do with each other. The best plans by these 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,30 +127,29 @@ def _exchange(costs: Table, losses: Table, found: _Found) -> None:
     """One or two groups of the best plan changed, so that it is faster: those that should lose least first."""
     failures = 0
     while failures < FAILURES and not found.spent():
-        best, pairs = found.best, _changes(costs, losses, found.best.picks)
-        faster = [p for p in pairs if p.cost < best.cost - found.near / 4 and not found.knows(p)]
-        if not faster:
+        enough = found.best.cost - found.near / 4
+        faster = (p for p in _changes(costs, losses, found.best.picks) if p.cost < enough and not found.knows(p))
+        least = min(faster, key=lambda p: (p.loss, p.cost), default=None)
+        if least is None:
             return
-        if found.try_(min(faster, key=lambda p: (p.loss, p.cost))):
+        if found.try_(least):
             failures = 0
         else:
             failures += 1
 
 
-def _changes(costs: Table, losses: Table, picks: Picks) -> list[Point]:
+def _changes(costs: Table, losses: Table, picks: Picks) -> Iterator[Point]:
     base = point(costs, losses, picks)
     single = [
         (i, o, costs[i][o] - costs[i][p], losses[i][o] - losses[i][p]) for i, p in enumerate(picks) for o in range(len(costs[i])) if o != p
     ]
-    found = []
     for changes in itertools.chain(((one,) for one in single), itertools.combinations(single, 2)):
         if len(changes) == 2 and changes[0][0] == changes[1][0]:
             continue
         changed = list(picks)
         for i, option, _, _ in changes:
             changed[i] = option
-        found.append(Point(base.cost + sum(c[2] for c in changes), base.loss + sum(c[3] for c in changes), tuple(changed)))
-    return found
+        yield Point(base.cost + sum(c[2] for c in changes), base.loss + sum(c[3] for c in changes), tuple(changed))
 
 
 def isotonic(losses: Sequence[float], badness: Sequence[float]) -> list[float]:

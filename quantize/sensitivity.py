@@ -46,19 +46,16 @@ class Generating:
         self._engine, self._sessions = engine, sessions
         room = max(1, NUMBERS // engine.vocab_size)
         steps = max(1, min(STEPS, room // max(1, min(ROWS, len(targets)))))
-        rows = sorted(range(len(targets)), key=lambda i: -len(targets[i]))
         start = engine.config.decoder_start_id
-        self._prefixes, self._targets = [], []
-        for i in rows:
-            ids = list(targets[i])
+        read = []  # what comes before, and what is compared
+        for target in targets:
+            ids = list(target)
             before = 1 if sources is not None else max(1, min(BEFORE, len(ids) // 2))
             ids = [0 if start is None else start, *ids] if sources is not None else ids
-            self._prefixes.append(ids[:before])
-            self._targets.append(ids[before : before + steps - 1])
-        self._sources = None if sources is None else [sources[i] for i in rows]
-        order = sorted(range(len(rows)), key=lambda i: -len(self._targets[i]))
-        self._prefixes, self._targets = [self._prefixes[i] for i in order], [self._targets[i] for i in order]
-        self._sources = None if self._sources is None else [self._sources[i] for i in order]
+            read.append((ids[:before], ids[before : before + steps - 1]))
+        order = sorted(range(len(read)), key=lambda i: -len(read[i][1]))
+        self._prefixes, self._targets = [read[i][0] for i in order], [read[i][1] for i in order]
+        self._sources = None if sources is None else [sources[i] for i in order]
         self._cross = None if self._sources is None else engine.encode(self._sources)
         self._expected = [(np.exp(logs), logs) for logs in self._logs(engine, self._cross)]
 

@@ -7,16 +7,14 @@ stand out is a property of the model, so that a few inputs tell it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.fusion.core import constant, new_node
 from onnxport.quantize.linear import Linear, linears
-from onnxport.quantize.store import write
+from onnxport.quantize.observe import Peak, observe
 
 SMALLEST = 1e-5
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -28,10 +26,11 @@ def smooth(model: ir.Model, feeds: Feeds) -> ir.Model:
     groups: dict[ir.Value, list[Linear]] = {}
     for linear in linears(copy.graph):
         groups.setdefault(linear.x, []).append(linear)
-    largest = _largest(copy, list(groups), feeds)
+    peaks = {str(x.name): Peak() for x in groups}
+    observe(copy, {name: [peak] for name, peak in peaks.items()}, feeds)
     for x, group in groups.items():
         weights = np.maximum(np.max([np.abs(linear.weight).max(1) for linear in group], 0), SMALLEST)
-        scale = np.sqrt(np.maximum(largest[str(x.name)], SMALLEST) / weights)
+        scale = np.sqrt(np.maximum(peaks[str(x.name)].largest, SMALLEST) / weights)
         scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
         _divide(copy.graph, x, group, scale)
     return copy
@@ -53,25 +52,3 @@ def _divide(graph: ir.Graph, x: ir.Value, group: Sequence[Linear], scale: np.nda
             name = str(old.name)
             del graph.initializers[name]
             new.name = name
-
-
-def _largest(model: ir.Model, values: Sequence[ir.Value], feeds: Feeds) -> dict[str, np.ndarray]:
-    """The largest magnitude of each channel, by the value's name; padding does not count."""
-    import onnxruntime
-
-    names = {str(value.name) for value in values}
-    watched = model.clone()
-    outside = {value.name for value in [*watched.graph.outputs, *watched.graph.inputs]}
-    watched.graph.outputs.extend(v for node in watched.graph for v in node.outputs if v.name in names - outside)
-    found: dict[str, np.ndarray] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = write({"model": watched}, Path(folder)).values()
-        session = onnxruntime.InferenceSession(str(Path(folder) / file), providers=["CPUExecutionProvider"])
-        outputs = [output.name for output in session.get_outputs() if output.name in names]
-        for feed in feeds:
-            for name, array in zip(outputs, session.run(outputs, dict(feed)), strict=True):
-                mask = feed.get("attention_mask")
-                rows = array[mask.astype(bool)] if mask is not None and array.shape[:2] == mask.shape else array
-                magnitude = np.abs(rows.reshape(-1, rows.shape[-1])).max(0)
-                found[name] = np.maximum(found.get(name, 0), magnitude)
-    return found
