@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from onnxport import bounds
 from onnxport.compare.gates import Gate, lookup, parse_gate
-from onnxport.compare.workload import METHODS, Workload, workload
+from onnxport.compare.workload import Workload, workload
 from onnxport.errors import GateError, UsageError
 from onnxport.measuring import ROUNDS, SECONDS, Measuring, Request, digest
 from onnxport.quantize import quality, sensitivity
@@ -42,32 +43,40 @@ def choose(
 
     GateError: not even fp32 is within it, and no plan was found that is. UsageError: the budget cannot be measured. DataError.
     """
-    gate = _gate(request.budget, staging.preview())
     work = _work(request, staging)
+    gate = _gate(request.budget, work.method)
     found = Search(gate, request, staging, graphs, feeds, let_go, progress, work)
     chosen = found.run()
     found.memo.forget()
     return chosen
 
 
-def _gate(budget: str | None, bundle: Bundle) -> Gate:
-    gate = parse_gate(budget or BUDGETS.get(METHODS.get(bundle.task, "generate"), BUDGET))
+def _gate(budget: str | None, method: str) -> Gate:
+    gate = parse_gate(budget or BUDGETS.get(method, BUDGET))
     return Gate(gate.expr, gate.path.removeprefix("auto."), gate.op, gate.number)
 
 
 def _work(request: Request, staging: Staging) -> Workload:
     bundle = staging.preview()
-    if not bundle.tokenizers or METHODS.get(bundle.task) == "run":
-        return workload(bundle, None, None)
-    rest = None if request.data is not None else rest_of(request.calibrate, bundle, staging.path)
+    own = workload(bundle, None, None)
+    if own.method == "run":
+        if request.data is not None:
+            raise UsageError("--data: plans of this bundle are measured on its golden inputs, for it answers no texts; leave --data out")
+        return own
+    if request.data is not None:
+        return _read(bundle, request.data)
+    _read(bundle, request.calibrate)  # what is wrong with the data is told by its own name
+    rest = rest_of(request.calibrate, bundle, staging.path)
     try:
-        found = workload(bundle, request.data or rest, MOST_ROWS)
-        if found.beside is not None and found.owners is None:
-            found = workload(bundle, request.data or rest, MOST_TEXTS)
+        return replace(_read(bundle, rest), name=request.calibrate.name)
     finally:
-        if rest is not None:
-            rest.unlink()
-    return found
+        rest.unlink()
+
+
+def _read(bundle: Bundle, data: Path) -> Workload:
+    found = workload(bundle, data, MOST_ROWS)
+    likelihoods = found.beside is not None and found.owners is None
+    return workload(bundle, data, MOST_TEXTS) if likelihoods else found
 
 
 class Search(Measuring):

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 PRECISIONS = tuple(bounds.BOUNDS)
 CALIBRATED = ("int8-static", "int4-gptq", "auto")
-CALIBRATABLE = {"int8", "fp16"}  # take calibration data, and the golden inputs where there is none
+CALIBRATABLE = {"int8", "int8-reduced", "fp16"}  # take calibration data, and the golden inputs where there is none
 DEFAULT = ("fp32", "fp16", "int8")
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
@@ -64,6 +64,8 @@ def build(
         UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
     """
     _check(precision, calibrate, budget, None, data)
+    if calibrate is not None and "fp32" not in precision:
+        raise UsageError("--calibrate: data is read through the fp32 variant: add fp32 to --precision")
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
         _heavy(package, "export")
     exporter = _heavy("onnxport.export", "export")
@@ -156,8 +158,6 @@ def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | Non
     lacking = [name for name in precision if name in CALIBRATED] if plan is None else []
     if lacking and calibrate is None:
         raise UsageError(f"{lacking[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")
-    if (searched or lacking) and plan is None and len(precision) > 1 and "fp32" not in precision:
-        raise UsageError(f"{(lacking or ['auto'])[0]} is made with the help of fp32: add fp32 to --precision")
     if calibrate is not None and plan is None and not searched and not lacking and not set(precision) & CALIBRATABLE:
         raise UsageError(f"--calibrate: {', '.join(precision)} need no calibration data; leave it out")
 

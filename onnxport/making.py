@@ -65,13 +65,10 @@ class Making:
         """Calibration inputs of each graph, through the fp32 variant; `auto` leaves half of the data to be measured on. DataError."""
         data = self.given.calibrate
         assert data is not None
-        bundle = self.staging.preview()
-        if "fp32" not in bundle.variants:
-            raise UsageError("calibration goes through the fp32 variant: add fp32 to --precision")
         most = calibrated_on(data) if precision == AUTO else calibrate.MOST
         if most not in self._feeds:
             self.progress("read calibration data")
-            self._feeds[most] = calibrate.feeds(bundle, data, most)
+            self._feeds[most] = calibrate.feeds(self.staging.preview(), data, most)
         return self._feeds[most]
 
     def add(self, precision: str, plan: Path | None = None) -> None:

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from onnxport import __version__
 from onnxport.compare.workload import Workload
@@ -141,8 +143,8 @@ class Measuring:
         generation = self.bundle.generation
         if generation is None:
             ((role, feeds),) = self.feeds.items()
-            rows = [max(a[..., 0].size if a.dtype.kind == "f" else a.size for a in f.values()) / len(next(iter(f.values()))) for f in feeds]
-            return [cost.Load(role, max(1, round(statistics.fmean(rows) * self.batch)), 1 / self.batch)]
+            rows = statistics.fmean(map(_rows, feeds))
+            return [cost.Load(role, max(1, round(rows * self.batch)), 1 / self.batch)]
         beams, new = self.work.fixed["beam"], self.work.fixed["max_new_tokens"]
         vocabulary = generation.vocab_size
         if generation.kind == "seq2seq":
@@ -194,6 +196,12 @@ def _fits(name: str, group: Group) -> bool:
     """Whether a scheme means anything else to a group than its neighbours: a table has no activations, a block no more than a row."""
     block = scheme(name).block
     return (block is None or block <= max(group.narrowest, 32)) and (bool(group.uses) or name == "int8-rows")
+
+
+def _rows(feed: Mapping[str, np.ndarray]) -> float:
+    """Rows that products compute for one item of a batch: tokens, by the largest input."""
+    arrays = [array for array in feed.values() if array.ndim]
+    return max(a[..., 0].size if a.dtype.kind == "f" else a.size for a in arrays) / len(arrays[0]) if arrays else 1.0
 
 
 def _only(group: Group, name: str) -> Plan:

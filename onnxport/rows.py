@@ -15,22 +15,21 @@ FEW = 200  # rows below which a search says that they are few
 
 
 def calibrated_on(data: Path) -> int:
-    """How many rows of a file a search calibrates on: at most half of them."""
+    """How many rows of a file a search calibrates on: half of them, as far as that is enough and not too many."""
     if data.suffix == ".npz":
         return calibrate.MOST
-    return min(calibrate.MOST, len(read_data(data)) // 2)
+    return min(calibrate.MOST, max(calibrate.FEWEST, len(read_data(data)) // 2))
 
 
 def rest_of(data: Path, bundle: Bundle, folder: Path) -> Path:
     """A file in `folder` with the rows that `calibrate.feeds` leaves out when it may take half; no text is in both. DataError."""
     dataset = calibrate.texts_of(read_data(data), bundle, data)
-    most = calibrated_on(data)
-    if most < calibrate.FEWEST:
+    if len(dataset) < 2 * calibrate.FEWEST:
         raise DataError(
             f"{data}: holds {len(dataset)} texts, expected at least {2 * calibrate.FEWEST}: plans are calibrated on one half and measured "
             "on the other; give more, or texts of their own with --data"
         )
-    seen = {_key(dataset.inputs[i]) for i in calibrate.places(len(dataset), most)}
+    seen = {_key(dataset.inputs[i]) for i in calibrate.places(len(dataset), calibrated_on(data))}
     rows = [i for i, given in enumerate(dataset.inputs) if _key(given) not in seen]
     if not rows:
         raise DataError(f"{data}: its texts are all alike, so that none is left to measure plans on; give texts of their own with --data")

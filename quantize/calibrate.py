@@ -30,6 +30,8 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
     Text is what `--data` takes: translations are answered greedily, and the decoder reads those answers; language models read the texts.
     A bundle without a tokenizer takes a `.npz` of its input arrays. DataError: too few texts, or of another task.
     """
+    if bundle.generation is not None and not bundle.tokenizers:
+        raise DataError(f"{data}: a model that generates is calibrated on texts, and this bundle has no tokenizer; export it with one")
     if Path(data).suffix == ".npz":
         return _arrays(bundle, Path(data), variant)
     if not bundle.tokenizers:

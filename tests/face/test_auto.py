@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import encoder_folders
 import pytest
 from face.commands import assert_refused, invoke
 from face.conftest import WORDS
@@ -146,6 +147,20 @@ def test_a_budget_that_cannot_be_met_tells_the_best_found(made: Path, data: Path
     assert "auto" not in Bundle.open(made).variants
 
 
+def test_an_encoder_that_gives_values_is_searched_on_its_golden_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table of two token types, which no scheme changes; no texts are answered by labels here, nor by anything that could agree."""
+    monkeypatch.setitem(TIMES, "int8-static", 2.5)
+    texts, made = tmp_path / "texts.txt", tmp_path / "made"
+    texts.write_text("".join(f"{'abc'[i % 3]} word {i}\n" for i in range(20)))
+    build(encoder_folders.write(tmp_path / "source", encoder_folders.make("bert", "regression"), "bert"), made, precision=("fp32",))
+    assert_refused(quantize(made, "--calibrate", texts, "--data", texts), 2, "golden inputs", "leave --data out")
+    result = quantize(made, "--calibrate", texts, "--json")
+    assert result.exit_code == 0, result.output
+    auto = Bundle.open(made).variants["auto"]
+    assert auto.evidence["budget"]["expr"] == "relative_error<=0.05"
+    assert set(auto.plan.values()) > {"fp32"} and auto.plan["bert.embeddings.token_type_embeddings.weight"] == "fp32"
+
+
 def test_refusals(made: Path, data: Path, tmp_path: Path) -> None:
     texts, few, empty, asked = (tmp_path / name for name in ("texts.txt", "few.tsv", "empty.tsv", "asked.jsonl"))
     texts.write_text("".join(f"{line.split(chr(9))[0]}\n" for line in data.read_text().splitlines()))
@@ -159,3 +174,6 @@ def test_refusals(made: Path, data: Path, tmp_path: Path) -> None:
     assert_refused(quantize(made, "--calibrate", empty), 4, "no rows")
     assert_refused(quantize(made, "--calibrate", asked), 4, "questions")
     assert_refused(invoke("quantize", made, "--precision", "int8", "--data", data), 2, "--data")
+    assert_refused(
+        invoke("export", made, "--out", tmp_path / "x", "--precision", "auto", "--calibrate", data), 2, "add fp32 to --precision"
+    )
