@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxport.errors import TextError, UsageError
+from onnxport.errors import DeviceError, TextError, UsageError
 from onnxport.runtime.bundle import Bundle
 from onnxport.runtime.engine import Engine
 from onnxport.runtime.generate import Generation, Generator, Input, Stream
@@ -39,7 +39,10 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
         raise UsageError(
             f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
         )
-    return Model(bundle, name, Sessions.choose(device, threads))
+    sessions = Sessions.choose(device, threads)
+    if bundle.variants[name].target == "cuda" != device:
+        raise DeviceError(f"variant {name} of {bundle.path} runs on cuda only, asked for {device}; use device cuda or another variant")
+    return Model(bundle, name, sessions)
 
 
 class Model(Tasks):

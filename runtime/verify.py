@@ -16,7 +16,8 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
     """Check everything that can be checked on this machine.
 
     Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
-    found now}. BundleError for a changed, missing or unloadable file; ParityError when golden answers are not reproduced within the bounds
+    found now}, each on the CPU where it was not made for CUDA alone. BundleError for a changed, missing or unloadable file; DeviceError for
+    a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
     that the manifest records.
     """
     bundle = Bundle.open(path, verify=True)
@@ -25,7 +26,8 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
         sessions.open(bundle.file(file))
     variants = {}
     for name, variant in bundle.variants.items():
-        variants[name] = replay(bundle, name, threads=threads)
+        device = "cuda" if variant.target == "cuda" else "cpu"
+        variants[name] = replay(bundle, name, device, threads)
         check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
         "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from onnxport.errors import BundleError, ParityError
+from onnxport.errors import BundleError, DeviceError, ParityError
+from onnxport.runtime import load
 from onnxport.runtime.bundle import Bundle, sha256
 from onnxport.runtime.parity import replay
 from onnxport.runtime.verify import check_bounds, verify
@@ -63,6 +65,17 @@ def test_verify_passes_a_good_bundle(copy: Path) -> None:
     assert found["files"] == len(Bundle.open(copy).files)
     assert list(found["variants"]) == ["fp32"]
     assert "best" in found["search"]
+
+
+def test_a_variant_for_cuda_alone_runs_nowhere_else(copy: Path) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["variants"]["fp32"]["target"] = "cuda"
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(DeviceError, match="fp32 of .* runs on cuda only, asked for cpu"):
+        load(copy)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(DeviceError, match="device cuda"):
+            verify(copy, threads=1)
 
 
 def test_verify_names_a_changed_file(copy: Path) -> None:
