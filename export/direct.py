@@ -13,7 +13,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Module
 from onnxport.export.axes import argument_names, checked, conventional, discovered
 from onnxport.export.families.loading import Names
-from onnxport.export.guard import evaluating, on_cpu_in_float32, unchanged
+from onnxport.export.guard import evaluating, on_cpu_in_float32, one_thread, unchanged
 from onnxport.export.prepare import without_values
 from onnxport.export.result import Exported
 from onnxport.export.sampling import Axes, axis_sizes, other_sizes, resized, traced_sizes
@@ -145,7 +145,7 @@ def export_module(found: Source, adapter: Module, task: str, opset: int, say: Ca
 
     flat = flat_call(adapter)
     call, examples = flat.call, flat.examples
-    with evaluating(adapter.module, call):
+    with evaluating(adapter.module, call), one_thread():
         say("running the module on its example inputs")
         try:
             with unchanged(call):

@@ -44,6 +44,17 @@ def unchanged(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, however many cores there are: the same answers to the last bit on every machine of a kind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def masks_as_they_are() -> Iterator[None]:
     """Keeps PyTorch's Transformer from asking whether a mask is causal: the answer is a branch on values, which cannot be traced."""
     detect = transformer._detect_is_causal_mask

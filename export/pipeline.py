@@ -14,7 +14,7 @@ from onnxport.export.adapters import Adapter, Module
 from onnxport.export.agreement import agree, cases, check_causal, check_seq2seq
 from onnxport.export.canonical import Built, expected_fusions, trace_decoder, trace_source_encoder, trace_text_encoder
 from onnxport.export.described import described
-from onnxport.export.guard import evaluating
+from onnxport.export.guard import evaluating, one_thread
 from onnxport.export.models import CausalModel, EncoderModel, Seq2SeqModel
 from onnxport.export.onnx_source import OnnxFile
 from onnxport.export.release import release
@@ -54,7 +54,7 @@ def export(
     model = described(found)
     chosen = choose_task(model.tasks, task or found.task, type(found.adapter).__name__)
     modules = model.modules if isinstance(model, EncoderModel) else model.original.modules
-    with evaluating(*modules):
+    with evaluating(*modules), one_thread():
         say("asking the original for golden answers")
         match model:
             case Seq2SeqModel():

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.choice import remove_choice
+from onnxport.quantize.fusion.core import attribute
 from onnxport.quantize.store import write
 
 Feed = dict[str, np.ndarray]
@@ -64,11 +65,18 @@ def _prefill(decoder: ir.Model, ids: np.ndarray) -> Feed:
         "total_sequence_length": np.array(count, np.int32),
         "query_seqlens": np.array([count], np.int32),
     }
+    room = window(decoder) or count
     for value in decoder.graph.inputs:
         if str(value.name).startswith("past_") and value.shape is not None:
-            sizes = [1, *(d if isinstance(d, int) else count for d in list(value.shape)[1:])]
+            sizes = [1, *(d if isinstance(d, int) else room for d in list(value.shape)[1:])]
             feed[str(value.name)] = np.zeros(sizes, np.float32)
     return feed
+
+
+def window(decoder: ir.Model) -> int | None:
+    """Positions of caches that hold no more than a sliding window; None for those that grow."""
+    kernels = [node for node in decoder.graph if attribute(node, "sliding_window_cache", 0)]
+    return int(attribute(kernels[0], "local_window_size", 0)) if kernels else None
 
 
 def _run(model: ir.Model, feeds: list[Feed]) -> list[Feed]:

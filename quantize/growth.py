@@ -174,7 +174,7 @@ def _watching(model: ir.Model, names: Sequence[str]) -> Iterator[Any]:
 
 
 def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
-    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with room for all positions, or for `room`."""
+    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with `room`, else as long as the ids."""
     kind = {"tensor(float16)": np.float16, "tensor(float)": np.float32}.get(wanted.type)
     if wanted.name in feed:
         array = feed[wanted.name]

@@ -16,7 +16,7 @@ from onnxport.errors import CheckpointError
 from onnxport.quantize.exact import exact_nodes
 from onnxport.quantize.fusion import name_shapes
 from onnxport.quantize.fusion.constants import fold_constants
-from onnxport.quantize.fusion.core import array_of, attribute, constant, optional
+from onnxport.quantize.fusion.core import array_of, attribute, constant
 from onnxport.quantize.plan import Plan
 
 CACHES = re.compile(r"(past|present|cross)_(key|value)_\d+$")  # as our decoders call them; a foreign graph's keep their type
@@ -37,7 +37,6 @@ def to_half(model: ir.Model, plan: Plan) -> ir.Model:
     graph, kind = copy.graph, KINDS[plan.half]
     exact = exact_nodes(graph, plan)
     _weights(graph, exact, kind)
-    _resize_scales(graph)
     for node in graph:
         if node not in exact:
             _halve_node(node, kind)
@@ -73,7 +72,7 @@ def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
     for name, value in list(graph.initializers.items()):
         if value.dtype != FLOAT:
             continue
-        uses = [use for use in value.uses() if use.node in exact]
+        uses = [use for use in value.uses() if use.node in exact or FLOAT32_INPUTS.get(use.node.op_type) == use.idx]
         if len(uses) == len(list(value.uses())) and uses and not value.is_graph_output():
             continue
         array = array_of(value)
@@ -85,16 +84,6 @@ def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
                 node.replace_input_with(index, own)
         value.const_value = ir.tensor(halved(array, kind), name=name)
         value.type = ir.TensorType(kind)
-
-
-def _resize_scales(graph: ir.Graph) -> None:
-    """Constants that ONNX has in float32 only, each read by nodes that take float32 alone, stay exact."""
-    for node in graph:
-        value = optional(node, FLOAT32_INPUTS.get(node.op_type, len(node.inputs)))
-        array = array_of(value)
-        if value is not None and array is not None and array.dtype != np.float32 and array.dtype.itemsize == 2:
-            own = constant(graph, f"{value.name}/float32", array.astype(np.float32))
-            node.replace_input_with(FLOAT32_INPUTS[node.op_type], own)
 
 
 def halved(array: np.ndarray, kind: ir.DataType) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_config_or_weights_or_folder_missing(tmp_path: Path) -> None:
     assert_refused(tmp_path, "has no config.json")
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
     assert_refused(tmp_path, "has no weights; expected model.safetensors")
-    assert_refused(tmp_path / "config.json", "is a file, not a folder")
+    assert_refused(tmp_path / "config.json", "is neither a folder with config.json")
 
 
 def test_all_weight_problems_are_told_at_once(tmp_path: Path) -> None:

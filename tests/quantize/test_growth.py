@@ -10,7 +10,7 @@ from onnxport.quantize.fusion.core import remove_dead
 from onnxport.quantize.growth import growth, layer_ends, layer_errors
 from onnxport.quantize.half import to_half
 from onnxport.quantize.linear import linears
-from onnxport.quantize.plan import RECIPES
+from onnxport.quantize.plan import RECIPES, scheme
 
 WIDTH = 8
 RNG = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def encoder(tools, factor=1.0):
 def to_int8(model):
     copy = model.clone()
     for linear in list(linears(copy.graph)):
-        rows.replace(copy.graph, linear, rows.quantize_rows(copy.graph, linear.node, linear.x))
+        rows.replace(copy.graph, linear, rows.quantize_rows(copy.graph, linear.node, linear.x), scheme("int8-rows"))
     remove_dead(copy.graph)
     return copy
 
