@@ -63,7 +63,7 @@ def quantize(
         _products(copy.graph, schemes[role], seen[role], weights, became)
         for table in tables:
             chosen = plan.of(table.parameter) if changeable(table) else FP32
-            _note(became, table.parameter, _lookup(copy.graph, table, chosen, weights))
+            _note(became, table.parameter, chosen, _lookup(copy.graph, table, chosen, weights))
         remove_dead(copy.graph)
         copy.graph.sort()
     if set(plan.schemes.values()) != {"fp32"} and set(became.values()) <= {"fp32"}:
@@ -95,19 +95,19 @@ def _products(
     for linear, chosen in products:
         x = linear.x
         if chosen.kind == "fp32":
-            _note(became, linear.parameter, "fp32")
+            _note(became, linear.parameter, chosen, "fp32")
         elif chosen.kind == "rows":
             if x not in by_rows:
                 by_rows[x] = rows.quantize_rows(graph, linear.node, x)
             rows.replace(graph, linear, by_rows[x], chosen)
-            _note(became, linear.parameter, chosen.name)
+            _note(became, linear.parameter, chosen, chosen.name)
         elif chosen.kind == "static":
             if (x, chosen.range) not in by_range:
                 by_range[x, chosen.range] = static.quantize_activation(graph, linear.node, x, seen.range(x, chosen.range), chosen.range)
             static.replace(graph, linear, by_range[x, chosen.range], chosen)
-            _note(became, linear.parameter, chosen.name)
+            _note(became, linear.parameter, chosen, chosen.name)
         else:
-            _note(became, linear.parameter, blocks.replace_linear(graph, linear, chosen, weights))
+            _note(became, linear.parameter, chosen, blocks.replace_linear(graph, linear, chosen, weights))
 
 
 def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: blocks.Weights) -> str:
@@ -120,7 +120,9 @@ def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: blocks.Wei
     return chosen.name
 
 
-def _note(became: dict[str, str], parameter: str, name: str) -> None:
-    """A weight with two uses has two schemes only if they differ."""
-    known = became[parameter].split("+") if parameter in became else []
-    became[parameter] = "+".join(known if name in known else [*known, name])
+def _note(became: dict[str, str], parameter: str, chosen: Scheme, told: str) -> None:
+    """What a weight became; where its uses have blocks of several sizes that is what was chosen, which tells each use its own again."""
+    names = {told, *became.get(parameter, told).split("+")}
+    schemes = names - {"fp32"}
+    one = schemes.pop() if len(schemes) == 1 else chosen.name
+    became[parameter] = f"{one}+fp32" if "fp32" in names and one != "fp32" else one

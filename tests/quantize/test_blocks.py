@@ -193,6 +193,21 @@ def test_mixed_plans_give_the_same_bytes_again(standard, tmp_path):
     assert set(became.values()) >= {"fp32", "int8-rows", "int4-blocks16-hqq"}
 
 
+@pytest.mark.parametrize(
+    ("narrow", "asked", "told"),
+    [(32, "int8-blocks", "int8-blocks"), (32, "int4-blocks16", "int4-blocks16"), (12, "int8-rows", "int8-rows+fp32")],
+)
+def test_a_weight_that_is_used_both_ways_has_one_scheme(tools, narrow, asked, told):
+    """As in an autoencoder with tied weights: K is `narrow` in one use and 64 in the other."""
+    weight = np.eye(narrow, 64, dtype=np.float32)
+    nodes = [("MatMul", ["x", "w"], ["y"]), ("Gemm", ["y", "w"], ["z"], {"transB": 1})]
+    model = tools.build(nodes, {"x": ["n", narrow]}, {"z": ["n", narrow]}, {"w": weight})
+    one, became = quantize({"model": model}, Plan({"*": asked}))
+    assert became == {"w": told}
+    again, _ = quantize({"model": model}, Plan(became))
+    assert [node.op_type for node in again["model"].graph] == [node.op_type for node in one["model"].graph]
+
+
 def test_parts_of_a_weight_have_names_that_a_plan_can_hold(tools):
     """A weight that the graph splits: its parts are called `qk[0]` and `qk[1]`, which is no pattern."""
     nodes = [("Split", ["qk"], ["q", "k"], {"axis": 1, "num_outputs": 2}), ("MatMul", ["x", "q"], ["a"]), ("MatMul", ["x", "k"], ["b"])]
