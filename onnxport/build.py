@@ -61,7 +61,8 @@ def build(
         progress: called with the name of each stage as it begins.
 
     Raises:
-        UsageError, CheckpointError, ParityError, FusionError, OutputError: see onnxport.errors; nothing is left behind.
+        UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
+        is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
     _check(precision, calibrate, budget, None, data)
     if calibrate is not None and "fp32" not in precision:
@@ -149,6 +150,8 @@ def _check(precision: tuple[str, ...], calibrate: Path | None, budget: str | Non
     if "bf16" in precision:
         bounds.check_bf16()
     searched = "auto" in precision and plan is None
+    if plan is not None and "auto" in precision and (budget is not None or data is not None):
+        raise UsageError("--plan: it is carried out as it stands, so nothing is searched; leave --budget and --data out")
     if budget is not None and not searched:
         raise UsageError(f"--budget: {', '.join(precision)} take none; leave it out, or ask for --precision auto")
     if budget is not None:

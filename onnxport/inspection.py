@@ -22,7 +22,8 @@ def overview(bundle: Bundle) -> str:
         shown = ("layers", "kv_heads", "head_size", "vocab_size", "max_length")
         lines.append("decoder: " + ", ".join(f"{name.replace('_', ' ')} {getattr(generation, name)}" for name in shown))
     base = bundle.variants["fp32"].bytes if "fp32" in bundle.variants else None
-    row = "{:<10}{:>11}{:>9}{:>10}{:>12}{:>13}  {}"
+    longest = max(10, *(len(name) + 2 for name in bundle.variants))
+    row = f"{{:<{longest}}}" + "{:>11}{:>9}{:>10}{:>12}{:>13}  {}"
     lines += ["", row.format("variant", "size", "of fp32", "max diff", "rel. error", "same greedy", "fusions")]
     for name, variant in bundle.variants.items():
         parity = variant.parity
