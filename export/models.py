@@ -58,6 +58,11 @@ class EncoderModel:
     types: int = 0
     encoding: Mapping[str, Any] = field(default_factory=dict)
 
+    def reading(self) -> dict[str, Any]:
+        """A bundle's `encoding`. With a single kind of tokens, what a tokenizer tells of kinds is not read."""
+        told = {"max_length": self.max_length, "vocab_size": self.rows, "pad_id": self.pad_id}
+        return told | ({"kinds": False} if self.types == 1 else {}) | dict(self.encoding)
+
 
 class Described(Protocol):
     """An adapter that describes itself, such as those of Hugging Face folders."""

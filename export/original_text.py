@@ -17,7 +17,7 @@ class OriginalText(TextEncoder):
 
     def __init__(self, model: EncoderModel, task: str, tokenizer: TextTokenizer | None) -> None:
         self.task, self._tokenizer, self._model = task, tokenizer, model
-        self.config = encoding({"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding})
+        self.config = encoding(model.reading())
         self.inputs = dict.fromkeys(["input_ids", "attention_mask"] + ["token_type_ids"] * (model.types > 0))
         self.outputs = dict(model.outputs)
 

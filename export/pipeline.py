@@ -124,7 +124,7 @@ def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Pro
     _release(found, model.modules, built)
     say("tracing the encoder")
     graphs = {"encoder": trace_text_encoder(encoder, model.types > 0, model.outputs, opset)}
-    found.settings["encoding"] = {"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding}
+    found.settings["encoding"] = model.reading()
     return _exported(found, task, opset, graphs, goldens, None, built)
 
 

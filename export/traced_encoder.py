@@ -67,7 +67,7 @@ def export_encoder(found: Source, model: EncoderModel, task: str, opset: int, sa
     graph = trace(call, inputs, axes, list(inputs), model.outputs, Names(parameters, modules), opset, "encoder")
     found.settings |= {
         "class": name,
-        "encoding": {"max_length": model.max_length, "vocab_size": model.rows, "pad_id": model.pad_id, **model.encoding},
+        "encoding": model.reading(),
     }
     return Exported(
         name=found.name,

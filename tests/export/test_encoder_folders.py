@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import assert_refused
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from onnxport.build import build
@@ -215,6 +216,19 @@ def best_span(read: Any, output: dict[str, torch.Tensor], most: int) -> tuple[fl
 def test_refusals(tmp_path: Path, changes: dict[str, Any], parts: list[str]) -> None:
     folder = folders.write(tmp_path, folders.make("bert", "single"), "bert")
     assert_refused(folders.change(folder, **changes), *parts)
+
+
+def test_a_single_kind_of_tokens_whatever_the_tokenizer_tells(tmp_path: Path) -> None:
+    model = folders.make("roberta", "single", type_vocab_size=1, max_position_embeddings=50)
+    folder = folders.write(tmp_path / "source", model, "roberta")
+    tokenizer = folders.tokenizer("roberta")
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with load(build(str(folder), tmp_path / "bundle", precision=("fp32",)).path, threads=1) as ours:
+        (found,) = ours.classify([("the cat", "a dog")])
+    wanted = model(torch.tensor([tokenizer.encode("the cat", "a dog").ids])).logits[0].softmax(0).tolist()
+    assert [found.scores[f"LABEL_{i}"] for i in range(3)] == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(
