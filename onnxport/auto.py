@@ -199,18 +199,21 @@ class Search(Measuring):
         return Chosen(plan, evidence, said)
 
     def _missed(self, costs: list[list[float]], losses: list[list[float]]) -> str:
-        sign = 1 if self.gate.op in ("<=", "<") else -1
-        known = [(sign * v, one) for one, found in self.tried.values() if (v := lookup(found, self.gate.path)) is not None]
+        known = [(v, one) for one, found in self.tried.values() if (v := lookup(found, self.gate.path)) is not None]
         own = lookup(self.quality.reference, self.gate.path)
         if not known:
             return f"--budget {self.gate.expr}: fp32 itself has {own:.4g}, and no faster plan was found; ask for less"
-        value, one = min(known, key=lambda pair: (pair[0], pair[1].cost))
+        value, one = min(known, key=lambda pair: (self._badness(pair[0]), pair[1].cost))
         whole = self.rest + sum(row[0] for row in costs)
         return (
             f"--budget {self.gate.expr}: no plan is within it; the best of {len(self.tried)} measured, {self.short(one.picks)}, has "
-            f"{self.gate.path} {sign * value:.4g} at {(self.rest + one.cost) / whole:.2f} of fp32's predicted time, and fp32 itself "
+            f"{self.gate.path} {value:.4g} at {(self.rest + one.cost) / whole:.2f} of fp32's predicted time, and fp32 itself "
             f"{own:.4g}; ask for less"
         )
+
+    def _badness(self, value: float) -> float:
+        """Of two values the better one has less."""
+        return abs(value - self.gate.number) if self.gate.op == "==" else value if self.gate.op in ("<=", "<") else -value
 
     def _told(self, values: dict[str, Any]) -> str:
         value = lookup(values, self.gate.path)
