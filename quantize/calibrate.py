@@ -68,9 +68,13 @@ def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
 class _Recorder(Encoder):
     """Keeps what the encoder's graph is given."""
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.seen: list[dict[str, np.ndarray]] = []
+
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """As Encoder."""
-        self.__dict__.setdefault("seen", []).append({name: np.array(array) for name, array in inputs.items()})
+        self.seen.append({name: np.array(array) for name, array in inputs.items()})
         return super().run(inputs)
 
 
@@ -79,8 +83,7 @@ def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[A
     texts = [(item["question"], item["context"]) if isinstance(item, dict) else item for item in items]
     for _ in encoder.each(encoder.windows(texts, None, TOKENS), ROWS):
         pass
-    found: list[dict[str, np.ndarray]] = encoder.__dict__["seen"]
-    return found
+    return encoder.seen
 
 
 def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
