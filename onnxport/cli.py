@@ -28,7 +28,11 @@ def verb(epilog: str) -> Any:
 """)
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder; made whole or not at all.")
-@click.option("--task", help="translation, summarization, text2text, text-generation, embedding or tensor; default: the source's own.")
+@click.option(
+    "--task",
+    help="translation, summarization, text2text, text-generation, embedding, classification, question-answering or tensor; "
+    "default: the source's own.",
+)
 @click.option(
     "--precision", callback=precision_list, default="fp32,fp16,int8", show_default=True, help="Variants; the first is the default one."
 )
@@ -46,7 +50,7 @@ def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **
 
     Traces it, compares with the original, fuses, makes the variants, and checks each again.
 
-    SOURCE is a folder with config.json and weights, or package.module:factory.
+    SOURCE is a folder with config.json and weights, package.module:factory, or model.onnx.
     """
     from onnxport.build import build
     from onnxport.inspection import overview, summary
