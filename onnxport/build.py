@@ -117,7 +117,8 @@ def add_variant(
         raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
     if "fp32" not in bundle.variants:
         raise UsageError(f"{path} has no fp32 variant to make {precision} from: export with --precision fp32,{precision}")
-    with extended_bundle(path) as staging:
+    place = path.resolve()  # a link stays one, and "." is another folder once it is replaced
+    with extended_bundle(place) as staging:
         progress("read fp32")
         base = bundle.variants["fp32"]
         fused = {role: ir.load(bundle.file(name)) for role, name in base.graphs.items()}
@@ -128,10 +129,10 @@ def add_variant(
         if staging.manifest is not None:
             staging.manifest["variants"].pop(precision, None)
         making = _heavy("onnxport.making", "export")
-        given = making.Given(calibrate, data, budget, threads, search_folder(path))
+        given = making.Given(calibrate, data, budget, threads, search_folder(place))
         making.Making(staging, fused, dict(base.fusions), {}, given, lambda: None, progress).add(precision, plan)
         progress("hash and publish")
-    return Bundle.open(path)
+    return Bundle.open(place)
 
 
 def search_folder(bundle: str | Path) -> Path:

@@ -81,8 +81,9 @@ def test_int8_weight_is_made_by_export_and_by_quantize(model_folder: Path, bundl
     made = tmp_path / "made"
     assert invoke("export", model_folder, "--out", made, "--precision", "fp32,int8-weight", "-q").exit_code == 0
     added = shutil.copytree(bundle.path, tmp_path / "added")
-    result = invoke("quantize", added, "--precision", "int8-weight", "--json", "-q")
-    assert result.exit_code == 0, result.output
+    (link := tmp_path / "link").symlink_to(added)
+    result = invoke("quantize", link, "--precision", "int8-weight", "--json", "-q")
+    assert result.exit_code == 0 and link.is_symlink(), result.output
     one, other = Bundle.open(made, verify=True), Bundle.open(added, verify=True)
     assert list(one.variants) == ["fp32", "int8-weight"] and list(other.variants) == ["fp32", "fp16", "int8", "int8-weight"]
     for name in one.variants["int8-weight"].files:
