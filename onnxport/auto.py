@@ -225,4 +225,4 @@ def _flat(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _measurable(values: dict[str, Any]) -> str:
-    return "what can be a budget here: " + ", ".join(sorted(name for name in _flat(values) if name not in ("argmax_agreement",)))
+    return "what can be a budget here: " + ", ".join(sorted(_flat(values)))

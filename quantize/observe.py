@@ -67,9 +67,6 @@ class Peak:
         self.largest = np.maximum(self.largest, np.abs(rows).max(0, initial=0))
 
 
-COLLECTORS: dict[str, type[Hessian] | type[Range]] = {"hessian": Hessian, "range": Range}
-
-
 @dataclass(frozen=True)
 class Statistics:
     """What was seen of values, by their names."""
