@@ -17,13 +17,13 @@ OURS = "onnxport"
 _MARIAN = {OURS: ("int8", "fp32"), "ctranslate2": ("int8", "fp32"), "optimum": ("int8", "fp32"), "transformers": ("fp32",)}
 _GPT2 = _MARIAN | {OURS: ("int8", "int8-weight", "int4", "fp32")}
 # Variants of ours that a plan makes: the precision that the bundle calls it, and the plan. Each lies in a bundle of its own.
-PLANS = {"int4-64": ("int4", {"*": "int4-blocks64"}), "int4-128": ("int4", {"*": "int4-blocks128"})}
+PLANS = {f"int4-{size}": ("int4", {"*": f"int4-blocks{size}"}) for size in (32, 64, 128)}
 # The type that a folder's config.json names -> systems -> their precisions. Ours can be any other variant of the bundle too.
 SYSTEMS: dict[str, dict[str, tuple[str, ...]]] = {
     "marian": _MARIAN,
     "gpt2": _GPT2,
     "llama": _GPT2
-    | {OURS: ("int8", "int8-weight", "int4", "int4-128", "fp32")}
+    | {OURS: ("int8", "int8-weight", "int4-32", "int4", "int4-128", "fp32")}
     | {"genai": ("int4-32", "int4-128", "fp32"), "llama_cpp": ("q8_0", "q4_0", "f32")},
     "bert": {OURS: ("int8", "fp32"), "onnxruntime": ("int8", "int8-plain", "fp32"), "optimum": ("int8", "fp32"), "transformers": ("fp32",)},
 }

@@ -9,8 +9,8 @@ from typing import Any
 # accuracy_level 4: activations are quantized too, by far its fastest way on a processor.
 BUILDS = {
     "fp32": ["-p", "fp32"],
-    "int4-32": ["-p", "int4", "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"],
-    "int4-128": ["-p", "int4", "--extra_options", "int4_block_size=128", "int4_accuracy_level=4"],
+    "int4-32": ["-p", "int4", "--extra_options", "block_size=32", "accuracy_level=4"],
+    "int4-128": ["-p", "int4", "--extra_options", "block_size=128", "accuracy_level=4"],
 }
 
 
