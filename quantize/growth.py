@@ -91,8 +91,9 @@ def layer_errors(
         return []
     names = list(ends.values())
     wrong, whole = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    pairs = zip(feeds, _run(reference, names, feeds), _run(variant, names, feeds if others is None else others), strict=True)
-    for feed, expected, found in pairs:
+    right = list(_run(reference, names, feeds))  # one graph after the other: a session holds all of its weights
+    wrongs = _run(variant, names, feeds if others is None else others)
+    for feed, expected, found in zip(feeds, right, wrongs, strict=True):
         for name in names:
             a, b = (_real(side[name], feed).astype(np.float64) for side in (expected, found))
             wrong[name] += float(np.square(a - b).sum()) if np.isfinite(b).all() else float("inf")
