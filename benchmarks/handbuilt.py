@@ -17,6 +17,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxport.runtime.products import make_exact
+
 MICROSOFT = "com.microsoft"
 SHAPE = {"layers": 6, "hidden": 512, "inner": 2048, "heads": 8, "vocabulary": 32_000, "positions": 512}
 
@@ -61,6 +63,7 @@ class Graph:
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
+        make_exact(options)
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -8,16 +8,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from onnxport.runtime.products import saturates
 from onnxport.runtime.session import cores, quota
 
 _FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-X86 = ("x86_64", "AMD64")
-VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _PACKAGES = ("onnxport", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "sacrebleu")
 
 
 def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """cpu, cores, quota, features, ram_bytes, os and versions (of what is installed among ours and `packages`)."""
+    """cpu, cores, quota, features, ram_bytes, os and versions (of what is installed among ours and `packages`).
+
+    saturates: whether sums of products of 8 bits need kernels of their own here, see onnxport.runtime.products; None without onnxruntime.
+    """
     facts = _cpuinfo()
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     versions = {"python": platform.python_version()}
@@ -33,6 +35,7 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
         "available_cpus": cores(),
         "cpu_quota": quota(),
         "features": [feature for feature in _FEATURES if feature in flags],
+        "saturates": _saturates(),
         "ram_bytes": _ram_bytes(),
         "os": f"{platform.system()} {platform.release()}",
         "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -40,20 +43,22 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def saturates(facts: Mapping[str, Any]) -> bool:
-    """Whether products of 8 bit may be added in 16 bits on a machine as `describe` tells of it: x86 without VNNI (or AMX)."""
-    return facts["architecture"] in X86 and bool(facts["features"]) and not VNNI & set(facts["features"])
-
-
 def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | None:
     """What to know of the int8 variants among `variants` on a machine; None where there is nothing."""
-    risky = [name for name in variants if name in ("int8", "int8-static")]
-    if not risky or not saturates(facts):
+    slower = [name for name in variants if name in ("int8", "int8-static")]
+    if not slower or not facts["saturates"]:
         return None
     return (
-        f"{', '.join(risky)}: this processor has no VNNI, so that products of 8 bit may saturate and cost quality that they do not cost "
-        "elsewhere; int8-reduced, with weights of 7 bits, cannot"
+        f"{', '.join(slower)}: this processor has no VNNI, so that their products are added by slower kernels, the same answers for more "
+        "time; int8-reduced, with weights of 7 bits, is quicker here"
     )
+
+
+def _saturates() -> bool | None:
+    try:
+        return saturates()
+    except ImportError:
+        return None
 
 
 def _text(path: str) -> str:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxport.errors import CheckpointError
 from onnxport.export.onnx_inputs import Arrays, Given, arrays, batches, sizes, tied
 from onnxport.quantize.store import write
+from onnxport.runtime.products import make_exact, saturates
 from onnxport.runtime.session import first_line
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def _session(path: Path, name: Path) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if saturates() else levels.ORT_DISABLE_ALL  # see make_exact
     options.log_severity_level = 4
+    make_exact(options)
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")  # it would hold the weights once more
     try:

@@ -4,7 +4,8 @@ from typing import Any
 
 from onnxport import __version__
 from onnxport.compare import energy
-from onnxport.compare.machine import X86, describe, saturates
+from onnxport.compare.machine import describe
+from onnxport.runtime.products import X86
 
 PACKAGES = ("torch", "onnx", "onnxscript", "transformers")
 
@@ -31,10 +32,10 @@ def examine() -> dict[str, Any]:
             "onnxruntime-gpu is installed but offers no CUDAExecutionProvider: another wheel may have overwritten it; reinstall it"
         )
     notes = []
-    if saturates(facts):
-        notes.append("no VNNI: int8 is slower here and its sums may saturate; use int8-reduced (weights of 7 bits, no saturation)")
-    elif facts["architecture"] in X86 and facts["features"]:
-        notes.append("VNNI: int8 neither saturates nor needs a reduced range here; for machines without it make int8-reduced too")
+    if facts["saturates"]:
+        notes.append("no VNNI: int8 takes slower kernels here, which add without loss; int8-reduced (weights of 7 bits) is quicker")
+    elif facts["saturates"] is False and facts["architecture"] in X86:
+        notes.append("VNNI: int8 is exact and at its quickest here; processors without it give the same answers, more slowly")
     if "CUDAExecutionProvider" not in providers:
         notes.append("no CUDA: bf16 can be neither made nor run here")
     devices = ["cpu"] + ["cuda"] * ("CUDAExecutionProvider" in providers)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxport.errors import DataError
 from onnxport.quantize.ranges import Range
 from onnxport.quantize.store import write
+from onnxport.runtime.products import make_exact
 
 Feed = Mapping[str, np.ndarray]
 MASKS = ("attention_mask", "source_mask")
@@ -107,6 +108,7 @@ def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feed
     watched.graph.outputs.extend(v for node in watched.graph for v in node.outputs if v.name in set(collectors) - outside)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    make_exact(options)
     with tempfile.TemporaryDirectory() as folder:
         (file,) = write({"model": watched}, Path(folder)).values()
         session = onnxruntime.InferenceSession(str(Path(folder) / file), options, providers=["CPUExecutionProvider"])

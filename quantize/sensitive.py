@@ -22,6 +22,7 @@ from onnxport.quantize.fusion.core import constant, new_node
 from onnxport.quantize.linear import Linear, linears
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.store import write
+from onnxport.runtime.session import Sessions
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Answers = list[dict[str, np.ndarray]]
@@ -103,11 +104,9 @@ def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: 
 
 
 def _session(model: ir.Model) -> Any:
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
         (file,) = write({ROLE: model}, Path(folder)).values()
-        return onnxruntime.InferenceSession(str(Path(folder) / file), providers=["CPUExecutionProvider"])
+        return Sessions.choose().open(Path(folder) / file)
 
 
 def _answers(session: Any, feeds: Feeds) -> Answers:

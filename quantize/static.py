@@ -35,7 +35,9 @@ def replace(graph: ir.Graph, linear: Linear, x: ir.Value, chosen: Scheme) -> Non
     name = linear.node.outputs[0].name
     scales = constant(graph, f"{name}/column_scale", scale if chosen.per_channel else scale[0])
     back = ir.Value(name=f"{name}/weight", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
-    inputs, attributes = [stored(graph, linear, weight), scales], {"axis": 1} if chosen.per_channel else {}
+    # Zero points are told: where ONNX Runtime makes weights uint8 (see onnxport.runtime.products) it would add one for all columns.
+    zeros = constant(graph, f"{name}/column_zero", np.zeros_like(scales.const_value.numpy(), np.int8))
+    inputs, attributes = [stored(graph, linear, weight), scales, zeros], {"axis": 1} if chosen.per_channel else {}
     w = new_node(graph, linear.node, "DequantizeLinear", inputs, attributes, [back], domain="").outputs[0]
     out = linear.output
     like = out if linear.bias is None else ir.Value(name=f"{name}/product", type=ir.TensorType(ir.DataType.FLOAT), shape=out.shape)

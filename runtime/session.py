@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError
+from onnxport.runtime.products import make_exact
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -102,6 +103,8 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        else:
+            make_exact(options)
         return options
 
     def open(self, path: str | Path, steady: bool = True, threads: int | None = None) -> onnxruntime.InferenceSession:

@@ -8,6 +8,7 @@ import onnxruntime
 
 from onnxport.export.result import Exported
 from onnxport.quantize.fusion import fuse
+from onnxport.runtime.products import make_exact
 
 
 def session(model: ir.Model, role: str) -> onnxruntime.InferenceSession:
@@ -15,6 +16,7 @@ def session(model: ir.Model, role: str) -> onnxruntime.InferenceSession:
     model, _ = fuse(model, role, "any")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    make_exact(options)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

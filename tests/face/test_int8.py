@@ -7,14 +7,13 @@ from pathlib import Path
 
 import hf_folders
 import numpy as np
-import onnxruntime
 import pytest
 from face.commands import invoke
 
 from onnxport.build import build
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.session import DISABLED_OPTIMIZERS
+from onnxport.runtime.session import Sessions
 
 
 def sources(count: int, seed: int = 0) -> list[list[int]]:
@@ -37,11 +36,7 @@ def model(lively: Bundle) -> Model:
 @pytest.mark.parametrize("count", [1, 4, 16, 64])
 def test_rows_of_the_encoder_are_equal_to_the_last_bit(lively: Bundle, count: int) -> None:
     """Whoever stands beside them, padded or not."""
-    session = onnxruntime.InferenceSession(
-        str(lively.file(lively.variants["int8"].graphs["encoder"])),
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=DISABLED_OPTIMIZERS["cpu"],
-    )
+    session = Sessions.choose("cpu", 1).open(lively.file(lively.variants["int8"].graphs["encoder"]))
     text, others = [5, 9, 30, 4, 11, 0], sources(63, seed=1)
 
     def keys(rows: list[list[int]], width: int) -> np.ndarray:

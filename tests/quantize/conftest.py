@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from onnxport.quantize.store import write
+from onnxport.runtime.products import make_exact
 from onnxport.runtime.session import Sessions
 
 LAYERS, HIDDEN, HEADS, SIZE, VOCAB, FORWARD = 2, 32, 4, 8, 61, 48
@@ -136,6 +137,7 @@ def session(tmp_path):
 def load(path: Path, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    make_exact(options)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -209,7 +211,7 @@ def running(path: Path, disabled: list[str] | None = None) -> list[str]:
 
 def build(nodes, inputs, outputs, weights=()) -> ir.Model:
     """A graph from lists: (op, inputs, outputs, attributes), name -> shape or (type, shape), name -> array; shapes inside are inferred."""
-    kinds = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
+    kinds = {name: getattr(TensorProto, name.upper()) for name in ("float", "int64", "int32", "uint8", "bool")}
 
     def info(name, t):
         kind, shape = t if isinstance(t, tuple) else ("float", t)

@@ -1,14 +1,20 @@
 """What processors without VNNI do to products of uint8 and int8: pairs are added in 16 bits, which full-range weights overflow."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from onnxport import doctor
 from onnxport.compare import machine
 from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.rows import REDUCED, quantize_columns
+from onnxport.quantize.store import write
+from onnxport.runtime import products
+from onnxport.runtime.session import Sessions
 from onnxport.variants import Wish, graphs_of
 
 RNG = np.random.default_rng(0)
@@ -74,18 +80,70 @@ def test_reduced_weights_reach_the_graph(session, tools, scheme):
     ids = np.arange(64)
     done, plan = quantize({"encoder": model}, Plan({"*": scheme}), {"encoder": [{"input_ids": ids}]})
     assert plan == {"embedding.weight": scheme, "fc.weight": scheme}
-    stored = [v.const_value.numpy() for v in done["encoder"].graph.initializers.values() if v.dtype == ir.DataType.INT8]
+    integers = [v.const_value.numpy() for v in done["encoder"].graph.initializers.values() if v.dtype == ir.DataType.INT8]
+    stored = [array for array in integers if array.ndim == 2]
     assert len(stored) == 2 and {int(np.abs(array).max()) for array in stored} == {REDUCED}
     y = tools.run(session(done["encoder"]), {"input_ids": ids})["y"]
     exact = weights["embedding.weight"] @ weights["fc.weight"]
     assert np.sqrt(((y - exact) ** 2).mean() / exact.var()) < 0.025
 
 
-@pytest.mark.parametrize(("features", "warns"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["avx_vnni"], False), ([], False)])
-def test_doctor_and_compare_know_the_processor(monkeypatch, features, warns):
-    facts = {**machine.describe(), "architecture": "x86_64", "features": features}
+@pytest.mark.parametrize(
+    ("architecture", "saturates", "said"),
+    [
+        ("x86_64", True, "no VNNI: int8 takes slower kernels"),
+        ("x86_64", False, "VNNI: int8 is exact"),
+        ("aarch64", False, None),
+        ("x86_64", None, None),
+    ],
+)
+def test_doctor_and_compare_know_the_processor(monkeypatch, architecture, saturates, said):
+    facts = {**machine.describe(), "architecture": architecture, "saturates": saturates}
     monkeypatch.setattr(doctor, "describe", lambda packages: facts)
-    assert any("int8-reduced (weights of 7 bits" in note for note in doctor.examine()["notes"]) == warns
+    told = [note for note in doctor.examine()["notes"] if "VNNI" in note]
+    assert told == [note for note in told if said and note.startswith(said)] and bool(told) == (said is not None)
     note = machine.saturation_note(facts, ["fp32", "int8", "int8-reduced"])
-    assert (note is not None) == warns and machine.saturation_note(facts, ["fp32", "int8-reduced"]) is None
-    assert machine.saturation_note({**facts, "architecture": "aarch64"}, ["int8"]) is None
+    assert (note is not None) == bool(saturates) and machine.saturation_note(facts, ["fp32", "int8-reduced"]) is None
+
+
+def largest(rows, k=64, n=16):
+    """A graph whose integer sums are the largest there can be, and those sums."""
+    feed = {"x": np.full((rows, k), 255, np.uint8)}
+    return feed, np.full((rows, n), 255 * 127 * k)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 33])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_runtime_adds_without_loss_on_every_processor(tools, tmp_path, rows, turned):
+    feed, right = largest(rows)
+    weight = np.full((16, 64) if turned else (64, 16), 127, np.int8)
+    nodes = [("Transpose", ["fc.weight"], ["w"], {"perm": [1, 0]})] if turned else []
+    nodes.append(("MatMulInteger", ["x", "w" if turned else "fc.weight"], ["y"]))
+    model = tools.build(nodes, {"x": ("uint8", ["n", 64])}, {"y": ("int32", ["n", 16])}, {"fc.weight": weight})
+    write({"model": model}, tmp_path)
+    session = Sessions.choose("cpu", 1).open(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(session.run(None, feed)[0], right)
+
+
+def test_the_probe_is_the_file_that_it_says_it_is():
+    tensor = lambda name, kind: helper.make_tensor_value_info(name, kind, None)  # noqa: E731
+    node, inputs = helper.make_node("MatMulInteger", ["a", "b"], ["c"]), [tensor("a", TensorProto.UINT8), tensor("b", TensorProto.INT8)]
+    graph = helper.make_graph([node], "", inputs, [tensor("c", TensorProto.INT32)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
+    assert onnx.load_from_string(products.PROBE) == model
+
+
+def test_sessions_are_told_only_where_it_is_needed(monkeypatch):
+    key = "session.x64quantprecision"
+    monkeypatch.setattr(products, "saturates", lambda: True)
+    assert Sessions("cpu", 1).options().get_session_config_entry(key) == "1"
+    for device, saturates in (("cuda", True), ("cpu", False)):
+        monkeypatch.setattr(products, "saturates", lambda answer=saturates: answer)
+        with pytest.raises(RuntimeError, match=key):
+            Sessions(device, 1).options().get_session_config_entry(key)
+
+
+def test_other_architectures_are_not_asked(monkeypatch):
+    monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    assert products.saturates.__wrapped__() is False
