@@ -1,5 +1,6 @@
 """One sentence a variant: what it costs, what it gains, and whether to deploy it. Rules, not opinions; they are all here."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ _SMALLER = 0.9
 _SAME = {"agreement": 0.9, "cosine": 0.98}  # without references: the share of identical outputs, or mean cosine, to be recommended from
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
+_UNITS = {"bleu": " BLEU", "chrf": " chrF"}  # of a loss; others are shares, or in their own name's unit
+_ROUNDING = 1e-9
+_MOST = 100  # times as much data: beyond that no number is told
 
 
 def lead_metric(metrics: Mapping[str, Any]) -> str | None:
@@ -63,10 +67,10 @@ def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: s
             return f"{text}: nothing else was measured, so nothing can be recommended"
         return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == chosen else text
     parts = [_speed(own, reference), _size(own), _quality(own, base, of), _sameness(own)]
-    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen)
+    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen, of)
 
 
-def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str) -> str:
+def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str, of: str) -> str:
     if name == chosen:
         return "the one to deploy here"
     if name == "pytorch":
@@ -74,6 +78,8 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
     if not _keeps_quality(own, base, False):
         if lead_metric(own) is None and _same(own) is None and _within(own) is None:
             return "nothing tells whether its answers are right, so it cannot be recommended"
+        if (unsure := _unsure(own, base, of)) is not None:
+            return unsure
         if significant(own, lead_metric(own) or "") is False:
             return "its loss may be chance but is too large to deploy on: measure on more data"
         return "it loses too much to replace the reference"
@@ -87,14 +93,50 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
 
 
 def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference: bool) -> bool:
-    """By the first that was measured: quality, sameness, the bounds of the golden answers. What nothing tells of is never recommended."""
+    """By the first that was measured: quality, sameness, the bounds of the golden answers. What nothing tells of is never recommended.
+
+    Quality is kept when the loss is within the tolerance and so is the upper end of its 95% interval, where there is one: a test of
+    non-inferiority, which only data can pass. Little data proves little, and the plain variants are then what is recommended.
+    """
     metric = lead_metric(own)
     if is_reference:
         return True
     if metric is not None and own.get(f"{metric}_drop") is not None:
-        return bool(own[f"{metric}_drop"] <= tolerance(metric, base[metric]))
+        limit = tolerance(metric, base[metric])
+        return bool(own[f"{metric}_drop"] <= limit and _most_lost(own, metric) <= limit + _ROUNDING)
     same = _same(own)
     return _within(own) is True if same is None else same
+
+
+def _most_lost(own: Mapping[str, Any], metric: str) -> float:
+    """The upper end of the interval of a loss; the loss itself where there is no interval."""
+    found = own.get(f"{metric}_drop_ci")
+    return float(own[f"{metric}_drop"] if found is None else found["high"])
+
+
+def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str | None:
+    """What to do where the loss is within the tolerance but its interval is not; None elsewhere."""
+    metric = lead_metric(own)
+    if metric is None or own.get(f"{metric}_drop") is None:
+        return None
+    lost, most, limit = own[f"{metric}_drop"], _most_lost(own, metric), tolerance(metric, base[metric])
+    if lost > limit or most <= limit + _ROUNDING:
+        return None
+    # The half-width of an interval shrinks with the root of the number of inputs.
+    factor = ((most - lost) / (limit - lost)) ** 2 if lost < limit else math.inf
+    wanted = own[f"{metric}_drop_ci"]["n"] * factor
+    unit = _UNITS.get(metric, "")
+    more = f"about {_round_up(wanted):,} {of}" if factor <= _MOST else f"many more {of}"
+    return (
+        f"not recommended on this data, for its loss may be as large as {_finer(metric, most)}{unit} and more than "
+        f"{_finer(metric, limit)}{unit} is too much; measure on {more} to be sure"
+    )
+
+
+def _round_up(value: float) -> int:
+    """To two digits."""
+    step = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return math.ceil(value / step) * step
 
 
 def _same(own: Mapping[str, Any]) -> bool | None:
@@ -155,6 +197,12 @@ def _sameness(own: Mapping[str, Any]) -> str:
     parity = own["parity"]
     errors = [f"{label} {parity[name]:.1e}" for name, label in _ERRORS.items() if parity.get(name) is not None]
     return f"golden answers {'within' if _within(own) else 'outside'} the bounds recorded at export ({', '.join(errors)})"
+
+
+def _finer(metric: str, value: float) -> str:
+    """With a digit more than `_number`, so that what is just beyond a limit does not look like the limit."""
+    places = 2 if metric in ("bleu", "chrf", "perplexity") else 4
+    return f"{value:.{places}f}"
 
 
 def _number(metric: str, value: float) -> str:

@@ -126,6 +126,53 @@ def test_a_loss_that_may_be_chance_asks_for_more_data():
     assert verdicts(variants, "fp32")["int8"].endswith("its loss may be chance but is too large to deploy on: measure on more data")
 
 
+@pytest.mark.parametrize(
+    "drop, ends, n, chosen",
+    [
+        (0.33, (-0.32, 0.95), 1997, "fp32"),  # within the tolerance by chance, perhaps
+        (0.16, (0.0, 0.34), 1997, "other"),
+        (0.16, (-0.6, 0.92), 200, "fp32"),  # the same loss on little data
+        (0.0, (0.0, 0.0), 200, "other"),  # identical answers
+        (0.1, (-0.2, 0.5), 200, "other"),
+        (0.1, (-0.2, 0.51), 200, "fp32"),
+        (-0.3, (-1.2, 0.6), 200, "fp32"),  # better, perhaps
+        (-0.3, (-0.9, 0.3), 200, "other"),
+        (0.6, (0.55, 0.65), 9000, "fp32"),
+    ],
+)
+def test_the_interval_of_a_loss_must_be_within_the_tolerance(drop, ends, n, chosen):
+    variants = {"fp32": FP32, "other": translated(drop, speedup=2.0, size=5_000_000, bleu_drop_ci=interval(*ends, n))}
+    assert best(variants, "fp32") == chosen
+    assert verdicts(variants, "fp32", "pairs")["other"].endswith("the one to deploy here") == (chosen == "other")
+
+
+@pytest.mark.parametrize(
+    "drop, ends, n, told",
+    [
+        (0.3, (-0.1, 0.7), 200, "its loss may be as large as 0.70 BLEU and more than 0.50 BLEU is too much; measure on about 800 pairs"),
+        (0.33, (-0.32, 0.95), 1997, "may be as large as 0.95 BLEU and more than 0.50 BLEU is too much; measure on about 27,000 pairs"),
+        (0.5, (-0.1, 1.1), 200, "measure on many more pairs to be sure"),
+    ],
+)
+def test_a_loss_that_may_be_too_large_is_told_with_the_data_that_would_tell(drop, ends, n, told):
+    variants = {"fp32": FP32, "int4": translated(drop, speedup=2.0, bleu_drop_ci=interval(*ends, n))}
+    assert told in verdicts(variants, "fp32", "pairs")["int4"]
+    # Where as much data as was asked for shows the same loss, the variant is recommended.
+    if "about" in told:
+        shrunk = (0.5 - drop) - 1e-6
+        enough = translated(drop, speedup=2.0, bleu_drop_ci=interval(drop - shrunk, drop + shrunk, 27000))
+        assert best({"fp32": FP32, "int4": enough}, "fp32") == "int4"
+
+
+def test_shares_and_perplexity_have_intervals_too():
+    fp32 = metrics(accuracy=0.911)
+    for high, chosen in ((0.009, "int8"), (0.013, "fp32")):
+        int8 = metrics(2.0, accuracy=0.910, accuracy_drop=0.001, accuracy_drop_ci=interval(-0.007, high, 300))
+        assert best({"fp32": fp32, "int8": int8}, "fp32") == chosen
+    told = verdicts({"fp32": fp32, "int8": int8}, "fp32", "texts")["int8"]
+    assert "may be as large as 0.0130 and more than 0.0100 is too much; measure on about 540 texts to be sure" in told
+
+
 def test_vectors_must_be_near():
     for cosine, chosen in ((0.97, "fp32"), (0.99, "int8")):
         variants = {"fp32": metrics(agreement=None, cosine=1.0), "int8": unmeasured(cosine=cosine, cosine_drop=1 - cosine)}
