@@ -46,7 +46,7 @@ def overview(bundle: Bundle) -> str:
 def _plan(name: str, variant: Variant) -> str:
     """What a search or a plan of several schemes made of the weights; "" for a recipe of one."""
     counts = Counter(str(scheme) for pattern, scheme in variant.plan.items() if "*" not in pattern)
-    told = ", ".join(f"{count} weights {scheme}" for scheme, count in counts.most_common())
+    told = ", ".join(f"{count} {'weight' if count == 1 else 'weights'} {scheme}" for scheme, count in counts.most_common())
     if chosen := variant.evidence.get("chosen"):
         return f"{name}: {chosen}" + (f"; {told}" if len(counts) > 1 else "")
     return f"{name}: {told}" if len(counts) > 1 else ""

@@ -149,7 +149,7 @@ OTHERS = {
         _question,
         _answer,
         lambda fields: _line(fields["answer"]),
-        {"answer": "", "start": 0, "end": 0, "score": 0.0},
+        {"answer": "", "start": 0, "end": 0, "score": 0.0, "no_answer_score": 0.0},
         frozenset({"stride", "n_best", "no_answer", "max_answer_tokens"}),
     ),
 }

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import encoder_folders
 import pytest
 from face.commands import assert_refused, invoke
 from face.conftest import WORDS
 
+from onnxport import inspection
 from onnxport.build import build
 from onnxport.quantize import cost, quality
 from onnxport.quantize.memo import Memo
@@ -159,6 +161,11 @@ def test_an_encoder_that_gives_values_is_searched_on_its_golden_inputs(tmp_path:
     auto = Bundle.open(made).variants["auto"]
     assert auto.evidence["budget"]["expr"] == "relative_error<=0.05"
     assert set(auto.plan.values()) > {"fp32"} and auto.plan["bert.embeddings.token_type_embeddings.weight"] == "fp32"
+
+
+def test_one_weight_is_not_called_weights() -> None:
+    plan = {"*": "fp32", "a": "int8-rows", "b": "int8-rows", "c": "fp32"}
+    assert inspection._plan("auto", SimpleNamespace(plan=plan, evidence={})) == "auto: 2 weights int8-rows, 1 weight fp32"
 
 
 def test_refusals(made: Path, data: Path, tmp_path: Path) -> None:

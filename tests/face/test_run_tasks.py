@@ -91,6 +91,9 @@ def test_questions(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
     assert set(results(bundles["question-answering"], QUESTION)[0]) == {"answer", "start", "end", "score", "no_answer_score"}
     fed(monkeypatch, QUESTION + "\n\n" + QUESTION + "\n")
     assert invoke("run", bundles["question-answering"]).stdout == f"{wanted.answer}\n\n{wanted.answer}\n"
+    fed(monkeypatch, QUESTION + "\n\n")
+    asked, blank = json.loads(invoke("run", bundles["question-answering"], "--json").stdout)["results"]
+    assert asked.keys() == blank.keys() and blank["no_answer_score"] == blank["score"] == 0.0
 
 
 @pytest.mark.parametrize(
