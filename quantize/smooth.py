@@ -2,7 +2,7 @@
 
 A channel j of x is divided by s_j and row j of the weights that read x multiplied by it: the product stays the same, but no single channel
 sets the scale of a whole row any more. s_j = sqrt(largest |x_j| / largest |w_j|), over some inputs that the graph is run on; which channels
-stand out is a property of the model, so that a few inputs tell it.
+stand out is a property of the model, so that a few inputs tell it. Which are small is not, so none counts as smaller than the usual one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,19 @@ def smooth(model: ir.Model, feeds: Feeds) -> ir.Model:
     observe(copy, {name: [peak] for name, peak in peaks.items()}, feeds)
     for x, group in groups.items():
         weights = np.maximum(np.max([np.abs(linear.weight).max(1) for linear in group], 0), SMALLEST)
-        scale = np.sqrt(np.maximum(peaks[str(x.name)].largest, SMALLEST) / weights)
+        scale = np.sqrt(_usual(peaks[str(x.name)].largest) / weights)
         scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
         _divide(copy.graph, x, group, scale)
     return copy
+
+
+def _usual(largest: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel, at least that of half of those that were met at all.
+
+    A unit behind a ReLU may be silent on all inputs that were run and speak on the next: it must not be made large by then.
+    """
+    met = largest[largest > 0]
+    return np.maximum(largest, max(float(np.median(met)) if met.size else 0.0, SMALLEST))
 
 
 def _divide(graph: ir.Graph, x: ir.Value, group: Sequence[Linear], scale: np.ndarray) -> None:
