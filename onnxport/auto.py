@@ -95,7 +95,11 @@ class Search(Measuring):
         reference = self.quality.reference
         if lookup(reference, self.gate.path) is None:
             raise UsageError(f"--budget {self.gate.expr}: {self.gate.path} is not measured on {self.work.name}; {_measurable(reference)}")
-        if self.work.count < FEW:
+        if self.work.method == "run":
+            self.progress(
+                f"note: plans are measured on the bundle's own {self.work.count} golden inputs, not on {self.request.calibrate.name}"
+            )
+        elif self.work.count < FEW:
             self.progress(f"note: plans are measured on {self.work.count} inputs only; chance decides where differences are small")
         losses = self.losses()
         costs = self.costs()

@@ -11,10 +11,14 @@ from onnxport.compare.report.plots import COLORS, LETTER, Frame
 
 STEPS = 7  # of the colour scale
 METRICS = {
-    "kl": "KL divergence of the answers' distribution from fp32's",
+    "kl": "KL divergence of the next token's probabilities from fp32's",
+    "kl_divergence": "KL divergence of the next token's probabilities from fp32's",
+    "squared_relative_error": "squared relative error of the output",
     "relative_error": "relative error of the output",
     "max_abs_diff": "largest difference of the output",
 }
+_FACTS = {"expr": "budget", "value": "of this plan, on the search's data", "met": "within the budget"}
+_OF_SEARCH = {"chosen": "chosen", "inputs": "inputs that plans were measured on"}
 _LAYER = re.compile(r"(.*?(?:^|\.)[A-Za-z_]\w*\.\d+)(?:\.|$)(.*)")
 _STACK = re.compile(r"(.*?)\.(\d+)$")
 _PLAIN = frozenset({"transformer", "model", "layers", "layer", "block", "blocks", "h", "base_model"})  # words that tell nothing in a label
@@ -84,9 +88,16 @@ def _value(value: float | None) -> str:
 
 
 def _chosen(plan: Mapping[str, Any], module: str, scheme: str) -> bool:
-    """Whether the plan gave the module this scheme; a plan names weights, and the size of blocks with them."""
-    given = str(plan.get(module, plan.get(f"{module}.weight", ""))).split("+")
-    return any(one == scheme or re.fullmatch(re.escape(scheme) + r"\d+", one) for one in given)
+    """Whether the plan gave the module this scheme; a plan names weights, and the size of blocks with them.
+
+    A module is all weights below its name; one that is measured in two graphs has the graph behind its name, `cross_attn (encoder)`.
+    """
+    name = module.partition(" (")[0]
+    own = [str(plan[one]) for one in (name, f"{name}.weight") if one in plan] or [
+        str(given) for weight, given in plan.items() if weight.startswith(f"{name}.")
+    ]
+    schemes = {one for given in own for one in given.split("+")}
+    return any(one == scheme or re.fullmatch(re.escape(scheme) + r"\d+", one) for one in schemes)
 
 
 def _place(modules: Sequence[str]) -> Callable[[str], tuple[Any, ...]]:
@@ -189,13 +200,24 @@ def searches(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not tried and not budget:
             continue
         budget = budget if isinstance(budget, Mapping) else {"budget": budget}
-        facts = [(key.replace("_", " "), _told(value)) for key, value in budget.items() if value is not None]
+        facts = [(_FACTS.get(key, key.replace("_", " ")), _told(value)) for key, value in budget.items() if value is not None]
+        facts += [(what, _told(evidence[key])) for key, what in _OF_SEARCH.items() if evidence.get(key) is not None]
+        metric = re.match(r"[\w.]*", str(budget.get("expr", "")))
         rows = [
-            {"plan": _plan(one.get("plan")), "quality": _told(one.get("quality")), "ms": _milliseconds(one.get("seconds"))}
+            {
+                "plan": _plan(one.get("plan")),
+                "quality": _told(_of_metric(one.get("quality"), metric[0] if metric else "")),
+                "ms": _milliseconds(one.get("seconds")),
+            }
             for one in sorted(tried, key=lambda one: one.get("seconds") or math.inf)
         ]
         found.append({"name": name, "facts": facts, "tried": rows})
     return found
+
+
+def _of_metric(quality: Any, metric: str) -> Any:
+    """Of all that was measured of a plan what its budget is about, where that is told."""
+    return {metric: quality[metric]} if isinstance(quality, Mapping) and metric in quality else quality
 
 
 def _plan(plan: Any) -> str:

@@ -245,3 +245,42 @@ def test_ticks_are_round_and_cover_the_values(values, top):
     step = found[1] - found[0]
     assert found[0] <= min(values) and found[-1] >= max(values) and 4 <= len(found) <= 8
     assert all(abs(value / step - round(value / step)) < 1e-6 for value in found) and (top is None or found[-1] <= top)
+
+
+def test_a_module_is_framed_by_what_the_plan_gave_its_weights():
+    plan = {
+        "decoder.layers.0.attn.q.weight": "int8-rows",
+        "decoder.layers.0.attn.k.weight": "int8-blocks128",
+        "decoder.layers.1.weight": "fp32",
+    }
+    assert evidence._chosen(plan, "decoder.layers.0.attn", "int8-rows")
+    assert evidence._chosen(plan, "decoder.layers.0.attn (encoder)", "int8-blocks")
+    assert not evidence._chosen(plan, "decoder.layers.0.attn", "int4-blocks")
+    assert not evidence._chosen(plan, "decoder.layers.0.at", "int8-rows")
+    assert not evidence._chosen(plan, "decoder.layers.1", "int8-rows")
+
+
+def test_a_search_tells_what_its_budget_is_about():
+    tried = [{"plan": "int8-rows 100%", "quality": {"bleu": 40.0, "bleu_drop": 0.25, "agreement": 0.9}, "seconds": 0.01}]
+    content = {
+        "evidence": {
+            "auto": {
+                "search": tried,
+                "budget": {"expr": "bleu_drop<=0.3", "value": 0.25, "met": True},
+                "chosen": "int8-rows 100%",
+                "inputs": 9,
+            }
+        }
+    }
+    (found,) = evidence.searches(content)
+    assert found["tried"][0]["quality"] == "bleu_drop 0.25"
+    assert found["facts"][0] == ("budget", "bleu_drop<=0.3") and ("chosen", "int8-rows 100%") in found["facts"]
+    content["evidence"]["auto"]["budget"]["expr"] = "bleu_drop_ci.high<=0.3"
+    (found,) = evidence.searches(content)
+    assert found["tried"][0]["quality"] == "bleu 40, bleu_drop 0.25, agreement 0.9"
+
+
+def test_the_metric_of_a_search_is_told_in_words():
+    from onnxport.quantize import sensitivity
+
+    assert {sensitivity.KL, sensitivity.ERROR} <= evidence.METRICS.keys()

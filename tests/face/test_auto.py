@@ -158,6 +158,7 @@ def test_an_encoder_that_gives_values_is_searched_on_its_golden_inputs(tmp_path:
     assert_refused(quantize(made, "--calibrate", texts, "--data", texts), 2, "golden inputs", "leave --data out")
     result = quantize(made, "--calibrate", texts, "--json")
     assert result.exit_code == 0, result.output
+    assert "golden inputs, not on texts.txt" in result.stderr and "chance decides" not in result.stderr
     auto = Bundle.open(made).variants["auto"]
     assert auto.evidence["budget"]["expr"] == "relative_error<=0.05"
     assert set(auto.plan.values()) > {"fp32"} and auto.plan["bert.embeddings.token_type_embeddings.weight"] == "fp32"
