@@ -147,8 +147,10 @@ class Search(Measuring):
             with self.trials.made({"auto-trial": plan}) as bundle:
                 return self.quality.values(bundle, "auto-trial")
 
-        self.progress(f"plan {number}: {self.short(one.picks)}")
-        values = self.memo.get("plans", digest(plan.dumps()), measured)
+        name = digest(plan.dumps())
+        before = ", measured before" if self.memo.knows("plans", name) else ""
+        self.progress(f"plan {number}: {self.short(one.picks)}{before}")
+        values = self.memo.get("plans", name, measured)
         self.tried[one.picks] = (one, values)
         holds = self._within(one)
         verdict = "within" if holds else "by chance within" if self._passes(values) else "not within"

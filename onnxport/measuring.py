@@ -84,9 +84,13 @@ class Measuring:
         every = [(group, name) for group, names in zip(self.groups, self.options, strict=True) for name in names[1:]]
         found: dict[str, dict[str, float]] = {}
         meter: Any = None
-        for number, (group, name) in enumerate(every):
-            if number % max(1, len(every) // 10) == 0:
-                self.progress(f"measure modules one by one: {number} of {len(every)}")
+        left = sum(not self.memo.knows("sensitivity", f"{group.name} {name}") for group, name in every)
+        number = 0
+        for group, name in every:
+            if not self.memo.knows("sensitivity", f"{group.name} {name}"):
+                if number % max(1, left // 10) == 0:
+                    self.progress(f"measure modules one by one: {number} of {left}")
+                number += 1
 
             def measured(group: Group = group, name: str = name) -> float:
                 nonlocal meter

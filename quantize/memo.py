@@ -29,6 +29,10 @@ class Memo:
     def __len__(self) -> int:
         return sum(len(section) for name, section in self._state.items() if name != "key")
 
+    def knows(self, section: str, name: str) -> bool:
+        """Whether `get` would answer without measuring."""
+        return name in self._state.get(section, {})
+
     def get(self, section: str, name: str, measure: Callable[[], Any]) -> Any:
         """What is known, or what `measure` says, which is then known. OutputError."""
         known = self._state.setdefault(section, {})

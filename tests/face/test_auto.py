@@ -140,6 +140,7 @@ def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pyte
     result = quantize(made, *order)
     assert result.exit_code == 0, result.output
     assert "go on with the search" in result.stderr
+    assert result.stderr.count("measured before") == 1 and "one by one" not in result.stderr
     assert not made.with_name("tiny.search").exists()
 
 
