@@ -49,7 +49,7 @@ def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | 
     if not slower or not facts["saturates"]:
         return None
     return (
-        f"{', '.join(slower)}: this processor has no VNNI, so that their products are added by slower kernels, the same answers for more "
+        f"{', '.join(slower)}: on this processor without VNNI slower kernels add products of 8 bits, the same answers for more "
         "time; int8-reduced, with weights of 7 bits, is quicker here"
     )
 

@@ -11,13 +11,13 @@ from onnxport.compare.report.plots import COLORS, LETTER, Frame
 
 STEPS = 7  # of the colour scale
 METRICS = {
-    "kl": "KL divergence of the next token's probabilities from fp32's",
-    "kl_divergence": "KL divergence of the next token's probabilities from fp32's",
+    "kl": "change of the next token's probabilities against fp32's (KL divergence)",
+    "kl_divergence": "change of the next token's probabilities against fp32's (KL divergence)",
     "squared_relative_error": "squared relative error of the output",
     "relative_error": "relative error of the output",
     "max_abs_diff": "largest difference of the output",
 }
-_FACTS = {"expr": "budget", "value": "of this plan, on the search's data", "met": "within the budget"}
+_FACTS = {"expr": "budget", "value": "measured for this plan", "met": "within the budget"}
 _OF_SEARCH = {"chosen": "chosen", "inputs": "inputs that plans were measured on"}
 _LAYER = re.compile(r"(.*?(?:^|\.)[A-Za-z_]\w*\.\d+)(?:\.|$)(.*)")
 _STACK = re.compile(r"(.*?)\.(\d+)$")

@@ -54,7 +54,7 @@ def _facts(content: Mapping[str, Any]) -> list[str]:
             told.append(f"No other is better in both {quality.label} and {along}: {', '.join(names)}.")
     for found in evidence.heat_maps(content):
         worst = "; ".join(f"{one['module']} in {one['scheme']} ({one['text']})" for one in found["worst"])
-        told.append(f"Most sensitive modules ({found['metric']}): {worst}.")
+        told.append(f"Most sensitive modules, by the {found['metric']}: {worst}.")
     for one in evidence.searches(content):
         facts = "; ".join(f"{what} {text}" for what, text in one["facts"])
         told.append(f"Plan of {one['name']}: {facts + '; ' if facts else ''}plans tried: {len(one['tried'])}.")

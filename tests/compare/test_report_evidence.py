@@ -284,3 +284,14 @@ def test_the_metric_of_a_search_is_told_in_words():
     from onnxport.quantize import sensitivity
 
     assert {sensitivity.KL, sensitivity.ERROR} <= evidence.METRICS.keys()
+
+
+def test_one_variant_alone_is_not_folded_away():
+    def page(count):
+        content = full()
+        content["variants"] = {f"v{i}": translated(speedup=1.0 + i) for i in range(count)}
+        content |= {"reference": "v0", "recommended": "v0", "verdict": dict.fromkeys(content["variants"], "told"), "examples": {}}
+        return render_html(content | {"evidence": {}, "divergence": {}})
+
+    assert "more variants" not in page(5)
+    assert "2 more variants" in page(6)
