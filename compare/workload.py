@@ -13,6 +13,7 @@ from onnxport.runtime.bundle import Bundle
 
 METHODS = {"embedding": "encode", "classification": "classify", "question-answering": "answer", "tensor": "run"}  # others: generate
 GOLDEN = "golden"  # the kind of inputs that come from the bundle itself
+_NAMES = {"labelled": "labelled texts"}
 _TAKES = {
     "generate": ("pairs", "texts"),
     "encode": ("texts", "pairs", "labelled", "questions"),
@@ -126,8 +127,8 @@ def workload(
         return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
     dataset = read_data(data)
     if dataset.kind not in _TAKES[method]:
-        takes = " or ".join(_TAKES[method]) or "no data file: it is compared on its golden inputs"
-        raise DataError(f"{data}: holds {dataset.kind}, but a bundle for {bundle.task} takes {takes}")
+        takes = " or ".join(_NAMES.get(kind, kind) for kind in _TAKES[method]) or "no data file: it is compared on its golden inputs"
+        raise DataError(f"{data}: holds {_NAMES.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes}")
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
     known = set(bundle.encoding.labels)

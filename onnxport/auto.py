@@ -208,13 +208,13 @@ class Search(Measuring):
         known = [(v, one) for one, found in self.tried.values() if (v := lookup(found, self.gate.path)) is not None]
         own = lookup(self.quality.reference, self.gate.path)
         if not known:
-            return f"--budget {self.gate.expr}: fp32 itself has {own:.4g}, and no faster plan was found; ask for less"
+            return f"--budget {self.gate.expr}: fp32 itself has {own:.4g}, and no faster plan was found; loosen the budget"
         value, one = min(known, key=lambda pair: (self._badness(pair[0]), pair[1].cost))
         whole = self.rest + sum(row[0] for row in costs)
         return (
             f"--budget {self.gate.expr}: no plan is within it; the best of {len(self.tried)} measured, {self.short(one.picks)}, has "
             f"{self.gate.path} {value:.4g} at {(self.rest + one.cost) / whole:.2f} of fp32's predicted time, and fp32 itself "
-            f"{own:.4g}; ask for less"
+            f"{own:.4g}; loosen the budget"
         )
 
     def _badness(self, value: float) -> float:

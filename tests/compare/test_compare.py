@@ -262,7 +262,7 @@ def test_data_of_another_task_is_refused(bundle, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x", "label": "y"}\n')
     assert read_data(path).kind == "labelled"
-    with pytest.raises(DataError, match="holds labelled, but a bundle for translation takes pairs or texts"):
+    with pytest.raises(DataError, match="holds labelled texts, but a bundle for translation takes pairs or texts"):
         compare(bundle, path)
 
 

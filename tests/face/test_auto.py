@@ -146,7 +146,7 @@ def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pyte
 
 def test_a_budget_that_cannot_be_met_tells_the_best_found(made: Path, data: Path) -> None:
     result = quantize(made, "--calibrate", data, "--budget", "agreement>=1.5")
-    assert_refused(result, 3, "agreement>=1.5", "no plan is within it", "the best of", "of fp32's predicted time")
+    assert_refused(result, 3, "agreement>=1.5", "no plan is within it", "the best of", "of fp32's predicted time", "loosen the budget")
     assert "auto" not in Bundle.open(made).variants
 
 
