@@ -30,7 +30,7 @@ def smooth(model: ir.Model, feeds: Feeds) -> ir.Model:
     observe(copy, {name: [peak] for name, peak in peaks.items()}, feeds)
     for x, group in groups.items():
         weights = np.maximum(np.max([np.abs(linear.weight).max(1) for linear in group], 0), SMALLEST)
-        scale = np.sqrt(_usual(peaks[str(x.name)].largest) / weights)
+        scale = np.sqrt(_usual(np.asarray(peaks[str(x.name)].largest)) / weights)
         scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
         _divide(copy.graph, x, group, scale)
     return copy
