@@ -13,6 +13,7 @@ from onnxport.export.model.decoder import Decoder
 from onnxport.export.model.encoder import Encoder, HeadShape, SourceEncoder, TextEncoder
 from onnxport.export.model.position import Embedding
 from onnxport.export.model.settings import Stack
+from onnxport.export.release import page_out
 
 Named = tuple[str, Tensor]
 
@@ -89,11 +90,14 @@ class _Loader:
         modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(side.table.modules)
         for i, layer in enumerate(side.stack.layers):
             below, source = f"{side.layers}.{i}", side.name(f"{side.layers}.{i}")
+            read: list[Tensor] = []
             for row in rows:
                 tensors = [side.state.get(f"{below}.{name}") for name in row.sources]
                 if found := [tensor for tensor in tensors if tensor is not None]:
                     joined = found[0] if len(found) == 1 else torch.cat(found)
                     self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
+                    read += found
+            page_out(read)  # copied by now: else a large model would be in memory twice, once as pages of its files
             self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
             self.names.modules[f"{canonical}.{i}"] = source
 
