@@ -85,6 +85,12 @@ class Variant:
     parity: Mapping[str, Any]
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def reduced(self) -> bool:
+        """Whether its weights of 8 bits a column are all kept within 7, so that no processor loses sums of their products."""
+        columns = [str(scheme) for scheme in self.plan.values() if str(scheme).startswith(("int8-rows", "int8-static"))]
+        return bool(columns) and all("-reduced" in scheme for scheme in columns)
+
 
 class Reader:
     """Takes typed fields out of a JSON object and says which field is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,8 @@ class Model(Tasks):
         self._chat: ChatTemplate | None = None
         self._encoder: Encoder | None = None
         variant = bundle.variants[precision]
+        if variant.reduced and bundle.provenance.get("route") != "onnx":  # whose own products are not told by the plan
+            sessions = replace(sessions, exact=False)
         if bundle.generation is not None:
             self.engine: Engine | None = Engine(bundle, variant, sessions)
             self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))

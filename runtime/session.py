@@ -64,10 +64,14 @@ def cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 @dataclass(frozen=True)
 class Sessions:
-    """Makes every session of a model alike. device: "cpu" or "cuda"; threads of one operator."""
+    """Makes every session of a model alike.
+
+    device: "cpu" or "cuda"; threads of one operator. exact: products of 8 bits may be among them, see onnxport.runtime.products.
+    """
 
     device: str
     threads: int
+    exact: bool = True
 
     @classmethod
     def choose(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
@@ -103,7 +107,7 @@ class Sessions:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.device == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        else:
+        elif self.exact:
             make_exact(options)
         return options
 

@@ -126,6 +126,14 @@ def test_parts_of_a_prompt_depend_on_its_own_length_only() -> None:
         assert [real for _, _, real in pieces] == list(np.diff([max(0, len(row) - left) for left in (12, 8, 4, 0)]))
 
 
+@pytest.mark.parametrize("window", [5, 512])
+def test_half_precision_is_not_misled_by_what_a_cache_does_not_hold_yet(tmp_path: Path, window: int) -> None:
+    """A cache as wide as a window that the golden answers do not fill."""
+    folder = causal_folders.write(tmp_path / "model", "mistral", num_hidden_layers=2, sliding_window=window)
+    bundle = build(folder, tmp_path / "bundle", precision=("fp32", "fp16"))
+    assert bundle.variants["fp16"].plan == {"*": "fp16"}
+
+
 def test_a_bundle_says_its_window(tmp_path: Path) -> None:
     folder = causal_folders.write(tmp_path / "model", "mistral", num_hidden_layers=1, sliding_window=5)
     bundle = build(folder, tmp_path / "bundle", precision=("fp32", "int8"))

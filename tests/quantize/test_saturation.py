@@ -13,7 +13,7 @@ from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.rows import REDUCED, quantize_columns
 from onnxport.quantize.store import write
-from onnxport.runtime import products
+from onnxport.runtime import manifest, products
 from onnxport.runtime.session import Sessions
 from onnxport.variants import Wish, graphs_of
 
@@ -137,10 +137,24 @@ def test_sessions_are_told_only_where_it_is_needed(monkeypatch):
     key = "session.x64quantprecision"
     monkeypatch.setattr(products, "saturates", lambda: True)
     assert Sessions("cpu", 1).options().get_session_config_entry(key) == "1"
-    for device, saturates in (("cuda", True), ("cpu", False)):
+    for sessions, saturates in ((Sessions("cuda", 1), True), (Sessions("cpu", 1, exact=False), True), (Sessions("cpu", 1), False)):
         monkeypatch.setattr(products, "saturates", lambda answer=saturates: answer)
         with pytest.raises(RuntimeError, match=key):
-            Sessions(device, 1).options().get_session_config_entry(key)
+            sessions.options().get_session_config_entry(key)
+
+
+@pytest.mark.parametrize(
+    ("plan", "reduced"),
+    [
+        ({"a": "int8-rows-reduced", "b": "int8-static-mse-reduced", "c": "fp32"}, True),
+        ({"a": "int8-rows-reduced", "b": "int8-rows"}, False),
+        ({"a": "int8-blocks128"}, False),
+        ({"*": "fp32"}, False),
+    ],
+)
+def test_a_variant_of_reduced_weights_has_nothing_to_be_kept_from(plan, reduced):
+    told = {"files": [], "bytes": 0, "graphs": {}, "plan": plan}
+    assert manifest.variant("int8", told).reduced == reduced
 
 
 def test_other_architectures_are_not_asked(monkeypatch):
