@@ -105,7 +105,7 @@ def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
 
 
 def _whole(value: ir.Value) -> bool:
-    """Whether a float value is all told by the inputs: a cache as wide as a window is not behind what was read, and holds what others read."""
+    """Whether a float value is all told by the inputs: a cache as wide as a window is not, behind what was read."""
     return value.dtype == FLOAT and bool(value.name) and not str(value.name).startswith("present_")
 
 
