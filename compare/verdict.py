@@ -37,11 +37,9 @@ def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
     alike = {name: v for name, v in fit.items() if v["throughput"] >= fastest * (1 - _ALIKE)}
     first = max(alike, key=lambda name: alike[name]["throughput"])
     smallest = min(alike, key=lambda name: alike[name]["size_bytes"] or 0)
-    smaller = (alike[smallest]["size_bytes"] or 0) < _SMALLER * (alike[first]["size_bytes"] or 0)
-    if smaller:
-        return smallest
-    # Neither clearly faster nor clearly smaller than the plain variant: the plain one has the fewest surprises.
-    return reference if reference in alike and reference != "pytorch" else first
+    # The plain variant has the fewest surprises: another must be clearly faster or clearly smaller.
+    plain = reference if reference in alike and reference != "pytorch" else first
+    return smallest if (alike[smallest]["size_bytes"] or 0) < _SMALLER * (alike[plain]["size_bytes"] or 0) else plain
 
 
 def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, of: str = "inputs") -> dict[str, str]:

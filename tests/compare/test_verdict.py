@@ -31,8 +31,9 @@ def test_half_precision_on_a_cpu_saves_disk_not_time():
     )
 
 
-def test_as_fast_but_smaller_is_chosen():
-    variants = {"fp32": FP32, "fp16": translated(speedup=0.97, size=15_000_000)}
+@pytest.mark.parametrize("speedup", [0.97, 1.0, 1.03])
+def test_as_fast_but_smaller_is_chosen(speedup):
+    variants = {"fp32": FP32, "fp16": translated(speedup=speedup, size=15_000_000)}
     assert best(variants, "fp32") == "fp16"
     assert verdicts(variants, "fp32")["fp16"].startswith("about as fast as fp32, 0.50 of its size")
 
