@@ -57,7 +57,7 @@ def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | 
 def _saturates() -> bool | None:
     try:
         return saturates()
-    except ImportError:
+    except Exception:  # a broken onnxruntime is for `doctor` to tell of, not to fail on
         return None
 
 

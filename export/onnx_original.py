@@ -15,7 +15,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export.onnx_inputs import Arrays, Given, arrays, batches, sizes, tied
 from onnxport.quantize.store import write
 from onnxport.runtime.products import make_exact, saturates
-from onnxport.runtime.session import first_line
+from onnxport.runtime.session import DISABLED_OPTIMIZERS, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,7 +54,9 @@ def _session(path: Path, name: Path) -> onnxruntime.InferenceSession:
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")  # it would hold the weights once more
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise CheckpointError(f"{name} cannot be run by ONNX Runtime: {first_line(error)}") from error
 

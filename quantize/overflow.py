@@ -106,7 +106,9 @@ def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
 
 def _whole(value: ir.Value) -> bool:
     """Whether a float value is all told by the inputs: a cache as wide as a window is not, behind what was read."""
-    return value.dtype == FLOAT and bool(value.name) and not str(value.name).startswith("present_")
+    producer = value.producer()
+    cache = producer is not None and producer.op_type in ATTENTION and str(value.name).startswith("present_")
+    return value.dtype == FLOAT and bool(value.name) and not cache
 
 
 def graph_node(graph: ir.Graph, op: str, inputs: list[ir.Value], kind: ir.DataType, **attributes: int) -> ir.Value:

@@ -63,7 +63,7 @@ class Model(Tasks):
         self._chat: ChatTemplate | None = None
         self._encoder: Encoder | None = None
         variant = bundle.variants[precision]
-        if variant.reduced and bundle.provenance.get("route") != "onnx":  # whose own products are not told by the plan
+        if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan tells of
             sessions = replace(sessions, exact=False)
         if bundle.generation is not None:
             self.engine: Engine | None = Engine(bundle, variant, sessions)
