@@ -97,7 +97,7 @@ class _Loader:
                     joined = found[0] if len(found) == 1 else torch.cat(found)
                     self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
                     read += found
-            page_out(read)  # copied by now: else a large model would be in memory twice, once as pages of its files
+            page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
             self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
             self.names.modules[f"{canonical}.{i}"] = source
 

@@ -107,7 +107,7 @@ def test_doctor_and_compare_know_the_processor(monkeypatch, architecture, satura
 
 
 def largest(rows, k=64, n=16):
-    """A graph whose integer sums are the largest there can be, and those sums."""
+    """Inputs whose sums with weights of 127 are the largest there can be, and those sums."""
     feed = {"x": np.full((rows, k), 255, np.uint8)}
     return feed, np.full((rows, n), 255 * 127 * k)
 
