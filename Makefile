@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 BIN := .venv/bin
-ROOMS := compare export quantize runtime
+ROOMS := compare export graph quantize runtime
 
 .PHONY: demo test lint types unit wheel clean
 
@@ -27,7 +27,7 @@ lint: .venv/ready
 # mypy does not see an editable install whose folders are mapped, so it gets the package as links.
 types: .venv/ready
 	rm -rf build/types && mkdir -p build/types/onnxport
-	ln -s $(CURDIR)/onnxport/*.py build/types/onnxport/
+	ln -s $(CURDIR)/src/onnxport/* build/types/onnxport/
 	for room in $(ROOMS); do ln -s $(CURDIR)/$$room build/types/onnxport/$$room; done
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p onnxport
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rows import Bench, Row, add_floor, make_row, ours
 
-from onnxport.compare.client import Client
+from onnxport.compare.protocol.client import Client
 
 PROMPT_TOKENS, NEW_TOKENS = 25, 128
 BATCHES = (1, 8)

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from onnxport.compare.client import Client
-from onnxport.compare.machine import describe
-from onnxport.compare.timing import alternate, ratio, timed_call
+from onnxport.compare.measure.machine import describe
+from onnxport.compare.measure.timing import alternate, ratio, timed_call
+from onnxport.compare.protocol.client import Client
 from onnxport.runtime import load
 
 HERE = Path(__file__).parent

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from rows import Bench, Row, best_batching, make_row
 
-from onnxport.compare.client import Client
+from onnxport.compare.measure.timing import Timed
 from onnxport.compare.metrics import agreement
-from onnxport.compare.timing import Timed
+from onnxport.compare.protocol.client import Client
 
 BATCH, LENGTH = 8, 128
 REFERENCE = "transformers fp32"

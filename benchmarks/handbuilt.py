@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxport.runtime.products import make_exact
+from onnxport.runtime.processor import make_exact
 
 MICROSOFT = "com.microsoft"
 SHAPE = {"layers": 6, "hidden": 512, "inner": 2048, "heads": 8, "vocabulary": 32_000, "positions": 512}

@@ -21,7 +21,7 @@ NEW = 32
 
 def measure(bundle: str, text: str, length: int, precision: str, threads: int) -> dict[str, float]:
     """The first `length` tokens of a text and NEW more, in this process."""
-    from onnxport.compare.memory import peak_rss_bytes, rss_bytes
+    from onnxport.compare.protocol.worker import peak_rss_bytes, rss_bytes
     from onnxport.runtime import load
 
     model = load(bundle, precision=precision, threads=threads)

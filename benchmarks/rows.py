@@ -12,9 +12,9 @@ from typing import Any
 import sides
 from bandwidth import read_speed, weight_bytes
 
-from onnxport.compare.client import Client
 from onnxport.compare.data import Dataset, read_data
-from onnxport.compare.timing import Timed, alternate, ratio
+from onnxport.compare.measure.timing import Timed, alternate, ratio
+from onnxport.compare.protocol.client import Client
 
 Row = dict[str, Any]
 

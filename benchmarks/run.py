@@ -18,7 +18,7 @@ from setup import FOLDER
 from table import plot, row_text
 from workloads import DEFAULT, WORKLOADS
 
-from onnxport.compare.machine import describe
+from onnxport.compare.measure.machine import describe
 
 
 @click.command(help=__doc__)

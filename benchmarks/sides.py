@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from setup import python_of
 
-from onnxport.compare.client import Client
+from onnxport.compare.protocol.client import Client
 
 HERE = Path(__file__).parent
 OURS = "onnxport"

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxport.export.tokenizers import hugging_face
+from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.runtime.tokenizer import TextTokenizer
 
 

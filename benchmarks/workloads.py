@@ -11,10 +11,10 @@ import sides
 from handbuilt import SCHEMES
 from rows import Bench, Row, add_floor, best_batching, make_row, ours
 
-from onnxport.compare.client import Client
 from onnxport.compare.data import Dataset
+from onnxport.compare.measure.timing import alternate, ratio
 from onnxport.compare.metrics import agreement, translation
-from onnxport.compare.timing import alternate, ratio
+from onnxport.compare.protocol.client import Client
 
 SOURCE_TOKENS, NEW_TOKENS, MOST_TOKENS = 25, 32, 128
 FIXED = [(batch, 1) for batch in (1, 4, 16, 64)] + [(batch, 4) for batch in (1, 16)]  # batch, beams

@@ -16,7 +16,7 @@ _PLACES = {
     "Report": "onnxport.compare.report",
     "compare": "onnxport.compare.comparison",
     "read_data": "onnxport.compare.data",
-    "table": "onnxport.compare.report.table",
+    "table": "onnxport.compare.report.text",
 }
 
 

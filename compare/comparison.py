@@ -1,24 +1,64 @@
-"""`compare`: the variants of a bundle, and the original in PyTorch, measured against each other."""
+"""Which variants of which bundles are measured, and under which names."""
 
+import difflib
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare import machine, measure, metrics, told
-from onnxport.compare.divergence import divergences
-from onnxport.compare.entrants import entrants, open_others
-from onnxport.compare.examples import differing
+from onnxport.compare import metrics
+from onnxport.compare import notes as told
+from onnxport.compare.differences import differing, divergences
 from onnxport.compare.gates import evaluate, parse_gate
-from onnxport.compare.report import Report, check_out
+from onnxport.compare.measure import machine, measurement
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import require_jinja2
+from onnxport.compare.report.report import Report, check_out
 from onnxport.compare.verdict import best, verdicts
 from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
-from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.session import cores
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.processor import cores
+
+Entrant = tuple[Bundle, str]  # a bundle and one of its variants
+
+
+def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle]:
+    """Bundles to stand beside `bundle`, by names of their own: each's name, numbered where it is taken. UsageError: another task."""
+    found: dict[str, Bundle] = {}
+    for path in paths:
+        other = Bundle.open(path)
+        if other.task != bundle.task:
+            raise UsageError(f"{path} is for {other.task}, {bundle.path} for {bundle.task}; compare bundles of one task")
+        plain = re.sub(r"[^\w.-]+", "-", other.name) or "other"
+        taken, number = {bundle.name, *found}, 2
+        name = plain
+        while name in taken:
+            name, number = f"{plain}-{number}", number + 1
+        found[name] = other
+    return found
+
+
+def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool) -> dict[str, Entrant]:
+    """What is measured by name: the bundle's variants under their own, those of others as NAME/VARIANT.
+
+    precisions: such names; a variant's alone means that of every bundle that has it; None is all. reference: the bundle's fp32 (its default
+    where there is none) is measured in any case, and comes first. UsageError: a name that no bundle has.
+    """
+    every: dict[str, Entrant] = {name: (bundle, name) for name in bundle.variants}
+    every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
+    for name in precisions or ():
+        if not any(name in (full, variant) for full, (_, variant) in every.items()):
+            close = difflib.get_close_matches(name, every, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            has, holds = ("bundles have", "they hold") if others else ("bundle has", "it holds")
+            raise UsageError(f"the {has} no variant {name!r}; {holds} {', '.join(every)}{hint}")
+    plain = "fp32" if "fp32" in bundle.variants else bundle.default
+    asked = [full for full, (_, variant) in every.items() if precisions is None or full in precisions or variant in precisions]
+    return {name: every[name] for name in dict.fromkeys([plain] * reference + asked)}
+
 
 PYTORCH = told.PYTORCH
 
@@ -35,7 +75,7 @@ def compare(
     gates: Sequence[str] = (),
     baseline: str | Path | None = None,
     limit: int | None = None,
-    progress: measure.Progress | None = None,
+    progress: measurement.Progress | None = None,
     *,
     force: bool = False,
     beam: int | None = None,
@@ -81,7 +121,7 @@ def compare(
     before = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
     batches = batches[:1] if work.method == "run" else batches  # golden inputs have a batch of their own
-    measured, outputs, versions = measure.measured(specs, work, batches, reference, sizes, tell, paths)
+    measured, outputs, versions = measurement.measured(specs, work, batches, reference, sizes, tell, paths)
     before["versions"] |= versions
     about: dict[str, Any] = {
         "bundle": opened.name,

@@ -4,13 +4,16 @@ Every reader gives a `Dataset`; every fault is a `DataError` of one line: the fi
 Files may be gzipped (`.tsv.gz`). Text is UTF-8, with or without a byte-order mark.
 """
 
+import csv
 import gzip
+import io
+import json
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare.rows import READERS
 from onnxport.errors import DataError
 
 
@@ -88,3 +91,182 @@ def _read(path: Path, zipped: bool) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}: line {line}: byte 0x{raw[error.start]:02x} is not valid UTF-8; save the file as UTF-8") from None
+
+
+Row = tuple[Any, Any, int]  # input, reference, line of the file
+
+_LONGEST_FIELD = 2**31 - 1  # of CSV; the module's own limit is 128 KiB
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and the lines that are not empty. Only \\n and \\r\\n end a line: a text may hold U+2028."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if line:
+            yield number, line
+
+
+def _string(place: str, name: str, value: Any) -> str:
+    """`value`, a str that UTF-8 can hold. place: file and line, for the message."""
+    if not isinstance(value, str):
+        raise DataError(f"{place}: field {name!r} is a {type(value).__name__}; expected a text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise DataError(f"{place}: field {name!r} holds a lone surrogate U+{code:04X}; expected valid Unicode") from None
+    return value
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    if not _string(place, name, value).strip():
+        raise DataError(f"{place}: found an empty {name}; expected text")
+    return str(value)
+
+
+def _read_tsv(path: Path, text: str) -> tuple[str, list[Row]]:
+    rows: list[Row] = []
+    for number, line in _lines(text):
+        columns = line.split("\t")
+        if len(columns) != 2:
+            found = f"{len(columns)} column{'s' if len(columns) != 1 else ''}"
+            raise DataError(f"{path}: line {number}: found {found}; expected 2 separated by a tab (source, reference)")
+        place = f"{path}: line {number}"
+        rows.append((_text(place, "source", columns[0]), _text(place, "reference", columns[1]), number))
+    return "pairs", rows
+
+
+def _read_txt(path: Path, text: str) -> tuple[str, list[Row]]:
+    return "texts", [(line, None, number) for number, line in _lines(text) if line.strip()]
+
+
+_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fields are all there
+    ("pairs", ("source", "target")),
+    ("pairs", ("source", "reference")),
+    ("questions", ("question", "context", "answers")),
+    ("labelled", ("text", "pair", "label")),
+    ("labelled", ("text", "label")),
+    ("labelled", ("text", "category")),
+    ("texts", ("text",)),
+)
+_EXPECTED = "source and target; text, perhaps pair, and label; question, context and answers; or text alone"
+
+
+def _form(path: Path, line: int, names: Any) -> tuple[str, tuple[str, ...]]:
+    for form in _FORMS:
+        if all(name in names for name in form[1]):
+            return form
+    raise DataError(f"{path}: line {line}: found {_listed(names)}; expected {_EXPECTED}")
+
+
+def _listed(names: Any) -> str:
+    """Names of fields for a message of one line, whatever characters they hold."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names) or "no fields"
+
+
+def _parsed(path: Path, line: int, text: str, expected: str) -> Any:
+    """The value of the JSON text that begins at `line` of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{path}: line {line + error.lineno - 1}: not valid JSON ({where}); expected {expected}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting without end
+        raise DataError(f"{path}: line {line}: JSON that cannot be read ({error}); expected {expected}") from None
+
+
+def _read_csv(path: Path, text: str) -> tuple[str, list[Row]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # str.splitlines would end a row at U+2028 too
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    rows: list[Row] = []
+    header: list[str] = []
+    kind = ""
+    names: tuple[str, ...] = ()
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if not header:
+                header = [value.strip() for value in values]
+                kind, names = _form(path, reader.line_num, header)
+                continue
+            if len(values) != len(header):
+                expected = f"{len(header)} ({', '.join(header)})"
+                raise DataError(f"{path}: line {reader.line_num}: found {len(values)} columns; expected {expected}")
+            fields = dict(zip(header, values, strict=True))
+            if kind == "questions":
+                fields["answers"] = [fields["answers"]]  # type: ignore[assignment]
+            rows.append(_row(path, reader.line_num, kind, names, fields))
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error}); quote fields that hold commas or quotes") from None
+    finally:
+        csv.field_size_limit(limit)
+    return kind or "texts", rows
+
+
+def _read_jsonl(path: Path, text: str) -> tuple[str, list[Row]]:
+    rows: list[Row] = []
+    form: tuple[str, tuple[str, ...]] | None = None
+    for number, line in _lines(text):
+        if not line.strip():
+            continue
+        fields = _parsed(path, number, line, "one object a line")
+        if not isinstance(fields, dict):
+            raise DataError(f"{path}: line {number}: found a JSON {type(fields).__name__}; expected an object with {_EXPECTED}")
+        form = form or _form(path, number, fields)
+        missing = [name for name in form[1] if name not in fields]
+        if missing:
+            raise DataError(f"{path}: line {number}: found {_listed(fields)}; expected {', '.join(form[1])} as in the first line")
+        rows.append(_row(path, number, *form, fields))
+    return (form[0] if form else "texts"), rows
+
+
+def _row(path: Path, line: int, kind: str, names: tuple[str, ...], fields: dict[str, Any]) -> Row:
+    place = f"{path}: line {line}"
+    if kind == "questions":
+        answers = fields["answers"]
+        if isinstance(answers, dict):  # as the datasets library stores SQuAD
+            answers = answers.get("text")
+        answers = [answers] if isinstance(answers, str) else answers
+        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+            raise DataError(f"{place}: field 'answers' is not text; expected a text or a list of texts")
+        return {name: _text(place, name, fields[name]) for name in names[:2]}, [_string(place, "answers", a) for a in answers], line
+    if kind == "labelled":
+        *texts, name = names
+        label = fields[name]
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            raise DataError(f"{place}: field {name!r} is a {type(label).__name__}; expected a text or an integer")
+        found = [_text(place, text, fields[text]) for text in texts]
+        return found[0] if len(found) == 1 else tuple(found), _string(place, name, str(label)), line
+    values = [_text(place, name, fields[name]) for name in names]
+    return values[0], values[1] if len(values) > 1 else None, line
+
+
+def _read_squad(path: Path, text: str) -> tuple[str, list[Row]]:
+    if not text.strip():
+        return "questions", []
+    content = _parsed(path, 1, text, "SQuAD's layout")
+    rows: list[Row] = []
+    where = "data"
+    try:
+        for a, article in enumerate(content["data"]):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                for q, qa in enumerate(paragraph["qas"]):
+                    where = f"data[{a}].paragraphs[{p}].qas[{q}]"
+                    answers = [_string(f"{path}: {where}", "text", answer["text"]) for answer in qa["answers"]]
+                    asked = {"question": qa["question"], "context": paragraph["context"]}
+                    rows.append(({name: _text(f"{path}: {where}", name, value) for name, value in asked.items()}, answers, 0))
+    except (KeyError, TypeError) as error:
+        expected = "data[].paragraphs[].{context, qas[].{question, answers[].text}}"
+        raise DataError(f"{path}: not SQuAD's layout after {where} ({type(error).__name__}: {error}); expected {expected}") from None
+    return "questions", rows
+
+
+# Suffix -> reader: (path for messages, text) -> (kind of `data.Dataset`, rows).
+READERS: dict[str, Callable[[Path, str], tuple[str, list[Row]]]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".txt": _read_txt,
+    ".json": _read_squad,
+}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxport.compare.statistic import Statistic, mean, ratio
-from onnxport.errors import UsageError
+from onnxport.compare.bootstrap import Statistic, mean, ratio
+from onnxport.extras import require
 
 RECALLS = (1, 10)
 _ORDERS = 4  # of BLEU's n-grams
@@ -22,11 +22,7 @@ Statistics = dict[str, Statistic]
 
 def require_sacrebleu() -> Any:
     """The module, or a UsageError that names the extra to install."""
-    try:
-        import sacrebleu
-    except ImportError as error:
-        raise UsageError(f"quality metrics need sacrebleu ({error}); pip install onnxport[compare]") from error
-    return sacrebleu
+    return require("sacrebleu", "compare", "a metric of texts")
 
 
 def of_texts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
 
 if TYPE_CHECKING:
-    from onnxport.export.pipeline import export
-    from onnxport.export.result import Exported
+    from onnxport.export.exported import Exported
+    from onnxport.export.stages import export
 
 __all__ = ["CausalLM", "Encoder", "Exported", "Module", "Seq2Seq", "export"]
-_LAZY = {"export": "onnxport.export.pipeline", "Exported": "onnxport.export.result"}
+_LAZY = {"export": "onnxport.export.stages", "Exported": "onnxport.export.exported"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxport.export.original import CausalOriginal, Seq2SeqOriginal
+from onnxport.export.description import CausalOriginal, Seq2SeqOriginal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from onnxport.export.models import EncoderModel
+    from onnxport.export.description import EncoderModel
 
 POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
 GREEDY_TOKENS = 16

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError, UsageError
-from onnxport.export.quiet import silence
+from onnxport.export.user_code import silence
+from onnxport.extras import require
 
 
 def import_transformers() -> Any:
     """The module; UsageError when it is not there, or too old."""
-    try:
-        with silence():
-            import transformers
-    except ImportError as error:
-        raise UsageError(f"this folder needs transformers ({error}); install onnxport[export]") from error
+    with silence():
+        transformers = require("transformers", "export", "this folder")
     if int(transformers.__version__.split(".")[0]) < 5:
         raise UsageError(f"this folder needs transformers 5 and {transformers.__version__} is installed; install onnxport[export]")
     return transformers

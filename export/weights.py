@@ -1,15 +1,33 @@
-"""Reads the weight files of a folder: safetensors, or PyTorch pickles where the user allows them."""
+"""What the user named → one Source."""
 
+from __future__ import annotations
+
+import ctypes
+import hashlib
 import json
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from onnxport.errors import CheckpointError
+from onnxport.errors import CheckpointError, one_line
+
+if TYPE_CHECKING:
+    pass
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, read piece by piece. CheckpointError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
 
 PICKLES = ("*.pt", "*.pth", "*.bin")
 
@@ -61,7 +79,7 @@ def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFil
     try:
         places = json.loads(index.read_bytes())["weight_map"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {_first_line(error)}; expected JSON with a weight_map") from error
+        raise CheckpointError(f"{index} cannot be read: {one_line(error)}; expected JSON with a weight_map") from error
     if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
         raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
     paths = [index.parent / name for name in sorted(set(places.values()))]
@@ -88,14 +106,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a damaged header can make any kind
-        raise CheckpointError(f"{path} is not a whole safetensors file: {_first_line(error)}; copy it again") from error
+        raise CheckpointError(f"{path} is not a whole safetensors file: {one_line(error)}; copy it again") from error
 
 
 def _pickle(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can make any kind
-        raise CheckpointError(f"{path} cannot be read as weights only: {_first_line(error)}; save a state_dict") from error
+        raise CheckpointError(f"{path} cannot be read as weights only: {one_line(error)}; save a state_dict") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -104,6 +122,97 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
+MAPS = Path("/proc/self/maps")
+
+
+def page_out(tensors: Iterable[Tensor]) -> int:
+    """Gives back the physical memory of tensors that are mapped from files; their values stay. Returns how many bytes that may free.
+
+    Tensors in memory of their own are left alone: they would be written to swap. Without /proc nothing happens.
+    """
+    try:
+        lines = [line.split() for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return 0
+    files = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines if line[4] != "0"]  # with an inode
+    advised = 0
+    for tensor in tensors:
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages: the rest is its neighbours' too
+        length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if length > 0 and tensor.is_contiguous() and any(low <= begin and begin + length <= high for low, high in files):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), PAGEOUT)
+            advised += length
+    return advised
+
+
+def release(original: Iterable[nn.Module], kept: Iterable[nn.Module]) -> int:
+    """Takes the values out of the original's parameters that no module of `kept` shares; returns how many bytes that frees.
+
+    The original cannot be run afterwards: only for models that nobody but the exporter holds.
+    """
+    storages = {_storage(tensor) for module in kept for tensor in [*module.parameters(), *module.buffers()]}
+    freed: dict[int, int] = {}
+    for module in original:
+        for tensor in module.parameters():
+            if (place := _storage(tensor)) not in storages:
+                freed[place] = tensor.untyped_storage().nbytes()
+                tensor.data = torch.empty(0, dtype=tensor.dtype)
+    freed.pop(0, None)  # what had no values already
+    return sum(freed.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], optional: dict[str, list[int]]) -> list[str]:
+    """Every disagreement between tensors found and shapes expected."""
+    known = expected | optional
+    problems = []
+    if missing := [name for name in expected if name not in tensors]:
+        problems.append(f"missing tensors: {', '.join(missing)}")
+    if extra := sorted(name for name in tensors if name not in known):
+        problems.append(f"unexpected tensors: {', '.join(extra)}")
+    for name, tensor in tensors.items():
+        if name not in known:
+            continue
+        if list(tensor.shape) != known[name]:
+            problems.append(f"{name} has shape {list(tensor.shape)}, expected {known[name]}")
+        if unusable := without_values(tensor):
+            problems.append(f"{name} {unusable[0]}")
+            continue
+        if not tensor.is_floating_point():
+            problems.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected a floating type")
+        elif not torch.isfinite(tensor.float()).all():
+            problems.append(f"{name} holds NaN or infinity")
+    return problems
+
+
+def without_values(part: nn.Module | Tensor) -> list[str]:
+    """What is wrong with tensors that hold no plain array of numbers: sparse, quantized, or on the meta device."""
+    named = [*part.named_parameters(), *part.named_buffers()] if isinstance(part, nn.Module) else [("", part)]
+    problems = []
+    for name, tensor in named:
+        where = f"has {name} " if name else "is "
+        if tensor.is_meta:
+            problems.append(f"{where}on the meta device, without values; load the weights first")
+        elif tensor.layout != torch.strided or tensor.is_quantized:
+            problems.append(f"{where}as a sparse or quantized tensor; make it dense and float32")
+    return problems
+
+
+def module_hashes(modules: dict[str, Any]) -> dict[str, str]:
+    """sha256 of each module's class and state, name by name."""
+    result = {}
+    for name, module in modules.items():
+        if module is None:
+            continue
+        digest = hashlib.sha256(type(module).__qualname__.encode())
+        state = {"": module} if isinstance(module, Tensor) else module.state_dict()
+        for key, value in sorted(state.items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        result[name] = digest.hexdigest()
+    return result

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from onnxport.errors import DataError, UsageError
+from onnxport.errors import DataError, UsageError, one_line
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
@@ -145,26 +145,10 @@ def read_plan(path: str | Path) -> Plan:
     except OSError as error:
         raise DataError(f"{path}: the plan cannot be read ({error.strerror or error}); {expected}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the plan is not valid JSON ({str(error).splitlines()[0]}); {expected}") from None
+        raise DataError(f"{path}: the plan is not valid JSON ({one_line(error)}); {expected}") from None
     if not isinstance(value, dict) or not value or not all(isinstance(v, str) for v in value.values()):
         raise DataError(f"{path}: found no plan; {expected}")
     try:
         return Plan(value)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-# Rows: one kernel for any number of rows, and no row's scale depends on the rows beside it.
-# Blocks: nearer to the weights and quicker for a single row, slower for many; sums over blocks depend on the number of rows.
-RECIPES = {
-    "fp32": Plan({"*": "fp32"}),
-    "fp16": Plan({"*": "fp16"}),
-    "bf16": Plan({"*": "bf16"}),
-    "int8": Plan({"*": "int8-rows"}),
-    "int8-reduced": Plan({"*": "int8-rows-reduced"}),
-    "int8-weight": Plan({"*": "int8-blocks"}),
-    "int8-static": Plan({"*": "int8-static"}),
-    "int4": Plan({"*": "int4-blocks64"}),
-    "int4-hqq": Plan({"*": "int4-blocks64-asym-hqq"}),
-    "int4-gptq": Plan({"*": "int4-blocks64-gptq"}),
-}

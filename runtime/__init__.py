@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxport.runtime.generate import Generation
+    from onnxport.runtime.decode.generator import Generation
     from onnxport.runtime.model import Model, load
 
 __all__ = ["Generation", "Model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: `import onnxport.runtime.bundle` must not cost numpy and tokenizers.
+    # Imported when first used: `import onnxport.runtime.bundle.reader` must not cost numpy and tokenizers.
     if name in ("Model", "load"):
         from onnxport.runtime import model
 
         return getattr(model, name)
     if name == "Generation":
-        from onnxport.runtime.generate import Generation
+        from onnxport.runtime.decode.generator import Generation
 
         return Generation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

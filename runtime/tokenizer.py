@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from onnxport.errors import BundleError, TextError, UsageError
+from onnxport.errors import BundleError, TextError, UsageError, one_line
 
 # Marks in a converted tokenizer.json, which no text can match: tokens from the first on have no id of their own and mean the unknown
 # token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.
@@ -32,7 +32,7 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_buffer(source) if isinstance(source, bytes) else Tokenizer.from_file(where)
         except Exception as e:  # tokenizers raises bare Exception
-            raise BundleError(f"{where}: not a usable tokenizer ({str(e).splitlines()[0]}); export the model again") from e
+            raise BundleError(f"{where}: not a usable tokenizer ({one_line(e)}); export the model again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end = self._tokenizer.token_to_id(UNKNOWN_FROM)

@@ -1,15 +1,178 @@
-"""Is a bundle whole and right: hashes, graphs, golden answers."""
+"""Replaying the golden answers: how far a variant is from the original class, through the sessions that `generate` uses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxport.errors import ParityError
-from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.parity import replay
-from onnxport.runtime.session import Sessions
+import numpy as np
+
+from onnxport.errors import BundleError, ParityError
+from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.generator import Generator
+from onnxport.runtime.decode.state import Running
+from onnxport.runtime.encoder import Encoder
+from onnxport.runtime.options import Options, Watch
+from onnxport.runtime.sessions import Sessions
+
+Arrays = dict[str, np.ndarray]
+
+
+def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
+    """Compare a variant with the bundle's goldens.
+
+    A model that generates is run twice over every case, as prefill of each beginning and step by step; the worse counts. Returns
+    max_abs_diff; relative_error, rms(difference) / rms(golden - its mean over the last axis); argmax_agreement, the share of positions with
+    the golden arg-max (generating models); greedy_agreement, the share of golden greedy tokens before the first difference, the end counted
+    (None without such a case); finite; cases, their number. BundleError when goldens are missing, unreadable or leave nothing to compare.
+    """
+    cases = read_goldens(bundle)
+    sessions = Sessions.choose(device, threads)
+    if bundle.generation is None:
+        encoder = Encoder(bundle, bundle.variants[variant], sessions, None)
+        return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
+    engine = Engine(bundle, bundle.variants[variant], sessions)
+    greedy = cases.pop("greedy", None)
+    differences = [pair for name, case in cases.items() for pair in _compared(name, _logits(engine, case))]
+    if not differences:
+        raise BundleError(f"{bundle.path}: the golden answers hold no logits to compare; export the model again")
+    return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
+
+
+def read_goldens(bundle: Bundle) -> dict[str, Arrays]:
+    """golden.npz by case and name. BundleError when it is missing, unreadable, empty, or holds answers that are not finite."""
+    if bundle.golden is None:
+        raise BundleError(f"{bundle.path}: no golden answers, expected golden.npz; export the model again")
+    path = bundle.file(bundle.golden)
+    cases: dict[str, Arrays] = {}
+    for key, array in sorted(read_npz(path, BundleError, "export the model again").items()):
+        case, _, name = key.partition("/")
+        if not name.startswith("in/") and array.dtype.kind in "fc" and not np.isfinite(array).all():  # an input mask may hold -inf
+            raise BundleError(f"{path}: {key} holds values that are not finite, expected golden answers; export the model again")
+        cases.setdefault(case, {})[name] = array
+    if not cases:
+        raise BundleError(f"{path}: no golden answers in it; export the model again")
+    return cases
+
+
+def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of a case that hold values. BundleError without any: a case that compares nothing must not pass."""
+    found = [pair for pair in pairs if pair[0].size]
+    if not found:
+        raise BundleError(f"the golden case {name} has no outputs to compare; export the model again")
+    return found
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+    """BundleError where arrays of a case are missing or do not fit each other."""
+    try:
+        yield
+    except (KeyError, ValueError, IndexError, TypeError) as e:
+        raise BundleError(f"the golden answers are incomplete ({e}); export the model again") from None
+
+
+def _logits(engine: Engine, case: Arrays) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(golden, found) logits [positions, vocabulary] by prefill, then by steps."""
+    with _complete():
+        ids = case["target_ids" if engine.encoder is not None else "input_ids"]
+        golden, (rows, length) = case["logits"], ids.shape
+        lengths = case.get("target_lengths", case.get("lengths", np.full(rows, length)))
+        sources = _unpadded(case["source_ids"], case["source_mask"]) if engine.encoder is not None else None
+        real = np.arange(length) < lengths.reshape(rows, 1)
+        if not ids.size or len(sources or ids) != rows:
+            raise ValueError(f"{rows} rows of {length} ids for {len(sources or ids)} sources")
+    for found in (_prefilled(engine, sources, ids), _stepped(engine, sources, ids)):
+        if found.shape != golden.shape:
+            raise BundleError(f"the golden logits have shape {golden.shape}, the model gives {found.shape}; export the model again")
+        yield golden[real], found[real]
+
+
+def _prefilled(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
+    """Each beginning of each row is a row of one prefill; those of one source share its keys and values, as beams do."""
+    cross = engine.encode(sources) if sources is not None else None
+    rows, length = ids.shape
+    beginnings = [row[: t + 1].tolist() for row in ids for t in range(length)]
+    running = Running(engine, cross, beginnings, 1)
+    running.prefill()
+    return running.logits.numpy().reshape(rows, length, -1)
+
+
+def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
+    cross = engine.encode(sources) if sources is not None else None
+    running = Running(engine, cross, ids[:, :1].tolist(), ids.shape[1])
+    running.prefill()
+    found = [running.logits.numpy().copy()]
+    for t in range(1, ids.shape[1]):
+        running.ids[:, 0] = ids[:, t]
+        running.step()
+        found.append(running.logits.numpy().copy())
+    return np.stack(found, 1)
+
+
+def _greedy(engine: Engine, case: Arrays) -> float:
+    with _complete():
+        tokens, inputs = case["tokens"], _unpadded(case["source_ids"], case["source_mask"])
+        lengths = case["lengths"].reshape(len(inputs))
+        if not tokens.size or tokens.shape[:-1] != lengths.shape:
+            raise ValueError(f"greedy tokens of shape {tokens.shape} for {len(inputs)} inputs")
+    plain = Generator(engine, None, None, engine.config.plain())  # goldens are the class alone, whatever its generation config says
+    answers = plain.generate(inputs, None, Options(max_new_tokens=tokens.shape[1]), Watch())
+    same = total = 0
+    for answer, row, length in zip(answers, tokens, lengths, strict=True):
+        end = [-1] if length < tokens.shape[1] else []  # the original ended here
+        golden = [*row[:length].tolist(), *end]
+        found = [*answer.tokens, *([-1] if answer.finish_reason == "eos" else [])]
+        different = [i for i, token in enumerate(golden) if i >= len(found) or found[i] != token]
+        same, total = same + (different[0] if different else len(golden)), total + len(golden)
+    return same / max(total, 1)
+
+
+def _tensors(encoder: Encoder, case: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(golden, found) of every output; positions that an attention mask leaves out are not compared."""
+    given = {n[3:]: a for n, a in case.items() if n.startswith("in/")}
+    found = encoder.run(given)
+    pairs = []
+    for name, golden in ((n[4:], a) for n, a in case.items() if n.startswith("out/")):
+        if name not in found or found[name].shape != golden.shape:
+            raise BundleError(
+                f"the golden output {name} has shape {golden.shape}, the model gives {found.get(name, np.zeros(0)).shape}; export again"
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and (golden.ndim > 2 or name in encoder.by_token) and golden.shape[:2] == mask.shape:
+            pairs.append((golden[mask > 0], found[name][mask > 0]))
+        else:
+            pairs.append((np.atleast_1d(golden), np.atleast_1d(found[name])))
+    return pairs
+
+
+def _summary(cases: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], greedy: float | None, logits: bool = False) -> dict[str, Any]:
+    largest = relative = 0.0
+    agreement, finite = 1.0, True
+    pairs = [(g.astype(np.float64), f.astype(np.float64)) for case in cases for g, f in case]
+    for golden, found in pairs:
+        if not np.isfinite(found).all():
+            finite = False
+            continue
+        difference = golden - found
+        spread = _rms(golden - golden.mean(-1, keepdims=True)) or _rms(golden) or 1.0
+        largest, relative = max(largest, float(np.abs(difference).max(initial=0))), max(relative, _rms(difference) / spread)
+        if logits:
+            agreement = min(agreement, float((golden.argmax(-1) == found.argmax(-1)).mean()))
+    result: dict[str, Any] = {"max_abs_diff": largest, "relative_error": relative, "finite": finite, "cases": len(cases)}
+    return result | ({"argmax_agreement": agreement, "greedy_agreement": greedy} if logits else {})
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+
+
+def _unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+    return [row[m > 0].tolist() for row, m in zip(ids, mask, strict=True)]
 
 
 def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:

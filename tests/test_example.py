@@ -9,7 +9,7 @@ import sacrebleu
 import torch
 from plain_beam import beam_search
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.runtime import Model, load
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "en-de"

@@ -11,7 +11,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from onnxport.runtime.staging import bundle_folder
+from onnxport.runtime.bundle.writer import bundle_folder
 
 CLS, SEP = 1, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

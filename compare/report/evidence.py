@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from onnxport.compare.report import figures
-from onnxport.compare.report.plots import COLORS, LETTER, Frame
+from onnxport.compare.report import format
+from onnxport.compare.report.svg import COLORS, LETTER, Frame
 
 STEPS = 7  # of the colour scale
 METRICS = {
@@ -84,7 +84,7 @@ def _step(value: float | None, low: float, high: float) -> int | None:
 
 
 def _value(value: float | None) -> str:
-    return figures.MISSING if value is None else "0" if value == 0 else f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.2g}"
+    return format.MISSING if value is None else "0" if value == 0 else f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.2g}"
 
 
 def _chosen(plan: Mapping[str, Any], module: str, scheme: str) -> bool:
@@ -239,8 +239,8 @@ def _told(value: Any) -> str:
         return ", ".join(f"{key} {_told(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_told, value))
-    return figures.MISSING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return format.MISSING if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return figures.milliseconds(None if seconds is None else seconds * 1e3)
+    return format.milliseconds(None if seconds is None else seconds * 1e3)

@@ -9,8 +9,8 @@ from typing import Any
 
 from onnxport.compare.gates import lookup
 from onnxport.compare.metrics import LOWER_IS_BETTER
-from onnxport.compare.report import figures
-from onnxport.compare.report.plots import COLORS, Frame, nice, ticks
+from onnxport.compare.report import format
+from onnxport.compare.report.svg import COLORS, Frame, nice, ticks
 
 _PLAIN = ("bleu", "chrf", "perplexity")  # numbers; all other metrics are shares
 
@@ -48,8 +48,8 @@ class Quality:
 
 def quality_of(content: Mapping[str, Any]) -> Quality | None:
     """The lead metric; without references sameness, or the error of the golden answers; None where nothing tells of two variants."""
-    metrics = figures.quality_names(content)
-    known = [Quality(name, figures.heading(name), name not in LOWER_IS_BETTER) for name in metrics]
+    metrics = format.quality_names(content)
+    known = [Quality(name, format.heading(name), name not in LOWER_IS_BETTER) for name in metrics]
     known += [Quality("agreement", "Same answers"), Quality("cosine", "Cosine to the reference")]
     known.append(Quality("parity.relative_error", "Relative error of the golden answers", False, True))
     for quality in known:
@@ -119,7 +119,7 @@ def draw(content: Mapping[str, Any], along: str) -> str:
         _whiskers(frame, p, scale, f"t{order.index(p.name) % COLORS}")
     for p in found:
         value = f"{10**p.y:.1e}" if quality.log else f"{p.y:.2f}"
-        x = f"{figures.significant(p.x)} {content['method']['unit']}" if speed else figures.megabytes(p.x)
+        x = f"{format.significant(p.x)} {content['method']['unit']}" if speed else format.megabytes(p.x)
         frame.dot(p.x / scale, p.y, f"t{order.index(p.name) % COLORS}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
     for p in sorted(found, key=lambda p: p.name != content["recommended"]):
         frame.label(p.x / scale, p.y, f"★ {p.name}" if p.name == content["recommended"] else p.name)

@@ -4,21 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare.examples import marked
-from onnxport.compare.report import evidence, figures, frontier, partings, plots
+from onnxport.compare.differences import marked
+from onnxport.compare.report import divergence_table, evidence, format, frontier
+from onnxport.compare.report import svg as plots
 from onnxport.compare.verdict import lead_metric
-from onnxport.errors import UsageError
+from onnxport.extras import require
 
 _HERE = Path(__file__).parent
 
 
 def require_jinja2() -> Any:
     """The module, or a UsageError that names the extra to install."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UsageError(f"the HTML report needs jinja2 ({error}); pip install onnxport[compare]") from error
-    return jinja2
+    return require("jinja2", "compare", "the HTML report")
 
 
 def render_html(content: Mapping[str, Any]) -> str:
@@ -36,16 +33,16 @@ def render_html(content: Mapping[str, Any]) -> str:
     order = [0, *(1 + names.index(name) for name in columns)]
     text: str = environment.get_template("report.html.jinja").render(
         report=content,
-        headline=figures.headline(content),
-        title=figures.title(content),
-        reason=figures.reason(content),
+        headline=format.headline(content),
+        title=format.title(content),
+        reason=format.reason(content),
         style=markup((_HERE / "report.css").read_text(encoding="utf-8")),
         names=names,
         columns=columns,
         failed=[gate for gate in content["gates"] if not gate["passed"]],
         cards=cards,
-        lines=[[line[i] for i in order] for line in figures.lines(content)[1:]],
-        changes=[[line[i] for i in order] for line in figures.change_lines(content)],
+        lines=[[line[i] for i in order] for line in format.lines(content)[1:]],
+        changes=[[line[i] for i in order] for line in format.change_lines(content)],
         frontiers=[(title, markup(svg)) for title, along in _ALONG.items() if (svg := frontier.draw(content, along))],
         frontier_told=markup(" ".join(frontier.explained(content))),
         quality_label=getattr(frontier.quality_of(content), "label", ""),
@@ -56,10 +53,10 @@ def render_html(content: Mapping[str, Any]) -> str:
         steps=range(evidence.STEPS),
         growth=None if growth is None else growth | {"svg": markup(growth["svg"])},
         searches=evidence.searches(content),
-        divergence=partings.shown(content),
+        divergence=divergence_table.shown(content),
         examples={name: [_example(e) for e in examples] for name, examples in content["examples"].items() if examples},
-        energy=figures.energy_told(content),
-        machine=figures.machine_line(content),
+        energy=format.energy_told(content),
+        machine=format.machine_line(content),
     )
     return text
 
@@ -76,28 +73,28 @@ def _bars(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
     memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
     return {
-        "How long one answer takes": plots.bars(content, latency, figures.milliseconds),
-        f"Throughput, {method['unit']}": plots.bars(content, speed, figures.significant),
-        "Space": plots.bars(content, size, figures.megabytes) + plots.bars(content, memory, figures.megabytes),
+        "How long one answer takes": plots.bars(content, latency, format.milliseconds),
+        f"Throughput, {method['unit']}": plots.bars(content, speed, format.significant),
+        "Space": plots.bars(content, size, format.megabytes) + plots.bars(content, memory, format.megabytes),
     }
 
 
 def _same(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares = {n: v["agreement"] for n, v in content["variants"].items() if v["agreement"] is not None and n != content["reference"]}
-    return plots.bars(content, {"Share of identical answers": shares}, figures.percent) if shares else []
+    return plots.bars(content, {"Share of identical answers": shares}, format.percent) if shares else []
 
 
 def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
     values = content["variants"][name]
     metric = lead_metric(values)
     facts = [
-        (figures.significant(values["throughput"]), content["method"]["unit"]),
-        (figures.megabytes(values.get("size_bytes")), "on disk"),
+        (format.significant(values["throughput"]), content["method"]["unit"]),
+        (format.megabytes(values.get("size_bytes")), "on disk"),
     ]
     if metric:
-        facts.append((figures.quality(metric, values[metric]), figures.heading(metric)))
+        facts.append((format.quality(metric, values[metric]), format.heading(metric)))
     if name != content["reference"] and values["agreement"] is not None:
-        facts.append((figures.percent(values["agreement"]), "same answers"))
+        facts.append((format.percent(values["agreement"]), "same answers"))
     return {
         "name": name,
         "color": number % plots.COLORS,

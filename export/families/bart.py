@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.export.families.hugging_face_config import always
-from onnxport.export.families.hugging_face_seq2seq import Seq2SeqFamily
-from onnxport.export.families.table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.hugging_face.config_keys import always
+from onnxport.export.hugging_face.seq2seq import Seq2SeqFamily
 
 SHARED = [
     *linear(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention.qkv", "self_attn.qkv_proj", packed(3), packed(3)),
@@ -35,12 +35,14 @@ def task(config: Mapping[str, Any]) -> str:
     return "summarization" if named else "text2text"
 
 
-FAMILY = Seq2SeqFamily(
-    model_type="bart",
-    classes=("BartForConditionalGeneration", "BartModel"),
-    table=TABLE,
-    task=task,
-    keys={"normalize_embedding": always(True, None), "static_position_embeddings": always(False, None)},
-    offset=2,
-    norms={"embedding.norm": "layernorm_embedding"},
+FAMILIES = (
+    Seq2SeqFamily(
+        model_type="bart",
+        classes=("BartForConditionalGeneration", "BartModel"),
+        table=TABLE,
+        task=task,
+        keys={"normalize_embedding": always(True, None), "static_position_embeddings": always(False, None)},
+        offset=2,
+        norms={"embedding.norm": "layernorm_embedding"},
+    ),
 )

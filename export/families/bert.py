@@ -1,7 +1,7 @@
 """BERT: layers normed after their residuals, learned positions, kinds of tokens."""
 
-from onnxport.export.families.hugging_face_encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
-from onnxport.export.families.table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
 
 TABLE = Table(
     encoder=[
@@ -30,18 +30,20 @@ PLACES = {
     "layers": "encoder.layer",
 }
 
-FAMILY = EncoderFamily(
-    model_type="bert",
-    base="bert",
-    table=TABLE,
-    heads={
-        "BertModel": None,
-        "BertForSequenceClassification": HeadNames("classification", "classifier", "first", "bert.pooler.dense"),
-        "BertForQuestionAnswering": QUESTIONS,
-        "BertForTokenClassification": TOKENS,
-    },
-    bare=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
-    places=PLACES,
-    keys=SIZED,
-    settings=frozenset(SIZED),
+FAMILIES = (
+    EncoderFamily(
+        model_type="bert",
+        base="bert",
+        table=TABLE,
+        heads={
+            "BertModel": None,
+            "BertForSequenceClassification": HeadNames("classification", "classifier", "first", "bert.pooler.dense"),
+            "BertForQuestionAnswering": QUESTIONS,
+            "BertForTokenClassification": TOKENS,
+        },
+        bare=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
+        places=PLACES,
+        keys=SIZED,
+        settings=frozenset(SIZED),
+    ),
 )

@@ -1,9 +1,9 @@
 """DistilBERT: BERT's layers under other names, without kinds of tokens."""
 
-from onnxport.export.families.checks import DEPTH, WIDTH, Key, dropout, integer, one_of
-from onnxport.export.families.hugging_face_config import ACTIVATIONS, FLAG
-from onnxport.export.families.hugging_face_encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames
-from onnxport.export.families.table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.config_checks import DEPTH, WIDTH, Key, dropout, integer, one_of
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG
+from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames
 
 KEYS = {
     "dim": Key(integer(1, WIDTH), None),
@@ -17,36 +17,40 @@ KEYS = {
     "seq_classif_dropout": Key(dropout, None),
 }
 
-FAMILY = EncoderFamily(
-    model_type="distilbert",
-    base="distilbert",
-    table=Table(
-        encoder=[
-            *linear(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.qkv", "attention.qkv_lin", packed(3), packed(3)),
-            *linear("attention.out_lin", "attention.out", weight=merged),
-            *norm("sa_layer_norm", "attention_norm"),
-            *linear("ffn.lin1", "feed_forward.up"),
-            *linear("ffn.lin2", "feed_forward.down"),
-            *norm("output_layer_norm", "feed_forward_norm"),
-        ],
-        decoder=[],
-        cross=[],
-        modules={"feed_forward": "ffn"},
+FAMILIES = (
+    EncoderFamily(
+        model_type="distilbert",
+        base="distilbert",
+        table=Table(
+            encoder=[
+                *linear(
+                    ("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.qkv", "attention.qkv_lin", packed(3), packed(3)
+                ),
+                *linear("attention.out_lin", "attention.out", weight=merged),
+                *norm("sa_layer_norm", "attention_norm"),
+                *linear("ffn.lin1", "feed_forward.up"),
+                *linear("ffn.lin2", "feed_forward.down"),
+                *norm("output_layer_norm", "feed_forward_norm"),
+            ],
+            decoder=[],
+            cross=[],
+            modules={"feed_forward": "ffn"},
+        ),
+        heads={
+            "DistilBertModel": None,
+            "DistilBertForSequenceClassification": HeadNames("classification", "classifier", "first", "pre_classifier", "relu"),
+            "DistilBertForQuestionAnswering": QUESTIONS,
+            "DistilBertForTokenClassification": TOKENS,
+        },
+        bare=("DistilBertForMaskedLM",),
+        places={
+            "tokens": "embeddings.word_embeddings",
+            "positions": "embeddings.position_embeddings",
+            "norm": "embeddings.LayerNorm",
+            "layers": "transformer.layer",
+        },
+        keys=KEYS,
+        activation="activation",
+        settings=frozenset(KEYS),
     ),
-    heads={
-        "DistilBertModel": None,
-        "DistilBertForSequenceClassification": HeadNames("classification", "classifier", "first", "pre_classifier", "relu"),
-        "DistilBertForQuestionAnswering": QUESTIONS,
-        "DistilBertForTokenClassification": TOKENS,
-    },
-    bare=("DistilBertForMaskedLM",),
-    places={
-        "tokens": "embeddings.word_embeddings",
-        "positions": "embeddings.position_embeddings",
-        "norm": "embeddings.LayerNorm",
-        "layers": "transformer.layer",
-    },
-    keys=KEYS,
-    activation="activation",
-    settings=frozenset(KEYS),
 )

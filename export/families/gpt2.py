@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from onnxport.export.families.checks import DEPTH, LENGTH, WIDTH, Key, integer, number, one_of, optional
-from onnxport.export.families.hugging_face_causal import CausalFamily
-from onnxport.export.families.hugging_face_config import ACTIVATIONS, FLAG, always
-from onnxport.export.families.table import Table, linear, merged, norm, plain, queries_keys_values
-from onnxport.export.model.settings import Layer
+from onnxport.export.canonical.settings import Layer
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, plain, queries_keys_values
+from onnxport.export.config_checks import DEPTH, LENGTH, WIDTH, Key, integer, number, one_of, optional
+from onnxport.export.hugging_face.causal import CausalFamily
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, always
 
 KEYS: Mapping[str, Key] = {
     "n_embd": Key(integer(1, WIDTH), None),
@@ -41,25 +41,27 @@ def _layer(config: Any, index: int) -> dict[str, Any]:
     }
 
 
-FAMILY = CausalFamily(
-    model_type="gpt2",
-    classes=("GPT2LMHeadModel", "GPT2Model"),
-    base="transformer",
-    table=Table(
-        encoder=[
-            *linear("attn.c_attn", "attention.qkv", weight=_packed, bias=queries_keys_values),
-            *linear("attn.c_proj", "attention.out", weight=_merged),
-            *norm("ln_1", "attention_norm"),
-            *linear("mlp.c_fc", "feed_forward.up", weight=plain),
-            *linear("mlp.c_proj", "feed_forward.down", weight=plain),
-            *norm("ln_2", "feed_forward_norm"),
-        ],
-        decoder=[],
-        cross=[],
-        modules={"attention": "attn", "feed_forward": "mlp.act"},
+FAMILIES = (
+    CausalFamily(
+        model_type="gpt2",
+        classes=("GPT2LMHeadModel", "GPT2Model"),
+        base="transformer",
+        table=Table(
+            encoder=[
+                *linear("attn.c_attn", "attention.qkv", weight=_packed, bias=queries_keys_values),
+                *linear("attn.c_proj", "attention.out", weight=_merged),
+                *norm("ln_1", "attention_norm"),
+                *linear("mlp.c_fc", "feed_forward.up", weight=plain),
+                *linear("mlp.c_proj", "feed_forward.down", weight=plain),
+                *norm("ln_2", "feed_forward_norm"),
+            ],
+            decoder=[],
+            cross=[],
+            modules={"attention": "attn", "feed_forward": "mlp.act"},
+        ),
+        places={"tokens": "wte", "positions": "wpe", "norm": "ln_f", "layers": "h"},
+        keys=KEYS,
+        layer=_layer,
+        settings=frozenset(KEYS),
     ),
-    places={"tokens": "wte", "positions": "wpe", "norm": "ln_f", "layers": "h"},
-    keys=KEYS,
-    layer=_layer,
-    settings=frozenset(KEYS),
 )

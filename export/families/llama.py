@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from onnxport.export.families.hugging_face_causal import LLAMA, CausalFamily
-from onnxport.export.families.hugging_face_config import ACTIVATIONS
-from onnxport.export.families.table import Table, linear, merged, norm, queries_keys_values, transposed
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, queries_keys_values, transposed
+from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS
 
 LAYER = [
     *linear(
@@ -35,13 +35,15 @@ def gated(config: Any, index: int) -> dict[str, Any]:
     }
 
 
-FAMILY = CausalFamily(
-    model_type="llama",
-    classes=("LlamaForCausalLM", "LlamaModel"),
-    base="model",
-    table=TABLE,
-    places=PLACES,
-    keys=LLAMA,
-    layer=gated,
-    settings=frozenset(LLAMA),
+FAMILIES = (
+    CausalFamily(
+        model_type="llama",
+        classes=("LlamaForCausalLM", "LlamaModel"),
+        base="model",
+        table=TABLE,
+        places=PLACES,
+        keys=LLAMA,
+        layer=gated,
+        settings=frozenset(LLAMA),
+    ),
 )

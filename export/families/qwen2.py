@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from onnxport.export.families.checks import LENGTH, Key, integer, optional
-from onnxport.export.families.hugging_face_causal import LLAMA, CausalFamily
-from onnxport.export.families.hugging_face_config import FLAG, always
+from onnxport.export.config_checks import LENGTH, Key, integer, optional
 from onnxport.export.families.llama import PLACES, TABLE, gated
+from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
+from onnxport.export.hugging_face.config_keys import FLAG, always
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -30,13 +30,15 @@ def windowed(config: Any, index: int) -> dict[str, Any]:
     return {**gated(config, index), "window": config.sliding_window if slides else None}
 
 
-FAMILY = CausalFamily(
-    model_type="qwen2",
-    classes=("Qwen2ForCausalLM", "Qwen2Model"),
-    base="model",
-    table=TABLE,
-    places=PLACES,
-    keys=KEYS,
-    layer=windowed,
-    settings=frozenset(KEYS),
+FAMILIES = (
+    CausalFamily(
+        model_type="qwen2",
+        classes=("Qwen2ForCausalLM", "Qwen2Model"),
+        base="model",
+        table=TABLE,
+        places=PLACES,
+        keys=KEYS,
+        layer=windowed,
+        settings=frozenset(KEYS),
+    ),
 )

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from onnxport.export.families.hugging_face_causal import CausalFamily
+from onnxport.export.canonical.weight_table import Row, Table, head_norm
 from onnxport.export.families.llama import LAYER, PLACES, TABLE
 from onnxport.export.families.qwen2 import KEYS, windowed
-from onnxport.export.families.table import Row, Table, head_norm
+from onnxport.export.hugging_face.causal import CausalFamily
 
 NORMS = [
     Row((f"self_attn.{name}_norm.weight",), f"attention.{ours}_norm.weight", head_norm, f"self_attn.{name}_norm.weight")
@@ -17,13 +17,15 @@ def _layer(config: Any, index: int) -> dict[str, Any]:
     return {**windowed(config, index), "qk_eps": config.rms_norm_eps}
 
 
-FAMILY = CausalFamily(
-    model_type="qwen3",
-    classes=("Qwen3ForCausalLM", "Qwen3Model"),
-    base="model",
-    table=Table(encoder=[*LAYER, *NORMS], decoder=[], cross=[], modules=TABLE.modules),
-    places=PLACES,
-    keys=KEYS,
-    layer=_layer,
-    settings=frozenset(KEYS),
+FAMILIES = (
+    CausalFamily(
+        model_type="qwen3",
+        classes=("Qwen3ForCausalLM", "Qwen3Model"),
+        base="model",
+        table=Table(encoder=[*LAYER, *NORMS], decoder=[], cross=[], modules=TABLE.modules),
+        places=PLACES,
+        keys=KEYS,
+        layer=_layer,
+        settings=frozenset(KEYS),
+    ),
 )

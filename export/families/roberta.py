@@ -1,7 +1,7 @@
 """RoBERTa: BERT's layers, positions that begin behind the padding's id, a head of its own."""
 
 from onnxport.export.families.bert import PLACES, TABLE
-from onnxport.export.families.hugging_face_encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
 
 
 def roberta(model_type: str, prefix: str) -> EncoderFamily:
@@ -25,4 +25,4 @@ def roberta(model_type: str, prefix: str) -> EncoderFamily:
     )
 
 
-FAMILY = roberta("roberta", "Roberta")
+FAMILIES = (roberta("roberta", "Roberta"), roberta("camembert", "Camembert"), roberta("xlm-roberta", "XLMRoberta"))

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from onnxport.export.canonical import Built
-from onnxport.export.families import loading
-from onnxport.export.families.checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional, read_keys
-from onnxport.export.families.family import Decoding
-from onnxport.export.families.generation import KNOWN
-from onnxport.export.families.hugging_face_config import ACTIVATIONS, FLAG, IGNORED, always
-from onnxport.export.families.hugging_face_seq2seq import HuggingFaceSeq2Seq, Seq2SeqFamily
-from onnxport.export.families.loading import Side
-from onnxport.export.families.table import Table, linear, merged, norm, packed, transposed
-from onnxport.export.model.settings import Layer, Stack
+from onnxport.export.canonical import load_weights
+from onnxport.export.canonical.graphs import Built
+from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.settings import Layer, Stack
+from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed, transposed
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional, read_keys
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always
+from onnxport.export.hugging_face.family import Decoding
+from onnxport.export.hugging_face.generation_settings import KNOWN
+from onnxport.export.hugging_face.seq2seq import HuggingFaceSeq2Seq, Seq2SeqFamily
 
 
 def _projections(word: str) -> str | None:
@@ -119,8 +119,8 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
         config, head = self.model.config, self.model.lm_head
         encoder, decoder = self._side("encoder", cross=False), self._side("decoder", cross=True)
         scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-        canonical = loading.decoder(decoder, ("lm_head.weight", head.weight), None, scale)
-        return Built({"encoder": loading.source_encoder(encoder, decoder), "decoder": canonical})
+        canonical = load_weights.decoder(decoder, ("lm_head.weight", head.weight), None, scale)
+        return Built({"encoder": load_weights.source_encoder(encoder, decoder), "decoder": canonical})
 
     def _side(self, name: str, cross: bool) -> Side:
         config, part = self.model.config, getattr(self.model, name)
@@ -147,7 +147,7 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
             relative=distances if cross else 2 * distances - 1,
         )
         tokens = part.embed_tokens.weight
-        tied = loading.same_storage(self.model.shared.weight, tokens)
+        tied = load_weights.same_storage(self.model.shared.weight, tokens)
         named = ("shared" if tied else f"{name}.embed_tokens", tokens)
         relative = (f"{name}.block.0.{SELF}.relative_attention_bias", self._biases(part, cross))
         return Side(stack, TABLE, name, state, named, None, 1.0, {"norm": "final_layer_norm"}, "block", relative=relative)
@@ -174,4 +174,4 @@ def t5(model_type: str, prefix: str) -> T5Family:
     )
 
 
-FAMILY = t5("t5", "T5")
+FAMILIES = (t5("t5", "T5"), t5("mt5", "MT5"))

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxport.export.families.checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
-from onnxport.export.families.family import Decoding
-from onnxport.export.families.hugging_face_config import ACTIVATIONS, always
-from onnxport.export.families.hugging_face_encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames, HuggingFaceEncoder
-from onnxport.export.families.loading import Side
-from onnxport.export.families.sentence_transformers import read_modules
-from onnxport.export.families.table import Row, Table, linear, norm
-from onnxport.export.model.settings import Layer, Stack
-from onnxport.export.models import EncoderModel
-from onnxport.export.original_hugging_face import TransformersEncoder
-from onnxport.export.tokenizers import special
+from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.settings import Layer, Stack
+from onnxport.export.canonical.weight_table import Row, Table, linear, norm
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
+from onnxport.export.description import EncoderModel
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, always
+from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames, HuggingFaceEncoder
+from onnxport.export.hugging_face.family import Decoding
+from onnxport.export.hugging_face.original import TransformersEncoder
+from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.tokenizers import special_tokens
 from onnxport.export.transformers_library import import_transformers
 
 LONGEST = 512  # tokens of a text where the folder does not say: no config of XLNet does, and these are what it was trained with
@@ -132,8 +132,8 @@ class XLNetFamily(EncoderFamily):
 
     def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> XLNetEncoder:
         """The loaded model with what the folder says of texts."""
-        path = folder / special.FILES[0]
-        return XLNetEncoder(self, model, read_modules(folder), special.read_json(path) if path.is_file() else {})
+        path = folder / special_tokens.FILES[0]
+        return XLNetEncoder(self, model, read_modules(folder), special_tokens.read_json(path) if path.is_file() else {})
 
 
 @dataclass(eq=False)
@@ -227,18 +227,20 @@ class LeftPadded(TransformersEncoder):
         return {name: tensor[rows, (places + padding) % length] for name, tensor in found.items()}
 
 
-FAMILY = XLNetFamily(
-    model_type="xlnet",
-    base="transformer",
-    table=TABLE,
-    heads={
-        "XLNetModel": None,
-        "XLNetForSequenceClassification": HeadNames("classification", "logits_proj", "last", "sequence_summary.summary"),
-        "XLNetForQuestionAnsweringSimple": QUESTIONS,
-        "XLNetForTokenClassification": TOKENS,
-    },
-    bare=("XLNetLMHeadModel",),
-    places={},
-    keys=KEYS,
-    settings=frozenset(SIZED),
+FAMILIES = (
+    XLNetFamily(
+        model_type="xlnet",
+        base="transformer",
+        table=TABLE,
+        heads={
+            "XLNetModel": None,
+            "XLNetForSequenceClassification": HeadNames("classification", "logits_proj", "last", "sequence_summary.summary"),
+            "XLNetForQuestionAnsweringSimple": QUESTIONS,
+            "XLNetForTokenClassification": TOKENS,
+        },
+        bare=("XLNetLMHeadModel",),
+        places={},
+        keys=KEYS,
+        settings=frozenset(SIZED),
+    ),
 )

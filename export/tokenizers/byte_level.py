@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from onnxport.errors import CheckpointError
-from onnxport.export.tokenizers import special
+from onnxport.errors import CheckpointError, one_line
+from onnxport.export.tokenizers import special_tokens
 
 DEFAULTS = {
     "bos_token": "<s>",
@@ -29,13 +29,13 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
     if missing:
         raise CheckpointError(f"{folder} has no {missing[0]}, which a byte-level BPE tokenizer needs; copy the whole folder")
     vocabulary, merges = (folder / name for name in names)
-    ids = special.read_vocabulary(vocabulary)
-    tokens = special.read(folder, ids, DEFAULTS)
+    ids = special_tokens.read_vocabulary(vocabulary)
+    tokens = special_tokens.read(folder, ids, DEFAULTS)
     prefix, trim = bool(tokens.config.get("add_prefix_space", False)), bool(tokens.config.get("trim_offsets", True))
     try:
         made = Tokenizer(models.BPE(ids, _merges(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
     except Exception as e:  # the library raises bare Exception
-        raise CheckpointError(f"{folder} has merges.txt and vocab.json that disagree ({str(e).splitlines()[0]}); copy them again") from e
+        raise CheckpointError(f"{folder} has merges.txt and vocab.json that disagree ({one_line(e)}); copy them again") from e
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     made.decoder = decoders.ByteLevel()
     for token in tokens.added.values():

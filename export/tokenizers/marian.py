@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from onnxport.errors import CheckpointError
 from onnxport.export.tokenizers import sentencepiece as spm
-from onnxport.export.tokenizers import special
+from onnxport.export.tokenizers import special_tokens
 
 PIECES = ("source.spm", "target.spm")
 DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -17,7 +17,9 @@ DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
     """Tokenizers of both sides, and the files they came from. ({}, []) without any such file; CheckpointError names all that is missing."""
-    separate = special.read_json(config).get("separate_vocabs", False) if (config := folder / special.FILES[0]).is_file() else False
+    separate = (
+        special_tokens.read_json(config).get("separate_vocabs", False) if (config := folder / special_tokens.FILES[0]).is_file() else False
+    )
     names = [*PIECES, "vocab.json", *(["target_vocab.json"] if separate else [])]
     missing = [name for name in names if not (folder / name).is_file()]
     if len(missing) == len(names):
@@ -26,12 +28,12 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
         raise CheckpointError(f"{folder} has no {', '.join(missing)}, which a Marian tokenizer needs; copy the whole folder")
     models = {side: spm.read(folder / f"{side}.spm") for side in ("source", "target")}
     ids = {
-        side: special.read_vocabulary(folder / name)
+        side: special_tokens.read_vocabulary(folder / name)
         for side, name in zip(models, (names[2], names[-1] if separate else names[2]), strict=True)
     }
     result, files = {}, [folder / name for name in names]
     for side, model in models.items():
-        tokens = special.read(folder, ids[side], DEFAULTS)
+        tokens = special_tokens.read(folder, ids[side], DEFAULTS)
         codes = [] if separate else [token for token in ids[side] if token.startswith(">>") and token.endswith("<<")]
         result[side] = _tokenizer(model, models["target" if separate else "source"], ids[side], codes, tokens)
         files += tokens.files
@@ -39,7 +41,7 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
 
 
 def _tokenizer(
-    model: spm.SentencePiece, reader: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special.Special
+    model: spm.SentencePiece, reader: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special_tokens.Special
 ) -> Tokenizer:
     normalizer = spm.normalizer(model, codes)
     unknown, eos = tokens.named["unk_token"], tokens.named["eos_token"]

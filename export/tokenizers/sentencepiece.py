@@ -17,7 +17,8 @@ from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from onnxport.errors import CheckpointError
+from onnxport.errors import CheckpointError, one_line
+from onnxport.extras import require
 from onnxport.runtime.tokenizer import UNKNOWN_FROM, UNKNOWN_IS
 
 # Noncharacters, "intended for process-internal uses" (Unicode 23.7): in a text they are unknown characters like any other.
@@ -70,16 +71,12 @@ class SentencePiece:
 
 def read(path: Path) -> SentencePiece:
     """Parse a SentencePiece model. CheckpointError when it is damaged or uses what a tokenizer.json cannot say."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2 as protocol
-    except ImportError as e:
-        raise CheckpointError(f"{path} needs the package sentencepiece to be read; install onnxport[export]") from e
-    made: Any = protocol.ModelProto()  # type: ignore[attr-defined]
+    made: Any = require("sentencepiece.sentencepiece_model_pb2", "export", str(path)).ModelProto()
     try:
         made.ParseFromString(path.read_bytes())
         pieces = tuple((p.piece, p.score, p.type) for p in made.pieces)
     except Exception as e:  # protobuf's DecodeError has moved between its versions
-        raise CheckpointError(f"{path} is not a SentencePiece model ({str(e).splitlines()[0]}); copy it again") from e
+        raise CheckpointError(f"{path} is not a SentencePiece model ({one_line(e)}); copy it again") from e
     trainer, normalizer = made.trainer_spec, made.normalizer_spec
     gaps = [
         *(["no pieces"] if NORMAL not in {kind for _, _, kind in pieces} else []),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 
 from onnxport.errors import UsageError
-from onnxport.quantize.fusion.cache_inputs import drop_mask
-from onnxport.quantize.fusion.constants import fold_constants
-from onnxport.quantize.fusion.core import Outcome, Rule, apply, remove_dead
+from onnxport.graph.edit import remove_dead
+from onnxport.graph.normalize import fold_constants, name_shapes
+from onnxport.quantize.fusion.check import check_runs
+from onnxport.quantize.fusion.decoder_inputs import drop_mask
 from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention, bound_cache
-from onnxport.quantize.fusion.mask_broadcast import MaskBroadcast
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
-from onnxport.quantize.fusion.reshape import ReshapeOfReshape, SameShape
-from onnxport.quantize.fusion.running import check_runs
+from onnxport.quantize.fusion.rule import Outcome, Rule, apply
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
+from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape
 
 __all__ = ["RULES", "check_runs", "fuse", "name_shapes"]
 
@@ -48,24 +47,3 @@ def fuse(model: ir.Model, role: str, target: str = "cpu") -> tuple[ir.Model, dic
     remove_dead(graph)
     graph.sort()
     return fused, {name: count for name, count in outcome.counts.items() if count}
-
-
-def name_shapes(model: ir.Model) -> None:
-    """Fill in shapes and types that are left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
-    graph = model.graph
-    if all(v.shape is not None for node in graph for v in node.outputs):
-        return
-    proto = ir.to_proto(model.clone())
-    for weight in proto.graph.initializer:
-        if len(weight.raw_data) > 4096:  # inference needs no weights, and a proto cannot hold 2 GB of them
-            weight.ClearField("raw_data")
-            weight.data_location = onnx.TensorProto.EXTERNAL
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
-    known = {v.name: v for node in inferred.graph for v in node.outputs}
-    for node in graph:
-        for value in node.outputs:
-            found = known.get(value.name)
-            if found is not None and value.shape is None:
-                value.shape = found.shape
-            if found is not None and value.type is None:
-                value.type = found.type

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.quantize.fusion.core import (
+from onnxport.graph.edit import (
     Miss,
-    Rule,
     array_of,
     attribute,
     constant,
@@ -29,6 +28,7 @@ from onnxport.quantize.fusion.core import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.rule import Rule
 
 MASK, TOTAL, MEMORY = "self_mask", "total_sequence_length", "source_mask"
 BIAS, LENGTHS = 10, 16  # places of the kernel's inputs attention_bias and query_seqlens

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.quantize.fusion.core import (
+from onnxport.graph.edit import (
     Miss,
-    Rule,
     array_of,
     attribute,
     constant,
@@ -27,6 +26,7 @@ from onnxport.quantize.fusion.core import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.rule import Rule
 
 # The kernel adds it to the scores of padding. Finite, so that a row of nothing but padding stays finite, and within the range of float16.
 MASKED_SCORE = -10000.0

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxport.quantize.fusion.core import (
+from onnxport.graph.edit import (
     Miss,
-    Rule,
     array_of,
     attribute,
     dims,
@@ -24,6 +23,7 @@ from onnxport.quantize.fusion.core import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.rule import Rule
 
 
 @dataclass

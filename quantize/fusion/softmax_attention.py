@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.quantize.fusion.core import (
+from onnxport.graph.edit import (
     Miss,
-    Rule,
     array_of,
     attribute,
     constant,
@@ -28,6 +27,7 @@ from onnxport.quantize.fusion.core import (
     take_over,
 )
 from onnxport.quantize.fusion.multi_head_attention import MASKED_SCORE
+from onnxport.quantize.fusion.rule import Rule
 
 HEADS_BEHIND = (0, 2, 1, 3)  # the Transpose between [batch, length, heads, size] and [batch, heads, length, size]
 KEY_TURNED = (0, 2, 3, 1)  # the same and that of the product in one

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from onnxport.errors import BundleError, OnnxportError, TextError, UsageError
+from onnxport.errors import BundleError, OnnxportError, TextError, one_line
+from onnxport.extras import require
 
 Message = Mapping[str, Any]
 
@@ -21,12 +22,10 @@ class ChatTemplate:
     """
 
     def __init__(self, template: str, tokens: Mapping[str, str]) -> None:
-        try:
-            from jinja2 import TemplateError, nodes
-            from jinja2.ext import Extension, loopcontrols
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise UsageError("a chat needs jinja2, which is not installed; pip install 'onnxport[chat]'") from None
+        require("jinja2", "chat", "a chat")
+        from jinja2 import TemplateError, nodes
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
             """The block that marks answers for training: here it is what it holds."""
@@ -47,7 +46,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(template)
         except TemplateError as error:
-            raise BundleError(f"the chat template cannot be used ({_first(error)}); export the model again with another") from None
+            raise BundleError(f"the chat template cannot be used ({one_line(error, 200)}); export the model again with another") from None
 
     @classmethod
     def read(cls, path: Path, tokens: Mapping[str, str]) -> ChatTemplate:
@@ -55,7 +54,7 @@ class ChatTemplate:
         try:
             return cls(path.read_text("utf-8"), tokens)
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: cannot be read ({_first(error)}); export the model again") from None
+            raise BundleError(f"{path}: cannot be read ({one_line(error, 200)}); export the model again") from None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt for the next answer. TextError: no messages, or what the template refuses."""
@@ -67,7 +66,7 @@ class ChatTemplate:
         except OnnxportError:
             raise
         except Exception as error:  # a template can fail in any way
-            raise TextError(f"the chat template refuses these messages ({_first(error)}); change them, or use generate") from None
+            raise TextError(f"the chat template refuses these messages ({one_line(error, 200)}); change them, or use generate") from None
 
 
 def check(messages: object) -> None:
@@ -85,7 +84,3 @@ def check(messages: object) -> None:
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxport.errors import BundleError
-from onnxport.runtime.encode import Encoder, Text
-from onnxport.runtime.tasks.results import expect, finite, weighted
+from onnxport.runtime.encoder import Encoder, Text, expect, finite, weighted
 
 LOGITS = "logits"
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxport.runtime.encode import Encoder
-from onnxport.runtime.tasks.results import expect, finite, weighted
+from onnxport.runtime.encoder import Encoder, expect, finite, weighted
 
 STATE = "last_hidden_state"
 POOL: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # [tokens, hidden] → [hidden], as in sentence-transformers

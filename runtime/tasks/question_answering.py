@@ -17,8 +17,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from onnxport.errors import UsageError
-from onnxport.runtime.encode import Encoder
-from onnxport.runtime.tasks.results import expect, finite
+from onnxport.runtime.encoder import Encoder, expect, finite
 
 START, END = "start_logits", "end_logits"
 WINDOW = 384

@@ -14,10 +14,10 @@ from numbers import Integral
 import numpy as np
 
 from onnxport.errors import DataError, TextError, UsageError
-from onnxport.runtime.engine import Engine
-from onnxport.runtime.generate import Input
-from onnxport.runtime.manifest import GenerationConfig
-from onnxport.runtime.running import NOBODY, Running
+from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.generator import Input
+from onnxport.runtime.decode.state import NOBODY, Running
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 POSITIONS = 8192  # of a batch, what is read before counted: more take memory and are no faster

@@ -11,7 +11,7 @@ from run import write
 from table import row_text
 
 from onnxport.compare.data import Dataset
-from onnxport.compare.timing import Timed
+from onnxport.compare.measure.timing import Timed
 
 
 @pytest.fixture

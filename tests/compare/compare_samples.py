@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from onnxport.compare.report import Report
+from onnxport.compare.report.report import Report
 from onnxport.compare.verdict import best, verdicts
 
 TOKENIZER = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).to_str()

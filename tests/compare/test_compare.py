@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from compare_samples import SIZES, write_bundle
 
-from onnxport.compare import compare, comparison, measure, read_data
-from onnxport.compare.client import Client
+from onnxport.compare import compare, comparison, read_data
+from onnxport.compare.measure import measurement
+from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import workload
 from onnxport.errors import BundleError, DataError, OutputError, TextError, UsageError
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 SENTENCES = ["it is late", "the sun is very bright today", "a man walks home", "we know nothing about them", "old dogs sleep long hours"]
 
@@ -31,9 +32,9 @@ def fakes(monkeypatch):
     """Puts fake sides in the place of the bundle's variants; returns their options, by variant."""
     options = {"fp32": {}, "fp16": {"delay": 0.004}, "int8": {"wrong": 5}, "pytorch": {"delay": 0.002}}
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr(measure, "LAUNCHES", 1)
-    monkeypatch.setattr(measure, "_ROUNDS", 5)
-    monkeypatch.setattr(measure, "_LATENCY_ROUNDS", 5)
+    monkeypatch.setattr(measurement, "LAUNCHES", 1)
+    monkeypatch.setattr(measurement, "_ROUNDS", 5)
+    monkeypatch.setattr(measurement, "_LATENCY_ROUNDS", 5)
 
     def spec(opened, name, device, source, threads):
         given = dict(options[name])
@@ -94,18 +95,18 @@ def test_the_original_becomes_the_reference(bundle, data, fakes):
 
 
 def test_a_slow_start_is_not_repeated(bundle, data, fakes, monkeypatch):
-    monkeypatch.setattr(measure, "LAUNCHES", 2)
-    monkeypatch.setattr(measure, "_SLOW_START_MS", 0.0)
+    monkeypatch.setattr(measurement, "LAUNCHES", 2)
+    monkeypatch.setattr(measurement, "_SLOW_START_MS", 0.0)
     asked = []
-    monkeypatch.setattr(measure, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
+    monkeypatch.setattr(measurement, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
     assert compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=2).variants["int8"]["load_ms"] >= 0
     assert asked == ["fp32", "int8"]
 
 
 def test_every_side_is_started_several_times_and_left_running_once(bundle, data, fakes, monkeypatch):
-    monkeypatch.setattr(measure, "LAUNCHES", 2)
+    monkeypatch.setattr(measurement, "LAUNCHES", 2)
     asked = []
-    monkeypatch.setattr(measure, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
+    monkeypatch.setattr(measurement, "Client", lambda name, *given, **options: asked.append(name) or Client(name, *given, **options))
     compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=2)
     assert asked == ["fp32", "int8"] * 2
 

@@ -6,9 +6,9 @@ import pytest
 from compare_samples import write_bundle
 from tokenizers import Tokenizer, decoders, models
 
-from onnxport.compare.divergence import candidates, divergences, informative
+from onnxport.compare.differences import candidates, divergences, informative
 from onnxport.compare.workload import Workload
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 WORDS = ["<pad>", "<s>", "</s>", "▁Hallo", "▁du", "▁Sie", "▁Welt", "chen", "!"]
 HALLO, DU, SIE, WELT, CHEN, MARK = range(3, 9)

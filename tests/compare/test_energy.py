@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxport.compare import energy
-from onnxport.compare.timing import alternate
+from onnxport.compare.measure import energy
+from onnxport.compare.measure.timing import alternate
 
 
 def zone(folder: Path, place: str, name: str, microjoules: int, most: int = 1_000_000) -> Path:

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from onnxport.compare import metrics
-from onnxport.compare.examples import marked
+from onnxport.compare.differences import marked
 from onnxport.errors import UsageError
 
 

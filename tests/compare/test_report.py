@@ -11,11 +11,12 @@ from compare_samples import metrics, report, translated
 
 from onnxport.compare import table
 from onnxport.compare.gates import evaluate, parse_gate
-from onnxport.compare.report import check_out, figures
+from onnxport.compare.report import format
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import render_html
 from onnxport.compare.report.junit import render_junit
-from onnxport.compare.report.markdown import render_markdown
+from onnxport.compare.report.report import check_out
+from onnxport.compare.report.text import render_markdown
 from onnxport.errors import DataError, GateError, OutputError, UsageError
 
 
@@ -269,4 +270,4 @@ def test_a_bad_baseline_is_refused(tmp_path, content, told):
 
 @pytest.mark.parametrize("name, told", [("bleu", "BLEU"), ("chrf", "chrF"), ("f1", "F1"), ("exact_match", "Exact match")])
 def test_headings_keep_the_capitals_of_names(name, told):
-    assert figures.heading(name) == told
+    assert format.heading(name) == told

@@ -7,10 +7,10 @@ import pytest
 from compare_samples import metrics, report, translated
 
 from onnxport.compare import table
-from onnxport.compare.report import evidence, figures, frontier, partings
+from onnxport.compare.report import divergence_table, evidence, format, frontier
 from onnxport.compare.report.html import render_html
-from onnxport.compare.report.markdown import render_markdown
-from onnxport.compare.report.plots import ticks
+from onnxport.compare.report.svg import ticks
+from onnxport.compare.report.text import render_markdown
 
 EVIL = "<b>&|`x`"
 LAYERS = [{"name": f"model.{stack}.layers.{i}", "relative_error": 10.0 ** (i - 4)} for stack in ("encoder", "decoder") for i in range(3)]
@@ -195,7 +195,7 @@ def test_errors_by_layer_are_lines_with_the_stacks_named():
 
 
 def test_a_parting_lists_every_token_that_either_side_thought_of():
-    found = partings.shown(full())
+    found = divergence_table.shown(full())
     assert list(found) == ["int8"]
     (parting,) = found["int8"]["partings"]
     assert [(row["text"], [side["text"] for side in row["sides"]]) for row in parting["rows"]] == [
@@ -204,7 +204,7 @@ def test_a_parting_lists_every_token_that_either_side_thought_of():
     assert [[side["chosen"] for side in row["sides"]] for row in parting["rows"]] == [[True, False], [False, True], [False, False]]
     assert parting["answers"][0] == {"name": "fp32", "before": "Hallo", "token": " du", "rest": "!"}
     ids = PARTING | {"reference": told(token(90, None), "90 86 73", 0.4, 0.3, [])}
-    (parting,) = partings.shown(full(divergence={"int8": [ids]}))["int8"]["partings"]
+    (parting,) = divergence_table.shown(full(divergence={"int8": [ids]}))["int8"]["partings"]
     assert (parting["answers"][0]["token"], parting["answers"][0]["rest"]) == (" #90", " 86 73")
 
 
@@ -212,14 +212,14 @@ def test_a_side_without_probabilities_is_told_with_its_reason():
     silent = PARTING["reference"] | {"own": None, "other": None, "top": [], "reason": f"no score {EVIL}"}
     content = full(divergence={"int8": [PARTING | {"reference": silent}]})
     text = render_html(content)
-    assert "fp32 gives no probabilities: no score &lt;b&gt;" in text and partings.summary(content, "int8") == ""
+    assert "fp32 gives no probabilities: no score &lt;b&gt;" in text and divergence_table.summary(content, "int8") == ""
     assert "Sie (int8 45.0%)" in render_markdown(content)
 
 
 def test_losses_have_their_interval_and_no_minus_before_a_zero():
     content = full(variants=VARIANTS, verdict=dict.fromkeys(VARIANTS, "x"), recommended="int8")
-    assert [figures.loss(content, name) for name in VARIANTS] == ["–", "0.20", "0.40 (-0.10 to 0.90)", "3.00"]
-    assert figures.fixed(-0.0004, 2) == "0.00"
+    assert [format.loss(content, name) for name in VARIANTS] == ["–", "0.20", "0.40 (-0.10 to 0.90)", "3.00"]
+    assert format.fixed(-0.0004, 2) == "0.00"
 
 
 @pytest.mark.parametrize("render", [render_html, render_markdown, table])
@@ -281,9 +281,9 @@ def test_a_search_tells_what_its_budget_is_about():
 
 
 def test_the_metric_of_a_search_is_told_in_words():
-    from onnxport.quantize import sensitivity
+    from onnxport.quantize.auto import module_loss
 
-    assert {sensitivity.KL, sensitivity.ERROR} <= evidence.METRICS.keys()
+    assert {module_loss.KL, module_loss.ERROR} <= evidence.METRICS.keys()
 
 
 def test_one_variant_alone_is_not_folded_away():

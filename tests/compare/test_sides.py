@@ -1,8 +1,9 @@
 import pytest
 
-from onnxport.compare import sides
-from onnxport.compare.sides import BundleSide
-from onnxport.runtime import bundle, parity
+from onnxport.compare.protocol.bundle_side import BundleSide
+from onnxport.export.reference import side
+from onnxport.runtime import verify
+from onnxport.runtime.bundle import reader
 
 
 @pytest.mark.parametrize(
@@ -18,14 +19,14 @@ from onnxport.runtime import bundle, parity
 def test_parity_is_held_against_the_bounds_of_the_manifest(monkeypatch, bounds, found, within):
     variant = type("Variant", (), {"name": "int8", "parity": {"bounds": bounds}})
     opened = type("Opened", (), {"variants": {"int8": variant}, "golden": "golden.npz"})
-    monkeypatch.setattr(bundle.Bundle, "open", lambda path: opened)
-    monkeypatch.setattr(parity, "replay", lambda *given, **options: found)
+    monkeypatch.setattr(reader.Bundle, "open", lambda path: opened)
+    monkeypatch.setattr(verify, "replay", lambda *given, **options: found)
     assert BundleSide("somewhere", "int8").parity() == found | {"within_bounds": within}
 
 
 def test_weights_that_lie_there_twice_are_counted_once(tmp_path):
     for name, size in (("model.safetensors", 100), ("pytorch_model.bin", 90), ("config.json", 7), ("training.log", 5)):
         (tmp_path / name).write_bytes(b"x" * size)
-    assert sides._source_bytes(tmp_path) == 107
+    assert side._source_bytes(tmp_path) == 107
     (tmp_path / "model.safetensors").unlink()
-    assert sides._source_bytes(tmp_path) == 97
+    assert side._source_bytes(tmp_path) == 97

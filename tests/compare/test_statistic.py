@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from onnxport.compare import metrics, scores, statistic
-from onnxport.compare.statistic import RESAMPLES, Statistic, interval, mean
+from onnxport.compare import bootstrap, metrics, scores
+from onnxport.compare.bootstrap import RESAMPLES, Statistic, interval, mean
 
 WORDS = "the a cat dog sat on mat barks loudly und so weiter".split()
 
@@ -37,7 +37,7 @@ def test_scores_from_counts_are_those_of_sacrebleu():
 def test_a_sample_is_scored_as_a_corpus_of_its_own():
     hypotheses, references = corpus(1, 30)
     found = scores.of_texts(hypotheses, references)
-    draws = statistic._draws(30)
+    draws = bootstrap._draws(30)
     resampled = [found[name].resampled() for name in ("bleu", "chrf")]
     for number in (0, 1, 537, RESAMPLES - 1):
         drawn = np.repeat(np.arange(30), draws[number])
@@ -68,7 +68,7 @@ def test_samples_are_paired_and_repeatable():
     assert (found["low"], found["high"]) == (pytest.approx(1), pytest.approx(1))
     assert found["p"] < 0.01
     again = interval(mean(noise), mean(noise[::-1]), -1)
-    statistic._draws.cache_clear()
+    bootstrap._draws.cache_clear()
     assert interval(mean(noise), mean(noise[::-1]), -1) == again
 
 
@@ -82,7 +82,7 @@ def test_p_and_interval_agree_on_significance():
 
 def test_one_input_tells_nothing_of_chance():
     assert interval(mean(np.ones(1)), mean(np.zeros(1)), -1) is None
-    assert statistic.intervals({"f1": mean(np.ones(1))}, {"f1": mean(np.ones(1))}, metrics.SIGNS) == {}
+    assert bootstrap.intervals({"f1": mean(np.ones(1))}, {"f1": mean(np.ones(1))}, metrics.SIGNS) == {}
 
 
 def test_perplexity_is_over_tokens_and_worse_when_higher():
@@ -93,7 +93,7 @@ def test_perplexity_is_over_tokens_and_worse_when_higher():
         [{"negative_log": 3.0, "tokens": 4}, {"negative_log": 0.0, "tokens": 0}, {"negative_log": 9.0, "tokens": 6}]
     )
     assert found["perplexity"].value == pytest.approx(np.exp(1.1))
-    assert statistic.intervals(worse, found, metrics.SIGNS)["perplexity_drop_ci"]["low"] >= 0
+    assert bootstrap.intervals(worse, found, metrics.SIGNS)["perplexity_drop_ci"]["low"] >= 0
     assert scores.of_likelihoods([{"negative_log": 0.0, "tokens": 0}]) == {}
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tiny_encoder
 
-from onnxport.compare import compare, measure
-from onnxport.compare.sides import BundleSide
+from onnxport.compare import compare
+from onnxport.compare.measure import measurement
+from onnxport.compare.protocol.bundle_side import BundleSide
 from onnxport.compare.workload import workload
 from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime import load
-from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.staging import extended_bundle
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.writer import extended_bundle
 
 TEXTS = ["the cat sat", "a dog, by the door", "who knows what it is?", "no", "all of it went by so fast that no one saw it", "yes it is so"]
 LABELS = ["calm", "glad", "sad"]
@@ -73,7 +74,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for name, value in (("LAUNCHES", 1), ("_ROUNDS", 3), ("_LATENCY_ROUNDS", 3), ("_BUDGET_S", 0.1)):
-        monkeypatch.setattr(measure, name, value)
+        monkeypatch.setattr(measurement, name, value)
 
 
 def run(bundle, data, **options):
@@ -211,8 +212,8 @@ def test_a_text_that_cannot_be_scored_is_told_by_its_line(made, tmp_path, monkey
             raise TextError("side: cannot be scored")
         return plain(client, method, inputs, **options)
 
-    plain = measure.Client.call
-    monkeypatch.setattr(measure.Client, "call", refuse)
+    plain = measurement.Client.call
+    monkeypatch.setattr(measurement.Client, "call", refuse)
     with pytest.raises(TextError, match=r"^a\.txt: line 3: side: cannot be scored"):
         run(made("text-generation"), data, precisions=["fp32"], max_new_tokens=2)
 

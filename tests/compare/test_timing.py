@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from onnxport.compare import machine, timing
-from onnxport.compare.timing import Timed, alternate, latency_ms, percentile, ratio
+from onnxport.compare.measure import machine, timing
+from onnxport.compare.measure.timing import Timed, alternate, latency_ms, percentile, ratio
 
 
 def test_sides_alternate_and_take_turns_at_the_start():

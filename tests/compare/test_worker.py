@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxport.compare import arrays
-from onnxport.compare.client import Client
+from onnxport.compare.protocol import messages
+from onnxport.compare.protocol.client import Client
 from onnxport.errors import GenerationTimeout, OnnxportError, TextError, UsageError
 
 HERE = str(Path(__file__).parent)
@@ -80,7 +80,7 @@ def test_arrays_come_and_go(start):
 
 @pytest.mark.parametrize("array", [np.zeros((0, 3), np.int64), np.array(2.5), np.array([True, False]), np.arange(6.0).reshape(2, 3).T])
 def test_packing_is_undone_by_unpacking(array):
-    found = arrays.unpack(arrays.pack({"deep": [array]}))["deep"][0]
+    found = messages.unpack(messages.pack({"deep": [array]}))["deep"][0]
     assert found.dtype == array.dtype
     assert np.array_equal(found, array)
 
@@ -144,7 +144,7 @@ def test_an_interrupt_leaves_no_orphan(start, monkeypatch):
 
 def test_a_killed_parent_leaves_no_orphan():
     code = (
-        "import sys; from onnxport.compare.client import Client\n"
+        "import sys; from onnxport.compare.protocol.client import Client\n"
         f"client = Client('side', {spec('Faulty')!r}, paths=[{HERE!r}]); client.load()\n"
         "print(client.pid, flush=True); client.call('generate', ['hang'])"
     )
@@ -181,7 +181,7 @@ def test_operations_are_checked(start):
 
 def test_the_worker_holds_neither_numpy_nor_onnxruntime_by_itself():
     heavy = ("numpy", "onnxruntime", "torch", "jinja2", "sacrebleu")
-    code = f"import sys, onnxport.compare.worker; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, onnxport.compare.protocol.worker; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from onnxport.export import CausalLM, Encoder, Module, Seq2Seq, export
-from onnxport.export.result import Exported
+from onnxport.export.exported import Exported
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from onnxport.export.result import Exported
+from onnxport.export.exported import Exported
 from onnxport.quantize.fusion import fuse
-from onnxport.runtime.products import make_exact
+from onnxport.runtime.processor import make_exact
 
 
 def session(model: ir.Model, role: str) -> onnxruntime.InferenceSession:

@@ -17,13 +17,12 @@ from torch import nn
 
 from onnxport.errors import ParityError
 from onnxport.export import CausalLM, Encoder, Seq2Seq, golden
-from onnxport.export.agreement import check_causal, check_seq2seq
-from onnxport.export.canonical import expected_fusions
-from onnxport.export.described import causal_built, described, original_encoder, original_seq2seq, seq2seq_built
-from onnxport.export.guard import evaluating
-from onnxport.export.prepare import prepare
-from onnxport.export.result import Exported
-from onnxport.export.source import resolve
+from onnxport.export.canonical.graphs import check_causal, check_seq2seq, expected_fusions
+from onnxport.export.exported import Exported
+from onnxport.export.pytorch.describe import causal_built, described, original_encoder, original_seq2seq, seq2seq_built
+from onnxport.export.pytorch.parts import prepare
+from onnxport.export.resolve import resolve
+from onnxport.export.user_code import evaluating
 
 
 def assert_canonical_equals_original(adapter: Seq2Seq | CausalLM) -> dict[str, dict[str, int]]:
@@ -46,7 +45,9 @@ def seq2seq(transformer: nn.Transformer, width: int, **changes: Any) -> Seq2Seq:
 
 
 @pytest.mark.parametrize(
-    "settings", itertools.product((True, False), ("relu", F.gelu), (True, False), (True, False)), ids=lambda s: "-".join(map(str, s))[:40]
+    "settings",
+    itertools.product((True, False), ("relu", F.gelu), (True, False), (True, False)),
+    ids=lambda s: "-".join(getattr(one, "__name__", str(one)) for one in s),
 )
 def test_every_combination_of_settings_equals_torch(settings: tuple[Any, ...]) -> None:
     norm_first, activation, bias, batch_first = settings
@@ -64,7 +65,11 @@ def test_every_combination_of_settings_equals_torch(settings: tuple[Any, ...]) -
         assert_canonical_equals_original(seq2seq(transformer, width, **changes))
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), torch.relu, F.relu, "gelu"], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), torch.relu, F.relu, "gelu"],
+    ids=lambda a: getattr(a, "__name__", str(a)),
+)
 def test_activations_as_functions_modules_and_names(activation: Any) -> None:
     assert_canonical_equals_original(seq2seq(nn.Transformer(16, 2, 1, 1, 20, activation=activation), 16))
 

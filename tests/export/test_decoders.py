@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import CheckpointError
 from onnxport.export import golden
-from onnxport.export.agreement import check_causal
-from onnxport.export.families.hugging_face_causal import HuggingFaceCausal
-from onnxport.export.guard import evaluating
-from onnxport.export.source import Source, resolve
+from onnxport.export.canonical.graphs import check_causal
+from onnxport.export.hugging_face.causal import HuggingFaceCausal
+from onnxport.export.resolve import resolve
+from onnxport.export.source import Source
+from onnxport.export.user_code import evaluating
 from onnxport.runtime import load
 
 # One bundle a family; between them heads of 20, 32, 80 and 128, one layer and two, tied heads or not, windows in all layers or in some.

@@ -15,9 +15,10 @@ from refusing import assert_refused
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import UsageError
-from onnxport.export.source import Source, resolve
+from onnxport.export.resolve import resolve
+from onnxport.export.source import Source
 from onnxport.runtime import load
 
 SIZES = [(20, 2), (32, 3), (80, 1), (128, 2)]  # of a head, and how many: none of 20 and 80 is what the fused kernel likes

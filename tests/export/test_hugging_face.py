@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from onnxport.export import golden
-from onnxport.export.agreement import check_seq2seq
-from onnxport.export.canonical import expected_fusions
-from onnxport.export.families.hugging_face_seq2seq import HuggingFaceSeq2Seq
-from onnxport.export.guard import evaluating
-from onnxport.export.source import Source, resolve
+from onnxport.export.canonical.graphs import check_seq2seq, expected_fusions
+from onnxport.export.hugging_face.seq2seq import HuggingFaceSeq2Seq
+from onnxport.export.resolve import resolve
+from onnxport.export.source import Source
+from onnxport.export.user_code import evaluating
 
 Write = Callable[..., Path]
 FAMILIES = pytest.mark.parametrize("write", [hf_folders.marian, hf_folders.bart])

@@ -13,9 +13,9 @@ import torch
 
 from onnxport.errors import TextError
 from onnxport.export import golden
-from onnxport.export.families.generation import read_generation, special_ids
-from onnxport.export.reference import PyTorchReference
-from onnxport.export.source import resolve
+from onnxport.export.hugging_face.generation_settings import read_generation, special_ids
+from onnxport.export.reference.model import PyTorchReference
+from onnxport.export.resolve import resolve
 
 SOURCES = [[5, 9, 12, 4, 2], [7], [30, 31, 8], []]
 

@@ -13,9 +13,8 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export import Module, export
-from onnxport.export.axes import conventional
-from onnxport.export.result import Exported
-from onnxport.export.sampling import resized
+from onnxport.export.exported import Exported
+from onnxport.export.trace.axes import conventional, resized
 
 
 def test_transformer_traced_from_a_batch_of_one_is_right_everywhere(plain: Exported) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import CheckpointError, OnnxportError, UsageError
 from onnxport.export import export
 from onnxport.runtime import load

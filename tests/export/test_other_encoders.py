@@ -14,7 +14,7 @@ import transformers
 from refusing import assert_refused
 from transformers import PreTrainedTokenizerFast
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.runtime import load
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40}

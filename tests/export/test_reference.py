@@ -13,8 +13,8 @@ from torch import nn
 
 from onnxport.errors import TextError, UsageError
 from onnxport.export import CausalLM, Encoder
-from onnxport.export.reference import PyTorchReference
-from onnxport.export.result import Exported
+from onnxport.export.exported import Exported
+from onnxport.export.reference.model import PyTorchReference
 
 
 @pytest.fixture(scope="module")

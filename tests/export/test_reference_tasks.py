@@ -14,7 +14,7 @@ import tiny_encoder
 import torch
 
 from onnxport.errors import UsageError
-from onnxport.export.reference import PyTorchReference
+from onnxport.export.reference.model import PyTorchReference
 
 NAMES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 TEXTS = ["the cat sat", "a dog, by the door", "no", "all of it went by so fast that no one saw it " * 4]

@@ -13,7 +13,7 @@ from refusing import assert_refused
 from torch import nn
 
 from onnxport.errors import UsageError
-from onnxport.export.source import resolve
+from onnxport.export.resolve import resolve
 
 
 def folder_with(tmp_path: Path, **tensors: Any) -> Path:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from onnxport.export import pipeline
-from onnxport.export.families import loading
-from onnxport.export.release import page_out, release
+from onnxport.export import stages
+from onnxport.export.canonical import load_weights
+from onnxport.export.routes import canonical
+from onnxport.export.weights import page_out, release
 
 
 def test_only_what_is_not_shared_goes() -> None:
@@ -35,9 +36,9 @@ def test_an_exported_folder_is_released(tmp_path: Path, monkeypatch: pytest.Monk
         freed.append(release(original, kept))
         return freed[-1]
 
-    monkeypatch.setattr(pipeline, "release", watched)
+    monkeypatch.setattr(canonical, "release", watched)
     folder = causal_folders.write(tmp_path / "llama", "llama")
-    pipeline.export(folder)
+    stages.export(folder)
     assert freed and freed[0] > 0
 
 
@@ -75,8 +76,8 @@ def test_layers_of_a_folder_leave_memory_when_they_are_copied(tmp_path: Path, mo
         layers.append(page_out(tensors))
         return layers[-1]
 
-    monkeypatch.setattr(loading, "page_out", watched)
+    monkeypatch.setattr(load_weights, "page_out", watched)
     folder = causal_folders.write(tmp_path / "llama", "llama")
-    pipeline.export(folder)
+    stages.export(folder)
     count = json.loads((folder / "config.json").read_bytes())["num_hidden_layers"]
     assert len(layers) == count and sum(layers) > 0

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import CheckpointError
 from onnxport.export import golden
-from onnxport.export.agreement import check_seq2seq
+from onnxport.export.canonical.graphs import check_seq2seq
 from onnxport.export.families.t5 import HuggingFaceT5
-from onnxport.export.guard import evaluating
-from onnxport.export.source import resolve
+from onnxport.export.resolve import resolve
+from onnxport.export.user_code import evaluating
 from onnxport.runtime import load
 
 TINY: dict[str, Any] = {

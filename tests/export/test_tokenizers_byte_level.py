@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from onnxport.errors import CheckpointError
-from onnxport.export.tokenizers import hugging_face
+from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer
 
 ROWS = [line.split("\t") for line in (Path(__file__).parents[2] / "examples/en-de/test-200.tsv").read_text("utf-8").splitlines()]

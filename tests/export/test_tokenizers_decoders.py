@@ -12,8 +12,9 @@ import spm
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from onnxport.errors import CheckpointError
-from onnxport.export.source import resolve
-from onnxport.export.tokenizers import chat, hugging_face
+from onnxport.export.resolve import resolve
+from onnxport.export.tokenizers import chat_template
+from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.runtime.tokenizer import TextTokenizer
 
 ROWS = [line.split("\t") for line in (Path(__file__).parents[2] / "examples/en-de/test-200.tsv").read_text("utf-8").splitlines()]
@@ -99,17 +100,17 @@ def test_a_folder_carries_its_chat_template(tmp_path: Path) -> None:
 
 
 def test_where_a_chat_template_may_be(tmp_path: Path) -> None:
-    assert chat.read(tmp_path) == (None, [])
+    assert chat_template.read(tmp_path) == (None, [])
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"pad_token": None, "eos_token": "</s>"}))
-    assert chat.read(tmp_path) == (None, [])
+    assert chat_template.read(tmp_path) == (None, [])
     several = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     config.write_text(json.dumps({"pad_token": None, "eos_token": "</s>", "chat_template": several}))
-    assert chat.read(tmp_path) == ({"template": "d", "tokens": {"eos_token": "</s>"}}, [config])
+    assert chat_template.read(tmp_path) == ({"template": "d", "tokens": {"eos_token": "</s>"}}, [config])
     (own := tmp_path / "chat_template.jinja").write_text("own")
-    assert chat.read(tmp_path) == ({"template": "own", "tokens": {"eos_token": "</s>"}}, [config, own])
+    assert chat_template.read(tmp_path) == ({"template": "own", "tokens": {"eos_token": "</s>"}}, [config, own])
     (mapped := tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<s>"}}))
-    assert chat.read(tmp_path) == ({"template": "own", "tokens": {"bos_token": "<s>", "eos_token": "</s>"}}, [config, mapped, own])
+    assert chat_template.read(tmp_path) == ({"template": "own", "tokens": {"bos_token": "<s>", "eos_token": "</s>"}}, [config, mapped, own])
     config.write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(CheckpointError, match="chat_template that is int"):
-        chat.read(tmp_path)
+        chat_template.read(tmp_path)

@@ -19,12 +19,11 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export import Module, Seq2Seq, export
-from onnxport.export.families.loading import Names
-from onnxport.export.result import Exported
-from onnxport.export.trace import trace
-from onnxport.quantize import store
+from onnxport.export.exported import Exported
+from onnxport.export.trace.tracer import Names, trace
+from onnxport.graph import store
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.fusion.running import check_runs
+from onnxport.quantize.fusion.check import check_runs
 
 
 def interface(values: Any) -> dict[str, tuple[str, list[Any]]]:
@@ -192,7 +191,7 @@ def test_trace_leaves_the_callers_inputs_alone() -> None:
 def test_half_precision_adapter_is_exported_from_a_copy() -> None:
     transformer = tiny.randomized(nn.Transformer(16, 2, 1, 1, 20)).half()
     embedding = nn.Embedding(20, 16).half()
-    from onnxport.export.prepare import prepare
+    from onnxport.export.pytorch.parts import prepare
 
     before = snapshot(transformer)
     adapter = Seq2Seq(transformer=transformer, source_embedding=embedding, pad_id=0, bos_id=1, eos_id=2)

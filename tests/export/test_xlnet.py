@@ -14,10 +14,10 @@ import transformers
 from refusing import assert_refused
 from torch import Tensor
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import DataError
-from onnxport.export.canonical import expected_fusions
-from onnxport.export.source import resolve
+from onnxport.export.canonical.graphs import expected_fusions
+from onnxport.export.resolve import resolve
 from onnxport.runtime import load
 from onnxport.runtime.tokenizer import TextTokenizer
 

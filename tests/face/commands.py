@@ -5,7 +5,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from onnxport.cli import cli
+from onnxport.cli.commands import cli
 
 COMMAND = [sys.executable, "-m", "onnxport"]
 

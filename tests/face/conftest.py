@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from onnxport.build import build
-from onnxport.runtime.bundle import Bundle
+from onnxport.build.stages import build
+from onnxport.runtime.bundle.reader import Bundle
 
 WORDS = "<pad> <s> </s> <unk> a b c d e f g h i j k l m n o p q r s t u v w x y z one two three four".split()
 CONFIG = {

@@ -10,11 +10,11 @@ import pytest
 from face.commands import assert_refused, invoke
 from face.conftest import WORDS
 
-from onnxport import inspection
-from onnxport.build import build
-from onnxport.quantize import cost, quality
-from onnxport.quantize.memo import Memo
-from onnxport.runtime.bundle import Bundle
+from onnxport.build.stages import build
+from onnxport.cli import overview
+from onnxport.quantize.auto import kernel_times, plan_quality
+from onnxport.quantize.auto.journal import Memo
+from onnxport.runtime.bundle.reader import Bundle
 
 TIMES = {"fp32": 4.0, "int8-rows": 2.0, "int8-blocks32": 1.5, "int4-blocks32-asym": 1.0}
 
@@ -67,12 +67,12 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
         plans = {name: bundle.variants[name].plan.values() for name in names}
         return {name: sum(TIMES.get(scheme.removesuffix("-hqq"), 4.0) for scheme in plan) / len(plan) for name, plan in plans.items()}
 
-    def product(shape: cost.Shape, schemes: set[str], *_: object) -> dict[str, float]:
-        return {cost.kernel(name): TIMES[cost.kernel(name)] * shape.n / 1e6 for name in schemes}
+    def product(shape: kernel_times.Shape, schemes: set[str], *_: object) -> dict[str, float]:
+        return {kernel_times.kernel(name): TIMES[kernel_times.kernel(name)] * shape.n / 1e6 for name in schemes}
 
-    monkeypatch.setattr("onnxport.auto.MOST_PLANS", 8)
-    monkeypatch.setattr(cost, "measure", product)
-    monkeypatch.setattr(quality, "seconds", answer)
+    monkeypatch.setattr("onnxport.quantize.auto.search.MOST_PLANS", 8)
+    monkeypatch.setattr(kernel_times, "measure", product)
+    monkeypatch.setattr(plan_quality, "seconds", answer)
 
 
 def quantize(bundle: Path, *more: object) -> object:
@@ -122,21 +122,21 @@ def test_fp32_is_kept_and_named_where_nothing_is_faster(made: Path, data: Path, 
 
 
 def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values, asked = quality.Quality.values, []
+    values, asked = plan_quality.Quality.values, []
 
-    def counted(self: quality.Quality, bundle: Bundle, name: str, *more: object) -> object:
+    def counted(self: plan_quality.Quality, bundle: Bundle, name: str, *more: object) -> object:
         asked.append(name)
         if name == "auto-trial" and asked.count(name) == 2:
             raise KeyboardInterrupt
         return values(self, bundle, name, *more)
 
-    monkeypatch.setattr(quality.Quality, "values", counted)
+    monkeypatch.setattr(plan_quality.Quality, "values", counted)
     order = ("--calibrate", data, "--budget", "relative_error<=0.02")
     assert quantize(made, *order).exit_code == 130
     assert "auto" not in Bundle.open(made).variants
     state = json.loads((made.with_name("tiny.search") / "measured.json").read_text())
     assert len(state["plans"]) == 1 and state["sensitivity"] and state["times"]
-    monkeypatch.setattr("onnxport.quantize.sensitivity.Generating.loss", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("onnxport.quantize.auto.module_loss.Generating.loss", lambda *_: pytest.fail("measured again"))
     result = quantize(made, *order)
     assert result.exit_code == 0, result.output
     assert "go on with the search" in result.stderr
@@ -167,7 +167,7 @@ def test_an_encoder_that_gives_values_is_searched_on_its_golden_inputs(tmp_path:
 
 def test_one_weight_is_not_called_weights() -> None:
     plan = {"*": "fp32", "a": "int8-rows", "b": "int8-rows", "c": "fp32"}
-    assert inspection._plan("auto", SimpleNamespace(plan=plan, evidence={})) == "auto: 2 weights int8-rows, 1 weight fp32"
+    assert overview._plan("auto", SimpleNamespace(plan=plan, evidence={})) == "auto: 2 weights int8-rows, 1 weight fp32"
 
 
 def test_refusals(made: Path, data: Path, tmp_path: Path) -> None:

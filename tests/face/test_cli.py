@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from face.commands import COMMAND, assert_refused, invoke
 
-from onnxport.cli import cli
-from onnxport.runtime.bundle import Bundle
+from onnxport.cli.commands import cli
+from onnxport.runtime.bundle.reader import Bundle
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from face.commands import invoke
 
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 
 def test_int4_gptq_by_a_mixed_plan_is_the_same_when_made_again(bundle: Bundle, tmp_path: Path) -> None:

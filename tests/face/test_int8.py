@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from face.commands import invoke
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.runtime import Model, load
-from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.session import Sessions
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.sessions import Sessions
 
 
 def sources(count: int, seed: int = 0) -> list[list[int]]:

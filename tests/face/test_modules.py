@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.export import CausalLM, Module
 from onnxport.runtime import load
 

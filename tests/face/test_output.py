@@ -10,7 +10,7 @@ from pathlib import Path
 
 from face.commands import COMMAND, assert_refused, invoke
 
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 
 def test_existing_output_is_refused_without_force(model_folder: Path, tmp_path: Path) -> None:

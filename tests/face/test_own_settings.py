@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from face.commands import assert_refused, invoke
 
-from onnxport.compare.sides import BundleSide
-from onnxport.runtime.bundle import Bundle
+from onnxport.compare.protocol.bundle_side import BundleSide
+from onnxport.runtime.bundle.reader import Bundle
 
 TEXTS = ["a b c", "one two three", "f", "x y z four", "k l m n o p"]
 

@@ -11,9 +11,9 @@ import pytest
 import tiny_encoder as tiny
 from face.commands import assert_refused, invoke
 
-from onnxport import answer
+from onnxport.cli import run
 from onnxport.runtime import load
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 QUESTION = '{"question": "Who sat?", "context": "The cat sat on a mat."}'
 
@@ -35,7 +35,7 @@ def fed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     reading, writing = os.pipe()
     os.write(writing, text.encode())
     os.close(writing)
-    monkeypatch.setattr(answer, "standard_input", lambda: reading)
+    monkeypatch.setattr(run, "standard_input", lambda: reading)
 
 
 def results(*arguments: Any) -> list[dict[str, Any]]:

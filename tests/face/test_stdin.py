@@ -6,7 +6,7 @@ import subprocess
 
 from face.commands import COMMAND, invoke
 
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 
 
 def test_lines_are_answered_by_lines(bundle: Bundle) -> None:

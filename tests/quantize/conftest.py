@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from onnxport.quantize.store import write
-from onnxport.runtime.products import make_exact
-from onnxport.runtime.session import Sessions
+from onnxport.graph.store import write
+from onnxport.runtime.processor import make_exact
+from onnxport.runtime.sessions import Sessions
 
 LAYERS, HIDDEN, HEADS, SIZE, VOCAB, FORWARD = 2, 32, 4, 8, 61, 48
 

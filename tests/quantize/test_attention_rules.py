@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from onnxport.errors import FusionError
+from onnxport.graph.normalize import parameter_of
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import check_runs, fuse
-from onnxport.quantize.fusion.constants import parameter_of
-from onnxport.quantize.store import write
 
 RNG = np.random.default_rng(0)
 H, S, D = 2, 8, 16  # heads, head size, hidden
@@ -117,8 +117,8 @@ def test_other_masks_stay_with_the_reason(tools, tmp_path, replaced, reason):
 
 
 def _reason_of(model):
-    from onnxport.quantize.fusion.core import apply
     from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
+    from onnxport.quantize.fusion.rule import apply
 
     raise FusionError(apply(model.clone().graph, [MultiHeadAttention()]).misses["multi_head_attention"][0])
 

@@ -6,13 +6,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnxport.quantize.apply import quantize
-from onnxport.quantize.gptq import quantize_gptq
-from onnxport.quantize.hqq import cost, quantize_hqq
-from onnxport.quantize.nearest import quantize_nearest
-from onnxport.quantize.packing import in_blocks, pack
+from onnxport.graph.store import write
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.store import write
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.gptq import quantize_gptq
+from onnxport.quantize.schemes.hqq import cost, quantize_hqq
+from onnxport.quantize.schemes.rounding import in_blocks, pack, quantize_nearest
 
 
 def relative(got, expected):

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxport.quantize.choice import add_choice, remove_choice
-from onnxport.quantize.selection import best_graph
+from onnxport.graph.search_graphs import add_choice, best_graph, remove_choice
 
 VOCAB = 70
 

@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxport.errors import CheckpointError
-from onnxport.quantize.apply import quantize
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.plan import RECIPES
-from onnxport.quantize.store import write
+from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.schemes.apply import quantize
 
 RNG = np.random.default_rng(0)
 KERNELS = {"int8": {"MatMulIntegerToFloat"}, "int8-weight": {"MatMulNBits"}}

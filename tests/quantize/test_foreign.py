@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.half import to_half
-from onnxport.quantize.plan import RECIPES
-from onnxport.quantize.store import write
+from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.schemes.half import to_half
 
 HEADS, SIZE = 4, 8
 HIDDEN = HEADS * SIZE

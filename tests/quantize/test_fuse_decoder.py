@@ -5,11 +5,11 @@ import onnx_ir as ir
 import pytest
 
 from onnxport.errors import FusionError, UsageError
-from onnxport.quantize.apply import quantize
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import check_runs, fuse
-from onnxport.quantize.half import to_half
-from onnxport.quantize.plan import RECIPES
-from onnxport.quantize.store import write
+from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.half import to_half
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from onnxport.errors import FusionError
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.fusion.core import apply
 from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention
+from onnxport.quantize.fusion.rule import apply
 
 RNG = np.random.default_rng(0)
 

@@ -4,13 +4,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxport.quantize import rows
+from onnxport.graph.edit import remove_dead
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.fusion.core import remove_dead
-from onnxport.quantize.growth import growth, layer_ends, layer_errors
-from onnxport.quantize.half import to_half
-from onnxport.quantize.linear import linears
-from onnxport.quantize.plan import RECIPES, scheme
+from onnxport.quantize.layer_errors import growth, layer_ends, layer_errors
+from onnxport.quantize.plan import scheme
+from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.schemes import int8
+from onnxport.quantize.schemes.half import to_half
+from onnxport.quantize.schemes.linear import linears
 
 WIDTH = 8
 RNG = np.random.default_rng(0)
@@ -111,7 +112,7 @@ def encoder(tools, factor=1.0):
 def to_int8(model):
     copy = model.clone()
     for linear in list(linears(copy.graph)):
-        rows.replace(copy.graph, linear, rows.quantize_rows(copy.graph, linear.node, linear.x), scheme("int8-rows"))
+        int8.replace_rows(copy.graph, linear, int8.quantize_rows(copy.graph, linear.node, linear.x), scheme("int8-rows"))
     remove_dead(copy.graph)
     return copy
 

@@ -5,12 +5,11 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from onnxport.quantize.exact import owners
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import check_runs, fuse
-from onnxport.quantize.half import to_half
-from onnxport.quantize.overflow import rounded, safe
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.store import write
+from onnxport.quantize.safeguards.half_overflow import rounded, safe
+from onnxport.quantize.schemes.half import owners, to_half
 
 RNG = np.random.default_rng(0)
 FP16, BF16 = Plan({"*": "fp16"}), Plan({"*": "bf16"})

@@ -7,15 +7,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from onnxport import doctor
-from onnxport.compare import machine
-from onnxport.quantize.apply import quantize
+from onnxport.cli import doctor
+from onnxport.compare.measure import machine
+from onnxport.graph.store import write
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.rows import REDUCED, quantize_columns
-from onnxport.quantize.store import write
-from onnxport.runtime import manifest, products
-from onnxport.runtime.session import Sessions
-from onnxport.variants import Wish, graphs_of
+from onnxport.quantize.recipe import Wish, graphs_of
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.int8 import REDUCED, quantize_columns
+from onnxport.runtime import processor
+from onnxport.runtime.bundle import manifest
+from onnxport.runtime.sessions import Sessions
 
 RNG = np.random.default_rng(0)
 
@@ -130,15 +131,15 @@ def test_the_probe_is_the_file_that_it_says_it_is():
     node, inputs = helper.make_node("MatMulInteger", ["a", "b"], ["c"]), [tensor("a", TensorProto.UINT8), tensor("b", TensorProto.INT8)]
     graph = helper.make_graph([node], "", inputs, [tensor("c", TensorProto.INT32)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
-    assert onnx.load_from_string(products.PROBE) == model
+    assert onnx.load_from_string(processor.PROBE) == model
 
 
 def test_sessions_are_told_only_where_it_is_needed(monkeypatch):
     key = "session.x64quantprecision"
-    monkeypatch.setattr(products, "saturates", lambda: True)
+    monkeypatch.setattr(processor, "saturates", lambda: True)
     assert Sessions("cpu", 1).options().get_session_config_entry(key) == "1"
     for sessions, saturates in ((Sessions("cuda", 1), True), (Sessions("cpu", 1, exact=False), True), (Sessions("cpu", 1), False)):
-        monkeypatch.setattr(products, "saturates", lambda answer=saturates: answer)
+        monkeypatch.setattr(processor, "saturates", lambda answer=saturates: answer)
         with pytest.raises(RuntimeError, match=key):
             sessions.options().get_session_config_entry(key)
 
@@ -158,6 +159,6 @@ def test_a_variant_of_reduced_weights_has_nothing_to_be_kept_from(plan, reduced)
 
 
 def test_other_architectures_are_not_asked(monkeypatch):
-    monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(processor.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(onnxruntime, "InferenceSession", None)
-    assert products.saturates.__wrapped__() is False
+    assert processor.saturates.__wrapped__() is False

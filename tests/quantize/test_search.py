@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from onnxport.errors import OutputError
-from onnxport.quantize.apply import quantize
-from onnxport.quantize.cost import Load, Shape, measure, seconds
-from onnxport.quantize.groups import groups, module_of, plan_of
-from onnxport.quantize.memo import Memo
-from onnxport.quantize.search import frontier, isotonic, point, search
-from onnxport.quantize.sensitivity import Answering
-from onnxport.runtime.session import Sessions
+from onnxport.quantize.auto.journal import Memo
+from onnxport.quantize.auto.kernel_times import Load, Shape, measure, seconds
+from onnxport.quantize.auto.knapsack import frontier, isotonic, point, search
+from onnxport.quantize.auto.module_loss import Answering
+from onnxport.quantize.modules import groups, module_of, plan_of
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.runtime.sessions import Sessions
 
 LAYERS, WIDTH = 6, 32
 COSTS = [[5.0, 2.5], [3.0, 1.9], [8.0, 4.1], [2.0, 1.7], [6.0, 2.2], [4.0, 2.8]]  # fp32, int4 by layer

@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from onnxport.quantize.selection import search_graphs
+from onnxport.graph.search_graphs import search_graphs
 
 GRAPHS = search_graphs(4, 300)
 NONE, ONE = np.zeros(0, np.int64), np.ones(1, np.int64)

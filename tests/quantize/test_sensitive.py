@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.sensitive import _answers, _error, _session, to_keep
+from onnxport.quantize.safeguards.sensitive_weights import _answers, _error, _session, to_keep
+from onnxport.quantize.schemes.apply import quantize
 
 ROWS = Plan({"*": "int8-rows"})
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from onnxport.graph.store import write
 from onnxport.quantize.fusion import RULES, fuse
-from onnxport.quantize.store import write
 
 RNG = np.random.default_rng(0)
 D = 16

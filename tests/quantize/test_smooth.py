@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxport.quantize.apply import quantize
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.smooth import smooth
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.smooth_quant import smooth
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from onnxport.quantize.apply import quantize
-from onnxport.quantize.outliers import ROWS, Sample, settle
+from onnxport.graph.store import write
+from onnxport.quantize.activation_statistics import BINS, METHODS, Range
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.ranges import BINS, METHODS, Range
-from onnxport.quantize.static import grid
-from onnxport.quantize.store import write
+from onnxport.quantize.safeguards.static_outliers import ROWS, Sample, settle
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.int8 import grid
 
 RNG = np.random.default_rng(0)
 

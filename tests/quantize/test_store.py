@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxport.errors import OutputError
-from onnxport.quantize import store
+from onnxport.graph import store
 from onnxport.quantize.fusion import fuse
 
 TABLE = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)

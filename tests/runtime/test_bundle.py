@@ -12,7 +12,7 @@ import pytest
 
 from onnxport.errors import BundleError, OnnxportError
 from onnxport.runtime import load
-from onnxport.runtime.bundle import FORMAT, Bundle
+from onnxport.runtime.bundle.reader import FORMAT, Bundle
 
 
 @pytest.fixture

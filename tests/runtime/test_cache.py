@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from onnxport.quantize.selection import reorder_graph
+from onnxport.graph.search_graphs import reorder_graph
 from onnxport.runtime import load
-from onnxport.runtime.cache import Cache, DeviceCache, HostCache, Move
+from onnxport.runtime.decode.cache import Cache, DeviceCache, HostCache, Move
 
 from . import tiny
 

@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 
 from onnxport.errors import BundleError, OnnxportError
-from onnxport.quantize.selection import search_graphs
-from onnxport.runtime.choose import BeamChooser, TokenChooser
-from onnxport.runtime.constraints import NO_PAIRS, Rules
+from onnxport.graph.search_graphs import search_graphs
+from onnxport.runtime.decode.constraints import NO_PAIRS, Rules
+from onnxport.runtime.decode.state import Best
+from onnxport.runtime.decode.token_selection import BeamChooser, TokenChooser
 from onnxport.runtime.options import Options, Search, SearchConfig
-from onnxport.runtime.running import Best
-from onnxport.runtime.session import value_of
+from onnxport.runtime.sessions import value_of
 
 from .plain import log_softmax
 

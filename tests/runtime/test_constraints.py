@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from onnxport.runtime.constraints import Constraints, Rules
-from onnxport.runtime.manifest import GenerationConfig, SearchConfig
-from onnxport.runtime.options import Options
-from onnxport.runtime.search import Job
+from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.decode.constraints import Constraints, Rules
+from onnxport.runtime.options import Options, SearchConfig
 
 VOCABULARY, START, EOS, OTHER_EOS = 11, 10, 2, 5
 ROWS = 6

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError
 from onnxport.runtime import Model, load
-from onnxport.runtime.encode import PADDING, TOKENS, _groups
-from onnxport.runtime.parity import replay
-from onnxport.runtime.staging import bundle_folder
+from onnxport.runtime.bundle.writer import bundle_folder
+from onnxport.runtime.encoder import PADDING, TOKENS, _groups
+from onnxport.runtime.verify import replay
 
 from . import tiny
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.export import Seq2Seq
 from onnxport.runtime import Model, load
-from onnxport.runtime.bundle import Bundle
+from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.verify import verify
 
 from .plain import beam_search

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import MarianMTModel
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.runtime import load
 
 from .test_generation_semantics import NAMES

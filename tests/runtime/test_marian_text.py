@@ -8,10 +8,10 @@ import hf_folders
 import pytest
 import spm
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.errors import CheckpointError
-from onnxport.export.reference import PyTorchReference
-from onnxport.export.source import resolve
+from onnxport.export.reference.model import PyTorchReference
+from onnxport.export.resolve import resolve
 from onnxport.runtime import load
 
 SENTENCES = ["the cat sat on the mat", "a dog and a cat", "how are you today", "we are here and you are there", "it is a nice day"] * 4

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from onnxport.errors import BundleError, UsageError
-from onnxport.runtime.manifest import generation
+from onnxport.runtime.bundle.manifest import generation
 from onnxport.runtime.options import Options, Search, SearchConfig
 
 from . import tiny

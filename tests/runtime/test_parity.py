@@ -13,9 +13,8 @@ import pytest
 
 from onnxport.errors import BundleError, DeviceError, ParityError
 from onnxport.runtime import load
-from onnxport.runtime.bundle import Bundle, sha256
-from onnxport.runtime.parity import replay
-from onnxport.runtime.verify import check_bounds, verify
+from onnxport.runtime.bundle.reader import Bundle, sha256
+from onnxport.runtime.verify import check_bounds, replay, verify
 
 from . import tiny
 

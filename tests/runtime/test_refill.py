@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from onnxport.runtime import Generation, Model, load
-from onnxport.runtime import running as running_module
-from onnxport.runtime.generate import Generator
+from onnxport.runtime.decode import state as running_module
+from onnxport.runtime.decode.generator import Generator
 
 from . import tiny
 from .test_generate import plain_greedy

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from onnxport.errors import Cancelled, GenerationTimeout
+from onnxport.runtime.decode.scheduler import Lane
 from onnxport.runtime.options import Watch
-from onnxport.runtime.schedule import Lane
 
 
 class Count:

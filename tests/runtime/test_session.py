@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from onnxport.errors import DeviceError
-from onnxport.runtime.session import Sessions, cores, quota
+from onnxport.runtime.processor import cores, quota
+from onnxport.runtime.sessions import Sessions
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -45,7 +46,7 @@ def test_threads_given_are_threads_used() -> None:
 
 
 def test_more_threads_than_cores_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxport.runtime.session.cores", lambda: 2)
+    monkeypatch.setattr("onnxport.runtime.processor.cores", lambda: 2)
     spinning = "session.intra_op.allow_spinning"
     assert Sessions("cpu", 2).options().get_session_config_entry(spinning) == "1"
     assert Sessions("cpu", 3).options().get_session_config_entry(spinning) == "0"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from onnxport.errors import BundleError, OutputError
-from onnxport.runtime import staging
-from onnxport.runtime.bundle import Bundle
-from onnxport.runtime.staging import Staging, bundle_folder, extended_bundle
+from onnxport.runtime.bundle import writer
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
 
 MANIFEST: dict[str, Any] = {
     "name": "n",
@@ -94,7 +94,7 @@ def test_a_rename_that_fails_keeps_the_old_one(tmp_path: Path, monkeypatch: pyte
             raise OSError(errno.ENOSPC, "No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(staging.os, "rename", failing)
+    monkeypatch.setattr(writer.os, "rename", failing)
     with pytest.raises(OutputError, match="No space left"):
         make(out, "new", force=True)
     assert (out / "a").read_text() == "old"
@@ -106,7 +106,7 @@ def test_errors_of_the_file_system_are_output_errors(tmp_path: Path, monkeypatch
     def failing(path: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(staging, "_sync", failing)
+    monkeypatch.setattr(writer, "_sync", failing)
     with pytest.raises(OutputError, match=os.strerror(number)):
         make(tmp_path / "out")
     assert left(tmp_path) == []

@@ -10,7 +10,7 @@ import tiny_encoder as tiny
 import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from onnxport.build import build
+from onnxport.build.stages import build
 from onnxport.runtime import load
 
 SIZES = {

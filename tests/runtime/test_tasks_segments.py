@@ -7,8 +7,7 @@ import pytest
 
 from onnxport.errors import TextError, UsageError
 from onnxport.runtime import Model
-from onnxport.runtime.tasks.segments import Segmenter
-from onnxport.runtime.tasks.sentences import sentences
+from onnxport.runtime.tasks.long_text import Segmenter, sentences
 from onnxport.runtime.tokenizer import TextTokenizer
 
 from . import tiny

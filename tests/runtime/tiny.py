@@ -11,9 +11,8 @@ from onnx import helper as h
 from onnx import numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from onnxport.quantize.choice import add_choice
-from onnxport.quantize.selection import search_graphs
-from onnxport.runtime.staging import bundle_folder
+from onnxport.graph.search_graphs import add_choice, search_graphs
+from onnxport.runtime.bundle.writer import bundle_folder
 
 HEADS, SIZE, LAYERS, VOCABULARY, POSITIONS = 2, 8, 2, 40, 48
 HIDDEN = HEADS * SIZE

@@ -1,0 +1,1 @@
+"""Measurements of sides: speed, latency, memory, energy, and the machine."""

@@ -1,0 +1,80 @@
+"""The machine a measurement was made on."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnxport.runtime.processor import cores, quota, saturates
+
+_FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_PACKAGES = ("onnxport", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "sacrebleu")
+
+
+def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """cpu, cores, quota, features, ram_bytes, os and versions (of what is installed among ours and `packages`).
+
+    saturates: whether sums of products of 8 bits need kernels of their own here, see onnxport.runtime.processor; None without onnxruntime.
+    """
+    facts = _cpuinfo()
+    flags = set(facts.get("flags", facts.get("Features", "")).split())
+    versions = {"python": platform.python_version()}
+    for package in (*_PACKAGES, *packages):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "available_cpus": cores(),
+        "cpu_quota": quota(),
+        "features": [feature for feature in _FEATURES if feature in flags],
+        "saturates": _saturates(),
+        "ram_bytes": _ram_bytes(),
+        "os": f"{platform.system()} {platform.release()}",
+        "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": versions,
+    }
+
+
+def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | None:
+    """What to know of the int8 variants among `variants` on a machine; None where there is nothing."""
+    slower = [name for name in variants if name in ("int8", "int8-static")]
+    if not slower or not facts["saturates"]:
+        return None
+    return (
+        f"{', '.join(slower)}: on this processor without VNNI slower kernels add products of 8 bits, the same answers for more "
+        "time; int8-reduced, with weights of 7 bits, is quicker here"
+    )
+
+
+def _saturates() -> bool | None:
+    try:
+        return saturates()
+    except Exception:  # a broken onnxruntime is for `doctor` to tell of, not to fail on
+        return None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo; empty where there is none."""
+    pairs = (line.partition(":") for line in _text("/proc/cpuinfo").split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _ram_bytes() -> int | None:
+    found = re.search(r"MemTotal:\s+(\d+) kB", _text("/proc/meminfo"))
+    limits = [int(found[1]) * 1024] if found else []
+    limits += [int(text) for text in [_text("/sys/fs/cgroup/memory.max").strip()] if text.isdigit()]
+    return min(limits) if limits else None

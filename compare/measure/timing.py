@@ -1,0 +1,102 @@
+"""Timing that survives a noisy machine: sides alternate run by run, medians are compared, and the spread is told."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxport.compare.measure.energy import Meter
+from onnxport.compare.protocol.client import Client
+
+Sample = tuple[float, int]  # seconds, units
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Runs of one side over the same work; run i stands beside run i of every other side. joules: of each run, where they are measured."""
+
+    seconds: list[float]
+    units: list[int]
+    joules: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a run."""
+        return statistics.median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Units a second: the median over runs."""
+        return statistics.median(u / s for s, u in zip(self.seconds, self.units, strict=True))
+
+    @property
+    def joules_per_unit(self) -> float | None:
+        """Over all runs: counters are too coarse for one. None where they were not measured."""
+        return sum(self.joules) / sum(self.units) if self.joules else None
+
+
+def alternate(
+    sides: Mapping[str, Client],
+    run: Callable[[Client, int], Sample],
+    *,
+    rounds: int,
+    least: int = 5,
+    fewest: int = 3,
+    budget_s: float = 10.0,
+    warm_up: int = 1,
+    meters: Mapping[str, Meter] | None = None,
+) -> dict[str, Timed]:
+    """Runs every side once a round, the first side of a round being another each time.
+
+    run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them, or before
+    `fewest` when a side is so slow that twice the budget is spent. meters: by side, of the energy that is spent while it runs.
+    """
+    names = list(sides)
+    joules: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for number in range(-warm_up, rounds):
+        spent = time.perf_counter() - started
+        if spent > budget_s and number >= (least if spent < 2 * budget_s else fewest):
+            break
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            meter = (meters or {}).get(name)
+            before = meter.joules() if meter is not None else 0.0
+            sample = run(sides[name], max(number, 0))
+            if number >= 0:
+                samples[name].append(sample)
+                if meter is not None:
+                    joules[name].append(meter.joules() - before)
+    return {name: Timed([s for s, _ in taken], [u for _, u in taken], joules[name]) for name, taken in samples.items()}
+
+
+def ratio(side: Timed, reference: Timed) -> dict[str, float]:
+    """How many times as fast `side` is: the ratio of median rates, with the 10th and 90th percentile of the ratios run by run."""
+    pairs = zip(side.seconds, side.units, reference.seconds, reference.units, strict=True)
+    single = [(u / s) / (v / r) for s, u, r, v in pairs]
+    return {"ratio": side.rate / reference.rate, "low": percentile(single, 10), "high": percentile(single, 90)}
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between the two nearest ranks; `values` need not be sorted and must not be empty."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def latency_ms(timed: Timed) -> dict[str, float]:
+    """p50, p90 and p99 in milliseconds of single inputs."""
+    return {f"p{percent}": percentile(timed.seconds, percent) * 1e3 for percent in (50, 90, 99)}
+
+
+def timed_call(method: str, batches: Sequence[Any], **options: Any) -> Callable[[Client, int], Sample]:
+    """A run for `alternate`: the method on one batch a round, in turn."""
+
+    def run(side: Client, number: int) -> Sample:
+        return side.time(method, batches[number % len(batches)], **options)[0]
+
+    return run

@@ -1,0 +1,1 @@
+"""The protocol between a comparison and the processes of its sides."""

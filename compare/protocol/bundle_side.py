@@ -1,0 +1,61 @@
+"""The sides that onnxport brings: a bundle's variant through the runtime, and the original in PyTorch."""
+
+from typing import Any
+
+from onnxport.compare.protocol.messages import Answering, _result
+from onnxport.errors import ParityError
+
+
+class BundleSide(Answering):
+    """One variant of a bundle through `onnxport.runtime`; a `worker.Side`. Times are the worker's to take.
+
+    path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.
+    """
+
+    imports = ("numpy", "tokenizers", "onnxruntime", "onnxport.runtime")
+
+    def __init__(self, path: str, precision: str, device: str = "cpu", threads: int | None = None) -> None:
+        self.path, self.precision, self.device, self.threads = path, precision, device, threads
+
+    def load(self) -> None:
+        """Opens the bundle and its sessions. Raises BundleError, DeviceError."""
+        from onnxport.runtime import load
+
+        self.model = load(self.path, precision=self.precision, device=self.device, threads=self.threads)
+
+    def about(self) -> dict[str, Any]:
+        """device and versions."""
+        import onnxruntime
+
+        return {"device": self.device, "versions": {"onnxruntime": onnxruntime.__version__}}
+
+    def generate(self, inputs: list[Any], batch_size: int | None = None, **options: Any) -> list[dict[str, Any]]:
+        """An answer an input: {"text", "tokens", "score"}. inputs: texts or lists of token ids.  batch_size: None is all in one batch.
+
+        Options that are not given are the model's own, but for sampling: what is drawn at random cannot be compared.
+        """
+        settled = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
+        return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settled)]
+
+    def parity(self) -> dict[str, Any] | None:
+        """The golden answers through this variant, on this machine and device: see `runtime.parity.replay`.
+
+        within_bounds: whether the bounds that the manifest records hold; None where it records none. None for a bundle without golden
+        answers.
+        """
+        from onnxport.runtime.bundle.reader import Bundle
+        from onnxport.runtime.verify import check_bounds, replay
+
+        bundle = Bundle.open(self.path)
+        if bundle.golden is None:
+            return None
+        bounds = bundle.variants[self.precision].parity.get("bounds", {})
+        found: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
+        within: bool | None = None
+        if bounds:
+            try:
+                check_bounds(self.precision, bounds, found)
+                within = True
+            except ParityError:
+                within = False
+        return found | {"within_bounds": within}

@@ -1,0 +1,130 @@
+"""The report of a comparison: its data, and how it is written."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxport.errors import GateError, OutputError
+
+FORMAT = 1
+_ALWAYS = ("agreement", "max_abs_diff")
+FILES = ("report.json", "report.md", "report.html", "report.xml")  # the last only where there are gates
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured. `variants`: name -> metrics; `verdict`: name -> one sentence; `gates`: see `gates.evaluate`.
+
+    recommended: the variant to deploy, None when only one was measured.  divergence: name -> see `divergence.divergences`.
+    evidence: name -> what was learned when the variant was made (`manifest.Variant.evidence`), and its `plan`.
+    """
+
+    bundle: str
+    task: str
+    reference: str
+    variants: dict[str, dict[str, Any]]
+    gates: list[dict[str, Any]]
+    machine: dict[str, Any]
+    verdict: dict[str, str]
+    recommended: str | None
+    data: dict[str, Any]
+    method: dict[str, Any]
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    divergence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    created: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed; true when there is none."""
+        return all(gate["passed"] for gate in self.gates)
+
+    def raise_for_gates(self) -> None:
+        """Raises GateError, which names every gate that failed and why."""
+        failed = [f"{gate['expr']} ({gate['message']})" for gate in self.gates if not gate["passed"]]
+        if failed:
+            raise GateError(f"{len(failed)} of {len(self.gates)} gates failed: {'; '.join(failed)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of report.json: plain values, and null for what is not finite.
+
+        Metrics that were not measured are left out, but for `agreement` and `max_abs_diff`, which are null then.
+        """
+        content = {"format": FORMAT, **asdict(self)}
+        content["variants"] = {
+            name: dict.fromkeys(_ALWAYS) | {k: v for k, v in values.items() if v is not None} for name, values in self.variants.items()
+        }
+        plain: dict[str, Any] = _finite(content)
+        return plain
+
+    def write(self, out: str | Path, *, force: bool = False) -> None:
+        """Writes report.json, report.md, report.html and, where there are gates, report.xml (JUnit) into `out`. Raises OutputError.
+
+        All are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
+        """
+        from onnxport.compare.report.html import render_html
+        from onnxport.compare.report.junit import render_junit
+        from onnxport.compare.report.text import render_markdown
+
+        content = self.as_dict()
+        texts = {
+            "report.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            "report.md": render_markdown(content),
+            "report.html": render_html(content),
+        }
+        if self.gates:
+            texts["report.xml"] = render_junit(content)
+        out = Path(out).absolute()
+        check_out(out, force)
+        with _written(out) as made:
+            for name, text in texts.items():
+                (made / name).write_text(text, encoding="utf-8")
+            out.mkdir(exist_ok=True)
+            for name in texts:
+                os.replace(made / name, out / name)
+            for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
+                (out / name).unlink(missing_ok=True)
+
+
+def check_out(out: str | Path, force: bool) -> None:
+    """Refuses an output that exists (without `force`), is no folder or cannot be written. Raises OutputError.
+
+    To be asked before minutes are spent on measuring. Nothing is left behind but folders above `out` that had to be made.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; expected a folder, new or existing, for the report")
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not force:
+        raise OutputError(f"{out}: holds {', '.join(there)} already; choose another folder, or pass --force to replace them")
+    with _written(out) as made:
+        (made / FILES[0]).write_bytes(b"x")
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A new folder, gone in the end, on the file system of `out`: in it where it exists, else beside it. OSError becomes OutputError."""
+    try:
+        place = out if out.exists() else out.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=place) as made:
+            yield Path(made)
+    except OSError as error:
+        raise OutputError(f"{out}: the report cannot be written ({error.strerror or error}); choose another folder") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""The canonical Transformer: one small readable model that takes a cached step, and its weights."""

@@ -1,0 +1,190 @@
+"""The canonical route: the adapters' parts into canonical graphs, checked against the user's own class, then traced."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from onnxport.errors import ParityError
+from onnxport.export.canonical.load_weights import Canonical
+from onnxport.export.canonical.settings import skip_norms
+from onnxport.export.trace.tracer import Shapes, trace
+
+
+@dataclass
+class Built:
+    """Canonical graphs by role."""
+
+    graphs: dict[str, Canonical]
+
+    def head(self, role: str = "decoder") -> tuple[int, int]:
+        """(heads of keys and values, padded head size) of a role's self attention."""
+        layer = self.graphs[role].stack.layers[0]
+        return layer.kv_heads, layer.size
+
+    def padded_heads(self) -> dict[str, list[int]]:
+        """Role → true size of a head and the size that the kernels are given, where they take no such heads."""
+        sizes = {role: [layer.head, layer.size] for role, graph in self.graphs.items() for layer in graph.stack.layers[:1]}
+        return {role: [head, size] for role, (head, size) in sizes.items() if head != size}
+
+    def window(self) -> int | None:
+        """Positions that the decoder's queries see, where all layers have the same window: no more have to be kept."""
+        windows = {layer.window for layer in self.graphs["decoder"].stack.layers}
+        return windows.pop() if len(windows) == 1 else None
+
+
+def expected_fusions(built: Built) -> dict[str, dict[str, int]]:
+    """Role → rule → how often it must apply."""
+    result = {}
+    for role, graph in built.graphs.items():
+        layers = len(graph.stack.layers)
+        # the encoder adds one row of positions to every text, a broadcast that the fused kernel does not take
+        summed = role == "decoder" and graph.module.embedding.positions is not None
+        layered = all(layer.norm == "layer" for layer in graph.stack.layers)
+        rules = {"skip_layer_norm": skip_norms(graph.stack, summed) if layered else 0}
+        if role == "encoder":
+            rules["multi_head_attention"] = layers
+        else:
+            rules["group_query_attention"] = layers
+            if graph.stack.cross:
+                rules["multi_head_attention"] = layers
+        result[role] = rules
+    return result
+
+
+def trace_source_encoder(built: Built, opset: int) -> ir.Model:
+    """`input_ids`, `source_mask` [batch, source] → cross keys and values of every decoder layer."""
+    canonical = built.graphs["encoder"]
+    heads, size = built.head()
+    axes = {0: "batch", 1: "source"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
+    outputs: Shapes = {
+        f"cross_{kind}_{i}": ("batch", heads, "source", size)
+        for i in range(len(built.graphs["decoder"].stack.layers))
+        for kind in ("key", "value")
+    }
+    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
+
+
+def trace_text_encoder(canonical: Canonical, types: bool, outputs: Shapes, opset: int) -> ir.Model:
+    """`input_ids`, `attention_mask` and, where there are kinds of tokens, `token_type_ids` [batch, sequence] → `outputs`."""
+    axes = {0: "batch", 1: "sequence"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    if types:
+        inputs["token_type_ids"] = torch.zeros(3, 5, dtype=torch.long)
+    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
+
+
+def trace_decoder(built: Built, opset: int) -> ir.Model:
+    """One graph for prefill and step; the example has two beams a source, and no two sizes alike."""
+    canonical = built.graphs["decoder"]
+    layers, cross = len(canonical.stack.layers), canonical.stack.cross
+    heads, size = built.head()
+    sources, batch, length, past, source = 3, 6, 4, 5, 7
+    inputs: dict[str, Any] = {
+        "input_ids": torch.zeros(batch, length, dtype=torch.long),
+        "position_ids": torch.zeros(batch, length, dtype=torch.long),
+        "logits_index": torch.zeros(batch, dtype=torch.long),
+        "self_mask": torch.ones(batch, 1, length, past + length, dtype=torch.bool),
+        "past": [(torch.zeros(batch, heads, past, size), torch.zeros(batch, heads, past, size)) for _ in range(layers)],
+    }
+    cache = {0: "batch", 2: "past"}
+    dynamic: dict[str, Any] = {
+        "input_ids": {0: "batch", 1: "length"},
+        "position_ids": {0: "batch", 1: "length"},
+        "logits_index": {0: "batch"},
+        "self_mask": {0: "batch", 2: "length", 3: "total"},
+        "past": [(cache, cache)] * layers,
+    }
+    names = [*list(inputs)[:4], *_pairs("past", layers)]
+    if cross:
+        inputs["source_mask"] = torch.ones(sources, source, dtype=torch.int32)
+        inputs["cross"] = [(torch.zeros(sources, heads, source, size), torch.zeros(sources, heads, source, size)) for _ in range(layers)]
+        memory = {0: "source_batch", 2: "source"}
+        dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
+        names += ["source_mask", *_pairs("cross", layers)]
+    vocabulary = canonical.module.vocabulary
+    outputs: Shapes = {"logits": ("batch", vocabulary)}
+    outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
+    return trace(canonical.module, inputs, dynamic, names, outputs, canonical.names, opset, "decoder")
+
+
+def _pairs(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}_{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
+
+
+class CanonicalDecoding:
+    """The canonical decoder driven as the runtime drives its graph: prefill of right-padded rows, or one token at a time."""
+
+    def __init__(self, decoder: nn.Module, heads: int, size: int, layers: int) -> None:
+        self.decoder, self.heads, self.size, self.layers = decoder, heads, size, layers
+
+    def _empty(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros(batch, self.heads, 0, self.size), torch.zeros(batch, self.heads, 0, self.size)) for _ in range(self.layers)]
+
+    def prefill(self, ids: Tensor, **memory: Any) -> Tensor:
+        """int64 [batch, length] → logits [batch, length, vocabulary], every position from one pass without a past."""
+        batch, length = ids.shape
+        mask = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, length, length)
+        positions = torch.arange(length).expand(batch, length)
+        rows = [self.decoder(ids, positions, torch.full((batch,), i), mask, self._empty(batch), **memory)[0] for i in range(length)]
+        return torch.stack(rows, 1)
+
+    def steps(self, ids: Tensor, **memory: Any) -> Tensor:
+        """The same logits, a position at a time through the cache."""
+        batch, length = ids.shape
+        past, rows = self._empty(batch), []
+        for i in range(length):
+            mask = torch.ones(batch, 1, 1, i + 1, dtype=torch.bool)
+            logits, *present = self.decoder(
+                ids[:, i : i + 1], torch.full((batch, 1), i), torch.zeros(batch, dtype=torch.long), mask, past, **memory
+            )
+            past = list(zip(present[::2], present[1::2], strict=True))
+            rows.append(logits)
+        return torch.stack(rows, 1)
+
+
+TOLERANCE = 1e-4
+
+
+def agree(original: Tensor, canonical: Tensor, what: str) -> None:
+    """ParityError where the canonical model and the user's own class differ by more than `TOLERANCE` of the answer's size."""
+    bound = TOLERANCE * max(1.0, original.abs().max().item())
+    difference = (original - canonical).abs().max().item()
+    if not difference <= bound:
+        raise ParityError(
+            f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)"
+        )
+
+
+def check_seq2seq(built: Built, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
+    names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
+    for case in cases(goldens, "seq"):
+        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
+        flat = built.graphs["encoder"].module(source, mask)
+        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
+        _check_decoding(built, ids, lengths, logits, memory)
+
+
+def check_causal(built: Built, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
+    for case in cases(goldens, "seq"):
+        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
+        _check_decoding(built, ids, lengths, logits, {})
+
+
+def _check_decoding(built: Built, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
+    decoder = built.graphs["decoder"]
+    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
+    compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
+    agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
+    agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
+
+
+def cases(goldens: dict[str, np.ndarray], prefix: str) -> list[str]:
+    """Names of the cases that begin with `prefix`."""
+    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})

@@ -1,0 +1,194 @@
+"""Carries a source's tensors into the canonical model, by its family's table of names, and remembers who came from where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onnxport.export.canonical.decoder import Decoder
+from onnxport.export.canonical.encoder import Encoder, HeadShape, SourceEncoder, TextEncoder
+from onnxport.export.canonical.position import Embedding
+from onnxport.export.canonical.settings import Stack
+from onnxport.export.canonical.weight_table import Row, Table
+from onnxport.export.trace.tracer import Names
+from onnxport.export.weights import page_out
+
+Named = tuple[str, Tensor]
+
+
+@dataclass
+class Canonical:
+    """One canonical graph with its names and the settings of the stack it runs."""
+
+    module: nn.Module
+    names: Names
+    stack: Stack
+
+
+@dataclass(frozen=True)
+class Side:
+    """An encoder or decoder as a family describes it.
+
+    `path`: of the module in the source; `state`: its tensors by the names below `path`; `tokens`, `positions` and `types`: full names with
+    tables [vocabulary, d], [max_length, d] and [kinds, d]; `norms`: canonical norm outside the layers → its name below `path`; `layers`:
+    the name of the list of layers below `path`; `rotary`: cosines and sines [positions, size / 2]; `relative`: full name and biases by
+    distance.
+    """
+
+    stack: Stack
+    table: Table
+    path: str
+    state: Mapping[str, Tensor]
+    tokens: Named
+    positions: Named | None
+    scale: float
+    norms: Mapping[str, str]
+    layers: str = "layers"
+    types: Named | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    relative: Named | None = None
+
+    def embedding(self) -> Embedding:
+        """The canonical embedding of this side, without values."""
+        (rows, hidden), stack = self.tokens[1].shape, self.stack
+        positions = None if self.positions is None else len(self.positions[1])
+        return Embedding(rows, hidden, positions, self.scale, stack.embedding_eps, stack.types)
+
+    def name(self, below: str) -> str:
+        """The full name of what is called so below `path`."""
+        return f"{self.path}.{below}" if self.path else below
+
+
+class _Loader:
+    """Assigns tensors to a canonical module's parameters and fills its `Names`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = module, Names()
+        self.seen: set[str] = set()
+
+    def put(self, canonical: str, source: str, value: Tensor) -> None:
+        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
+        parameter = self.module.get_parameter(canonical)
+        if parameter.shape != value.shape:
+            raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
+        parameter.data = value.detach().contiguous()
+        self.names.parameters[canonical] = source
+        self.seen.add(canonical)
+
+    def layers(self, side: Side, rows: list[Row], canonical: str) -> None:
+        """Every layer's tensors; a missing bias is simply not there on either side."""
+        modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(side.table.modules)
+        for i, layer in enumerate(side.stack.layers):
+            below, source = f"{side.layers}.{i}", side.name(f"{side.layers}.{i}")
+            read: list[Tensor] = []
+            for row in rows:
+                tensors = [side.state.get(f"{below}.{name}") for name in row.sources]
+                if found := [tensor for tensor in tensors if tensor is not None]:
+                    joined = found[0] if len(found) == 1 else torch.cat(found)
+                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
+                    read += found
+            page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
+            self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
+            self.names.modules[f"{canonical}.{i}"] = source
+
+    def around(self, side: Side, prefix: str) -> None:
+        """What is around the layers: the table of tokens, of positions where there is one, and norms."""
+        name, table = side.tokens
+        self.put(f"{prefix}embedding.weight", f"{name}.weight", table)
+        self.names.modules[f"{prefix}embedding"] = name
+        if side.positions is not None:
+            self.put(f"{prefix}embedding.positions", f"{side.positions[0]}.weight", side.positions[1])
+        if side.types is not None:
+            self.put(f"{prefix}embedding.types", f"{side.types[0]}.weight", side.types[1])
+        if side.relative is not None:
+            self.put(f"{prefix}relative.weight", f"{side.relative[0]}.weight", side.relative[1])
+            self.names.modules[f"{prefix}relative"] = side.relative[0]
+        if side.rotary is not None:
+            for name, table in zip(("cosines", "sines"), side.rotary, strict=True):
+                self.put(f"{prefix}rotary.{name}", side.name(f"rotary.{name}"), table)
+            self.names.modules[f"{prefix}rotary"] = side.name("rotary")
+        for canonical, norm in side.norms.items():
+            for part in ("weight", "bias"):
+                if (value := side.state.get(f"{norm}.{part}")) is not None:
+                    self.put(f"{prefix}{canonical}.{part}", side.name(f"{norm}.{part}"), value)
+            self.names.modules[f"{prefix}{canonical}"] = side.name(norm)
+
+    def encoder(self, side: Side) -> None:
+        """All of an encoder below `encoder`."""
+        self.around(side, "encoder.")
+        self.layers(side, side.table.encoder, "encoder.layers")
+        self.names.modules["encoder"] = side.path
+
+    def head(self, head: HeadParts) -> None:
+        """A head's projections below `head`."""
+        for ours, named in (("head.dense", head.dense), ("head.out", head.out)):
+            if named is not None:
+                name, module = named
+                self.put(f"{ours}.weight", f"{name}.weight", module.weight.t())
+                if module.bias is not None:
+                    self.put(f"{ours}.bias", f"{name}.bias", module.bias)
+                self.names.modules[ours] = name
+
+    def done(self, stack: Stack) -> Canonical:
+        """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
+        missing = {name for name, _ in self.module.named_parameters()} - self.seen
+        if missing:
+            raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
+        return Canonical(self.module.eval().requires_grad_(False), self.names, stack)
+
+
+def source_encoder(encoder: Side, decoder: Side) -> Canonical:
+    """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
+    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, decoder.stack.layers))
+    loader.encoder(encoder)
+    loader.layers(decoder, decoder.table.cross, "cross")
+    for i in range(len(decoder.stack.layers)):
+        loader.names.modules[f"cross.{i}"] = decoder.name(f"{decoder.layers}.{i}.{decoder.table.modules['cross']}")
+    return loader.done(encoder.stack)
+
+
+@dataclass(frozen=True)
+class HeadParts:
+    """A head's modules with their names: the last projection, and one before it with an activation. See HeadShape."""
+
+    out: tuple[str, nn.Linear]
+    dense: tuple[str, nn.Linear] | None = None
+    activation: str = "tanh"
+    split: bool = False
+
+    def shape(self) -> HeadShape:
+        """Its sizes."""
+        out, dense = self.out[1], self.dense
+        sizes = None if dense is None else (dense[1].in_features, dense[1].out_features)
+        return HeadShape(out.in_features, out.out_features, out.bias is not None, sizes, self.activation, self.split)
+
+
+def text_encoder(side: Side, head: HeadParts | None, pooling: str | None) -> Canonical:
+    """The graph `encoder` of a bidirectional model."""
+    loader = _Loader(TextEncoder(Encoder(side.stack, side.embedding()), None if head is None else head.shape(), pooling))
+    loader.encoder(side)
+    if head is not None:
+        loader.head(head)
+    return loader.done(side.stack)
+
+
+def decoder(side: Side, head: Named, bias: Named | None, scale: float = 1.0) -> Canonical:
+    """The graph `decoder`; a `head` that is the side's table of tokens is tied. `bias`: of the logits [vocabulary], if any; `scale`: of
+    what the head reads."""
+    tied = same_storage(head[1], side.tokens[1])
+    loader = _Loader(Decoder(side.stack, side.embedding(), None if tied else len(head[1]), bias is not None, scale))
+    loader.around(side, "")
+    loader.layers(side, side.table.decoder if side.stack.cross else side.table.encoder, "layers")
+    if not tied:
+        loader.put("head", *head)
+    if bias is not None:
+        loader.put("head_bias", *bias)
+    return loader.done(side.stack)
+
+
+def same_storage(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one and the same table."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

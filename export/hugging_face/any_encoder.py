@@ -1,0 +1,176 @@
+"""Encoders of texts in transformers that are none of the families: the class's own code is traced, as it is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from onnxport.errors import CheckpointError
+from onnxport.export.description import EncoderModel
+from onnxport.export.hugging_face.encoder import SPARE, text_encoding
+from onnxport.export.hugging_face.family import Decoding
+from onnxport.export.hugging_face.original import TransformersEncoder
+from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.trace.tracer import Shapes
+from onnxport.export.transformers_library import import_transformers, quiet, refusing
+
+# transformers' tables of classes → what a class of it is for; None: hidden states, its head is for training
+TABLES = {
+    "MODEL_MAPPING_NAMES": None,
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": None,
+    "MODEL_FOR_PRETRAINING_MAPPING_NAMES": None,
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "classification",
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "question-answering",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "tensor",
+}
+READS = ("input_ids", "attention_mask")
+LOSES = {  # settings that another program than the class alone would have to follow
+    "auto_map": "the folder's own code",
+    "quantization_config": "weights that are quantized already",
+    "pruned_heads": "heads that were pruned",
+}
+
+
+def other_encoder(model_type: str, given: Mapping[str, Any], where: Path, known: str) -> OtherEncoder:
+    """The family of a `model_type` that transformers knows and we do not. CheckpointError, with `known`: it is no encoder of texts."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    def refuse(what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{where} has the model_type {model_type!r:.60}, {what}; known for now: {known}, and other encoders of texts"
+        )
+
+    transformers = import_transformers()
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise refuse(f"which transformers {transformers.__version__} does not know")
+    named = {table: getattr(modeling_auto, table).get(model_type) for table in TABLES}
+    classes = {name: TABLES[table] for table, found in named.items() for name in ([found] if isinstance(found, str) else found or [])}
+    base = named["MODEL_MAPPING_NAMES"]
+    base = base if isinstance(base, str) or base is None else base[0]
+    if base is None:
+        raise refuse("of which transformers has no encoder")
+    with quiet(), refusing(where.parent):
+        cls = getattr(transformers, base)
+        config = cls.config_class.from_dict(dict(given))
+    if config.is_encoder_decoder:
+        raise refuse("an encoder-decoder")
+    masked, causal = (model_type in getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES") for kind in ("MASKED", "CAUSAL"))
+    if (causal and not masked) or getattr(config, "is_decoder", False):
+        raise refuse("a decoder")
+    reads = inspect.signature(cls.forward).parameters
+    if lacking := [name for name in READS if name not in reads]:
+        raise refuse(f"whose {base} reads {cls.main_input_name} and no {' and no '.join(lacking)}")
+    return OtherEncoder(model_type, base, classes, cls.base_model_prefix)
+
+
+@dataclass(frozen=True)
+class OtherEncoder:
+    """A family that is only what transformers makes of it. classes: those that can be exported → their task, None for hidden states."""
+
+    model_type: str
+    base: str
+    classes: Mapping[str, str | None]
+    base_prefix: str
+    kind: Literal["encoder"] = "encoder"
+    settings: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def prefix(self) -> str:
+        """Of the encoder's tensors in classes with a head."""
+        return f"{self.base_prefix}."
+
+    def problems(self, given: Mapping[str, Any]) -> list[str]:
+        """What the class alone would not do; all else in a config.json is between it and transformers."""
+        problems = [f"{key} is {given[key]!r:.60}: {what} cannot be exported" for key, what in LOSES.items() if given.get(key)]
+        named = given.get("architectures")
+        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
+            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
+        return problems
+
+    def class_name(self, given: Mapping[str, Any]) -> str:
+        """The class of `architectures`, or the one that gives hidden states."""
+        named = (given.get("architectures") or [None])[0]
+        return named if isinstance(named, str) and self.classes.get(named) is not None else self.base
+
+    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of tensors that may be there or not: of hidden states, whatever is of a head."""
+        if self.class_name(given) != self.base:
+            return SPARE
+        from transformers.initialization import no_init_weights
+
+        cls = getattr(import_transformers(), self.base)
+        with quiet(), torch.device("meta"), no_init_weights():
+            shell = cls(cls.config_class.from_dict(dict(given)))
+        parts = "|".join(re.escape(name) for name, _ in [*shell.named_children(), *shell.named_parameters(recurse=False)])
+        return (*SPARE, r"(^|\.)pooler\.", rf"^(?!{re.escape(self.prefix)}|({parts})(\.|$)).*")
+
+    def task(self, given: Mapping[str, Any]) -> str | None:
+        """What the class is for."""
+        return self.classes[self.class_name(given)] or "embedding"
+
+    def vocabularies(self, config: Any) -> dict[str, int]:
+        """Rows of the one table."""
+        return {"source": config.vocab_size, "target": config.vocab_size}
+
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> TracedEncoder:
+        """The loaded model with what the folder says of texts."""
+        return TracedEncoder(model, self.classes[type(model).__name__], read_modules(folder))
+
+
+@dataclass(eq=False)
+class TracedEncoder:
+    """An encoder of texts of transformers, whatever is inside. task: of its head, None without one. encoding: what the folder says."""
+
+    model: Any
+    task: str | None
+    encoding: Mapping[str, Any]
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a text: what the config says, no more than tables of positions hold behind the padding's row; None: no bound."""
+        bounds = [getattr(self.model.config, "max_position_embeddings", None), self.encoding.get("max_length")]
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Embedding) and re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
+                bounds.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+        return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)
+
+    @cached_property
+    def types(self) -> int:
+        """Kinds of tokens that it tells apart by an input."""
+        reads = inspect.signature(self.model.forward).parameters
+        return int(getattr(self.model.config, "type_vocab_size", 0) or 0) if "token_type_ids" in reads else 0
+
+    def outputs(self) -> Shapes:
+        """Names and shapes of what it answers."""
+        config = self.model.config
+        if self.task is None:
+            return {"last_hidden_state": ("batch", "sequence", int(config.hidden_size))}
+        if self.task == "question-answering":
+            return {"start_logits": ("batch", "sequence"), "end_logits": ("batch", "sequence")}
+        labels = int(config.num_labels)
+        return {"logits": ("batch", labels) if self.task == "classification" else ("batch", "sequence", labels)}
+
+    def described(self) -> EncoderModel:
+        """The model for the exporter, with no canonical form."""
+        config, named = self.model.config, self.outputs()
+        return EncoderModel(
+            modules=[self.model],
+            answer=TransformersEncoder(self.model, list(named)).answer,
+            build=None,
+            outputs=named,
+            rows=int(config.vocab_size),
+            pad_id=int(getattr(config, "pad_token_id", None) or 0),
+            max_length=self.max_length,
+            tasks=("embedding", "tensor") if self.task is None else tuple(dict.fromkeys((self.task, "tensor"))),
+            types=self.types,
+            encoding=text_encoding(self.task, config, self.encoding),
+        )

@@ -1,0 +1,93 @@
+"""The config.json of Hugging Face's encoder-decoders, as transformers 4 and 5 write it: what must hold, and what does not matter."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, one_of, read_keys
+from onnxport.export.hugging_face import generation_settings
+
+# transformers' name of an activation → the canonical model's
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+def always(*values: Any) -> Key:
+    """A key that may only say what the class does anyway."""
+    return Key(one_of(*values), None)
+
+
+HEADS, SIZE, FLAG = Key(integer(1, WIDTH), None), Key(integer(1, 16 * WIDTH), None), always(True, False)
+# no key is needed: transformers' own defaults hold
+KEYS: dict[str, Key] = {
+    "d_model": Key(integer(1, WIDTH), None),
+    "encoder_layers": Key(integer(1, DEPTH), None),
+    "decoder_layers": Key(integer(1, DEPTH), None),
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": SIZE,
+    "decoder_ffn_dim": SIZE,
+    "vocab_size": Key(integer(1, ROWS), None),
+    "max_position_embeddings": Key(integer(1, LENGTH), None),
+    "activation_function": Key(one_of(*ACTIVATIONS), None),
+    "scale_embedding": FLAG,
+    "tie_word_embeddings": FLAG,
+    "is_encoder_decoder": always(True),
+    "is_decoder": always(False),
+    "add_cross_attention": always(False),
+    "cross_attention_hidden_size": always(None),
+    "tie_encoder_decoder": always(False),
+    "pruned_heads": always({}, None),
+    "prefix": always(None, "", " "),
+    "add_bias_logits": always(False, None),  # the class always adds final_logits_bias
+    "add_final_layer_norm": always(False, None),
+    "normalize_before": always(False, None),
+}
+# other names for a key, which older configs hold beside it
+ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads"}
+# training, bookkeeping, other heads, what a call gives back
+IGNORED = frozenset(
+    """_attn_implementation attn_implementation _commit_hash _name_or_path name_or_path _num_labels num_labels model_type architectures
+    transformers_version torch_dtype dtype use_cache init_std dropout attention_dropout activation_dropout classif_dropout
+    classifier_dropout encoder_layerdrop decoder_layerdrop id2label label2id gradient_checkpointing output_past output_attentions
+    output_hidden_states return_dict problem_type finetuning_task save_step replacing_rate student_encoder_layers student_decoder_layers
+    extra_pos_embeddings task_specific_params tokenizer_class torchscript use_bfloat16 xla_device chunk_size_feed_forward tf_legacy_loss
+    sep_token_id cls_token_id""".split()
+)
+
+
+def config_problems(given: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
+    """Everything in a config that the canonical model would not reproduce. `keys`: the family's own beside `KEYS`."""
+    known = IGNORED | ALIASES.keys() | generation_settings.KNOWN | {"force_bos_token_to_be_generated"}
+    _, usable, problems = read_keys(given, {**KEYS, **keys}, known)
+    problems += [
+        f"{alias} is {given[alias]!r:.40}, expected {name}'s {given[name]!r:.40}"
+        for alias, name in ALIASES.items()
+        if alias in given and name in given and given[alias] != given[name]
+    ]
+    named = given.get("architectures")
+    if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in classes):
+        problems.append(f"architectures is {named!r:.60}, expected {' or '.join(f'[{name!r}]' for name in classes)}")
+    for side in ("encoder", "decoder"):
+        heads = f"{side}_attention_heads"
+        if {"d_model", heads} <= usable and given.get("d_model") and given.get(heads) and given["d_model"] % given[heads]:
+            problems.append(f"d_model {given['d_model']} does not divide by {heads} {given[heads]}")
+    sizes = given.get("vocab_size"), given.get("decoder_vocab_size")
+    if given.get("share_encoder_decoder_embeddings", True) and None not in sizes and sizes[0] != sizes[1]:
+        problems.append(f"embeddings are shared but vocab_size is {sizes[0]} and decoder_vocab_size {sizes[1]}")
+    if given.get("force_bos_token_to_be_generated") and given.get("forced_bos_token_id") is None:
+        problems.append("force_bos_token_to_be_generated is True, expected forced_bos_token_id; transformers 5 reads only that")
+    return problems

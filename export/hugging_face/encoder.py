@@ -1,0 +1,264 @@
+"""Hugging Face's bidirectional encoders as transformers loads them, described for the canonical model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from onnxport.errors import CheckpointError
+from onnxport.export.canonical import load_weights
+from onnxport.export.canonical.graphs import Built
+from onnxport.export.canonical.load_weights import HeadParts, Side
+from onnxport.export.canonical.settings import Layer, Stack
+from onnxport.export.canonical.weight_table import Table, existing
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_keys
+from onnxport.export.description import EncoderModel
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always
+from onnxport.export.hugging_face.family import Decoding
+from onnxport.export.hugging_face.generation_settings import KNOWN
+from onnxport.export.hugging_face.original import TransformersEncoder
+from onnxport.export.hugging_face.sentence_transformers import read_modules
+
+PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
+IDENTITY = "torch.nn.modules.linear.Identity"  # as sentence-transformers names what a cross-encoder does to its logit
+
+
+def plain_scores(value: Any) -> str | None:
+    """What sentence-transformers notes of a cross-encoder: only a logit that stays as it is."""
+    known = value is None or (isinstance(value, dict) and value.get("activation_fn", IDENTITY) == IDENTITY)
+    return None if known else f"an activation_fn of {IDENTITY}"
+
+
+COMMON: dict[str, Key] = {
+    "vocab_size": Key(integer(1, ROWS), None),
+    "max_position_embeddings": Key(integer(1, LENGTH), None),
+    "pad_token_id": Key(integer(0, ROWS), None),
+    "num_labels": Key(integer(1, ROWS), None),
+    "problem_type": Key(one_of(None, *PROBLEMS), None),
+    "is_decoder": always(False),
+    "is_encoder_decoder": always(False),
+    "add_cross_attention": always(False),
+    "cross_attention_hidden_size": always(None),
+    "pruned_heads": always({}, None),
+    "tie_encoder_decoder": always(False),
+    "auto_map": always(None, {}),
+    "sentence_transformers": Key(plain_scores, None),
+    "sbert_ce_default_activation_function": always(None, IDENTITY),
+}
+SIZED: dict[str, Key] = {  # as most families call them
+    "hidden_size": Key(integer(1, WIDTH), None),
+    "num_hidden_layers": Key(integer(1, DEPTH), None),
+    "num_attention_heads": Key(integer(1, WIDTH), None),
+    "intermediate_size": Key(integer(1, 16 * WIDTH), None),
+    "hidden_act": Key(one_of(*ACTIVATIONS), None),
+    "type_vocab_size": Key(integer(0, ROWS), None),
+    "layer_norm_eps": Key(number(0), None),
+    "position_embedding_type": always("absolute", None),
+}
+TRAINING = frozenset(  # of training, or of heads that are left out
+    """attention_probs_dropout_prob hidden_dropout_prob initializer_range tie_word_embeddings directionality pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size language name""".split()
+)
+SPARE = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """A head of transformers: its modules by full name; see HeadParts. pooling: of what it reads."""
+
+    task: str
+    out: str
+    pooling: str | None = None
+    dense: str | None = None
+    activation: str = "tanh"
+    split: bool = False
+
+
+QUESTIONS = HeadNames("question-answering", "qa_outputs", split=True)
+TOKENS = HeadNames("tensor", "classifier")
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """An encoder family of transformers.
+
+    base: the encoder's name in classes with a head. names: config's attributes for `activation`. heads: class → head, None where it gives
+    hidden states. bare: classes whose heads are for training and left out. places: below the base, `tokens`, `positions`, `types` (may be
+    missing), `norm` and `layers`. offset: rows of the table of positions before position 0, from the config.
+    """
+
+    model_type: str
+    base: str
+    table: Table
+    heads: Mapping[str, HeadNames | None]
+    bare: tuple[str, ...]
+    places: Mapping[str, str]
+    keys: Mapping[str, Key]
+    activation: str = "hidden_act"
+    offset: Callable[[Any], int] = lambda config: 0
+    kind: Literal["encoder"] = "encoder"
+    settings: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def prefix(self) -> str:
+        """Of the encoder's tensors in classes with a head."""
+        return f"{self.base}."
+
+    def problems(self, given: Mapping[str, Any]) -> list[str]:
+        """Everything in a config.json that the canonical model would not reproduce."""
+        _, _, problems = read_keys(given, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
+        named = given.get("architectures")
+        known = [*self.heads, *self.bare]
+        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in known):
+            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(known)}")
+        return problems
+
+    def class_name(self, given: Mapping[str, Any]) -> str:
+        """The class of `architectures`, or the one that gives hidden states."""
+        named = (given.get("architectures") or [None])[0]
+        return named if named in self.heads else next(name for name, head in self.heads.items() if head is None)
+
+    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of tensors that may be there or not."""
+        if self.heads[self.class_name(given)] is not None:
+            return SPARE
+        return (*SPARE, r"(^|\.)pooler\.", rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
+
+    def task(self, given: Mapping[str, Any]) -> str | None:
+        """What the class is for."""
+        head = self.heads[self.class_name(given)]
+        return "embedding" if head is None else head.task
+
+    def vocabularies(self, config: Any) -> dict[str, int]:
+        """Rows of the one table."""
+        return {"source": config.vocab_size, "target": config.vocab_size}
+
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceEncoder:
+        """The loaded model with what the folder says of texts."""
+        return HuggingFaceEncoder(self, model, read_modules(folder))
+
+
+def text_encoding(task: str | None, config: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runtime needs to know of a model for `task`, None for hidden states. said: what the folder says of pooling.
+
+    CheckpointError: labels that lack a number, or that cannot be told apart.
+    """
+    if task is None:
+        return {"pooling": said.get("pooling", "mean"), "normalize": said.get("normalize", False)}
+    if task != "classification":
+        return {}
+    labels = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
+    return {"labels": labels, "problem": PROBLEMS.get(config.problem_type) or ("regression" if len(labels) == 1 else "single")}
+
+
+@dataclass(eq=False)
+class HuggingFaceEncoder:
+    """A loaded encoder. encoding: pooling, normalize and max_length where the folder says so."""
+
+    family: EncoderFamily
+    model: Any
+    encoding: Mapping[str, Any]
+
+    @property
+    def head(self) -> HeadNames | None:
+        """Its head's names."""
+        return self.family.heads[type(self.model).__name__]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text."""
+        config = self.model.config
+        rows = int(config.max_position_embeddings) - self.family.offset(config)
+        return min(rows, self.encoding.get("max_length") or rows)
+
+    def described(self) -> EncoderModel:
+        """The model for the exporter."""
+        config, head = self.model.config, self.head
+        named = self.outputs()
+        original = TransformersEncoder(self.model, list(named), self.family.offset(config))
+        tasks = ("embedding", "tensor") if head is None else tuple(dict.fromkeys((head.task, "tensor")))
+        return EncoderModel(
+            modules=[self.model],
+            answer=original.answer,
+            build=self.built,
+            outputs=named,
+            rows=int(config.vocab_size),
+            pad_id=int(config.pad_token_id or 0),
+            max_length=self.max_length,
+            tasks=tasks,
+            types=self._types(),
+            encoding=text_encoding(None if head is None else head.task, config, self.encoding),
+        )
+
+    def outputs(self) -> dict[str, tuple[int | str, ...]]:
+        """Names and shapes of what it answers."""
+        head, config = self.head, self.model.config
+        if head is None:
+            return {"last_hidden_state": ("batch", "sequence", int(config.hidden_size))}
+        if head.split:
+            return {"start_logits": ("batch", "sequence"), "end_logits": ("batch", "sequence")}
+        labels = int(config.num_labels)
+        return {"logits": ("batch", labels) if head.pooling else ("batch", "sequence", labels)}
+
+    def built(self) -> Built:
+        """The canonical encoder, over the same tensors where their layout allows it."""
+        head, parts = self.head, None
+        if head is not None:
+            modules = {name: self.model.get_submodule(name) for name in (head.out, head.dense) if name is not None}
+            dense = None if head.dense is None else (head.dense, modules[head.dense])
+            parts = HeadParts((head.out, modules[head.out]), dense, head.activation, head.split)
+        return Built({"encoder": load_weights.text_encoder(self._side(), parts, head.pooling if head else None)})
+
+    def _types(self) -> int:
+        place = self.family.places.get("types")
+        return 0 if place is None else int(self._base().get_submodule(place).num_embeddings)
+
+    def _base(self) -> Any:
+        return self.model if self.head is None else getattr(self.model, self.family.base)
+
+    def _side(self) -> Side:
+        config, family, base = self.model.config, self.family, self._base()
+        path, places = "" if self.head is None else family.base, family.places
+        state = dict(base.named_parameters(remove_duplicate=False))
+        heads, rows = int(config.num_attention_heads), family.table.encoder
+        norms = dict.fromkeys(row.sources[0].rpartition(".")[0] for row in rows if row.ours.endswith("_norm.weight"))
+        layers = []
+        for i, layer in enumerate(base.get_submodule(places["layers"])):
+            names = {name.removeprefix(f"{places['layers']}.{i}.") for name in state}
+            (up,) = (row.sources[0] for row in rows if row.ours == "feed_forward.up.weight")
+            layers.append(
+                Layer(
+                    heads=heads,
+                    inner=layer.get_parameter(up).shape[0],
+                    activation=ACTIVATIONS[getattr(config, family.activation)],
+                    norm_first=False,
+                    eps=tuple(layer.get_submodule(norm).eps for norm in norms),
+                    biases=existing(rows, names),
+                    head=config.hidden_size // heads,
+                )
+            )
+        table, types = self._positions(base)
+        norm = base.get_submodule(places["norm"])
+        assert isinstance(norm, nn.LayerNorm)
+        stack = Stack(config.hidden_size, tuple(layers), False, None, embedding_eps=norm.eps, types=0 if types is None else len(types[1]))
+        tokens = base.get_submodule(places["tokens"]).weight
+        below = f"{path}." if path else ""
+        positions = (f"{below}{places['positions']}", table[family.offset(config) :])
+        norms_around = {"embedding.norm": places["norm"]}
+        named = (f"{below}{places['tokens']}", tokens)
+        return Side(stack, family.table, path, state, named, positions, 1.0, norms_around, places["layers"], types)
+
+    def _positions(self, base: Any) -> tuple[Any, tuple[str, Any] | None]:
+        """The table of positions, and that of kinds of tokens; a single kind is added to all positions."""
+        table, place = base.get_submodule(self.family.places["positions"]).weight, self.family.places.get("types")
+        if place is None:
+            return table, None
+        types = base.get_submodule(place).weight
+        path = place if self.head is None else f"{self.family.base}.{place}"
+        return table, (path, types)

@@ -1,0 +1,153 @@
+"""Folders in Hugging Face's layout: config.json, generation_config.json, weights, tokenizers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onnxport.errors import CheckpointError
+from onnxport.export.hugging_face import generation_settings
+from onnxport.export.hugging_face.family import Decoding, Family
+from onnxport.export.source import Source
+from onnxport.export.tokenizers import chat_template
+from onnxport.export.tokenizers.folder import vocabulary_problem
+from onnxport.export.transformers_library import import_transformers, quiet, refusing
+from onnxport.export.weights import file_hash, read_hugging_face_weights, weight_problems
+
+
+def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
+    """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
+    if problems := family.problems(given):
+        raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+    transformers = import_transformers()
+    files = read_hugging_face_weights(folder, allow_pickle)
+    used, settings = {folder / "config.json", *files.paths}, None
+    with quiet(), refusing(folder):
+        cls = getattr(transformers, family.class_name(given))
+        config = cls.config_class.from_dict(dict(given))
+        if family.kind != "encoder":
+            settings, settings_file = _generation_config(transformers, folder)
+            used.add(settings_file)
+        spare = family.spare(given)
+        expected, optional, tensors = _shapes(cls, config, files.tensors, family.prefix, spare)
+    problems = weight_problems(tensors, expected, optional)
+    sizes = family.vocabularies(config)
+    decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
+    tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
+    misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
+    if problems := [*problems, *more, *misfit]:
+        raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
+    paths = files.paths
+    del files, tensors  # transformers reads them again
+    adapter = family.adapter(_load(cls, folder, paths, spare), folder, decoding)
+    template, template_files = chat_template.read(folder) if family.kind == "causal" and tokenizers else (None, [])
+    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
+    plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
+    task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(given)
+    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template, owned=True)
+
+
+def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
+    """What a transformers GenerationConfig says, and what is wrong with it."""
+    ids, problems = generation_settings.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
+    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
+    search, worse = generation_settings.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
+    return Decoding(ids, search), [*problems, *worse]
+
+
+def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
+    """What `generate` would go by, and its file: generation_config.json, or in its absence the keys that older configs have."""
+    path = folder / "generation_config.json"
+    own = path.is_file()
+    if own:
+        try:
+            given = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise CheckpointError(f"{path} holds a JSON {type(given).__name__}, not an object")
+        if unknown := sorted(given.keys() - generation_settings.KNOWN):
+            raise CheckpointError(f"{path}: {', '.join(unknown)} is not a known setting; remove it")
+    else:
+        path = folder / "config.json"
+    config = transformers.GenerationConfig.from_pretrained(
+        folder, config_file_name=path.name, local_files_only=True, **({} if own else {"_from_model_config": True})
+    )
+    return config, path
+
+
+Shapes = dict[str, list[int]]
+
+
+def _shapes(
+    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, spare: tuple[str, ...]
+) -> tuple[Shapes, Shapes, dict[str, Tensor]]:
+    """Shapes of the tensors that must be there and of those that may, and the tensors by the class's names.
+
+    Of tied tensors any one will do; some the class makes itself.
+    """
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        shell = cls(config)
+    shapes = {name: list(tensor.shape) for name, tensor in shell.state_dict().items()}
+    tensors = _named(found, shapes, prefix)
+    groups: dict[str, set[str]] = {}
+    for target, source in shell.get_expanded_tied_weights_keys(all_submodels=True).items():
+        groups.setdefault(source, {source}).add(target)
+    optional = {name for group in groups.values() if len(group & tensors.keys()) for name in group}
+    for source, group in groups.items():
+        if not group & tensors.keys():  # one missing name is told for all
+            optional |= group - {source}
+    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *spare]
+    optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in made)}
+    return (
+        {name: shape for name, shape in shapes.items() if name not in optional},
+        {name: shape for name, shape in shapes.items() if name in optional},
+        tensors,
+    )
+
+
+def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str, Tensor]:
+    """Tensors of a model saved without its head are called as with one, and the other way round; old names of norms as new ones."""
+    wanted, there = (any(name.startswith(prefix) for name in names) for names in (shapes, tensors))
+    result = {}
+    for name, tensor in tensors.items():
+        if wanted and not there:
+            name = prefix + name
+        elif there and not wanted:
+            name = name.removeprefix(prefix)
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
+
+
+def _load(cls: Any, folder: Path, paths: list[Path], spare: tuple[str, ...]) -> Any:
+    """transformers' own way from the folder to a model in float32; its report must be empty but for `spare` tensors."""
+    with quiet(), refusing(folder):
+        model, report = cls.from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=any(path.suffix == ".safetensors" for path in paths),
+        )
+    left = {name: [one for one in map(str, found) if not any(re.search(p, one) for p in spare)] for name, found in report.items()}
+    if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
+        raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
+    return model.requires_grad_(False)
+
+
+def _tokenizers(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[Path]]:
+    from onnxport.export.tokenizers.folder import hugging_face
+
+    return hugging_face(folder, model_type)

@@ -1,0 +1,1 @@
+"""PyTorch's own Transformer, from a folder or a user's code."""

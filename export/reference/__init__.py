@@ -1,0 +1,1 @@
+"""The original model in PyTorch, behind the methods that a bundle has."""

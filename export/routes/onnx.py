@@ -1,0 +1,97 @@
+"""From an ONNX file to a standard graph with golden answers: the way of a source that no PyTorch class stands behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.errors import CheckpointError, UsageError
+from onnxport.export.exported import Exported
+from onnxport.export.onnx_file.inputs import Arrays, Given, inputs_of
+from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
+from onnxport.export.onnx_file.read import encoding, is_half, load
+from onnxport.export.source import OnnxFile, Source
+from onnxport.export.tokenizers.folder import vocabulary_problem
+from onnxport.graph.edit import dims
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# task → the outputs that it needs, with the number of their dimensions
+TASKS: dict[str, dict[str, int]] = {
+    "embedding": {"last_hidden_state": 3},
+    "classification": {"logits": 2},
+    "question-answering": {"start_logits": 2, "end_logits": 2},
+}
+
+
+def export_onnx(found: Source, file: OnnxFile, task: str | None, opset: int | None, say: Callable[[str], None]) -> Exported:
+    """Errors: UsageError (task, opset), CheckpointError (the file was refused)."""
+    original = Original(file.path, file.path)
+    model = load(file, opset)
+    inputs = inputs_of(model.graph)
+    task = task or "tensor"
+    _check_task(task, inputs, model.graph)
+    say("asking the original for golden answers")
+    if is_half(file.proto):
+        as_it_came, original = original, Original.widened(model, file.path)
+        cases = goldens(original, inputs, say)
+        _check_half(as_it_came, cases)
+    else:
+        cases = goldens(original, inputs, say)
+    settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
+    if task != "tensor":
+        rows = next(given.rows for given in inputs if given.name == "input_ids")
+        labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
+        settings["encoding"] = encoding(file, task, rows, labels)
+        for data in found.tokenizers.values():
+            if rows is not None and (problem := vocabulary_problem(data, rows, "source")):
+                raise CheckpointError(f"{problem}; put the model's own tokenizer.json beside {file.path.name}")
+    return Exported(
+        name=found.name,
+        task=task,
+        family=found.family,
+        route="onnx",
+        opset=model.opset_imports.get("", file.opset),
+        graphs={"model" if task == "tensor" else "encoder": model},
+        goldens=cases,
+        generation=None,
+        tokenizers={} if task == "tensor" else found.tokenizers,
+        source_hashes=found.hashes,
+        settings=settings,
+    )
+
+
+def _check_task(task: str, inputs: list[Given], graph: ir.Graph) -> None:
+    """UsageError unless the graph's names and shapes are those that transformers uses for this task."""
+    if task == "tensor":
+        return
+    if task not in TASKS:
+        raise UsageError(f"task {task} is not possible for an ONNX file; possible: tensor, {', '.join(TASKS)}")
+    named, outputs = {given.name for given in inputs}, {str(value.name): dims(value) for value in graph.outputs}
+    if "input_ids" not in named or not named <= set(TEXT_INPUTS):
+        raise UsageError(f"task {task} needs inputs among {', '.join(TEXT_INPUTS)}, found {', '.join(sorted(named))}; use --task tensor")
+    for name, rank in TASKS[task].items():
+        if name not in outputs:
+            raise UsageError(f"task {task} needs an output {name}, found {', '.join(outputs)}; use --task tensor")
+        shape = outputs[name]
+        if shape is not None and len(shape) != rank:
+            raise UsageError(f"task {task} needs {name} with {rank} axes, found {len(shape)}; use --task tensor")
+
+
+def _check_half(as_it_came: Original, cases: Arrays) -> None:
+    """CheckpointError where a half-precision file and its own nodes in float32 differ by more than half precision explains."""
+    kinds = {i.name: np.float16 for i in as_it_came.session.get_inputs() if i.type == "tensor(float16)"}
+    given = {name[9:]: array.astype(kinds.get(name[9:], array.dtype)) for name, array in cases.items() if name.startswith("case0/in/")}
+    try:
+        answer = as_it_came.answer(given)
+    except Exception:  # ONNX Runtime's CPU has no half-precision kernel for one of its nodes: float32 is all there is
+        return
+    for name, array in answer.items():
+        wide = cases[f"case0/out/{name}"]
+        if array.dtype.kind == "f":
+            difference, size = np.abs(wide - array.astype(np.float32)).max(initial=0), np.abs(wide).max(initial=0)
+            if not difference <= HALF_ERROR * max(float(size), 1e-3):
+                raise CheckpointError(
+                    f"output {name} in float32 is {difference:.2e} from the file's own half precision; export it in float32"
+                )

@@ -1,0 +1,1 @@
+"""Tracing a PyTorch module to a standard ONNX graph."""

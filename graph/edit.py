@@ -1,0 +1,129 @@
+"""Questions about the values of an ONNX graph, and edits of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+
+
+class Miss(Exception):
+    """A rule does not apply to a node; its text says what was found there instead."""
+
+
+def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
+    return node is not None and node.op_type == op_type and node.domain == domain
+
+
+def produced_by(value: ir.Value | None, op_type: str, what: str) -> ir.Node:
+    """The node of type `op_type` that makes `value`, or a miss that names what was found."""
+    node = None if value is None else value.producer()
+    if node is None or not is_op(node, op_type):
+        found = "nothing" if value is None else f"{node.op_type}" if node else f"input or weight '{value.name}'"
+        raise Miss(f"{what} comes from {found}, not from {op_type}")
+    return node
+
+
+def source(node: ir.Node, index: int = 0) -> ir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise Miss(f"{node.op_type} '{node.name}' has no input {index}")
+    return value
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def dims(value: ir.Value) -> tuple[int | str, ...] | None:
+    """Dimensions as integers or symbol names; None if the rank is unknown. An unnamed dimension becomes '?', equal to nothing."""
+    if value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
+
+
+def known_dims(value: ir.Value, rank: int, what: str) -> tuple[int | str, ...]:
+    found = dims(value)
+    if found is None or len(found) != rank:
+        raise Miss(f"{what} '{value.name}' has shape {found}, expected {rank} dimensions")
+    return found
+
+
+def same_shape(a: Sequence[int | str] | None, b: Sequence[int | str] | None) -> bool:
+    return a is not None and b is not None and "?" not in a and tuple(a) == tuple(b)
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The constant behind a value, or None."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def only_use(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+    """An initializer; one of that name that exists already is shared."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(
+        name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=ir.TensorType(ir.tensor(array).dtype)
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def new_node(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any],
+    like: Sequence[ir.Value | None],
+    domain: str = MICROSOFT,
+) -> ir.Node:
+    """A node placed before another, whose outputs take over the names, types and shapes of `like` (None: an output left out)."""
+    name = next(v.name for v in like if v is not None)  # names of values are unique, so those of nodes are
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(like), name=f"{name}/{op_type}")
+    for output, old in zip(node.outputs, like, strict=True):
+        if old is None:
+            output.name = ""
+            continue
+        output.name, output.type, output.shape = old.name, old.type, old.shape
+    graph.insert_before(before, node)
+    if domain:
+        graph.opset_imports.setdefault(domain, 1)
+    return node
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, as a graph output too, becomes one of `new`; the name goes with it, so that outputs keep theirs."""
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = f"{name}/replaced"
+    new.name = name
+
+
+def remove_dead(graph: ir.Graph) -> int:
+    """Remove nodes nobody reads and initializers nobody reads; returns how many nodes went."""
+    removed = 0
+    for node in reversed(list(graph)):
+        if all(not v.uses() and not v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+            removed += 1
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+    return removed

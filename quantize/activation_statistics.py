@@ -1,0 +1,245 @@
+"""The range of activations that 8 bits should hold, told by calibration: a histogram of bounded size and four ways to read it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.errors import DataError
+from onnxport.graph.store import write
+from onnxport.runtime.processor import make_exact
+
+BINS = 1 << 14  # over -reach..reach
+STEPS = 255  # of 8 bits
+PERCENTILE = 99.99  # of the values are held; the rest is cut at both ends alike
+ENTROPY_BINS = 512  # at most: the search takes the square of them
+ENTROPY_LEVELS = 128
+CUTS = np.linspace(1, 0.1, 91)  # shares of the seen range that `mse` tries
+
+
+class Range:
+    """Values of a tensor over all feeds: the least, the greatest, and how often each of equal bins was met.
+
+    The bins cover -reach..reach, reach a power of two that doubles when a value lies beyond it: pairs of bins are merged then, so that
+    counts stay exact and memory stays as it was.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self.reach = 0.0
+        self.counts = np.zeros(BINS, np.int64)
+
+    def add(self, rows: np.ndarray) -> None:
+        """rows: float32 [n, channels]."""
+        if not rows.size:
+            return
+        low, high = float(rows.min()), float(rows.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._grow(max(-low, high))
+        if self.reach:
+            places = ((rows.reshape(-1).astype(np.float64) / self.reach + 1) * (BINS / 2)).astype(np.int64)
+            self.counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+        else:
+            self.counts[BINS // 2] += rows.size
+
+    def _grow(self, peak: float) -> None:
+        if peak <= self.reach:
+            return
+        wanted = float(2.0 ** np.ceil(np.log2(peak)))
+        while self.reach and self.reach < wanted:
+            merged = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
+            self.reach *= 2
+        self.reach = max(self.reach, wanted)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Bounds of the bins, float64 [BINS + 1]."""
+        return np.linspace(-self.reach, self.reach, BINS + 1)
+
+    def limits(self, method: str) -> tuple[float, float]:
+        """Least and greatest value to hold, by "minmax", "percentile", "entropy" or "mse"; never more than was seen."""
+        if self.low >= self.high or not self.reach:
+            return self.low, self.high
+        low, high = METHODS[method](self)
+        return max(low, self.low), min(high, self.high)
+
+
+def minmax(seen: Range) -> tuple[float, float]:
+    """All that was seen."""
+    return seen.low, seen.high
+
+
+def percentile(seen: Range, share: float = PERCENTILE) -> tuple[float, float]:
+    """What holds `share` percent of the values, as many cut below as above (Wu et al. 2020, Integer Quantization, 3.3)."""
+    cut = (100 - share) / 200 * seen.counts.sum()
+    total = np.cumsum(seen.counts)
+    low = int(np.searchsorted(total, cut, side="right"))
+    high = int(np.searchsorted(total, seen.counts.sum() - cut, side="left"))
+    return float(seen.edges[low]), float(seen.edges[high + 1])
+
+
+def entropy(seen: Range) -> tuple[float, float]:
+    """The symmetric limits whose 128 levels tell the least different distribution, by KL divergence (Migacz 2017, TensorRT).
+
+    The search is ONNX Runtime's own.
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    counts, reach = seen.counts, seen.reach
+    group = BINS // ENTROPY_BINS
+    search = HistogramCollector("entropy", False, ENTROPY_BINS, ENTROPY_LEVELS, None, None)
+    coarse = counts.reshape(-1, group).sum(1)
+    edges = np.linspace(-reach, reach, ENTROPY_BINS + 1, dtype=np.float32)
+    low, high = search.get_entropy_threshold(
+        (coarse, edges, np.float32(seen.low), np.float32(seen.high), np.float32(reach)), ENTROPY_LEVELS
+    )
+    return float(low), float(high)
+
+
+def mse(seen: Range) -> tuple[float, float]:
+    """The limits of least squared error, by search: both ends cut alike first, then each alone (Banner et al. 2019 have a formula)."""
+    filled = np.flatnonzero(seen.counts)
+    values, counts = ((seen.edges[:-1] + seen.edges[1:]) / 2)[filled], seen.counts[filled].astype(np.float64)
+
+    def error(low: float, high: float) -> float:
+        step = (high - low) / STEPS
+        if step <= 0:
+            return float("inf")
+        beyond = np.maximum(values - high, 0) + np.maximum(low - values, 0)
+        # Inside, a value is off by anything up to half a step; 8 bits hold 0 exactly, wherever the limits are.
+        return float(counts @ np.where(beyond > 0, beyond**2, step**2 / 12))
+
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    both = min(CUTS, key=lambda cut: error(low * cut, high * cut))
+    low, high = low * both, high * both
+    ends = [(min(CUTS, key=lambda cut: error(low * cut, high)), 1.0), (1.0, min(CUTS, key=lambda cut: error(low, high * cut)))]
+    cut_low, cut_high = min(ends, key=lambda cuts: error(low * cuts[0], high * cuts[1]))
+    return low * cut_low, high * cut_high
+
+
+METHODS: dict[str, Callable[[Range], tuple[float, float]]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
+
+
+Feed = Mapping[str, np.ndarray]
+MASKS = ("attention_mask", "source_mask")
+
+
+class Collector(Protocol):
+    """Takes what a value holds, feed after feed."""
+
+    def add(self, rows: np.ndarray) -> None:
+        """rows: float32 [n, channels], padding left out."""
+        ...
+
+
+class Hessian:
+    """H = mean of x xᵀ over rows x: how much errors of weights cost (Frantar et al. 2022, GPTQ), float64 [channels, channels]."""
+
+    AT_ONCE = 1024  # rows
+
+    def __init__(self) -> None:
+        self._sum, self.count = np.zeros((0, 0)), 0
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """As Collector. Rows of several feeds are multiplied at once: steps of a decoder are single rows."""
+        self._waiting.append(np.array(rows, np.float32))
+        self.count += len(rows)
+        if sum(map(len, self._waiting)) >= self.AT_ONCE:
+            self._multiply()
+
+    def mean(self) -> np.ndarray:
+        """H."""
+        self._multiply()
+        return self._sum / max(self.count, 1)
+
+    def _multiply(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            product = rows.T @ rows
+            self._sum = self._sum + product if self._sum.size else product.astype(np.float64)
+            self._waiting = []
+
+
+class Peak:
+    """The largest magnitude of each channel, float32 [channels]."""
+
+    def __init__(self) -> None:
+        self.largest: np.ndarray | float = 0.0
+
+    def add(self, rows: np.ndarray) -> None:
+        """As Collector."""
+        self.largest = np.maximum(self.largest, np.abs(rows).max(0, initial=0))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was seen of values, by their names."""
+
+    hessians: Mapping[str, Hessian]
+    ranges: Mapping[str, Range]
+
+    def hessian(self, x: ir.Value) -> np.ndarray:
+        """float64 [K, K], of a layer's input."""
+        return self.hessians[str(x.name)].mean()
+
+    def range(self, x: ir.Value, method: str) -> tuple[float, float]:
+        """Least and greatest value that 8 bits should hold, of a layer's input."""
+        return self.ranges[str(x.name)].limits(method)
+
+
+def watch(model: ir.Model, needs: Mapping[str, Iterable[str]], feeds: Iterable[Feed]) -> Statistics:
+    """Statistics of values (name -> "hessian", "range") while the graph answers `feeds`. DataError: it answers NaN or infinity."""
+    hessians = {name: Hessian() for name, wanted in needs.items() if "hessian" in wanted}
+    ranges = {name: Range() for name, wanted in needs.items() if "range" in wanted}
+    collectors: dict[str, list[Collector]] = {name: [] for name in needs}
+    for found in (hessians, ranges):
+        for name, collector in found.items():
+            collectors[name].append(collector)
+    observe(model, collectors, feeds)
+    return Statistics(hessians, ranges)
+
+
+def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feeds: Iterable[Feed]) -> None:
+    """Runs the graph on `feeds` and gives the rows of each named value to its collectors; padding is left out, by the feed's mask.
+
+    DataError: a value is NaN or infinite, which would spoil what is computed from it.
+    """
+    import onnxruntime
+
+    watched = model.clone()
+    outside = {value.name for value in [*watched.graph.outputs, *watched.graph.inputs]}
+    watched.graph.outputs.extend(v for node in watched.graph for v in node.outputs if v.name in set(collectors) - outside)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    make_exact(options)
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = write({"model": watched}, Path(folder)).values()
+        session = onnxruntime.InferenceSession(str(Path(folder) / file), options, providers=["CPUExecutionProvider"])
+        inputs = {value.name for value in session.get_inputs()}
+        names = [output.name for output in session.get_outputs() if output.name in collectors]
+        for feed in feeds:
+            given = {name: array for name, array in feed.items() if name in inputs}
+            real = next((feed[name].astype(bool) for name in MASKS if name in feed), None)
+            for name, array in [*zip(names, session.run(names, given) if names else [], strict=True), *feed.items()]:
+                if name not in collectors:
+                    continue
+                found = array[real] if real is not None and array.shape[:2] == real.shape and array.ndim > 2 else array
+                found = found.reshape(-1, found.shape[-1])
+                if not np.isfinite(found).all():
+                    raise DataError(f"calibration gives NaN or infinity at {name}; check the model's weights and the data")
+                for collector in collectors[name]:
+                    collector.add(found)

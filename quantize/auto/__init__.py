@@ -1,0 +1,1 @@
+"""The search behind `--precision auto`: the fastest plan within a budget of quality."""

@@ -1,0 +1,175 @@
+"""The time that each scheme really takes on this machine, by shapes of weights and numbers of rows.
+
+A graph of nothing but the kernels of one scheme runs in ONNX Runtime over as many weights as the model has, so that they come from where
+they come from in the model: memory, or a cache that holds them all. Schemes alternate run by run, and medians count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxport.quantize.modules import Group, Use
+from onnxport.quantize.plan import Plan
+from onnxport.quantize.schemes.apply import quantize
+from onnxport.runtime.sessions import DISABLED_OPTIMIZERS, Sessions
+
+MOST_VALUES = 48 * 2**20  # of the weights of one graph: more are in no cache
+MOST_COPIES = 48
+ROUNDS, LEAST_ROUNDS, SECONDS = 25, 7, 0.6  # of one shape and number of rows, for all schemes together
+BYTE = 1e-16  # seconds: of plans that are equally fast the smallest is taken
+
+
+@dataclass(frozen=True)
+class Load:
+    """How often a graph runs for one answer, and over how many rows. head_rows: of a projection to the vocabulary of `head` entries."""
+
+    role: str
+    rows: int
+    times: float
+    head: int = 0
+    head_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel's time depends on."""
+
+    k: int
+    n: int
+    transposed: bool
+    biased: bool
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """For files."""
+        return f"{self.k}x{self.n}{'t' if self.transposed else ''}{'b' if self.biased else ''}:{self.rows}"
+
+
+Times = Mapping[str, Mapping[str, float]]  # Shape.key -> scheme -> seconds
+
+
+def shapes_of(group: Group, loads: Sequence[Load]) -> list[tuple[Shape, float]]:
+    """The products that a group computes for one answer, and how often."""
+    return [
+        (Shape(use.k, use.n, use.transposed, use.biased, _rows(use, load)), load.times)
+        for use in group.uses
+        for load in loads
+        if load.role == use.role
+    ]
+
+
+def _rows(use: Use, load: Load) -> int:
+    return load.head_rows if load.head == use.n and load.head_rows else load.rows
+
+
+def seconds(group: Group, scheme: str, loads: Sequence[Load], times: Times) -> float:
+    """What a group costs in one answer, plus as good as nothing for its bytes."""
+    return sum(count * times[shape.key][kernel(scheme)] for shape, count in shapes_of(group, loads)) + BYTE * nbytes(group, scheme)
+
+
+def nbytes(group: Group, scheme: str) -> float:
+    """About how much its weights take."""
+    return group.values * (4 if scheme == "fp32" else 0.5 if scheme.startswith("int4") else 1)
+
+
+@lru_cache
+def kernel(scheme: str) -> str:
+    """The scheme without what changes numbers but not the time they take."""
+    for word in ("-hqq", "-gptq", "-minmax", "-percentile", "-entropy", "-mse"):
+        scheme = scheme.replace(word, "")
+    return scheme
+
+
+def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | None = None) -> dict[str, float]:
+    """Seconds of one product by scheme. values: weights of the whole model."""
+    names = sorted({kernel(name) for name in schemes})
+    copies = int(np.clip(min(values, MOST_VALUES) // (shape.k * shape.n), 1, MOST_COPIES))
+    x = np.random.default_rng(0).standard_normal((shape.rows, shape.k)).astype(np.float32)
+    runs: dict[str, Callable[[], Any]] = {}
+    for name in names:
+        session = _session(_graph(shape, name, copies, x), threads)
+        given = {i.name: x for i in session.get_inputs()}
+        first = session.get_outputs()[0].name
+        runs[name] = partial(session.run, [first], given)
+    return {name: found / copies for name, found in alternate(runs).items()}
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, least: int = LEAST_ROUNDS, budget: float = SECONDS
+) -> dict[str, float]:
+    """Median seconds of each, run in turn; no more rounds than `least` once `budget` seconds are spent."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    started = time.perf_counter()
+    for number in range(-2, rounds):
+        if number >= least and time.perf_counter() - started > budget:
+            break
+        for name, run in runs.items():
+            before = time.perf_counter()
+            run()
+            if number >= 0:
+                taken[name].append(time.perf_counter() - before)
+    return {name: statistics.median(found) for name, found in taken.items()}
+
+
+def _graph(shape: Shape, scheme: str, copies: int, x: np.ndarray) -> bytes:
+    """A model of `copies` products with inputs and weights of their own; ONNX Runtime computes outputs that nobody fetches too."""
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((shape.k, shape.n)).astype(np.float32)
+    stored = numpy_helper.from_array(np.ascontiguousarray(weight.T) if shape.transposed else weight, "weight")
+    bias = [numpy_helper.from_array(np.zeros(shape.n, np.float32), "bias")] if shape.biased else []
+    if shape.transposed:
+        nodes = [helper.make_node("Gemm", ["x", "weight", *(b.name for b in bias)], ["y"], transB=1)]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "weight"], ["product" if bias else "y"])]
+        nodes += [helper.make_node("Add", ["product", "bias"], ["y"])] if bias else []
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", shape.k), ("y", shape.n))]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "product", ends[:1], ends[1:], [stored, *bias]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    model = ir.from_proto(proto)
+    if scheme != "fp32":
+        (model,) = quantize({"model": model}, Plan({"*": scheme}), {"model": [{"x": x}]})[0].values()
+    return _copied(ir.to_proto(model), copies)
+
+
+def _copied(proto: onnx.ModelProto, copies: int) -> bytes:
+    """The graph's nodes, inputs, outputs and large weights so many times."""
+    one = onnx.GraphProto()
+    one.CopyFrom(proto.graph)
+    graph = proto.graph
+    for part in ("node", "input", "output", "initializer", "value_info"):
+        graph.ClearField(part)
+    shared = {tensor.name for tensor in one.initializer if np.prod(tensor.dims) < 64}
+    graph.initializer.extend(tensor for tensor in one.initializer if tensor.name in shared)
+    for copy in range(copies):
+        for part in ("input", "output", "initializer"):
+            for value in getattr(one, part):
+                if value.name not in shared:
+                    added = getattr(graph, part).add()
+                    added.CopyFrom(value)
+                    added.name = f"{value.name}#{copy}"
+        for node in one.node:
+            added = graph.node.add()
+            added.CopyFrom(node)
+            added.ClearField("name")
+            for names in (added.input, added.output):
+                names[:] = [name if not name or name in shared else f"{name}#{copy}" for name in names]
+    return proto.SerializeToString()
+
+
+def _session(model: bytes, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = Sessions.choose("cpu", threads).options()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"])

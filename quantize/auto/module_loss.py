@@ -1,0 +1,142 @@
+"""What each module alone does to a model's answers under each scheme.
+
+Generating models are held against fp32 token by token, over answers that fp32 gave (or texts): the mean Kullback-Leibler divergence of the
+next token's distribution, all rows in one batch of cached steps. Others: the relative error of all outputs, squared, so that the losses of
+modules add up as variances do.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.errors import DataError
+from onnxport.graph import search_graphs, store
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.state import NOBODY, Running
+from onnxport.runtime.sessions import Sessions
+
+ROWS = 32  # texts
+STEPS = 24  # tokens of each that are compared
+BEFORE = 32  # tokens that a language model reads first
+NUMBERS = 2**27  # most logits that are held
+KL, ERROR = "kl_divergence", "squared_relative_error"
+
+Graphs = Mapping[str, ir.Model]
+
+
+class Generating:
+    """The divergence of graphs of a model that generates. metric: KL, in nats a token.
+
+    engine: of the fp32 variant. sources: ids of inputs (of a language model none). targets: ids that are read one by one.
+    """
+
+    metric = KL
+
+    def __init__(
+        self, engine: Engine, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]], sessions: Sessions
+    ) -> None:
+        self._engine, self._sessions = engine, sessions
+        room = max(1, NUMBERS // engine.vocab_size)
+        steps = max(1, min(STEPS, room // max(1, min(ROWS, len(targets)))))
+        start = engine.config.decoder_start_id
+        read = []  # what comes before, and what is compared
+        for target in targets:
+            ids = list(target)
+            before = 1 if sources is not None else max(1, min(BEFORE, len(ids) // 2))
+            ids = [0 if start is None else start, *ids] if sources is not None else ids
+            read.append((ids[:before], ids[before : before + steps - 1]))
+        order = sorted(range(len(read)), key=lambda i: -len(read[i][1]))
+        self._prefixes, self._targets = [read[i][0] for i in order], [read[i][1] for i in order]
+        self._sources = None if sources is None else [sources[i] for i in order]
+        self._cross = None if self._sources is None else engine.encode(self._sources)
+        self._expected = [(np.exp(logs), logs) for logs in self._logs(engine, self._cross)]
+
+    def loss(self, changed: Graphs) -> float:
+        """Mean over all positions; graphs that are not given are those of fp32. inf where an answer is not finite."""
+        with _opened(changed, self._sessions) as opened:
+            engine = copy.copy(self._engine)
+            cross = self._cross
+            if "decoder" in opened:
+                engine.decoder = opened["decoder"]
+            if "encoder" in opened:
+                engine.encoder = opened["encoder"]
+                assert self._sources is not None
+                cross = engine.encode(self._sources)
+            total, count = 0.0, 0
+            for (shares, logs), found in zip(self._expected, self._logs(engine, cross), strict=True):
+                total += float((shares * (logs - found)).sum(dtype=np.float64))
+                count += len(found)
+        return max(total / count, 0.0) if np.isfinite(total) else float("inf")
+
+    def _logs(self, engine: Engine, cross: Any) -> Iterator[np.ndarray]:
+        """log-softmax float32 [rows that are left, vocabulary] of each step."""
+        running = Running(engine, cross, self._prefixes, len(self._targets[0]) + 1)
+        running.ask(1, NOBODY)
+        left = len(self._targets)
+        for step in range(len(self._targets[0]) + 1):
+            while len(self._targets[left - 1]) < step:
+                left -= 1
+                running.active[left] = False
+            if step:
+                running.ids[:left, 0] = [row[step - 1] for row in self._targets[:left]]
+            running.advance()
+            logits = running.logits.numpy()[:left]
+            top = logits.max(1, keepdims=True)
+            yield logits - (top + np.log(np.exp(logits - top).sum(1, keepdims=True)))
+
+
+class Answering:
+    """The error of the one graph of a model that answers in one pass. metric: ERROR, of all float outputs, the worst counts."""
+
+    metric = ERROR
+
+    def __init__(self, reference: Graphs, feeds: Sequence[Mapping[str, np.ndarray]], sessions: Sessions) -> None:
+        self._feeds, self._sessions = feeds, sessions
+        self._expected = self._run(reference)
+
+    def loss(self, changed: Graphs) -> float:
+        """Mean of squares of the difference over the reference's own about its mean; inf where an answer is not finite."""
+        wrong: dict[str, float] = {}
+        whole: dict[str, float] = {}
+        for expected, found in zip(self._expected, self._run(changed), strict=True):
+            for name, a in expected.items():
+                b = found[name].astype(np.float64)
+                wrong[name] = wrong.get(name, 0.0) + (float(np.square(a - b).sum()) if np.isfinite(b).all() else float("inf"))
+                whole[name] = whole.get(name, 0.0) + float(np.square(a - a.mean(-1, keepdims=True) if a.shape[-1:] > (1,) else a).sum())
+        return max(wrong[name] / (whole[name] or 1.0) for name in wrong)
+
+    def _run(self, graphs: Graphs) -> list[dict[str, np.ndarray]]:
+        with _opened(graphs, self._sessions) as opened:
+            (session,) = opened.values()
+            names = [o.name for o in session.get_outputs() if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+            inputs = {i.name for i in session.get_inputs()}
+            found = []
+            for feed in self._feeds:
+                given = {name: array for name, array in feed.items() if name in inputs}
+                values = zip(names, session.run(names, given), strict=True)
+                found.append({name: _real(np.asarray(array), feed).astype(np.float64) for name, array in values})
+        if not names:
+            raise DataError("the model gives no float outputs, so no loss of precision can be measured; name a plan with --plan")
+        return found
+
+
+def _real(array: np.ndarray, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    mask = feed.get("attention_mask")
+    return array[mask.astype(bool)] if mask is not None and array.ndim > 2 and array.shape[:2] == mask.shape else array
+
+
+@contextmanager
+def _opened(graphs: Graphs, sessions: Sessions) -> Iterator[dict[str, Any]]:
+    """Sessions over graphs, by role."""
+    whole = {role: search_graphs.add_choice(model) if role == "decoder" else model for role, model in graphs.items()}
+    with tempfile.TemporaryDirectory(prefix="onnxport-sensitivity-") as folder:
+        files = store.write(whole, folder)
+        yield {role: sessions.open(Path(folder) / file, steady=role == "decoder") for role, file in files.items()}

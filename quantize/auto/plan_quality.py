@@ -1,0 +1,84 @@
+"""The quality of a variant as `compare` tells it, in this process: what a search asks of every plan that it tries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from onnxport.compare import bootstrap, metrics
+from onnxport.compare.measure import measurement
+from onnxport.compare.protocol.bundle_side import BundleSide
+from onnxport.compare.protocol.client import Client
+from onnxport.compare.workload import Workload
+from onnxport.quantize.auto.kernel_times import alternate
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.model import Model
+from onnxport.runtime.sessions import Sessions
+from onnxport.runtime.verify import replay
+
+BATCH = 32
+PARITY = ("max_abs_diff", "relative_error", "argmax_agreement", "greedy_agreement")
+# Metrics of a sample of texts: chance moves them. Others are of numbers that come out the same on other data, nearly.
+EXACT = frozenset({"max_abs_diff", "relative_error", "cosine", "cosine_drop"})
+
+
+class _Here:
+    """A variant that answers as a `compare.client.Client` does, without a process of its own."""
+
+    def __init__(self, bundle: Bundle, name: str, sessions: Sessions) -> None:
+        self._side = BundleSide(str(bundle.path), name, sessions.device, sessions.threads)
+        self._side.model = Model(bundle, name, sessions)
+
+    def call(self, method: str, inputs: Any, **options: Any) -> tuple[Any, float]:
+        """As Client."""
+        started = time.perf_counter()
+        return getattr(self._side, method)(inputs, **options), time.perf_counter() - started
+
+
+class Quality:
+    """Measures variants on a workload; the first that is measured is the reference.
+
+    bundle: that of the reference, by the name `fp32`. work: see `compare.workload`.
+    """
+
+    def __init__(self, bundle: Bundle, work: Workload, sessions: Sessions) -> None:
+        self._work, self._sessions = work, sessions
+        self._outputs, self._beside = self._answers(bundle, "fp32")
+        self._statistics = measurement.statistics_of(work, self._outputs, self._beside, self._outputs)
+        self.reference = self.values(bundle, "fp32", (self._outputs, self._beside))
+
+    def values(self, bundle: Bundle, name: str, answers: tuple[list[Any], list[Any]] | None = None) -> dict[str, Any]:
+        """A variant's metrics, with their drops and intervals, by the names that a report has for them."""
+        outputs, beside = answers or self._answers(bundle, name)
+        parity = replay(bundle, name, self._sessions.device, self._sessions.threads)
+        found: dict[str, Any] = {key: parity[key] for key in PARITY if isinstance(parity.get(key), int | float)}
+        if not parity.get("finite"):
+            return {}
+        if self._work.method != "run":
+            own = measurement.statistics_of(self._work, outputs, beside, self._outputs)
+            found |= metrics.agreement(outputs, self._outputs) | metrics.values(own)
+            found |= metrics.drops(found, metrics.values(self._statistics)) | bootstrap.intervals(own, self._statistics, metrics.SIGNS)
+        return found
+
+    def _answers(self, bundle: Bundle, name: str) -> tuple[list[Any], list[Any]]:
+        if self._work.method == "run":
+            return [], []
+        sides = {name: cast(Client, _Here(bundle, name, self._sessions))}
+        outputs, _ = measurement.answers(sides, self._work, BATCH)
+        beside = measurement.asked(sides, self._work.beside)[0][name] if self._work.beside is not None else []
+        return outputs[name], beside
+
+
+def seconds(
+    bundle: Bundle, names: list[str], work: Workload, batch: int, sessions: Sessions, rounds: int, budget: float
+) -> dict[str, float]:
+    """Median seconds of an answer by variant, all doing the same amount of work in turn."""
+    chunks = work.batches(batch, rounds)
+    rows = 1 if work.method == "run" else batch
+
+    def run(name: str) -> Callable[[], Any]:
+        side, turn = _Here(bundle, name, sessions), iter(range(10**9))
+        return lambda: side.call(work.method, chunks[next(turn) % len(chunks)], **work.fixed)
+
+    return {name: found / rows for name, found in alternate({name: run(name) for name in names}, rounds, 5, budget).items()}

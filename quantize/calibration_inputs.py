@@ -1,0 +1,270 @@
+"""Calibration data as what the graphs of a bundle really read: tokens of texts, and decode steps over a cache that was really filled."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.compare.data import Dataset, read_data
+from onnxport.errors import DataError, one_line
+from onnxport.graph.edit import attribute
+from onnxport.graph.search_graphs import remove_choice
+from onnxport.graph.store import write
+from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.encoder import Encoder
+from onnxport.runtime.model import Model
+from onnxport.runtime.sessions import Sessions
+
+Feeds = dict[str, list[dict[str, np.ndarray]]]  # role -> inputs by name
+FEWEST, MOST = 8, 128  # texts
+TOKENS = 256  # of a text; what comes after tells little more
+STEPS = 4  # the last tokens of each text are read one by one
+ROWS = 16  # of a batch of an encoder
+
+
+def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp32") -> Feeds:
+    """Inputs of each graph of a bundle, made from a data file through its fp32 variant.
+
+    Text is what `--data` takes: translations are answered greedily, and the decoder reads those answers; language models read the texts.
+    A bundle without a tokenizer takes a `.npz` of its input arrays. DataError: too few texts, or of another task.
+    """
+    if bundle.generation is not None and not bundle.tokenizers:
+        raise DataError(f"{data}: a model that generates is calibrated on texts, and this bundle has no tokenizer; export it with one")
+    if Path(data).suffix == ".npz":
+        return _arrays(bundle, Path(data), variant)
+    if not bundle.tokenizers:
+        raise DataError(f"{data}: this bundle has no tokenizer, so it is calibrated on a .npz of its input arrays, not on texts")
+    dataset = read_data(data)
+    texts = texts_of(dataset, bundle, data).inputs
+    model = Model(bundle, variant, Sessions.choose("cpu"))
+    chosen = [texts[i] for i in places(len(texts), most)]
+    if model.engine is None:
+        return {next(iter(bundle.variants[variant].graphs)): _encoder_feeds(bundle, variant, model, chosen)}
+    return _decoder_feeds(model, model.engine, chosen)
+
+
+def places(count: int, most: int) -> list[int]:
+    """Which of `count` rows are calibrated on: at most `most`, evenly spaced, for files are often sorted."""
+    fewer = min(most, count)
+    return [i * count // fewer for i in range(fewer)]
+
+
+def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
+    """The data, if it is of the bundle's task and enough of it. DataError."""
+    asks = bundle.task == "question-answering"
+    if asks != (dataset.kind == "questions"):
+        wanted = "questions with their contexts" if asks else "texts"
+        raise DataError(f"{data}: holds {dataset.kind}, and a bundle for {bundle.task} is calibrated on {wanted}")
+    kept = [i for i, text in enumerate(dataset.inputs) if not isinstance(text, str) or text.strip()]
+    if len(kept) < FEWEST:
+        raise DataError(
+            f"{data}: holds {len(kept)} texts, expected at least {FEWEST} to calibrate on; give more of what the model will see"
+        )
+    return dataset
+
+
+class _Recorder(Encoder):
+    """Keeps what the encoder's graph is given."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def run(self, inputs: Any) -> dict[str, np.ndarray]:
+        """As Encoder."""
+        self.seen.append({name: np.array(array) for name, array in inputs.items()})
+        return super().run(inputs)
+
+
+def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+    encoder = _Recorder(bundle, bundle.variants[variant], Sessions.choose("cpu"), model._source())
+    texts = [(item["question"], item["context"]) if isinstance(item, dict) else item for item in items]
+    for _ in encoder.each(encoder.windows(texts, None, TOKENS), ROWS):
+        pass
+    return encoder.seen
+
+
+def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
+    source = model._source()
+    assert source is not None
+    ids = [row[:TOKENS] for row in source.encode(list(texts)) if row]
+    if engine.encoder is None:
+        return {"decoder": [feed for row in ids for feed in _steps(engine, row[: engine.config.max_length], {})]}
+    ids = [row[: engine.config.max_length] for row in ids]
+    answers = model.generate(ids, beam=1, temperature=0.0, max_new_tokens=min(TOKENS, engine.config.max_length or TOKENS) - 1)
+    found: Feeds = {"encoder": [], "decoder": []}
+    for row, answer in zip(ids, answers, strict=True):
+        cross = engine.encode([row])
+        found["encoder"].append({"input_ids": np.array([row], np.int64), "source_mask": np.ones((1, len(row)), np.int32)})
+        target = [engine.config.decoder_start_id or 0, *answer.tokens]
+        found["decoder"] += _steps(engine, target, {**cross.arrays, "source_mask": cross.mask})
+    return found
+
+
+def _steps(engine: Engine, ids: Sequence[int], more: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """A prefill of all but the last tokens, then these, each over the cache that the runs before left."""
+    config, inputs = engine.config, engine.inputs
+    capacity = config.window or len(ids)
+    shape = (1, config.kv_heads, capacity, config.head_size)
+    past = {f"past_{name}": np.zeros(shape, engine.cache_type) for name in engine.cache_names}
+    first = max(len(ids) - STEPS, 1)
+    done = 0
+    for part in [ids[:first], *([token] for token in ids[first:])]:
+        after = done + len(part)
+        feed: dict[str, np.ndarray] = {
+            "input_ids": np.array([part], np.int64),
+            "position_ids": np.arange(done, after, dtype=np.int64)[None],
+            "logits_index": np.array([len(part) - 1], np.int64),
+            "seqlens_k": np.array([after - 1], np.int32),
+            "total_sequence_length": np.array(after, np.int32),
+            "query_seqlens": np.array([len(part)], np.int32),
+            **past,
+            **more,
+        }
+        yield feed
+        given = feed | {"candidates": np.ones(1, np.int64), "suppressed": np.zeros(0, np.int64)}
+        names = [f"present_{name}" for name in engine.cache_names]
+        present = engine.decoder.run(names, {name: array for name, array in given.items() if name in inputs})
+        past = {f"past_{name}": array for name, array in zip(engine.cache_names, present, strict=True)}
+        done = after
+
+
+def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
+    if bundle.generation is not None:
+        raise DataError(f"{data}: a bundle for {bundle.task} is calibrated on texts, not on arrays")
+    arrays = read_npz(data, DataError, "give a .npz of the model's input arrays")
+    (role,) = bundle.variants[variant].graphs
+    encoder = Encoder(bundle, bundle.variants[variant], Sessions.choose("cpu"), None)
+    bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if bad:
+        raise DataError(f"{data}: {bad[0]} holds NaN or infinity, expected what the model will see")
+    try:
+        encoder.run(arrays)  # names, types and sizes
+    except DataError as error:
+        raise DataError(f"{data}: {one_line(error)}") from None
+    return {role: [arrays]}
+
+
+Feed = dict[str, np.ndarray]
+
+
+def golden_cases(path: Path) -> dict[str, Feed]:
+    """golden.npz by case and name."""
+    cases: dict[str, Feed] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            case, _, name = key.partition("/")
+            cases.setdefault(case, {})[name] = arrays[key]
+    return cases
+
+
+def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:
+    """Role -> inputs by name. Of a model that generates: each row's source, and its target ids in one run over an empty cache."""
+    cases = list(golden_cases(path).values())
+    if "decoder" not in models:
+        (role,) = models
+        return {role: [{name[3:]: array for name, array in case.items() if name.startswith("in/")} for case in cases]}
+    found: dict[str, list[Feed]] = {role: [] for role in models}
+    rows = [row for case in cases if "logits" in case for row in _rows(case)]
+    for source, _ in rows:
+        if "encoder" in found:
+            found["encoder"].append({"input_ids": source[None], "source_mask": np.ones((1, len(source)), np.int32)})
+    decoder = remove_choice(models["decoder"])
+    crosses = _run(models["encoder"], found["encoder"]) if "encoder" in models else [{} for _ in rows]
+    for (_, target), cross, feed in zip(rows, crosses, found.get("encoder", rows), strict=True):
+        mask = {"source_mask": feed["source_mask"]} if isinstance(feed, dict) else {}
+        found["decoder"].append({**_prefill(decoder, target), **cross, **mask})
+    return found
+
+
+def _rows(case: Feed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Source ids (empty without an encoder) and target ids of each row, padding left out."""
+    targets = case["target_ids"] if "target_ids" in case else case["input_ids"]
+    lengths = case.get("target_lengths", case.get("lengths", np.full(len(targets), targets.shape[1]))).reshape(-1)
+    sources = case.get("source_ids")
+    for i, target in enumerate(targets):
+        source = np.zeros(0, np.int64) if sources is None else sources[i][case["source_mask"][i] > 0]
+        yield source, target[: lengths[i]]
+
+
+def _prefill(decoder: ir.Model, ids: np.ndarray) -> Feed:
+    count = len(ids)
+    feed: Feed = {
+        "input_ids": ids[None].astype(np.int64),
+        "position_ids": np.arange(count, dtype=np.int64)[None],
+        "logits_index": np.array([count - 1], np.int64),
+        "seqlens_k": np.array([count - 1], np.int32),
+        "total_sequence_length": np.array(count, np.int32),
+        "query_seqlens": np.array([count], np.int32),
+    }
+    room = window(decoder) or count
+    for value in decoder.graph.inputs:
+        if str(value.name).startswith("past_") and value.shape is not None:
+            sizes = [1, *(d if isinstance(d, int) else room for d in list(value.shape)[1:])]
+            feed[str(value.name)] = np.zeros(sizes, np.float32)
+    return feed
+
+
+def window(decoder: ir.Model) -> int | None:
+    """Positions of caches that hold no more than a sliding window; None for those that grow."""
+    kernels = [node for node in decoder.graph if attribute(node, "sliding_window_cache", 0)]
+    return int(attribute(kernels[0], "local_window_size", 0)) if kernels else None
+
+
+def _run(model: ir.Model, feeds: list[Feed]) -> list[Feed]:
+    from onnxport.runtime.sessions import Sessions
+
+    with tempfile.TemporaryDirectory() as folder:
+        (file,) = write({"model": model}, Path(folder)).values()
+        session = Sessions.choose("cpu").open(Path(folder) / file)
+        names, inputs = [o.name for o in session.get_outputs()], {i.name for i in session.get_inputs()}
+        return [dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in inputs}), strict=True)) for feed in feeds]
+
+
+FEW = 200  # rows below which a search says that they are few
+
+
+def calibrated_on(data: Path) -> int:
+    """How many rows of a file a search calibrates on: half of them, as far as that is enough and not too many."""
+    if data.suffix == ".npz":
+        return MOST
+    return min(MOST, max(FEWEST, len(read_data(data)) // 2))
+
+
+def rest_of(data: Path, bundle: Bundle, folder: Path) -> Path:
+    """A file in `folder` with the rows that `calibrate.feeds` leaves out when it may take half; no text is in both. DataError."""
+    dataset = texts_of(read_data(data), bundle, data)
+    if len(dataset) < 2 * FEWEST:
+        raise DataError(
+            f"{data}: holds {len(dataset)} texts, expected at least {2 * FEWEST}: plans are calibrated on one half and measured "
+            "on the other; give more, or texts of their own with --data"
+        )
+    seen = {_key(dataset.inputs[i]) for i in places(len(dataset), calibrated_on(data))}
+    rows = [i for i, given in enumerate(dataset.inputs) if _key(given) not in seen]
+    if not rows:
+        raise DataError(f"{data}: its texts are all alike, so that none is left to measure plans on; give texts of their own with --data")
+    file = folder / "rest.jsonl"
+    file.write_text("".join(json.dumps(_row(dataset, i), ensure_ascii=False) + "\n" for i in rows), encoding="utf-8")
+    return file
+
+
+def _key(given: Any) -> str:
+    return json.dumps(given, sort_keys=True)
+
+
+def _row(dataset: Dataset, i: int) -> dict[str, Any]:
+    given, expected = dataset.inputs[i], None if dataset.references is None else dataset.references[i]
+    if dataset.kind == "pairs":
+        return {"source": given, "target": expected}
+    if dataset.kind == "questions":
+        return {**given, "answers": expected}
+    texts = {"text": given} if isinstance(given, str) else dict(zip(("text", "pair"), given, strict=True))
+    return texts | ({} if expected is None else {"label": expected})

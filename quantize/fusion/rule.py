@@ -1,0 +1,59 @@
+"""A rewrite rule, its application to a graph, and the outcome."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from onnxport.graph.edit import Miss, is_op, remove_dead
+
+
+class Rule(ABC):
+    """One rewrite. `pattern` collects the nodes around an anchor, `check` compares shapes and attributes, `rewrite` changes the graph.
+
+    `pattern` and `check` raise `Miss` and leave the graph as it is; a rule keeps no state between its methods.
+    """
+
+    name: ClassVar[str]
+    anchor: ClassVar[str]  # op type (default domain) at which the pattern is looked for
+    kernel: ClassVar[str]  # op type of the node that stands for one rewrite in the finished graph; "" if the rule only removes nodes
+
+    @abstractmethod
+    def pattern(self, node: ir.Node) -> Any: ...
+
+    def check(self, graph: ir.Graph, match: Any) -> None:  # noqa: B027 - most rules that only remove nodes have nothing more to check
+        pass
+
+    @abstractmethod
+    def rewrite(self, graph: ir.Graph, match: Any) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How often each rule was applied, and why it was not where its anchor stands."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, list[str]] = field(default_factory=dict)
+
+
+def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
+    """Apply rules in order, each once over all nodes, and remove what they leave unread; edits `graph`."""
+    outcome = Outcome()
+    for rule in rules:
+        for node in list(graph):
+            if node.graph is not graph or not is_op(node, rule.anchor):
+                continue
+            try:
+                match = rule.pattern(node)
+                rule.check(graph, match)
+            except Miss as reason:
+                outcome.misses.setdefault(rule.name, []).append(f"{node.name or node.outputs[0].name}: {reason}")
+                continue
+            rule.rewrite(graph, match)
+            outcome.counts[rule.name] = outcome.counts.get(rule.name, 0) + 1
+        remove_dead(graph)  # what a rule replaced must not be found by the next
+    return outcome

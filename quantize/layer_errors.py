@@ -1,0 +1,197 @@
+"""How a variant's error grows through the layers: the residual stream behind each layer against that of the float32 graph.
+
+Both graphs run on the same inputs with what each layer hands on as further outputs. A layer is told by the module names in its values'
+names (`encoder.layers.0/Add_2_output_0`), which every scheme leaves as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.graph.edit import remove_dead
+from onnxport.graph.store import write
+from onnxport.quantize.calibration_inputs import golden_cases, window
+from onnxport.runtime.sessions import Sessions
+
+Feed = Mapping[str, np.ndarray]
+Graphs = Mapping[str, ir.Model]
+
+# What ends a layer: the sum with its input, or the norm after that sum.
+_ENDS = {
+    "Add", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+}  # fmt: skip
+_LAYER = re.compile(r"(?:^|.*?\.)[A-Za-z_]\w*\.\d+(?=\.|$)")  # encoder.layers.0, h.11, decoder.block.3
+_FOREIGN = re.compile(r".*?(?:layer|block)s?[._]{1,3}\d+(?=\.|$)")  # encoder.layer_._0, as TensorFlow's exporter writes it
+_CACHE = re.compile(r"past_(?:key|value)_\d+$")
+
+
+def growth(reference: Graphs, variant: Graphs, goldens: str | Path) -> list[dict[str, Any]]:
+    """`layer_errors` of all graphs of a variant (role -> graph) on the inputs of a bundle's golden answers, encoder before decoder.
+
+    A decoder reads what its own encoder made, so that the error goes on from one to the other. [] where the graphs name no layers.
+    """
+    cases = golden_cases(Path(goldens))
+    cases.pop("greedy", None)
+    if "decoder" not in reference:
+        feeds = [{name[3:]: array for name, array in case.items() if name.startswith("in/")} for case in cases.values()]
+        return [entry for role in reference for entry in layer_errors(reference[role], variant[role], feeds)]
+    found: list[dict[str, Any]] = []
+    crosses: list[list[Feed]] = [[{} for _ in cases] for _ in range(2)]
+    if "encoder" in reference:
+        sources = [{"input_ids": case["source_ids"], "source_mask": case["source_mask"]} for case in cases.values()]
+        found = layer_errors(reference["encoder"], variant["encoder"], sources)
+        for cross, graphs in zip(crosses, (reference, variant), strict=True):
+            names = [str(v.name) for v in graphs["encoder"].graph.outputs if str(v.name).startswith("cross_")]
+            made = _run(graphs["encoder"], names, sources)
+            cross[:] = [values | {"source_mask": given["source_mask"]} for values, given in zip(made, sources, strict=True)]
+    feeds, others = ([decoder_feed(case) | dict(one) for case, one in zip(cases.values(), cross, strict=True)] for cross in crosses)
+    return found + layer_errors(reference["decoder"], variant["decoder"], feeds, others)
+
+
+def decoder_feed(case: Feed) -> dict[str, np.ndarray]:
+    """A golden case's ids as inputs of a fused decoder that begins: all but caches and sources."""
+    ids = case["target_ids" if "target_ids" in case else "input_ids"]
+    rows, length = ids.shape
+    lengths = np.asarray(case.get("target_lengths", case.get("lengths", np.full(rows, length)))).reshape(rows)
+    return {
+        "input_ids": ids,
+        "position_ids": np.tile(np.arange(length, dtype=np.int64), (rows, 1)),
+        "logits_index": lengths.astype(np.int64) - 1,
+        "seqlens_k": (lengths - 1).astype(np.int32),
+        "query_seqlens": lengths.astype(np.int32),
+        "total_sequence_length": np.array(length, np.int32),
+    }
+
+
+def layer_errors(
+    reference: ir.Model, variant: ir.Model, feeds: Sequence[Feed], others: Sequence[Feed] | None = None
+) -> list[dict[str, Any]]:
+    """[{"name": layer, "relative_error": float}] in the order of the layers, over all feeds together.
+
+    relative_error is rms(difference) / rms(reference - its mean over the last axis), as in the parity of a bundle; inf where the variant is
+    not finite. Padding does not count: what `attention_mask`, `source_mask` or, of a decoder, `seqlens_k` leaves out.
+
+    reference, variant: graphs of one role; they stay as they are.  feeds: inputs by name, more than the graphs ask for are allowed; caches
+    begin empty.  others: what the variant reads instead, case by case.
+    A layer is left out where the variant has no value of that name any more.
+    """
+    theirs = _values(variant.graph)
+    ends = {layer: name for layer, name in layer_ends(reference.graph).items() if name in theirs}
+    if not ends:
+        return []
+    names = list(ends.values())
+    wrong, whole = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    right = list(_run(reference, names, feeds))  # one graph after the other: a session holds all of its weights
+    wrongs = _run(variant, names, feeds if others is None else others)
+    for feed, expected, found in zip(feeds, right, wrongs, strict=True):
+        for name in names:
+            a, b = (_real(side[name], feed).astype(np.float64) for side in (expected, found))
+            wrong[name] += float(np.square(a - b).sum()) if np.isfinite(b).all() else float("inf")
+            whole[name] += float(np.square(a - a.mean(-1, keepdims=True)).sum())
+    return [{"name": layer, "relative_error": float(np.sqrt(wrong[name] / (whole[name] or 1.0)))} for layer, name in ends.items()]
+
+
+def layer_ends(graph: ir.Graph) -> dict[str, str]:
+    """Layer -> name of the value that it hands on: its last sum or norm that something outside reads. In graph order."""
+    layers = {node: _layer(node) for node in graph}
+    found: dict[str, str] = {}
+    for node in graph:
+        layer = layers[node] or _inherited(node, layers)
+        if layer is None or node.op_type not in _ENDS:
+            continue
+        for value in node.outputs:
+            outside = any(layers.get(use.node) != layer for use in value.uses())
+            if value.name and (outside or value.is_graph_output()):
+                found.pop(layer, None)
+                found[layer] = value.name
+    return found
+
+
+def _layer(node: ir.Node) -> str | None:
+    """The layer that a node belongs to, by what the exporter noted or by the name of what it gives; None outside of layers."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes:
+        paths = [part for part in ast.literal_eval(scopes)[:-1] if part]
+        return _layer_of(paths[-1]) if paths else None
+    name = next((v.name for v in node.outputs if v.name), "")
+    return _layer_of(name.rpartition("/")[0]) if "/" in name else None
+
+
+def _layer_of(path: str) -> str | None:
+    dotted = path.strip("/").replace("/", ".")
+    match = _LAYER.match(dotted) or _FOREIGN.match(dotted)
+    return match[0] if match else None
+
+
+def _inherited(node: ir.Node, layers: Mapping[ir.Node, str | None]) -> str | None:
+    """The layer of a node whose value is an output of the graph, and is named as such: that of its weights, or the last it reads."""
+    if not any(v.is_graph_output() for v in node.outputs):
+        return None
+    weights = [_layer_of(str(v.name)) for v in node.inputs if v is not None and v.is_initializer()]
+    if weights:
+        return weights[0]
+    read = {layers[producer] for v in node.inputs if v is not None and (producer := v.producer()) is not None}
+    return next((layer for layer in reversed(list(layers.values())) if layer is not None and layer in read), None)
+
+
+def _values(graph: ir.Graph) -> set[str]:
+    return {str(v.name) for node in graph for v in node.outputs}
+
+
+def _run(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
+    """The named values on each feed."""
+    room = window(model)
+    with _watching(model, names) as session:
+        for feed in feeds:
+            given = {i.name: _input(i, feed, room) for i in session.get_inputs()}
+            yield dict(zip(names, session.run(list(names), given), strict=True))
+
+
+@contextmanager
+def _watching(model: ir.Model, names: Sequence[str]) -> Iterator[Any]:
+    """A session over a copy whose outputs are the named values, and which computes nothing else."""
+    copy = model.clone()
+    graph, wanted = copy.graph, set(names)
+    values = {str(v.name): v for node in graph for v in node.outputs if v.name in wanted}
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in names)
+    remove_dead(graph)
+    unread = [v for v in graph.inputs if not v.uses()]
+    for value in unread:
+        graph.inputs.remove(value)
+    with tempfile.TemporaryDirectory(prefix="onnxport-growth-") as folder:
+        (file,) = write({"model": copy}, folder).values()
+        yield Sessions.choose("cpu").open(Path(folder) / file, steady=False)
+
+
+def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
+    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with `room`, else as long as the ids."""
+    kind = {"tensor(float16)": np.float16, "tensor(float)": np.float32}.get(wanted.type)
+    if wanted.name in feed:
+        array = feed[wanted.name]
+        return array.astype(kind) if kind is not None and array.dtype != kind else array
+    if not _CACHE.match(wanted.name):
+        raise KeyError(f"the graph asks for {wanted.name}, the feed has {', '.join(feed)}")
+    _, heads, _, size = wanted.shape
+    rows, length = feed["input_ids"].shape
+    return np.zeros((rows, heads, room or length, size), kind)
+
+
+def _real(array: np.ndarray, feed: Feed) -> np.ndarray:
+    """The rows of a value [batch, positions, ...] that are no padding, as [rows, width]."""
+    if "seqlens_k" in feed:
+        mask = np.arange(feed["input_ids"].shape[1]) <= feed["seqlens_k"][:, None]
+    else:
+        mask = feed.get("attention_mask", feed.get("source_mask", np.ones(array.shape[:2], bool)))
+    kept = array[mask.astype(bool)] if array.shape[:2] == mask.shape else array
+    return kept.reshape(-1, array.shape[-1])

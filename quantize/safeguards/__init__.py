@@ -1,0 +1,1 @@
+"""Safeguards: which parts a recipe leaves more precise, by measurements on the model itself."""

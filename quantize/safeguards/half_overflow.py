@@ -1,0 +1,239 @@
+"""Which layers of a model do not fit float16: found by running data through the graphs, and named for the plan.
+
+Two things make a layer unfit. Its values come near 65,504, the greatest of float16, as the feed-forward and the residual stream of T5 do:
+the float32 graph tells. Or it loses more than float16's rounding explains, such as a difference of large numbers: the half graph tells, in
+which a layer's result is far from float32's while what it read is near.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.errors import CheckpointError
+from onnxport.graph.edit import array_of, constant
+from onnxport.graph.store import write
+from onnxport.quantize.plan import Plan
+from onnxport.quantize.schemes.half import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, halved, owners, prepared
+
+HALF = ir.DataType.FLOAT16
+Feed = Mapping[str, np.ndarray]
+MARGIN = 2.0  # other data may reach further than what was seen
+TOO_MUCH = 0.05  # relative error of a value, where rounding explains about 0.001
+GROWTH = 4.0  # over the error of what the node reads
+ROUNDING = 2.0**-11
+ROUNDS = 12
+FEEDS, ROWS = 4, 2  # that are run value by value
+
+
+def safe(models: Mapping[str, ir.Model], plan: Plan, feeds: Mapping[str, Sequence[Feed]]) -> Plan:
+    """The plan with "fp32" for every layer that float16 does not hold, by what `feeds` (role -> inputs by name) show.
+
+    CheckpointError: something without a layer's name does not fit, such as an attention's cache.
+    """
+    for role, model in models.items():
+        given = list(feeds.get(role, ()))
+        graph = prepared(model)
+        plan = _by_weights(graph, plan)
+        if not given:
+            continue
+        plan = _by_peaks(graph, plan, given)
+        plan = _by_errors(graph, plan, [_few(feed) for feed in given[:: -(-len(given) // FEEDS)]])
+    return plan
+
+
+def _with(plan: Plan, name: str) -> Plan:
+    return Plan({**plan.schemes, name: "fp32"})
+
+
+def _by_weights(model: ir.Model, plan: Plan) -> Plan:
+    """Names what computes in float32 whatever a plan says: layers whose weights are beyond float16."""
+    exact = exact_nodes(model.graph, plan)
+    for node, name in owners(model.graph).items():
+        if node in exact and plan.of(name).kind != "fp32":
+            plan = _with(plan, name)
+    return plan
+
+
+def _by_peaks(model: ir.Model, plan: Plan, feeds: Iterable[Feed]) -> Plan:
+    peaks = _peaks(model, feeds)
+    limit = LARGEST / MARGIN
+    for node in model.graph:
+        values = [v for v in [*node.inputs, *node.outputs] if v is not None and peaks.get(str(v.name), 0) > limit]
+        if values and any(v.dtype == FLOAT for v in node.outputs) and node not in exact_nodes(model.graph, plan):
+            what = f"reaches {max(peaks[str(v.name)] for v in values):g} on this data, and fp16 holds {LARGEST:g}"
+            plan = _with(plan, _owner(model.graph, plan, node, peaks, what))
+    return plan
+
+
+def _owner(graph: ir.Graph, plan: Plan, node: ir.Node, sizes: Mapping[str, float], what: str) -> str:
+    """The layer to keep so that `node` computes in float32: its own, or that of the largest thing it reads, as far back as need be."""
+    named, exact, first = owners(graph), exact_nodes(graph, plan), node
+    while node not in named:
+        reads = [v for v in node.inputs if v is not None and v.dtype == FLOAT and v.producer() is not None and v.producer() not in exact]
+        largest = max(reads, key=lambda v: sizes.get(str(v.name), 0), default=None)
+        producer = None if largest is None else largest.producer()
+        if producer is None or node.op_type in ATTENTION:
+            raise CheckpointError(f"{first.op_type} '{first.outputs[0].name}' {what}; leave fp16 out of --precision, or use bf16 on a GPU")
+        node = producer
+    return named[node]
+
+
+def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
+    """The largest magnitude of every float value; what stands for infinity in masks does not count."""
+    watched = model.clone()
+    graph, names = watched.graph, {}
+    zero, masked = constant(graph, "peak/zero", np.float32(0)), constant(graph, "peak/masked", np.float32(MASKED))
+    for value in [v for v in [*graph.inputs, *(v for node in list(graph) for v in node.outputs)] if _whole(v)]:
+        magnitude = graph_node(graph, "Abs", [value], FLOAT)
+        real = graph_node(graph, "Less", [magnitude, masked], ir.DataType.BOOL)
+        peak = graph_node(graph, "ReduceMax", [graph_node(graph, "Where", [real, magnitude, zero], FLOAT)], FLOAT, keepdims=0)
+        peak.name, peak.shape = f"{value.name}/peak", ir.Shape([])
+        names[peak.name] = str(value.name)
+        graph.outputs.append(peak)
+    found = dict.fromkeys(names.values(), 0.0)
+    with _session(watched) as run:
+        for feed in feeds:
+            for name, value in zip(names.values(), run(list(names), feed), strict=True):
+                found[name] = max(found[name], float(value))
+    return found
+
+
+def _whole(value: ir.Value) -> bool:
+    """Whether a float value is all told by the inputs: a cache as wide as a window is not, behind what was read."""
+    producer = value.producer()
+    cache = producer is not None and producer.op_type in ATTENTION and str(value.name).startswith("present_")
+    return value.dtype == FLOAT and bool(value.name) and not cache
+
+
+def graph_node(graph: ir.Graph, op: str, inputs: list[ir.Value], kind: ir.DataType, **attributes: int) -> ir.Value:
+    """A node at the end of the graph."""
+    node = ir.node(op, inputs, attributes)
+    node.outputs[0].name, node.outputs[0].type = f"{inputs[-2 if op == 'Where' else 0].name}/{op}", ir.TensorType(kind)
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _by_errors(model: ir.Model, plan: Plan, feeds: Sequence[Feed]) -> Plan:
+    for _ in range(ROUNDS):
+        worst = _errors(model, rounded(model, plan), feeds)
+        unfit = _first_unfit(model.graph, exact_nodes(model.graph, plan), worst)
+        if unfit is None:
+            return plan
+        error = max(worst.get(str(v.name), 0.0) for v in unfit.outputs)
+        what = f"loses {error:.1%} in fp16" if np.isfinite(error) else "is not finite in fp16"
+        sizes = {name: value for name, value in worst.items() if np.isfinite(value)}
+        plan = _with(plan, _owner(model.graph, plan, unfit, sizes, what))
+    return plan
+
+
+def _first_unfit(graph: ir.Graph, exact: set[ir.Node], errors: Mapping[str, float]) -> ir.Node | None:
+    for node in graph:
+        own = max((errors.get(str(v.name), 0.0) for v in node.outputs), default=0.0)
+        read = max((errors.get(str(v.name), 0.0) for v in node.inputs if v is not None), default=0.0)
+        if node not in exact and own > TOO_MUCH and own > GROWTH * max(read, ROUNDING):
+            return node
+    return None
+
+
+def rounded(model: ir.Model, plan: Plan) -> ir.Model:
+    """A float32 graph whose values and weights are rounded to float16 wherever the half graph holds them so; names stay.
+
+    ONNX Runtime's CPU has few kernels in half precision: around others it inserts casts and leaves out pairs of them, so that the half
+    graph itself would show there less than is lost elsewhere. Casts that a graph holds are carried out.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    exact = exact_nodes(graph, plan)
+    for name, weight in [(name, v) for name, v in graph.initializers.items() if v.dtype == FLOAT]:
+        array = array_of(weight)
+        if array is not None and any(use.node not in exact for use in weight.uses()):
+            own = constant(graph, f"{name}/rounded", halved(array, HALF).astype(np.float32))
+            for node, index in [use for use in weight.uses() if use.node not in exact]:
+                node.replace_input_with(index, own)
+    for value in [*graph.inputs, *(v for node in list(graph) for v in node.outputs)]:
+        producer = value.producer()
+        half = producer is not None and producer not in exact
+        uses = [use for use in value.uses() if half or use.node not in exact]
+        if value.dtype != FLOAT or not value.name or (not uses and not value.is_graph_output()):
+            continue
+        result = _round(graph, value)
+        for node, index in uses:
+            node.replace_input_with(index, result)
+        if half:  # who asks for the value by its name is given what others read
+            for i, output in enumerate(graph.outputs):
+                if output is value:
+                    graph.outputs[i] = result
+            name, value.name = value.name, f"{value.name}/exact"
+            result.name = name
+    graph.sort()
+    return copy
+
+
+def _round(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    for kind in (HALF, FLOAT):
+        cast = ir.node("Cast", [value], {"to": int(kind)})
+        cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = f"{value.name}/{kind}", ir.TensorType(kind), value.shape
+        graph.append(cast)
+        value = cast.outputs[0]
+    return value
+
+
+def _errors(model: ir.Model, half: ir.Model, feeds: Sequence[Feed]) -> dict[str, float]:
+    """Relative error (root mean square) of every float value of `half`; infinite where it is not finite and the model's own is."""
+    names = [str(v.name) for node in model.graph for v in node.outputs if _whole(v)]
+    worst = dict.fromkeys(names, 0.0)
+    with _session(_open(model, names)) as plain, _session(_open(half, names)) as halves:
+        for feed in feeds:
+            for name, expected, got in zip(names, plain(names, feed), halves(names, feed), strict=True):
+                worst[name] = max(worst[name], _error(expected, got))
+    return worst
+
+
+def _error(expected: np.ndarray, got: np.ndarray) -> float:
+    real = np.isfinite(expected) & (np.abs(expected) < LARGEST)
+    if not np.isfinite(got[real]).all():
+        return float("inf")
+    power = np.square(expected[real], dtype=np.float64).sum()
+    return float(np.sqrt(np.square(got[real].astype(np.float64) - expected[real]).sum() / power)) if power else 0.0
+
+
+def _open(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy whose named values are outputs."""
+    copy, wanted = model.clone(), set(names)
+    wanted -= {str(v.name) for v in copy.graph.outputs}
+    copy.graph.outputs.extend(v for node in copy.graph for v in node.outputs if v.name in wanted)
+    return copy
+
+
+class _session:
+    """Runs a graph that is written to a folder for as long as that lasts: names, feed -> values."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+
+    def __enter__(self) -> _session:
+        from onnxport.runtime.sessions import Sessions
+
+        self.folder = tempfile.TemporaryDirectory()
+        (file,) = write({"model": self.model}, Path(self.folder.name)).values()
+        self.session = Sessions.choose("cpu").open(Path(self.folder.name) / file)
+        self.inputs = {value.name for value in self.session.get_inputs()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self.session
+        self.folder.cleanup()
+
+    def __call__(self, names: list[str], feed: Feed) -> Iterator[np.ndarray]:
+        return iter(self.session.run(names, {name: array for name, array in feed.items() if name in self.inputs}))
+
+
+def _few(feed: Feed) -> Feed:
+    """At most ROWS rows, where all inputs have as many: every value between is fetched, so a large batch would need much memory."""
+    rows = {len(array) if array.ndim else 0 for array in feed.values()}
+    return {name: array[:ROWS] for name, array in feed.items()} if len(rows) == 1 and rows != {0} else feed

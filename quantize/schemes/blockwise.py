@@ -1,0 +1,121 @@
+"""Weights of 8 or 4 bit with one scale per block of 16 to 256 weights of an output: for steps of a decoder, where reading weights takes
+the time.
+
+A table of embeddings has the same form as the projection to the vocabulary, so tied weights are the same bytes, stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.graph.edit import constant, new_node, take_over
+from onnxport.quantize.plan import Scheme
+from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
+from onnxport.quantize.schemes.hqq import quantize_hqq
+from onnxport.quantize.schemes.linear import Linear, Lookup
+from onnxport.quantize.schemes.rounding import Blocks, quantize_nearest
+
+SIZES = (128, 64, 32, 16)
+TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
+ACCURACY = 4  # activations are quantized to int8 in blocks too
+
+
+def block_size(k: int, wanted: int | None = None) -> int:
+    """The wanted block, halved while half of it holds all of K; without a wish the largest that divides K, or one that wastes little."""
+    if wanted is None:
+        return next((size for size in SIZES if k % size == 0), 32 if k >= 32 else 16)
+    while wanted > SIZES[-1] and wanted >= 2 * k:
+        wanted //= 2
+    return wanted
+
+
+class Weights:
+    """Integers of weights, found once for all uses of a weight in the graphs of a variant: a use may be a product or a lookup."""
+
+    def __init__(self) -> None:
+        self._hessians: dict[str, np.ndarray] = {}
+        self._looked_up: set[str] = set()
+        self._found: dict[tuple[str, str], Blocks] = {}
+
+    def see(self, weight: np.ndarray, hessian: np.ndarray) -> None:
+        """What errors of a weight [N, K] cost in one of its uses, float64 [K, K], before any of them is replaced: uses add up."""
+        key = _key(weight)
+        self._hessians[key] = self._hessians[key] + hessian if key in self._hessians else hessian
+
+    def look_up(self, table: np.ndarray) -> None:
+        """A weight [N, K] whose rows are read as they are, before any use of it is replaced."""
+        self._looked_up.add(_key(table))
+
+    def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
+        """weight float [N, K] -> its integers. GPTQ without a Hessian is rounding to nearest: a token's row is read as it is."""
+        key = _key(weight)
+        name = named(chosen, size)
+        if (key, name) not in self._found:
+            hessian = self._hessians.get(key) if chosen.solver == "gptq" else None
+            if hessian is not None:
+                damping = TIED if key in self._looked_up else DAMPING
+                found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, hessian, damping)
+            elif chosen.solver == "hqq":
+                found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
+            else:
+                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
+            self._found[key, name] = found
+        return self._found[key, name]
+
+
+def _key(weight: np.ndarray) -> str:
+    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
+
+
+def named(chosen: Scheme, size: int) -> str:
+    """The scheme's name with its block size told: `int4-blocks-asym` -> `int4-blocks32-asym`."""
+    kind, _, rest = chosen.name.partition("-blocks")
+    return f"{kind}-blocks{size}{rest.lstrip('0123456789')}"
+
+
+def replace_linear(graph: ir.Graph, linear: Linear, chosen: Scheme, weights: Weights) -> str:
+    """Put a MatMulNBits in the place of a product; returns the scheme with its block size told."""
+    k, n = linear.shape
+    size = block_size(k, chosen.block)
+    found = weights.blocks(linear.weight.T, chosen, size)
+    name = linear.node.outputs[0].name
+    inputs = [
+        linear.x,
+        constant(graph, f"{name}/uint{chosen.bits}", found.packed()),
+        constant(graph, f"{name}/block_scale", found.grid.scale),
+    ]
+    zero = found.grid.packed_zero()
+    if zero is not None or linear.bias is not None:
+        inputs.append(None if zero is None else constant(graph, f"{name}/block_zero", zero))
+    if linear.bias is not None:
+        inputs += [None, linear.bias]  # no order of groups
+    attributes = {"K": k, "N": n, "bits": chosen.bits, "block_size": size, "accuracy_level": ACCURACY}
+    node = new_node(graph, linear.node, "MatMulNBits", inputs, attributes, [linear.output])
+    take_over(linear.output, node.outputs[0])
+    return named(chosen, size)
+
+
+def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: Weights) -> str:
+    """Put a GatherBlockQuantized in the place of a Gather; returns the scheme with its block size told."""
+    k = lookup.table.shape[1]
+    size = block_size(k, chosen.block)
+    found = weights.blocks(lookup.table, chosen, size)
+    out = lookup.node.outputs[0]
+    name = out.name
+    table = constant(graph, f"{name}/uint{chosen.bits}", found.packed().reshape(len(found.codes), -1))
+    inputs = [table, lookup.ids, constant(graph, f"{name}/block_scale", found.grid.scale)]
+    zero = found.grid.packed_zero()
+    if zero is not None:
+        inputs.append(constant(graph, f"{name}/block_zero", zero))
+    attributes = {"bits": chosen.bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    whole = k % size == 0
+    wide = out if whole else ir.Value(name=f"{name}/padded", type=out.type)
+    y = new_node(graph, lookup.node, "GatherBlockQuantized", inputs, attributes, [wide]).outputs[0]
+    if not whole:
+        ends = [constant(graph, f"slice_{i}", np.array([i], np.int64)) for i in (0, k, -1)]
+        y = new_node(graph, lookup.node, "Slice", [y, *ends], {}, [out], domain="").outputs[0]
+    take_over(out, y)
+    return named(chosen, size)

@@ -1,0 +1,51 @@
+"""GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323): columns are rounded one by one, those to come make good each one's error.
+
+With H = mean of x xᵀ, trace((W - Q) H (W - Q)ᵀ) is the squared error of the layer's outputs. Scales come first, from the weights as they
+are, so columns can be rounded in any order while each stays in its block: the costliest come first ("act-order" with "static groups").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxport.quantize.schemes.rounding import Blocks, Grid, find_grid, in_blocks
+
+DAMPING = 0.01  # of H's mean diagonal, added to it
+LAZY = 128  # columns whose errors are passed on to the rest in one product
+
+
+def quantize_gptq(weight: np.ndarray, bits: int, size: int, symmetric: bool, hessian: np.ndarray, damping: float = DAMPING) -> Blocks:
+    """weight float [N, K], hessian float64 [K, K] of the layer's input -> codes. damping: see DAMPING."""
+    n, k = weight.shape
+    blocks = in_blocks(weight, size)
+    hessian = hessian + np.eye(k) * max(damping * np.diag(hessian).mean(), 1e-30)
+    diagonal = np.diag(hessian)
+    costs = in_blocks(diagonal[None] / diagonal.max(), size)
+    grid = find_grid(blocks, bits, symmetric, costs)
+    order = np.argsort(-diagonal, kind="stable")
+    codes = np.broadcast_to(grid.offset[:, :, None].astype(np.uint8), blocks.shape).copy().reshape(n, -1)
+    codes[:, order] = _rounded(weight[:, order].T.astype(np.float32), grid, order // size, _factor(hessian[np.ix_(order, order)])).T
+    return Blocks(grid, codes.reshape(blocks.shape))
+
+
+def _factor(hessian: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor of H's inverse, float32 [K, K]: row i tells how later columns make good an error of column i."""
+    found: np.ndarray = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    return found.astype(np.float32)
+
+
+def _rounded(columns: np.ndarray, grid: Grid, block_of: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """columns float32 [K, N], changed; block_of int [K] -> codes uint8 [K, N]."""
+    codes = np.zeros(columns.shape, np.uint8)
+    scales, offsets, most = grid.scale.T, grid.offset.T, (1 << grid.bits) - 1
+    for start in range(0, len(columns), LAZY):
+        stop = min(start + LAZY, len(columns))
+        errors = np.zeros((stop - start, columns.shape[1]), np.float32)
+        for i in range(start, stop):
+            scale, offset = scales[block_of[i]], offsets[block_of[i]]
+            code = (np.rint(columns[i] / scale) + offset).clip(grid.least, most)
+            codes[i] = code
+            errors[i - start] = (columns[i] - (code - offset) * scale) / factor[i, i]
+            columns[i + 1 : stop] -= factor[i, i + 1 : stop, None] * errors[i - start]
+        columns[stop:] -= factor[start:stop, stop:].T @ errors
+    return codes

@@ -1,0 +1,155 @@
+"""Integers in blocks, as ONNX Runtime's MatMulNBits and GatherBlockQuantized store them.
+
+Both operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What integers stand for in each block: value = (code - zero) * scale.
+
+    scale float32 [N, blocks], of either sign and never 0; zero uint8 [N, blocks], or None: the middle, 8 or 128.
+    """
+
+    bits: int
+    size: int
+    scale: np.ndarray
+    zero: np.ndarray | None = None
+
+    @property
+    def middle(self) -> int:
+        """The code of 0 where there are no zero points."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def least(self) -> int:
+        """The least code: symmetric 8 bit leaves one out, so that both signs reach as far."""
+        return 1 if self.bits == 8 and self.zero is None else 0
+
+    @property
+    def offset(self) -> np.ndarray:
+        """float32 [N, blocks]: the code of 0."""
+        return np.full_like(self.scale, self.middle) if self.zero is None else self.zero.astype(np.float32)
+
+    def nearest(self, blocks: np.ndarray) -> np.ndarray:
+        """blocks float [N, blocks, size] -> the nearest codes, uint8 of the same shape."""
+        codes = np.rint(blocks / self.scale[:, :, None]) + self.offset[:, :, None]
+        return codes.clip(self.least, (1 << self.bits) - 1).astype(np.uint8)
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """codes uint8 [N, blocks, size] -> float32 of the same shape."""
+        found: np.ndarray = (codes.astype(np.float32) - self.offset[:, :, None]) * self.scale[:, :, None]
+        return found
+
+    def packed_zero(self) -> np.ndarray | None:
+        """uint8 [N, ceil(blocks * bits / 8)], or None."""
+        return None if self.zero is None else pack(self.zero, self.bits)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight [N, K] in integers: codes uint8 [N, blocks, size], what the padding of the last block holds stands for 0."""
+
+    grid: Grid
+    codes: np.ndarray
+
+    def packed(self) -> np.ndarray:
+        """uint8 [N, blocks, size * bits / 8]."""
+        return pack(self.codes, self.grid.bits)
+
+    def values(self, k: int) -> np.ndarray:
+        """float32 [N, K]."""
+        return self.grid.values(self.codes).reshape(len(self.codes), -1)[:, :k]
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 [..., n] -> [..., ceil(n * bits / 8)]: of two values of 4 bits the first is the low half of their byte."""
+    if bits == 8:
+        return codes
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
+    found: np.ndarray = codes[..., 0::2] | codes[..., 1::2] << 4
+    return found
+
+
+def in_blocks(weight: np.ndarray, size: int) -> np.ndarray:
+    """float [N, K] -> float32 [N, blocks, size]; the last block is filled up with 0."""
+    n, k = weight.shape
+    blocks = -(-k // size)
+    padded = np.zeros((n, blocks * size), np.float32)
+    padded[:, :k] = weight
+    return padded.reshape(n, blocks, size)
+
+
+STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
+PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
+
+
+def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, importance: np.ndarray | None = None) -> Blocks:
+    """weight float [N, K] -> the nearest codes. importance: float [K], what a squared error costs in each column; None: the same."""
+    blocks = in_blocks(weight, size)
+    costs = np.ones(1, np.float32) if importance is None else in_blocks(importance[None], size)
+    grid = find_grid(blocks, bits, symmetric, costs)
+    return Blocks(grid, grid.nearest(blocks))
+
+
+def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray) -> Grid:
+    """blocks float32 [N, blocks, size], costs float32 that spreads to that shape."""
+    candidates = _candidates(blocks, bits, symmetric)
+    best = next(candidates)
+    least = error(best, blocks, costs)
+    for candidate in candidates:
+        fitted = _fitted(candidate, blocks, costs)
+        best, least = better(best, least, fitted, error(fitted, blocks, costs))
+    return best
+
+
+def better(one: Grid, error_of_one: np.ndarray, other: Grid, error_of_other: np.ndarray) -> tuple[Grid, np.ndarray]:
+    """In each block the grid of less error, and that error [N, blocks]."""
+    wins = error_of_other < error_of_one
+    zero = None if one.zero is None or other.zero is None else np.where(wins, other.zero, one.zero)
+    scale = np.where(wins, other.scale, one.scale)
+    return Grid(one.bits, one.size, scale, zero), np.where(wins, error_of_other, error_of_one)
+
+
+def error(grid: Grid, blocks: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Squared error of the nearest codes, float32 [N, blocks]."""
+    found: np.ndarray = (costs * (grid.values(grid.nearest(blocks)) - blocks) ** 2).sum(2)
+    return found
+
+
+def _candidates(blocks: np.ndarray, bits: int, symmetric: bool) -> Iterator[Grid]:
+    size = blocks.shape[2]
+    low, high = blocks.min(2).clip(None, 0), blocks.max(2).clip(0, None)
+    if symmetric:
+        extreme = np.where(high >= -low, high, low)
+        if bits == 8:
+            yield Grid(bits, size, _never_zero(np.abs(extreme) / 127))
+        else:
+            for steps in STEPS:
+                yield Grid(bits, size, _never_zero(-extreme / steps))
+        return
+    most = (1 << bits) - 1
+    for part in PARTS[::-1] if bits == 4 else (np.float32(1),):
+        scale = _never_zero((high - low) * part / most)
+        zero = np.rint(-low * part / scale).clip(0, most)
+        yield Grid(bits, size, scale, zero.astype(np.uint8))
+
+
+def _fitted(grid: Grid, blocks: np.ndarray, costs: np.ndarray) -> Grid:
+    """With the scale that errs least for the codes as they are: <w, q> / <q, q>."""
+    codes = grid.nearest(blocks).astype(np.float32) - grid.offset[:, :, None]
+    power = (costs * codes * codes).sum(2)
+    scale = np.divide((costs * blocks * codes).sum(2), power, out=grid.scale.copy(), where=power > 0)
+    return Grid(grid.bits, grid.size, _never_zero(scale), grid.zero)
+
+
+def _never_zero(scale: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(scale) > 1e-30, scale, 1).astype(np.float32)

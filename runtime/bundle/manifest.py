@@ -1,0 +1,287 @@
+"""The manifest's parts as frozen dataclasses, and their checked reading from JSON values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onnxport.errors import BundleError, UsageError
+from onnxport.runtime.options import Options, SearchConfig
+
+MANIFEST = "bundle.json"
+SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
+    "beam": (int,),
+    "min_new_tokens": (int,),
+    "length_penalty": (int, float),
+    "early_stopping": (bool, str),
+    "repetition_penalty": (int, float),
+    "no_repeat_ngram": (int,),
+    "temperature": (int, float),
+    "top_k": (int,),
+    "top_p": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json as it was read."""
+
+    value: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy, free to change."""
+        return copy.deepcopy(dict(self.value))
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file's SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What the decoding loop must know of a model; ids refer to the target vocabulary unless they say source."""
+
+    kind: str  # "seq2seq" or "causal"
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    source_vocab_size: int | None
+    max_length: int | None  # positions; None is unlimited
+    pad_id: int | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    decoder_start_id: int | None
+    max_new_tokens: int | None
+    search: SearchConfig = SearchConfig()
+    window: int | None = None  # positions a cache holds where every layer has this sliding window
+
+    def plain(self) -> GenerationConfig:
+        """The same model without wishes of its own: greedy, every token allowed, none forced."""
+        return replace(self, search=SearchConfig())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones.
+
+    evidence: what was learned when it was made, for reports; {} where nothing was. "layers": [{"name", "relative_error"}], "sensitivity":
+    {"metric", "modules": {module: {scheme: value}}}, "search": [{"plan", "quality", "seconds"}], "budget".
+    """
+
+    name: str
+    files: tuple[str, ...]
+    bytes: int
+    graphs: Mapping[str, str]
+    target: str
+    plan: Mapping[str, Any]
+    fusions: Mapping[str, int]
+    parity: Mapping[str, Any]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether its weights of 8 bits a column are all kept within 7, so that no processor loses sums of their products."""
+        columns = [str(scheme) for scheme in self.plan.values() if str(scheme).startswith(("int8-rows", "int8-static"))]
+        return bool(columns) and all("-reduced" in scheme for scheme in columns)
+
+
+class Reader:
+    """Takes typed fields out of a JSON object and says which field is wrong."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise BundleError(f"{MANIFEST}: {where} is {type(value).__name__}, expected an object; export the model again")
+        self.value, self.where = value, where
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        """The value of `key`, of a type in `kind`; without `default` it must be there. BundleError."""
+        if key not in self.value:
+            if default is ...:
+                raise BundleError(f"{MANIFEST}: {self.where} has no {key!r}; export the model again")
+            return default
+        found = self.value[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {type(found).__name__}, expected {names}; export the model again")
+        return found
+
+    def strings(self, key: str) -> dict[str, str]:
+        """A map of names to paths; empty when absent. BundleError."""
+        found = self.get(key, dict, {})
+        if not all(isinstance(v, str) for v in found.values()):
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to paths; export the model again")
+        return dict(found)
+
+    def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False) -> Any:
+        """A whole number from `smallest`, or None where `null` allows it. BundleError."""
+        found = self.get(key, (int, type(None)) if null else int, default)
+        if found is not None and found is not default and found < smallest:
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {found}, expected at least {smallest}; export the model again")
+        return found
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids given as a number or a list; empty when absent or null. BundleError."""
+        found = self.get(key, (int, list, type(None)), None)
+        ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+        if not all(type(i) is int for i in ids):
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} must hold integers; export the model again")
+        return ids
+
+
+def generation(value: object) -> GenerationConfig | None:
+    """The `generation` section; None for models that do not generate. BundleError."""
+    if value is None:
+        return None
+    r = Reader(value, "generation")
+    kind = r.get("kind", str)
+    if kind not in ("seq2seq", "causal"):
+        raise BundleError(f"{MANIFEST}: generation.kind is {kind!r}, expected seq2seq or causal; upgrade onnxport")
+    ids = r.ids("eos_id")
+    own = search_config(r)
+    config = GenerationConfig(
+        kind=kind,
+        layers=r.natural("layers", smallest=1),
+        kv_heads=r.natural("kv_heads", smallest=1),
+        head_size=r.natural("head_size", smallest=1),
+        vocab_size=r.natural("vocab_size", smallest=1),
+        source_vocab_size=r.natural("source_vocab_size", None, 1, null=True),
+        max_length=r.natural("max_length", None, 1, null=True),
+        pad_id=r.natural("pad_id", None, null=True),
+        bos_id=r.natural("bos_id", None, null=True),
+        eos_ids=ids,
+        decoder_start_id=r.natural("decoder_start_id", None, null=True),
+        max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
+        search=own,
+        window=r.natural("window", None, 1, null=True),
+    )
+    if kind == "seq2seq" and config.decoder_start_id is None:
+        raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
+    target = [config.pad_id, config.bos_id, config.decoder_start_id, *ids, own.forced_bos_id, *own.forced_eos_ids]
+    target += [*own.suppressed, *own.begin_suppressed, *(i for word in own.bad_words for i in word)]
+    source = [config.pad_id]  # sources are padded too
+    for named, size in ((target, config.vocab_size), (source, config.source_vocab_size or config.vocab_size)):
+        wrong = [i for i in named if i is not None and not 0 <= i < size]
+        if wrong:
+            raise BundleError(f"{MANIFEST}: generation names token id {wrong[0]} outside a vocabulary of {size}; export the model again")
+    return config
+
+
+def search_config(r: Reader) -> SearchConfig:
+    """The optional fields of `generation` about the search; null is absent. BundleError."""
+    found: dict[str, Any] = {}
+    for key, kinds in SEARCH_FIELDS.items():
+        value = r.get(key, (*kinds, type(None)), None)
+        if value is not None:
+            found[key] = value
+    try:  # a model may ask for what a caller may ask for
+        Options(max_new_tokens=r.get("max_new_tokens", (int, type(None)), None), **found)
+    except UsageError as e:
+        raise BundleError(f"{MANIFEST}: generation: {e}; export the model again") from None
+    words = r.get("bad_words", (list, type(None)), None) or []
+    if not all(isinstance(word, list) and word and all(type(i) is int for i in word) for word in words):
+        raise BundleError(f"{MANIFEST}: generation.bad_words must hold lists of integers; export the model again")
+    return SearchConfig(
+        **found,
+        renormalize=bool(r.get("renormalize", (bool, type(None)), None)),
+        forced_bos_id=r.natural("forced_bos_id", None, null=True),
+        forced_eos_ids=r.ids("forced_eos_id"),
+        suppressed=r.ids("suppressed"),
+        begin_suppressed=r.ids("begin_suppressed"),
+        bad_words=tuple(map(tuple, words)),
+    )
+
+
+def variant(name: str, value: object) -> Variant:
+    """One entry of `variants`. BundleError."""
+    r = Reader(value, f"variants.{name}")
+    files = r.get("files", list)
+    if not all(isinstance(f, str) for f in files):
+        raise BundleError(f"{MANIFEST}: variants.{name}.files must hold paths; export the model again")
+    return Variant(
+        name=name,
+        files=tuple(files),
+        bytes=r.natural("bytes"),
+        graphs=r.strings("graphs"),
+        target=r.get("target", str, "any"),
+        plan=r.get("plan", dict, {}),
+        fusions=r.get("fusions", dict, {}),
+        parity=r.get("parity", dict, {}),
+        evidence=r.get("evidence", dict, {}),
+    )
+
+
+POOLINGS = ("mean", "cls", "last")
+PROBLEMS = ("single", "multi", "regression")
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
+
+    max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
+    of several), "multi" or "regression". kinds: texts tell the kinds of their tokens, else all are of kind 0. question_first: before its
+    context, as models read it whose tokenizers pad on the right.
+    """
+
+    max_length: int | None = None
+    pad_id: int = 0
+    pad_type_id: int = 0
+    vocab_size: int | None = None
+    pooling: str = "mean"
+    normalize: bool = True
+    labels: tuple[str, ...] = ()
+    problem: str = "single"
+    kinds: bool = True
+    question_first: bool = True
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How a conversation becomes a prompt. template: path of a Jinja template; tokens: special tokens by name, which it may use."""
+
+    template: str
+    tokens: Mapping[str, str]
+
+
+def encoding(value: object) -> EncodingConfig:
+    """The `encoding` section; defaults when it is null. BundleError."""
+    r = Reader({} if value is None else value, "encoding")
+    labels = r.get("labels", (list, type(None)), None) or []
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise BundleError(f"{MANIFEST}: encoding.labels must hold texts, each once; export the model again")
+    config = EncodingConfig(
+        max_length=r.natural("max_length", None, 1, null=True),
+        pad_id=r.natural("pad_id", 0, null=True) or 0,
+        pad_type_id=r.natural("pad_type_id", 0),
+        vocab_size=r.natural("vocab_size", None, 1, null=True),
+        pooling=r.get("pooling", str, "mean"),
+        normalize=r.get("normalize", bool, True),
+        labels=tuple(labels),
+        problem=r.get("problem", (str, type(None)), None) or ("regression" if len(labels) == 1 else "single"),
+        kinds=r.get("kinds", bool, True),
+        question_first=r.get("question_first", bool, True),
+    )
+    for name, value, known in (("pooling", config.pooling, POOLINGS), ("problem", config.problem, PROBLEMS)):
+        if value not in known:
+            raise BundleError(f"{MANIFEST}: encoding.{name} is {value!r}, expected one of {', '.join(known)}; upgrade onnxport")
+    if config.vocab_size is not None and config.pad_id >= config.vocab_size:
+        raise BundleError(
+            f"{MANIFEST}: encoding.pad_id {config.pad_id} is outside a vocabulary of {config.vocab_size}; export the model again"
+        )
+    return config
+
+
+def chat(value: object) -> ChatConfig | None:
+    """The `chat` section; None for models without a template. BundleError."""
+    if value is None:
+        return None
+    r = Reader(value, "chat")
+    return ChatConfig(r.get("template", str), r.strings("tokens"))

@@ -1,0 +1,196 @@
+"""Beam search with the semantics of transformers' `generate` (its vectorized beam search, from 4.50 on).
+
+Each step the best continuations are candidates: for every beam one more than there are end tokens, at least two. Those that end (eos, a
+stop string, the length limit) and are among the first `beams` become finished hypotheses, scored by sum of log-probabilities /
+tokens ** length_penalty; the best `beams` others run on. An input is done when no running beam can beat its worst finished hypothesis, or,
+with early_stopping=True, when it has `beams` of them.
+
+A beam that goes on from its parent stays in the parent's row of the cache: only where a parent has several children, the rows of beams that
+ended are overwritten, from the first token on in which the two differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxport.errors import UsageError
+from onnxport.runtime.decode.batch import Batch, Job
+from onnxport.runtime.decode.cache import Move
+from onnxport.runtime.decode.constraints import Constraints
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.state import Running
+from onnxport.runtime.decode.token_selection import BeamChooser, Candidate
+from onnxport.runtime.options import Search
+from onnxport.runtime.tokenizer import TextTokenizer
+
+LOWEST = -1e9  # what stands for minus infinity in scores, as in transformers
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished beam: tokens with the final eos, their log-probabilities, the normalized score, why it ended."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    score: float
+    reason: str
+
+
+class Beams:
+    """The beams of one input: ids `tokens` int64 [beams, length] with their `logprobs` float32, and the summed `scores` float32 [beams]."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.finished: list[Hypothesis] = []
+        self.open = True  # a running beam may still be better than the worst finished one
+        self.done = False
+        self.begin(1)
+
+    def begin(self, beams: int) -> None:
+        """As many beams as rows stand for the input; all are equal at first, so only one of them counts."""
+        self.tokens = np.zeros((beams, 0), np.int64)
+        self.logprobs = np.zeros((beams, 0), np.float32)
+        self.scores = np.full(beams, LOWEST, np.float32)
+        self.scores[0] = 0
+
+    def drop(self) -> None:
+        """Give up."""
+        self.done = True
+
+    def finish(self, hypothesis: Hypothesis, search: Search) -> None:
+        """Take a hypothesis if it is among the best; those of one step compete even when early_stopping ends the search with it."""
+        self.finished.append(hypothesis)
+        self.finished.sort(key=lambda h: -h.score)
+        del self.finished[search.beam :]
+
+    def settle(self, best: float, length: int, all_ended: bool, search: Search) -> None:
+        """See whether the search goes on; `best`: the summed log-probability of the best running beam after `length` tokens."""
+        full = len(self.finished) >= search.beam
+        if full:
+            longest = self.job.limit if search.early_stopping == "never" and search.length_penalty > 0 else length
+            self.open = self.open and best / longest**search.length_penalty > self.finished[-1].score
+        self.done = self.done or not self.open or all_ended or (full and search.early_stopping is True)
+
+    def advance(self, candidates: Sequence[Candidate], search: Search, eos: tuple[int, ...], tokenizer: TextTokenizer | None) -> np.ndarray:
+        """Sort the candidates into finished and running; returns the row that each row's beam goes on from, int64 [beams]."""
+        beams, length = search.beam, self.tokens.shape[1] + 1
+        kept: list[Candidate] = []
+        ended: list[Candidate] = []
+        for rank, (score, parent, token) in enumerate(candidates):
+            reason = self._reason(parent, token, length, eos, search, tokenizer)
+            (ended if reason else kept).append((score, parent, token))
+            if reason and rank < beams and score > LOWEST / 2:  # what only fills a place is no answer
+                steps = [*self.logprobs[parent].tolist(), score - float(self.scores[parent])]
+                ids = [*self.tokens[parent].tolist(), token]
+                self.finish(Hypothesis(ids, steps, score / length**search.length_penalty, reason), search)
+        all_ended = not kept
+        kept += [(score + LOWEST, parent, token) for score, parent, token in ended]  # places that no running candidate fills
+        kept += [(kept[0][0] + LOWEST, *kept[0][1:])] * (beams - len(kept))
+        self.settle(kept[0][0], length, all_ended, search)
+        rows = _placed(kept[:beams], beams if len(self.tokens) == beams else 0)
+        parents = np.array([parent for _, parent, _ in rows])
+        scores = np.array([score for score, _, _ in rows], np.float32)
+        self.logprobs = np.concatenate([self.logprobs[parents], (scores - self.scores[parents])[:, None]], 1)
+        self.tokens = np.concatenate([self.tokens[parents], np.array([[token] for _, _, token in rows])], 1)
+        self.scores = scores
+        return parents
+
+    def _reason(self, parent: int, token: int, length: int, eos: tuple[int, ...], search: Search, tokenizer: TextTokenizer | None) -> str:
+        if token in eos:
+            return "eos"
+        if search.stop and tokenizer is not None:
+            text = tokenizer.decode([*self.tokens[parent].tolist(), token])
+            if any(s in text for s in search.stop):
+                return "stop"
+        return "length" if length >= self.job.limit else ""
+
+
+def _placed(kept: Sequence[Candidate], rows: int) -> list[Candidate]:
+    """The candidates by row: the first child of a parent in the parent's row, the others in what is left of `rows` (0: as they come)."""
+    if not rows:
+        return list(kept)
+    placed: dict[int, Candidate] = {}
+    others = []
+    for candidate in kept:
+        if candidate[1] in placed:
+            others.append(candidate)
+        else:
+            placed[candidate[1]] = candidate
+    left = iter(others)
+    return [placed[row] if row in placed else next(left) for row in range(rows)]
+
+
+class BeamBatch(Batch[Beams]):
+    """Inputs whose beams decode together: as many inputs as `search.batch_size`. UsageError: too small a vocabulary for the beams."""
+
+    def __init__(self, engine: Engine, search: Search, constraints: Constraints, tokenizer: TextTokenizer | None) -> None:
+        super().__init__(engine, search)
+        self._constraints, self._tokenizer = constraints, tokenizer
+        vocabulary, ends = engine.vocab_size, len(engine.config.eos_ids)
+        self._count = max(2, 1 + ends) * search.beam
+        if self._count + ends > vocabulary:
+            most = (vocabulary - ends) * search.beam // self._count
+            raise UsageError(f"beam is {search.beam}, expected at most {most} with a vocabulary of {vocabulary}")
+        self._chooser: BeamChooser | None = None
+
+    def _move(self, running: Running) -> list[Beams]:
+        assert self._chooser is not None
+        inputs, width = self._tasks, running.beams
+        self._chooser.scores[:] = [one.scores for one in inputs]
+        rules = self._constraints.at([one.job for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
+        self._chooser.prepare(rules, self._count)
+        running.advance()
+        candidates = self._chooser.choose(rules, self._count)
+        ended: list[Beams] = []
+        moves: list[Move] = []
+        for place, one in enumerate(inputs):
+            if one.done:  # waits unchanged until its place is taken
+                if width != self._search.beam:
+                    one.begin(self._search.beam)
+                continue
+            before = one.tokens
+            parents = one.advance(candidates[place], self._search, self._engine.config.eos_ids, self._tokenizer)
+            if one.done:
+                ended.append(one)
+            elif width == self._search.beam:
+                moves += _moves(before, parents, place * width, len(one.job.prefix))
+        if width != self._search.beam:
+            running.expand(self._search.beam)
+            self._renewed(running)
+        else:
+            running.copy(moves)
+        for place, one in enumerate(inputs):
+            rows = slice(place * running.beams, (place + 1) * running.beams)
+            running.active[rows] = not one.done
+            if not one.done:
+                running.ids[rows, 0] = one.tokens[:, -1]
+        return ended
+
+    def _vacant(self, like: Beams) -> Beams:
+        vacant = Beams(like.job)
+        vacant.begin(self._search.beam)
+        vacant.drop()
+        return vacant
+
+    def _renewed(self, running: Running) -> None:
+        self._chooser = BeamChooser(self._engine, running, len(self._tasks))
+
+    def _enter(self, task: Beams, beams: int) -> None:
+        task.begin(beams)
+
+    def _width(self, tasks: list[Beams]) -> int:
+        # Beams that start from one token are rows at once; a longer prefix is run once for all of them.
+        return self._search.beam if all(len(task.job.prefix) == 1 for task in tasks) else 1
+
+
+def _moves(before: np.ndarray, parents: np.ndarray, first: int, prefix: int) -> list[Move]:
+    """Cache rows to copy for one input: tokens int64 [beams, length] before this step, and each row's parent."""
+    moves = []
+    for row, parent in enumerate(parents.tolist()):
+        if row != parent:
+            different = before[row] != before[parent]
+            moves.append((first + row, first + parent, prefix + int(different.argmax() if different.any() else len(different))))
+    return moves

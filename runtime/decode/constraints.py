@@ -1,0 +1,119 @@
+"""What may not come next: the model's own rules and the caller's, evaluated for every step of a batch.
+
+The rules and their order are those of the logits processors of transformers' `generate`: a repetition penalty, then repeated n-grams, bad
+words and an early end are banned; a forced first token or a forced end sets all of that aside; suppressed ids are banned even there.
+`choose` applies what is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.options import Search
+
+Rows = Sequence[Any]  # new ids of every row: lists, or int64 arrays
+NO_PAIRS = np.zeros((0, 2), np.int64)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for the rows of a batch at one step.
+
+    suppressed: int64 [S], sorted, ids that no row may take; `forbidden` holds the same ids. banned: int64 [N, 2], pairs (row, id).
+    forced: row → the ids it has to choose from; such a row obeys nothing else. history: int64 [rows, L] for the repetition penalty, a row's
+    ids so far, padded by its first; None without a penalty. renormalize: log-probabilities are shares among the ids that may come.
+    """
+
+    suppressed: np.ndarray
+    forbidden: frozenset[int]
+    banned: np.ndarray
+    forced: Mapping[int, tuple[int, ...]]
+    history: np.ndarray | None
+    penalty: float
+    renormalize: bool
+
+    @property
+    def by_row(self) -> bool:
+        """True where rows have rules of their own, so that their logits must be changed before the choice."""
+        return self.history is not None or len(self.banned) > 0
+
+
+class Constraints:
+    """The rules of one call."""
+
+    def __init__(self, config: GenerationConfig, search: Search) -> None:
+        own, end = config.search, config.eos_ids
+        always = {*own.suppressed, *(word[0] for word in own.bad_words if len(word) == 1 and word[0] not in end)}
+        self._usual, self._early, self._least = _ids(always), _ids(always.union(end)), search.min_new_tokens
+        self._ends = end
+        self._first, self._begin = _unsuppressed(own.forced_bos_id, own.suppressed), own.begin_suppressed
+        self._last = _unsuppressed(own.forced_eos_ids, own.suppressed)
+        self._words = [word for word in own.bad_words if len(word) > 1]
+        self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
+
+    def at(self, jobs: Sequence[Job], tokens: Rows) -> Rules:
+        """The rules for each row's next token: jobs[i] is row i's, tokens[i] its new ids so far."""
+        suppressed, forbidden = self._usual
+        pairs: list[tuple[int, int]] = []
+        history = None
+        if self._least:
+            early = [row for row, new in enumerate(tokens) if len(new) < self._least]
+            if len(early) == len(jobs):
+                suppressed, forbidden = self._early
+            else:
+                pairs += [(row, i) for row in early for i in self._ends]
+        if self._begin:
+            pairs += [(row, i) for row, job in enumerate(jobs) if len(tokens[row]) == self._beginning(job) for i in self._begin]
+        if self._words or self._ngram or self._penalty != 1.0:
+            seen = [np.array([*job.prefix, *new], np.int64) for job, new in zip(jobs, tokens, strict=True)]
+            if self._words or self._ngram:
+                pairs += [(row, i) for row, ids in enumerate(seen) for i in self._completing(ids)]
+            if self._penalty != 1.0:
+                history = _padded(seen)
+        banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
+        return Rules(suppressed, forbidden, banned, self._forced(jobs, tokens), history, self._penalty, self._renormalize)
+
+    def _forced(self, jobs: Sequence[Job], tokens: Rows) -> dict[int, tuple[int, ...]]:
+        forced = {}
+        if self._first:  # only a decoder that starts from one id is told its second
+            forced = {row: self._first for row, job in enumerate(jobs) if len(job.prefix) == 1 and not len(tokens[row])}
+        if self._last:
+            forced |= {row: self._last for row, job in enumerate(jobs) if len(tokens[row]) == job.limit - 1}
+        return forced
+
+    def _beginning(self, job: Job) -> int:
+        """The step at which ids that may not begin are banned: a forced first token does not count."""
+        return int(bool(self._first) and len(job.prefix) == 1)
+
+    def _completing(self, ids: np.ndarray) -> Iterator[int]:
+        """Ids that would complete a bad word or an n-gram that `ids` hold already."""
+        for word in self._words:
+            start = len(ids) + 1 - len(word)
+            if start >= 0 and tuple(ids[start:]) == word[:-1]:
+                yield word[-1]
+        if 0 < self._ngram <= len(ids):
+            windows = np.lib.stride_tricks.sliding_window_view(ids, self._ngram)
+            same = (windows[:, :-1] == ids[len(ids) + 1 - self._ngram :]).all(1)
+            yield from windows[same, -1].tolist()
+
+
+def _ids(ids: Iterable[int]) -> tuple[np.ndarray, frozenset[int]]:
+    return np.array(sorted(ids), np.int64), frozenset(ids)
+
+
+def _unsuppressed(forced: int | tuple[int, ...] | None, suppressed: Collection[int]) -> tuple[int, ...]:
+    """The forced ids that are not suppressed; all of them where none is left, since something has to come."""
+    ids = () if forced is None else (forced,) if isinstance(forced, int) else forced
+    return tuple(sorted(i for i in ids if i not in suppressed)) or ids
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [rows, longest], each row filled up with its first id."""
+    longest = max(map(len, rows))
+    return np.stack([np.concatenate([row, np.full(longest - len(row), row[0], np.int64)]) for row in rows])

@@ -1,0 +1,155 @@
+"""The sessions of one variant and what the decoding loop must know of their graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxport.errors import BundleError, OnnxportError, TextError
+from onnxport.runtime.arrays import padded
+from onnxport.runtime.bundle.manifest import GenerationConfig, Variant
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.decode.cache import Cache, Cross, DeviceCache, HostCache
+from onnxport.runtime.sessions import NUMPY_TYPES, Sessions, run_bound, value_of
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+class Positions:
+    """Counts the positions that encoder and decoder computed and those that were of use: not padding, not of a finished row."""
+
+    def __init__(self) -> None:
+        self.computed = self.used = 0
+
+    def add(self, computed: int, used: int) -> None:
+        """Count one run; a number lost between two threads does no harm."""
+        self.computed += computed
+        self.used += used
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed positions that were of no use, 0 to 1."""
+        return 1 - self.used / self.computed if self.computed else 0.0
+
+
+class Engine:
+    """Encoder, decoder and search sessions. Sessions may be run from many threads; search graphs are loaded when first used."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions) -> None:
+        if bundle.generation is None:
+            raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
+        self.config: GenerationConfig = bundle.generation
+        self.device = sessions.device
+        self.positions = Positions()
+        self._bundle, self._sessions = bundle, sessions
+        self._search: dict[str, onnxruntime.InferenceSession] = {}
+        self._lock = threading.Lock()
+        roles = ("encoder", "decoder") if self.config.kind == "seq2seq" else ("decoder",)
+        absent = [r for r in roles if r not in variant.graphs]
+        if absent:
+            raise BundleError(
+                f"{bundle.path}: variant {variant.name} has no {absent[0]} graph, expected {', '.join(roles)}; export the model again"
+            )
+        # Only the decoder's workers go on spinning between runs: an encoder's would take cores from every following step.
+        self.encoder = sessions.open(bundle.file(variant.graphs["encoder"]), steady=False) if "encoder" in roles else None
+        self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
+        self.inputs = {i.name: i for i in self.decoder.get_inputs()}
+        self._check_decoder(variant)
+        self.cache_names = [f"{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")]
+        kind = self.inputs["past_key_0"].type
+        if kind not in NUMPY_TYPES:
+            raise BundleError(f"variant {variant.name}: its cache is {kind}, expected a type that NumPy has; choose another precision")
+        self.cache_type = np.dtype(NUMPY_TYPES[kind])
+
+    def _check_decoder(self, variant: Variant) -> None:
+        needed = [
+            "input_ids",
+            "seqlens_k",
+            "total_sequence_length",
+            "candidates",
+            "suppressed",
+            *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")),
+        ]
+        absent = [n for n in needed if n not in self.inputs]
+        if absent:
+            raise BundleError(
+                f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.config.vocab_size
+
+    @property
+    def joins(self) -> bool:
+        """Whether inputs can join a batch that runs: in host memory, where rows can be moved, and decoded from one token."""
+        return self.device == "cpu" and self.encoder is not None
+
+    def search(self, name: str) -> onnxruntime.InferenceSession:
+        """The session of a search graph. BundleError when the bundle has none of that name."""
+        with self._lock:
+            if name not in self._search:
+                if name not in self._bundle.search:
+                    raise BundleError(
+                        f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export again"
+                    )
+                # One thread: the decoder's workers spin while a choice is made, and two pools would take the cores from each other.
+                self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), threads=1)
+            return self._search[name]
+
+    def new_cache(self) -> Cache:
+        """An empty cache of the kind the device needs."""
+        config = self.config
+        shape = (2 * config.layers, config.kv_heads, config.head_size, self.cache_type)
+        if self.device == "cpu":
+            return HostCache(*shape, config.window)
+        return DeviceCache(*shape, self.device, self._reorder(), config.window)
+
+    def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
+        """The same for some of the sources only."""
+        if self.device == "cpu":
+            longest = int(cross.mask[sources].sum(1).max())
+            arrays = {n: np.ascontiguousarray(a[sources, :, :longest]) for n, a in cross.arrays.items()}
+            return Cross.of_arrays(arrays, np.ascontiguousarray(cross.mask[sources, :longest]))
+        binding, session = self._reorder().io_binding(), self._reorder()
+        for i, v in enumerate(cross.values.values()):
+            binding.bind_ortvalue_input(f"in_{i}", v)
+            binding.bind_output(f"out_{i}", self.device)
+        binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
+        run_bound(session, binding)
+        return Cross(dict(zip(cross.values, binding.get_outputs(), strict=True)), np.ascontiguousarray(cross.mask[sources]), {})
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> Cross:
+        """Run the encoder over token ids; keys and values stay where they were computed. TextError for an id the graph does not know."""
+        assert self.encoder is not None
+        ids, mask = padded(sources, self.config.pad_id or 0)
+        feeds = {"input_ids": ids, "source_mask": mask}
+        binding = self.encoder.io_binding()
+        for i in self.encoder.get_inputs():
+            binding.bind_ortvalue_input(i.name, value_of(feeds[i.name]))
+        outputs = {o.name: o for o in self.encoder.get_outputs() if o.name.startswith("cross_")}
+        arrays: dict[str, np.ndarray] = {}
+        for name, output in outputs.items():
+            if self.device == "cpu":
+                _, heads, _, size = output.shape
+                arrays[name] = np.empty((*mask.shape[:1], heads, mask.shape[1], size), NUMPY_TYPES[output.type])
+                binding.bind_ortvalue_output(name, value_of(arrays[name]))
+            else:
+                binding.bind_output(name, self.device)
+        self.positions.add(mask.size, int(mask.sum()))
+        try:
+            run_bound(self.encoder, binding)
+        except OnnxportError as e:
+            if "out of data bounds" not in str(e):
+                raise
+            raise TextError(f"the source holds a token id outside the encoder's vocabulary: {e}") from e
+        return Cross(dict(zip(outputs, binding.get_outputs(), strict=True)), mask, arrays)
+
+    def _reorder(self) -> onnxruntime.InferenceSession:
+        special = f"reorder_{self.cache_type}"
+        return self.search(special if special in self._bundle.search else "reorder")

@@ -1,0 +1,231 @@
+"""From a call's inputs to its results: ids, limits, a batch shared with other calls, search, text."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from onnxport.errors import TextError, UsageError
+from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.decode.beam import BeamBatch, Beams, Hypothesis
+from onnxport.runtime.decode.constraints import Constraints
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.sampling import Row, RowBatch, decode
+from onnxport.runtime.decode.scheduler import Lane
+from onnxport.runtime.options import Options, Search, Watch
+from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
+
+DEFAULT_NEW_TOKENS = 128
+
+Input = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
+    log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
+    "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
+    alternatives: the next best beams when n_best asks for them. segments: how many a long text was answered in.
+    """
+
+    text: str | None
+    tokens: list[int]
+    score: float
+    token_logprobs: list[float]
+    finish_reason: str
+    alternatives: tuple[Generation, ...] = ()
+    segments: int = 1
+
+
+class Generator:
+    """Answers inputs with an engine; many threads may use it, and calls that search alike share their batches.
+
+    config: the engine's by default; another, such as `config.plain()`, searches the model by other rules.
+    """
+
+    def __init__(
+        self, engine: Engine, source: TextTokenizer | None, target: TextTokenizer | None, config: GenerationConfig | None = None
+    ) -> None:
+        self._engine, self._config = engine, config or engine.config
+        self._source, self._target = source or target, target or source
+        self._lanes: dict[Search, Lane[Any]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def config(self) -> GenerationConfig:
+        """What it knows of the model."""
+        return self._config
+
+    def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
+        """One Generation an input, in order."""
+        search = options.resolve(self._config.search)
+        jobs = self._jobs(inputs, prefix, options, search)
+        results = [self._empty() for _ in inputs]
+        # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
+        ordered = sorted(jobs, key=lambda j: (-len(j.source), -len(j.prefix), j.index))
+        constraints = Constraints(self._config, search)
+        if search.beam > 1:
+            make = partial(BeamBatch, self._engine, search, constraints, self._target)
+            for beams in self._run(search, make, [Beams(job) for job in ordered], lambda one: Beams(one.job), watch):
+                best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
+                results[beams.job.index] = replace(best[0], alternatives=tuple(best[1:]))
+        else:
+            new_row = self._rows(search)
+            batch = partial(RowBatch, self._engine, search, constraints)
+            for row in self._run(search, batch, [new_row(job) for job in ordered], lambda one: new_row(one.job), watch):
+                results[row.job.index] = self._of_row(row)
+        return results
+
+    def _run(self, search: Search, make: Callable[[], Any], tasks: list[Any], again: Callable[[Any], Any], watch: Watch) -> Sequence[Any]:
+        """The tasks, done, in a batch shared with other threads' calls that search alike."""
+        if not self._engine.joins:  # nobody could come in later: a lane of its own, beside those of other threads
+            lane = Lane(make)
+            return lane.run(lane.enter(tasks, again), watch)
+        key = replace(search, seed=None, n_best=1, max_new_tokens=None)
+        with self._lock:
+            self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.idle or k == key}
+            lane = self._lanes.setdefault(key, Lane(make))
+            call = lane.enter(tasks, again)
+        return lane.run(call, watch)
+
+    def _rows(self, search: Search, streaming: bool = False) -> Callable[[Job], Row]:
+        """Makes rows: with a stream of text where text is asked for at every step, and random numbers of their own."""
+        seed = secrets.randbits(63) if search.seed is None else search.seed
+
+        def make(job: Job) -> Row:
+            stream = TextStream(self._target, search.stop) if self._target is not None and (streaming or search.stop) else None
+            return Row(job, stream, np.random.default_rng([seed, job.index]) if search.sampling else None)
+
+        return make
+
+    def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch, ready: Callable[[], object]) -> Stream:
+        """The answer to one input, a piece of text at a time; `ready` raises where the model may not be used any more.
+
+        UsageError with beams, TextError without a tokenizer.
+        """
+        search = options.resolve(self._config.search)
+        if search.beam > 1:
+            raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
+        if self._target is None:
+            raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
+        jobs = self._jobs([one], None if prefix is None else [prefix], options, search)
+        return Stream(self._pieces(jobs, search, watch) if jobs else iter([self._empty()]), ready)
+
+    def _pieces(self, jobs: list[Job], search: Search, watch: Watch) -> Iterator[str | Generation]:
+        row = self._rows(search, streaming=True)(jobs[0])
+        for _ in decode(RowBatch(self._engine, search, Constraints(self._config, search)), [row], watch):
+            if row.piece:
+                yield row.piece
+        yield self._of_row(row)
+
+    def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Job]:
+        if prefix is not None and len(prefix) != len(inputs):
+            raise UsageError(f"prefix has {len(prefix)} entries, expected one for each of {len(inputs)} inputs")
+        if options.stop and self._target is None:
+            raise UsageError("stop needs text, but the bundle has no tokenizer; stop at token ids yourself")
+        seq2seq = self._config.kind == "seq2seq"
+        vocabulary = self._config.source_vocab_size if seq2seq else self._config.vocab_size
+        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", special=True)
+        starts = (
+            [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
+        )
+        jobs = []
+        for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
+            if one:
+                begin = [self._config.decoder_start_id or 0, *start] if seq2seq else [*one, *start]
+                jobs.append(Job(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
+        return jobs
+
+    def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
+        texts: list[str] = []
+        for i, one in enumerate(inputs):
+            if isinstance(one, str) or not hasattr(one, "__len__") or isinstance(one, (bytes, bytearray, dict)):
+                _located(check_text, one, where=what + _where(i, len(inputs)))
+                if one and tokenizer is None:
+                    raise TextError(f"{what}{_where(i, len(inputs))}is text, but the bundle has no tokenizer; give token ids")
+                if one:
+                    texts.append(str(one))
+        encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else ())
+        result = []
+        for i, one in enumerate(inputs):
+            if isinstance(one, str):
+                ids = next(encoded) if one else []
+                result.append(_located(check_ids, ids, vocabulary, where=what + _where(i, len(inputs))))
+            else:
+                result.append(_located(check_ids, one, vocabulary, where=what + _where(i, len(inputs))))
+        return result
+
+    def _limit(self, source: Sequence[int], begin: Sequence[int], options: Options, search: Search, where: str) -> int:
+        """The most new tokens: what was asked for, within the model's positions (the last new token is never read).
+
+        UsageError where the caller's own min_new_tokens are more; the model's give way.
+        """
+        wanted, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
+        if most is None:
+            limit = wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens)
+        else:
+            longest = max(len(source), len(begin))
+            if longest > most:
+                raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
+            limit = min(wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens), most - len(begin) + 1)
+        if options.min_new_tokens is not None and limit < options.min_new_tokens:
+            raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
+        return limit
+
+    def _empty(self) -> Generation:
+        return Generation(self._text([]), [], 0.0, [], "empty")
+
+    def _text(self, tokens: Sequence[int]) -> str | None:
+        return None if self._target is None else self._target.decode(tokens)
+
+    def _of_row(self, row: Row) -> Generation:
+        end = len(row.tokens) - (row.reason == "eos")
+        text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
+        return Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
+
+    def _of_beam(self, hypothesis: Hypothesis, search: Search) -> Generation:
+        end = len(hypothesis.tokens) - (hypothesis.reason == "eos")
+        text = self._text(hypothesis.tokens[:end])
+        if hypothesis.reason == "stop" and text is not None:
+            text = text[: min(i for i in map(text.find, search.stop) if i >= 0)]
+        return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason)
+
+
+class Stream:
+    """Iterates over pieces of text; afterwards `result` is the whole Generation."""
+
+    def __init__(self, parts: Iterator[str | Generation], ready: Callable[[], object]) -> None:
+        self._parts, self._ready = parts, ready
+        self.result: Generation | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        self._ready()
+        part = next(self._parts)
+        if isinstance(part, Generation):
+            self.result = part
+            raise StopIteration
+        return part
+
+
+def _where(index: int, count: int) -> str:
+    return f"input {index} " if count > 1 else "the input "
+
+
+def _located(check, *arguments, where: str):  # type: ignore[no-untyped-def]
+    """`check` with the input's place in front of what it says."""
+    try:
+        return check(*arguments)
+    except TextError as e:
+        raise TextError(f"{where.rstrip()}: {e}") from None

@@ -1,0 +1,103 @@
+"""Greedy decoding and sampling of a batch, a step at a time; finished rows make room for inputs that wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxport.runtime.decode.batch import Batch, Job
+from onnxport.runtime.decode.constraints import Constraints
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.state import Running
+from onnxport.runtime.decode.token_selection import TokenChooser
+from onnxport.runtime.options import Search, Watch
+from onnxport.runtime.tokenizer import TextStream
+
+DROPPED = "dropped"  # the reason of a row that its caller gave up
+
+
+@dataclass(eq=False)
+class Row:
+    """What became of a job: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs)."""
+
+    job: Job
+    stream: TextStream | None = None
+    generator: np.random.Generator | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: str = ""
+    piece: str = ""
+
+    @property
+    def done(self) -> bool:
+        """True when there is nothing more to come."""
+        return bool(self.reason)
+
+    def drop(self) -> None:
+        """Give up."""
+        self.reason = self.reason or DROPPED
+
+    def add(self, token: int, logprob: float, eos: tuple[int, ...]) -> None:
+        """Take the next token and see whether it is the last."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.piece = ""
+        if token in eos:
+            self.reason = "eos"
+        elif self.stream is not None:
+            self.piece = self.stream.push(token)
+            if self.stream.stopped:
+                self.reason = "stop"
+        if not self.reason and len(self.tokens) >= self.job.limit:
+            self.reason = "length"
+        if self.reason in ("eos", "length") and self.stream is not None:
+            self.piece += self.stream.finish()
+            if self.stream.stopped:  # a stop string in what was held back
+                self.reason = "stop"
+
+
+class RowBatch(Batch[Row]):
+    """Rows that decode together."""
+
+    def __init__(self, engine: Engine, search: Search, constraints: Constraints) -> None:
+        super().__init__(engine, search)
+        self._constraints = constraints
+        self._chooser: TokenChooser | None = None
+
+    def _move(self, running: Running) -> list[Row]:
+        assert self._chooser is not None
+        rows = self._tasks
+        rules = self._constraints.at([row.job for row in rows], [row.tokens for row in rows])
+        self._chooser.prepare(rules)
+        running.advance()
+        generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
+        tokens, logprobs = self._chooser.choose(rules, generators)
+        eos = self._engine.config.eos_ids
+        ended: list[Row] = []
+        for i, row in enumerate(rows):
+            if not row.reason:
+                row.add(tokens[i], logprobs[i], eos)
+                if row.reason:
+                    ended.append(row)
+            if row.reason:
+                running.active[i] = False
+        return ended
+
+    def _vacant(self, like: Row) -> Row:
+        return Row(like.job, generator=like.generator and np.random.default_rng(0), reason=DROPPED)
+
+    def _renewed(self, running: Running) -> None:
+        self._chooser = TokenChooser(self._engine, running, self._search)
+
+
+def decode(batch: RowBatch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:
+    """Decode rows in a batch of their own; a step a turn, until all have ended."""
+    waiting = deque(rows)
+    left = len(waiting)
+    while left:
+        watch.check()
+        left -= len(batch.step(waiting))
+        yield

@@ -1,0 +1,157 @@
+"""Calls from several threads share one batch: whichever of them is there steps it, the others wait for their results.
+
+There is no thread of our own. A call puts its inputs into the queue; one call at a time leads, that is, steps the batch until its own
+inputs are done, then hands over. A batch that breaks is given up: the inputs of the other calls start again, the leader's alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from onnxport.runtime.decode.batch import Task
+from onnxport.runtime.options import Watch
+
+GLANCE = 0.05  # seconds between a waiting call's looks at its own time limit
+
+
+T = TypeVar("T", bound=Task)
+
+
+class Steps(Protocol[T]):
+    """A batch: takes tasks from a queue and moves them on; returns those that ended."""
+
+    def step(self, waiting: deque[T]) -> list[T]:
+        """See the class."""
+        ...
+
+
+class Call(Generic[T]):
+    """The tasks of one call. again: makes a task as it was before its first step."""
+
+    def __init__(self, tasks: Sequence[T], again: Callable[[T], T]) -> None:
+        self.tasks, self.left, self._again = tasks, len(tasks), again
+        self.alone = False  # its batch broke: it goes on by itself
+
+    def restart(self) -> None:
+        """Begin again with all that is not done."""
+        self.tasks = [task if task.done else self._again(task) for task in self.tasks]
+        self.left = sum(not task.done for task in self.tasks)
+
+
+class Lane(Generic[T]):
+    """The shared batch of calls that search alike. make_batch: a new, empty batch."""
+
+    def __init__(self, make_batch: Callable[[], Steps[T]]) -> None:
+        self._make_batch = make_batch
+        self._calls: list[Call[T]] = []
+        self._leader: Call[T] | None = None
+        self._changed = threading.Condition()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._batch: Steps[T] | None = None
+        self._waiting: deque[T] = deque()
+        self._owner: dict[int, Call[T]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """True when no call is in it."""
+        return not self._calls
+
+    def enter(self, tasks: Sequence[T], again: Callable[[T], T]) -> Call[T]:
+        """Queue a call's tasks; `run` must follow."""
+        call = Call(tasks, again)
+        with self._changed:
+            self._calls.append(call)
+            self._queue(call)
+        return call
+
+    def run(self, call: Call[T], watch: Watch) -> Sequence[T]:
+        """The call's tasks, done. Raises what the watch raises and what breaks the batch."""
+        try:
+            while call.left:
+                watch.check()
+                if call.alone:
+                    return self._alone(call, watch)
+                if self._take_lead(call):
+                    self._lead(call, watch)
+            return call.tasks
+        finally:
+            self._leave(call)
+
+    def _leave(self, call: Call[T]) -> None:
+        """Whatever happened: others go on without this call, and a batch that nobody is in any more keeps no memory."""
+        with self._changed:
+            if self._leader is call:
+                self._leader = None
+            self._calls.remove(call)
+            for task in call.tasks:
+                self._owner.pop(id(task), None)
+                task.drop()
+            if not self._calls:
+                self._clear()
+            self._changed.notify_all()
+
+    def _queue(self, call: Call[T]) -> None:
+        self._owner |= {id(task): call for task in call.tasks}
+        self._waiting.extend(task for task in call.tasks if not task.done)
+
+    def _take_lead(self, call: Call[T]) -> bool:
+        with self._changed:
+            if self._leader is not None:
+                self._changed.wait_for(lambda: self._leader is None or not call.left or call.alone, GLANCE)
+            if self._leader is not None or not call.left or call.alone:
+                return False
+            self._leader = call
+            return True
+
+    def _lead(self, call: Call[T], watch: Watch) -> None:
+        """Step until the call's inputs are done, or a broken batch sends it on alone."""
+        while call.left:
+            watch.check()
+            try:
+                self._batch = self._batch or self._make_batch()
+                self._count(self._batch.step(self._waiting), call)
+            except BaseException as error:
+                shared = self._break_up(call)
+                if shared and isinstance(error, Exception):
+                    call.alone = True
+                    break
+                raise
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+
+    def _count(self, ended: Sequence[T], leader: Call[T]) -> None:
+        """Take what ended off its calls, and wake those that have all."""
+        if not ended:
+            return
+        with self._changed:
+            owners = [owner for task in ended if (owner := self._owner.get(id(task))) is not None]
+            for owner in owners:
+                owner.left -= 1
+            if any(owner is not leader and not owner.left for owner in owners):
+                self._changed.notify_all()
+
+    def _break_up(self, leader: Call[T]) -> bool:
+        """Give up the batch; True when others had inputs in it, which start again."""
+        with self._changed:
+            others = [call for call in self._calls if call is not leader and not call.alone]
+            self._clear()
+            for call in others:
+                call.restart()
+                self._queue(call)
+            return bool(others)
+
+    def _alone(self, call: Call[T], watch: Watch) -> Sequence[T]:
+        """The call's inputs in a batch of their own: what fails now is their own fault."""
+        call.restart()
+        batch, waiting = self._make_batch(), deque(task for task in call.tasks if not task.done)
+        left = len(waiting)
+        while left:
+            watch.check()
+            left -= len(batch.step(waiting))
+        return call.tasks

@@ -1,0 +1,247 @@
+"""A batch in flight: the cache, one binding of the decoder made once, and what happens to it: prefill, step, rows that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxport.runtime.arrays import padded
+from onnxport.runtime.decode.cache import Cross, HostCache, Move
+from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.sessions import empty_value, run_bound, value_of
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+NOBODY = np.zeros(0, np.int64)
+AHEAD = 64  # new positions room is made for at first; then the cache doubles
+CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
+Encoded = tuple[Cross, int]  # an encoded source: where it lies
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best tokens of each row, best first: `token` int64 and `logprob` float32 [rows, count], the log-softmax of the logits; `kept`
+    float32 [rows], the log of the share of the distribution that suppressed ids leave."""
+
+    token: np.ndarray
+    logprob: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, count: int) -> Best:
+        """Room for them."""
+        return cls(np.zeros((rows, count), np.int64), np.zeros((rows, count), np.float32), np.zeros(rows, np.float32))
+
+    def bind(self, binding: onnxruntime.IOBinding) -> None:
+        """Let a graph's outputs of these names be written here."""
+        for name in ("token", "logprob", "kept"):
+            binding.bind_ortvalue_output(name, value_of(getattr(self, name)))
+
+
+class Running:
+    """Rows that decode together.
+
+    `ids` int64 [rows, 1] is the decoder's next input, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
+    cache entries. `active` bool [rows]: rows that are finished keep their length, and what they compute is not used.
+    `logits` is the OrtValue float32 [rows, vocab] and `best` the best tokens that every run writes; `logits` changes only when the number
+    of rows does.
+    beams: rows that share a source, side by side.
+    """
+
+    def __init__(self, engine: Engine, cross: Cross | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
+        self.engine, self.cross, self.beams = engine, cross, beams
+        self._prefixes, self._new, self._begun = prefixes, new, False
+        self.cache = engine.new_cache()
+        self.lengths = np.array([len(p) for p in prefixes], np.int64)
+        self._binding: onnxruntime.IOBinding | None = None
+        self._bound: list[onnxruntime.OrtValue] | None = None
+        self._suppressed = NOBODY
+        self.best, self._candidates = Best.empty(len(prefixes), 1), np.ones(1, np.int64)
+        self._renew(len(prefixes))
+
+    @property
+    def rows(self) -> int:
+        """Number of rows now."""
+        return len(self.lengths)
+
+    def prefill(self) -> None:
+        """Run all prefixes (right-padded) and leave the logits of each row's last token."""
+        self._begun, longest = True, int(self.lengths.max())
+        self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
+        size = CHUNK if "query_seqlens" in self.engine.inputs else longest  # only then may entries be before a part
+        for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, size):
+            after = done + real
+            feeds: dict[str, np.ndarray] = {
+                "input_ids": ids,
+                "position_ids": done[:, None] + np.arange(ids.shape[1], dtype=np.int64),
+                "logits_index": np.maximum(real, 1) - 1,
+                "seqlens_k": (np.maximum(after, 1) - 1).astype(np.int32),
+                "total_sequence_length": np.array(after.max(), np.int32),
+                "query_seqlens": real.astype(np.int32),
+            }
+            self.engine.positions.add(ids.size, int(real.sum()))
+            run_bound(self.engine.decoder, self._bind(feeds))
+
+    def advance(self) -> None:
+        """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
+        if not self._begun and int(self.lengths.max()) > 1:
+            self.prefill()
+            return
+        if not self._begun:  # prefixes of one token: nothing to run before the first step
+            self._begun = True
+            self.cache.allocate(self.rows, min(self._new, AHEAD))
+            self.ids[:, 0] = [p[0] for p in self._prefixes]
+            self.lengths[:] = 0
+        self.step()
+
+    def ask(self, count: int, suppressed: np.ndarray) -> None:
+        """What runs tell beside logits: each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
+        if count != self.best.token.shape[1] or suppressed is not self._suppressed:
+            self._suppressed = suppressed
+            self.best, self._candidates = Best.empty(self.rows, count), np.array([count], np.int64)
+            self._binding = None
+
+    def step(self) -> None:
+        """Run `ids`, one token a row, and leave the logits."""
+        # A finished row writes its last entry again, so that it never runs out of positions.
+        at = np.where(self.active, self.lengths, np.maximum(self.lengths, 1) - 1)
+        longest = int(at.max())
+        if longest >= self.cache.capacity and self.cache.window is None:
+            self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
+        self._seqlens[:] = at
+        self._position[:] = at
+        self._total[...] = longest + 1
+        # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
+        if self._binding is None or self._bound is not self.cache.values or self.engine.device != "cpu":
+            self._binding, self._bound = self._bind(self._feeds), self.cache.values
+        self.engine.positions.add(self.rows, int(self.active.sum()))
+        run_bound(self.engine.decoder, self._binding)
+        self.lengths += self.active
+
+    def expand(self, beams: int) -> None:
+        """Each row becomes `beams` equal rows, side by side; they share their source's keys and values."""
+        self._select(np.repeat(np.arange(self.rows), beams))
+        self.beams = beams
+
+    def keep(self, sources: Sequence[int]) -> list[int]:
+        """Go on with the rows of these sources only; returns which old source is in which place now. The last fill the gaps."""
+        count = len(sources)
+        late = iter([i for i in sources if i >= count])
+        order = [i if i in sources else next(late) for i in range(count)]
+        rows = (np.array(order)[:, None] * self.beams + np.arange(self.beams)).ravel()
+        ids = self.ids[rows]
+        if isinstance(self.cache, HostCache):
+            used = int(self.lengths[rows].max())
+            self.cache.copy([(row, int(old), 0) for row, old in enumerate(rows) if row != old], used)
+            self.cache.shrink(len(rows))
+            self._take_rows(rows)
+        else:
+            self._select(rows)
+        self.ids[:] = ids
+        if self.cross is not None:
+            self.cross = self.engine.select_cross(self.cross, np.array(order))
+        return order
+
+    def join(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[Encoded]) -> None:
+        """New sources in the places of finished ones, each decoded from one token; in host memory only."""
+        assert self.cross is not None
+        longest = max(int(cross.mask[index].sum()) for cross, index in encoded)
+        if longest > self.cross.mask.shape[1]:
+            wider = self.cross.room(len(self.cross.mask), longest)
+            for i in range(len(self.cross.mask)):
+                wider.put(i, self.cross, i)
+            self.cross, self._binding = wider, None
+        for place, start, (cross, index) in zip(places, starts, encoded, strict=True):
+            self.cross.put(place, cross, index)
+            rows = slice(place * self.beams, (place + 1) * self.beams)
+            self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
+
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Forget padding that only sources had which are done."""
+        assert self.cross is not None
+        live = self.active.reshape(-1, self.beams).any(1)
+        longest, width = int(self.cross.mask[live].sum(1).max()), self.cross.mask.shape[1]
+        if 4 * longest <= 3 * width:
+            arrays = {n: np.ascontiguousarray(a[:, :, :longest]) for n, a in self.cross.arrays.items()}
+            self.cross = Cross.of_arrays(arrays, np.ascontiguousarray(self.cross.mask[:, :longest]))
+            self._binding = None
+
+    def widen(self, sources: int) -> None:
+        """Room for more sources, in places that count as finished until something joins."""
+        now = self.rows // self.beams
+        ids, places = self.ids.copy(), np.concatenate([np.arange(now), np.zeros(sources - now, np.int64)])
+        self._select((places[:, None] * self.beams + np.arange(self.beams)).ravel())
+        self.ids[: len(ids)] = ids
+        self.active[now * self.beams :] = False
+        if self.cross is not None:
+            self.cross = self.engine.select_cross(self.cross, places)
+
+    def copy(self, moves: Sequence[Move]) -> None:
+        """Cache rows for beams: each target row goes on from its source row."""
+        if moves:
+            self.cache.copy(moves, int(self.lengths.max()))
+
+    def _select(self, rows: np.ndarray) -> None:
+        used = int(self.lengths[rows].max())
+        self.cache.select(rows, used, max(self.cache.capacity, used + 1))
+        self._take_rows(rows)
+
+    def _take_rows(self, rows: np.ndarray) -> None:
+        self.lengths = self.lengths[rows]
+        active = self.active[rows]
+        self._renew(len(rows))
+        self.active[:] = active
+
+    def _renew(self, rows: int) -> None:
+        self.active = np.ones(rows, bool)
+        self.ids = np.zeros((rows, 1), np.int64)
+        self._position = np.zeros(rows, np.int64)
+        self._seqlens = np.zeros(rows, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._feeds: dict[str, np.ndarray] = {
+            "input_ids": self.ids,
+            "position_ids": self._position.reshape(rows, 1),
+            "logits_index": np.zeros(rows, np.int64),
+            "seqlens_k": self._seqlens,
+            "total_sequence_length": self._total,
+            "query_seqlens": np.ones(rows, np.int32),
+        }
+        self.logits = empty_value((rows, self.engine.vocab_size), np.float32, self.engine.device)
+        self.best = Best.empty(rows, self.best.token.shape[1])
+        self._binding = None
+
+    def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
+        binding, wanted = self.engine.decoder.io_binding(), self.engine.inputs
+        asked = {"candidates": self._candidates, "suppressed": self._suppressed}
+        for name, array in (feeds | asked).items():
+            if name in wanted:
+                binding.bind_ortvalue_input(name, value_of(array))
+        if self.cross is not None:
+            for name, value in self.cross.values.items():
+                if name in wanted:
+                    binding.bind_ortvalue_input(name, value)
+            if "source_mask" in wanted:
+                binding.bind_ortvalue_input("source_mask", value_of(self.cross.mask))
+        for name, value in zip(self.engine.cache_names, self.cache.values, strict=True):
+            binding.bind_ortvalue_input(f"past_{name}", value)
+            binding.bind_ortvalue_output(f"present_{name}", value)
+        binding.bind_ortvalue_output("logits", self.logits)
+        self.best.bind(binding)
+        return binding
+
+
+def _chunks(prefixes: Sequence[Sequence[int]], pad: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Parts of at most `size` ids of each row: ids int64 [rows, part] padded on the right, and by row how many ids were before and how many
+    of these are real, int64 [rows]. All rows end in the last part; how a row is cut depends on its own length only."""
+    lengths = np.array([len(p) for p in prefixes], np.int64)
+    for left in range((int(lengths.max()) - 1) // size * size, -1, -size):  # ids of the longest row that come after this part
+        stops = np.maximum(lengths - left, 0)
+        starts = np.maximum(lengths - left - size, 0)
+        ids, _ = padded([p[start:stop] for p, start, stop in zip(prefixes, starts, stops, strict=True)], pad)
+        yield ids, starts, stops - starts

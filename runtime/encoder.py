@@ -1,0 +1,190 @@
+"""Models that answer in one pass: raw arrays, and texts in windows as the tasks want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Encoding
+
+from onnxport.errors import BundleError, DataError, TextError, UsageError, one_line
+from onnxport.runtime.bundle.manifest import Variant
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
+from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
+
+PADDING = 1.25  # a batch is cut where it would compute this many times its own tokens
+TOKENS = 4096  # of a batch: more are no faster, and attention's memory grows with their length
+
+Text = str | tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A text, or a part of one that is too long: what the model reads at once. owner: the text's place in the call."""
+
+    owner: int
+    encoding: Encoding
+
+    def __len__(self) -> int:
+        return len(self.encoding)
+
+
+class Encoder:
+    """The one graph of an encoder or tensor bundle."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> None:
+        roles = [r for r in ("model", "encoder") if r in variant.graphs]
+        if not roles:
+            raise BundleError(f"{bundle.path}: variant {variant.name} has neither a model nor an encoder graph; export the model again")
+        self._session = sessions.open(bundle.file(variant.graphs[roles[0]]))
+        self.task, self.config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
+        self.inputs = {i.name: i for i in self._session.get_inputs()}
+        found = self._session.get_outputs()
+        self.outputs = {o.name: tuple(o.shape) for o in found}
+        tokens = self.inputs["attention_mask"].shape if "attention_mask" in self.inputs else []
+        # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
+        self.by_token = {o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs by name. DataError names what does not fit."""
+        absent, extra = [n for n in self.inputs if n not in inputs], [n for n in inputs if n not in self.inputs]
+        if absent or extra:
+            found = "lacks " + ", ".join(absent) if absent else "has unknown " + ", ".join(extra)
+            raise DataError(f"the input {found}; expected arrays named {', '.join(self.inputs)}")
+        for name, given in inputs.items():
+            self._check(name, np.asarray(given))
+        if "input_ids" in inputs and self.config.vocab_size:
+            ids = np.asarray(inputs["input_ids"])
+            if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+                check_ids(ids.ravel().tolist(), self.config.vocab_size)
+        try:
+            results = self._session.run(None, {n: np.ascontiguousarray(a) for n, a in inputs.items()})
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            raise DataError(f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together") from e
+        return dict(zip(self.outputs, results, strict=True))
+
+    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
+        """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
+
+        Of a pair the second is cut, or the first with `cut_first`.
+        TextError names a text that cannot be read, UsageError a stride that cannot be.
+        """
+        if self._tokenizer is None:
+            raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
+            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
+        pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
+        most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
+        found = []
+        for i, ((text, pair), whole) in enumerate(zip(pairs, self._tokenizer.read(pairs), strict=True)):
+            fits = most is None or len(whole) <= most
+            parts = [whole] if fits else _located(i, len(texts), self._tokenizer.cut, text, pair, most, stride, cut_first)
+            found += [Window(i, part) for part in parts]
+        return found
+
+    def each(self, windows: Sequence[Window], batch_size: int) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
+        """Every window and its row of all outputs, those of like length together: axes over tokens can be longer than the window."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}, expected a whole number from 1")
+        assert self._tokenizer is not None  # windows were made with it
+        lengths = [len(window) for window in windows]
+        order = sorted(range(len(windows)), key=lengths.__getitem__)
+        for group in _groups(order, lengths, batch_size):
+            shape = (len(group), lengths[group[-1]])
+            feeds = {name: np.full(shape, value, self._type(name)) for name, value in self._padding().items()}
+            for row, i in enumerate(group):
+                encoding = windows[i].encoding
+                feeds["input_ids"][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
+                if "attention_mask" in feeds:
+                    feeds["attention_mask"][row, : lengths[i]] = 1
+                if "token_type_ids" in feeds and self.config.kinds:
+                    feeds["token_type_ids"][row, : lengths[i]] = encoding.type_ids
+            outputs = self.run(feeds)
+            for row, i in enumerate(group):
+                yield windows[i], {name: array[row] for name, array in outputs.items()}
+
+    def _padding(self) -> dict[str, int]:
+        known = {"input_ids": self.config.pad_id, "attention_mask": 0, "token_type_ids": self.config.pad_type_id}
+        if unknown := [name for name in self.inputs if name not in known]:
+            raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
+        return {name: known[name] for name in self.inputs}
+
+    def _type(self, name: str) -> str:
+        """What an input of texts is made of: int64, or what a graph from elsewhere wants."""
+        return NUMPY_TYPES.get(self.inputs[name].type, "int64")
+
+    def _check(self, name: str, array: np.ndarray) -> None:
+        wanted = self.inputs[name]
+        kind = NUMPY_TYPES.get(wanted.type, wanted.type)
+        if str(array.dtype) != kind:
+            raise DataError(f"{name} is {array.dtype}, expected {kind}; convert it with .astype({kind!r})")
+        if array.ndim != len(wanted.shape):
+            raise DataError(f"{name} has {array.ndim} axes, expected {len(wanted.shape)} ({', '.join(map(str, wanted.shape))})")
+        for axis, (found, size) in enumerate(zip(array.shape, wanted.shape, strict=True)):
+            if isinstance(size, int) and found != size:
+                raise DataError(f"{name} has size {found} on axis {axis}, expected {size}")
+            if found == 0:
+                raise DataError(f"{name} is empty on axis {axis}, expected at least 1")
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Batches of sorted items, cut also where padding would grow beyond PADDING or tokens beyond TOKENS."""
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(groups[-1]) < size:
+            group = groups[-1]
+            computed = lengths[i] * (len(group) + 1)
+            if computed <= min(TOKENS, PADDING * (sum(lengths[j] for j in group) + lengths[i])):
+                group.append(i)
+                continue
+        groups.append([i])
+    return groups
+
+
+def _pair(text: Text) -> tuple[str, str | None]:
+    """A text as one of a pair whose other is missing. TextError for what is neither, or empty."""
+    both = text if isinstance(text, (tuple, list)) else (text,)
+    if len(both) > 2 or not both:
+        raise TextError(f"found {len(both)} texts, expected a text or a pair of texts")
+    for one in both:
+        check_text(one)
+        if not one.strip():
+            raise TextError("the text is empty, expected some words; leave it out")
+    return both[0], both[1] if len(both) == 2 else None
+
+
+def _located(place: int, count: int, call: Callable[..., T], *arguments: Any) -> T:
+    """`call` with the text's place in front of what it refuses."""
+    try:
+        return call(*arguments)
+    except TextError as error:
+        raise TextError(f"text {place}: {error}" if count > 1 else str(error)) from None
+
+
+def expect(encoder: Encoder, task: str, outputs: tuple[str, ...]) -> None:
+    """UsageError where the bundle is for another task, or its graph does not answer it."""
+    if encoder.task != task:
+        raise UsageError(f"this bundle's task is {encoder.task}, expected {task}; use what belongs to its task, or run")
+    if lacking := [name for name in outputs if name not in encoder.outputs]:
+        raise UsageError(f"the model gives {', '.join(encoder.outputs)}, expected {' and '.join(lacking)} for {task}; use run")
+
+
+def finite(array: np.ndarray, owner: int) -> np.ndarray:
+    """`array` as float32. DataError where it holds NaN or infinity."""
+    if not np.isfinite(array).all():
+        raise DataError(f"text {owner}: the model answers NaN or infinity; try another precision, such as fp32")
+    return array.astype(np.float32)
+
+
+def weighted(parts: Iterable[tuple[int, int, np.ndarray]], count: int) -> list[np.ndarray]:
+    """Means of (owner, weight, vector), one an owner, float64; every owner has a part."""
+    sums: list[np.ndarray] = [np.zeros(())] * count
+    weights = [0] * count
+    for owner, weight, vector in parts:
+        sums[owner] = sums[owner] + vector.astype(np.float64) * weight
+        weights[owner] += weight
+    return [total / weight for total, weight in zip(sums, weights, strict=True)]

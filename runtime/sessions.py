@@ -1,0 +1,136 @@
+"""ONNX Runtime sessions: the asked device or an error, threads that fit the machine, one setting for all sessions of a model."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
+from onnxport.runtime.processor import cores, make_exact
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+# MatmulTransposeFusion: ONNX Runtime 1.32 ends the process with a segmentation fault where it meets Cast, Transpose, MatMul in float16
+# on the CPU. SkipLayerNormFusion: on the CPU its kernel is several times slower than the two nodes that it replaces.
+DISABLED_OPTIMIZERS = {"cpu": ["MatmulTransposeFusion", "SkipLayerNormFusion"], "cuda": ["MatmulTransposeFusion"]}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NUMPY_TYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
+}  # fmt: skip
+
+MOST_THREADS = 1024
+SPIN_US = 1000
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+_leaked: list[Any] = []
+
+
+def _leak() -> None:
+    # The worker threads of ONNX Runtime stay in the parent: to free a session in the child would wait for them for ever.
+    _leaked.extend(_open)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leak)
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Makes every session of a model alike.
+
+    device: "cpu" or "cuda"; threads of one operator. exact: products of 8 bits may be among them, see onnxport.runtime.processor.
+    """
+
+    device: str
+    threads: int
+    exact: bool = True
+
+    @classmethod
+    def choose(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
+        """Check the wishes. UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had."""
+        import onnxruntime
+
+        if device not in PROVIDERS:
+            raise UsageError(f"device is {device!r}, expected one of {', '.join(PROVIDERS)}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
+            raise UsageError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS[device] not in available:
+            raise DeviceError(
+                f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu]"
+            )
+        return cls(device, threads or cores())
+
+    def options(self, steady: bool = True, threads: int | None = None) -> onnxruntime.SessionOptions:
+        """Options common to all sessions. steady: the session runs again and again, nothing else between; threads: other than usual."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        # Spinning workers answer the next small node at once, but more of them than cores take time from those that work. So they spin
+        # from one step to the next and not much longer; those of a session that is not steady stop when its run ends.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.threads <= cores() else "0")
+        if steady:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+        else:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.device == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        elif self.exact:
+            make_exact(options)
+        return options
+
+    def open(self, path: str | Path, steady: bool = True, threads: int | None = None) -> onnxruntime.InferenceSession:
+        """A session for the graph at `path`; see `options`.
+
+        BundleError when it cannot be loaded, DeviceError when it would run elsewhere.
+        """
+        import onnxruntime
+
+        provider = PROVIDERS[self.device]
+        if self.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), self.options(steady, threads), providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS[self.device]
+            )
+        except Exception as e:  # ONNX Runtime's errors share no base class
+            reason = one_line(e)
+            if self.device != "cpu" and ("fallback" in reason or "CUDA" in reason):
+                raise DeviceError(f"{path}: cannot run on {self.device} ({reason}); use device cpu or a variant made for it") from e
+            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e
+        if session.get_providers()[:1] != [provider]:
+            raise DeviceError(f"{path}: asked for {provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN")
+        _open.add(session)
+        return session
+
+
+def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
+    """Run into the bound outputs. OnnxportError with what ONNX Runtime says."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as e:  # ONNX Runtime's errors share no base class
+        raise OnnxportError(f"ONNX Runtime could not run the model ({one_line(e)}); check the bundle with `onnxport verify`") from e
+
+
+def value_of(array: Any, device: str = "cpu") -> onnxruntime.OrtValue:
+    """An OrtValue of a C-contiguous array; on the CPU it shares the array's memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
+
+
+def empty_value(shape: tuple[int, ...], dtype: Any, device: str) -> onnxruntime.OrtValue:
+    """An uninitialized OrtValue on the device."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device)

@@ -1,0 +1,304 @@
+"""The command line: one thin function a command. Heavy modules are imported by the command that needs them."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxport import __version__
+from onnxport.cli.console import Progress, emit, emit_json, reported
+
+
+class Verb(click.Command):
+    """A command whose help keeps the layout of its examples and whose failures end with the contract's exit codes."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples as they were written, a line each."""
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Examples:\n" + "".join(f"  {line.strip()}\n" for line in self.epilog.strip().splitlines()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; failures become exit codes."""
+        with reported(ctx.params.get("verbose", False)):
+            return super().invoke(ctx)
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every command has."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")(command)
+
+
+def precision_list(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names between commas, each once."""
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise click.BadParameter("expected a list such as fp32,fp16,int8")
+    return tuple(dict.fromkeys(names))
+
+
+def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """Whole numbers from 1 between commas."""
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"expected whole numbers from 1, such as 1,8, found {value!r}")
+    return numbers
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="onnxport")
+def cli() -> None:
+    """From a PyTorch Transformer to an application on ONNX Runtime: export, run, compare."""
+
+
+def verb(epilog: str) -> Any:
+    return cli.command(cls=Verb, epilog=epilog)
+
+
+@verb("""
+    onnxport export examples/en-de --out artifacts/en-de
+    onnxport export mymodel:build --out artifacts/mine --precision fp32,int8
+""")
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder; made whole or not at all.")
+@click.option(
+    "--task",
+    help="translation, summarization, text2text, text-generation, embedding, classification, question-answering or tensor; "
+    "default: the source's own.",
+)
+@click.option(
+    "--precision", callback=precision_list, default="fp32,fp16,int8", show_default=True, help="Variants; the first is the default one."
+)
+@click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
+@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
+@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
+@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
+@click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+@common
+def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Export SOURCE to a checked bundle.
+
+    Traces it, compares with the original, fuses, makes the variants, and checks each again.
+
+    SOURCE is a folder with config.json and weights, package.module:factory, or model.onnx.
+    """
+    from onnxport.build.stages import build
+    from onnxport.cli.overview import overview, summary
+
+    with Progress(quiet) as progress:
+        bundle = build(source, out, progress=progress, **options)
+    if as_json:
+        emit_json(summary(bundle))
+    else:
+        emit(overview(bundle))
+
+
+@verb("""
+    onnxport quantize artifacts/en-de --precision int8
+    onnxport quantize artifacts/en-de --precision auto --calibrate dev.tsv --budget 'bleu_drop<=0.3'
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", required=True, help="The variant to add.")
+@click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
+@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
+@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
+@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
+@click.option("--force", is_flag=True, help="Replace the variant if the bundle has it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+@common
+def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Add one variant to BUNDLE.
+
+    It is made from the fp32 variant and checked against the golden answers.
+    """
+    from onnxport.build.stages import add_variant
+    from onnxport.cli.overview import overview, summary
+
+    with Progress(quiet) as progress:
+        made = add_variant(bundle, precision, progress=progress, **options)
+    if as_json:
+        emit_json(summary(made))
+    else:
+        emit(overview(made))
+
+
+@verb("""
+    onnxport run artifacts/en-de "How are you?"
+    onnxport run artifacts/en-de --precision int8 --beam 4 --json "How are you?"
+    onnxport run artifacts/en-de < sentences.txt
+    onnxport run artifacts/en-de --long sentences < book.txt
+    onnxport run artifacts/reader '{"question": "Who came?", "context": "Ada came."}'
+    onnxport run artifacts/plain --npz inputs.npz --out outputs.npz
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("text", nargs=-1)
+@click.option("--precision", help="The variant to run; default: the bundle's own default.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
+@click.option("--beam", type=click.IntRange(1), help="Beams; 1 is greedy; default: the model's own.")
+@click.option("--length-penalty", type=float, help="Above 0 favours longer answers (beams); default: the model's own.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; default: the model's own, else 128.")
+@click.option("--min-new-tokens", type=click.IntRange(0), help="Shortest answer; default: the model's own.")
+@click.option("--temperature", type=float, help="Sample, at this temperature.")
+@click.option("--top-k", type=click.IntRange(1), help="Sample among the K most probable tokens.")
+@click.option("--top-p", type=float, help="Sample among the most probable tokens that reach probability P together.")
+@click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the answer less probable; default: the model's own.")
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--n-best", type=click.IntRange(1), help="Answers a text; all but the best are in the JSON's alternatives.")
+@click.option("--chat", is_flag=True, help="Each TEXT or line is what a user says, or a JSON list of messages.")
+@click.option("--long", type=click.Choice(["segments", "sentences"]), help="Long text in parts; standard input is one text.")
+@click.option("--stride", type=click.IntRange(0), help="Tokens that windows of a long text share; default: 128, at most half a window.")
+@click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer to a question; default: 30.")
+@click.option("--no-answer", is_flag=True, help="A question may have no answer.")
+@click.option("--timeout", type=float, help="Seconds after which the call is given up.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is made.")
+@click.option("--npz", type=click.Path(path_type=Path), help="Input arrays, for bundles whose task is tensor.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the output arrays go (with --npz).")
+@click.option("--force", is_flag=True, help="Replace an existing --out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all results; with --stream one object a line.")
+@common
+def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Answer TEXT from BUNDLE.
+
+    Without TEXT, every line of standard input is answered by a line; an empty line by an empty one.
+    Pairs and questions are JSON: {"text": ..., "pair": ...}, {"question": ..., "context": ...}.
+    """
+    from onnxport.cli.run import answer
+
+    answer(bundle, text, **options)
+
+
+@verb("""
+    onnxport compare artifacts/en-de --data examples/en-de/test-200.tsv
+    onnxport compare artifacts/en-de --data test.tsv --source examples/en-de --gate 'int8.bleu_drop<=0.5' --gate 'agreement>=0.8'
+    onnxport compare artifacts/en-de --data test.tsv --baseline old/report.json --gate 'int8.speedup_change>=-0.1'
+    onnxport compare artifacts/en-de --with artifacts/en-de-new --data test.tsv --gate 'en-de-new/int8.bleu_drop_ci.low<=0'
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
+@click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
+@click.option("--with", "others", multiple=True, type=click.Path(path_type=Path), help="A bundle whose variants join as NAME/VARIANT.")
+@click.option("--batch", callback=number_list, default="1,8", show_default=True, help="Batch sizes to time.")
+@click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the reports; default: artifacts/reports/NAME.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report.json: gives X_change of every metric X.")
+@click.option("--gate", "gates", multiple=True, help="[VARIANT.]METRIC OP NUMBER; exit 3 if any fails.")
+@click.option("--beam", type=click.IntRange(1), help="Beams of every side; 1 is greedy; default: the model's own.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
+@click.option("--limit", type=click.IntRange(1), help="Use N rows, evenly spaced over the data.")
+@click.option("--force", is_flag=True, help="Replace existing reports.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
+@common
+def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Compare the variants of BUNDLE.
+
+    Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML, and the
+    gates as JUnit XML.
+    """
+    from onnxport.compare import compare as measure
+    from onnxport.compare import table
+
+    folder = out or Path("artifacts/reports") / bundle.resolve().name
+    with Progress(quiet) as progress:
+        report = measure(bundle, batches=batch, out=folder, progress=progress, **options)
+    try:
+        if as_json:
+            emit_json(report.as_dict())
+        else:
+            emit(table(report))
+            emit(f"report: {folder / 'report.html'}")
+    finally:  # a failed gate counts even when nobody reads the table to its end
+        report.raise_for_gates()
+
+
+@verb("""
+    onnxport inspect artifacts/en-de
+    onnxport inspect artifacts/en-de --json
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+@common
+def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Show what BUNDLE holds.
+
+    Task, variants, sizes, fusions, parity, and where it came from.
+    """
+    from onnxport.cli.overview import overview, summary
+    from onnxport.runtime.bundle.reader import Bundle
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        emit_json(summary(opened))
+    else:
+        emit(overview(opened))
+
+
+@verb("""
+    onnxport verify artifacts/en-de
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+@common
+def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Check BUNDLE.
+
+    Every hash is right, every graph loads, and the golden answers are reproduced within their bounds.
+    """
+    from onnxport.runtime.verify import verify as check
+
+    with Progress(quiet) as progress:
+        progress(f"verifying {bundle}")
+        result = check(bundle)
+    if as_json:
+        emit_json(result)
+    else:
+        emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
+        for name in result["unlisted"]:
+            emit(f"not part of the bundle: {name}")
+
+
+@verb("""
+    onnxport doctor
+    onnxport doctor --json
+""")
+@click.option("--json", "as_json", is_flag=True)
+@common
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Tell what this machine can do.
+
+    Processor features, providers, package versions, and clashes between wheels.
+    """
+    from onnxport.cli.doctor import examine, render
+
+    findings = examine()
+    if as_json:
+        emit_json(findings)
+    else:
+        emit(render(findings))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not sys.argv[1:]:
+        sys.argv.append("--help")
+    verbose = "-v" in sys.argv or "--verbose" in sys.argv
+    if not verbose:
+        warnings.simplefilter("ignore")  # what libraries say to programmers is no news to the command's users
+    with reported(verbose):
+        cli.main(standalone_mode=False)

@@ -1,0 +1,61 @@
+"""What this machine can do for onnxport: processor, providers, versions, and known clashes."""
+
+from typing import Any
+
+from onnxport import __version__
+from onnxport.compare.measure import energy
+from onnxport.compare.measure.machine import describe
+from onnxport.runtime.processor import X86
+
+PACKAGES = ("torch", "onnx", "onnxscript", "transformers")
+
+
+def examine() -> dict[str, Any]:
+    """Facts and problems of this machine, as plain values."""
+    facts = describe(PACKAGES)
+    versions = facts["versions"]
+    providers: list[str] = []
+    problems: list[str] = []
+    try:
+        import onnxruntime
+
+        providers = onnxruntime.get_available_providers()
+    except ImportError as error:
+        problems.append(f"onnxruntime cannot be imported ({error}): pip install onnxport[cpu] or onnxport[gpu]")
+    if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "uninstall both, then install the one that you need"
+        )
+    elif "onnxruntime-gpu" in versions and "CUDAExecutionProvider" not in providers:
+        problems.append(
+            "onnxruntime-gpu is installed but offers no CUDAExecutionProvider: another wheel may have overwritten it; reinstall it"
+        )
+    notes = []
+    if facts["saturates"]:
+        notes.append("no VNNI: int8 takes slower kernels here, which add without loss; int8-reduced (weights of 7 bits) is quicker")
+    elif facts["saturates"] is False and facts["architecture"] in X86:
+        notes.append("VNNI: int8 is exact and at its quickest here; processors without it give the same answers, more slowly")
+    if "CUDAExecutionProvider" not in providers:
+        notes.append("no CUDA: bf16 can be neither made nor run here")
+    devices = ["cpu"] + ["cuda"] * ("CUDAExecutionProvider" in providers)
+    joules = {device: energy.available(device) for device in devices}
+    return {"onnxport": __version__, **facts, "providers": providers, "energy": joules, "problems": problems, "notes": notes}
+
+
+def render(findings: dict[str, Any]) -> str:
+    """The findings as text."""
+    packages = ", ".join(f"{name} {version}" for name, version in findings["versions"].items() if name not in ("python", "onnxport"))
+    lines = [
+        f"onnxport {findings['onnxport']}, Python {findings['versions']['python']}, {findings['os']}",
+        f"processor  {findings['cpu']}: {findings['cores']} cores, {findings['available_cpus']} granted",
+        f"features   {', '.join(findings['features']) or 'unknown'}",
+        f"memory     {findings['ram_bytes'] / 2**30:.1f} GiB" if findings["ram_bytes"] else "memory     unknown",
+        f"providers  {', '.join(findings['providers']) or 'none'}",
+        f"packages   {packages}",
+    ]
+    lines += [f"energy     {device}: {told}" for device, told in findings["energy"].items()]
+    lines += [f"problem    {text}" for text in findings["problems"]]
+    lines += [f"note       {text}" for text in findings["notes"]]
+    lines.append("something is wrong: see above" if findings["problems"] else "nothing is wrong")
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""A bundle at a glance, as text and as a dictionary."""
+
+from collections import Counter
+from typing import Any
+
+from onnxport.runtime.bundle.manifest import Variant
+from onnxport.runtime.bundle.reader import Bundle
+
+
+def summary(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as it is written, with the bundle's folder."""
+    return {"path": str(bundle.path), **bundle.manifest.as_dict()}
+
+
+def overview(bundle: Bundle) -> str:
+    """A few lines for people."""
+    provenance, generation = bundle.provenance, bundle.generation
+    versions = provenance.get("versions") or {}
+    lines = [f"{bundle.name}  {bundle.task}, {bundle.family}, {provenance.get('route')} route, opset {provenance.get('opset')}"]
+    if versions:
+        lines.append("made with " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    if generation is not None:
+        shown = ("layers", "kv_heads", "head_size", "vocab_size", "max_length")
+        lines.append("decoder: " + ", ".join(f"{name.replace('_', ' ')} {getattr(generation, name)}" for name in shown))
+    base = bundle.variants["fp32"].bytes if "fp32" in bundle.variants else None
+    longest = max(10, *(len(name) + 2 for name in bundle.variants))
+    row = f"{{:<{longest}}}" + "{:>11}{:>9}{:>10}{:>12}{:>13}  {}"
+    lines += ["", row.format("variant", "size", "of fp32", "max diff", "rel. error", "same greedy", "fusions")]
+    for name, variant in bundle.variants.items():
+        parity = variant.parity
+        lines.append(
+            row.format(
+                name + ("*" if name == bundle.default else ""),
+                f"{variant.bytes / 1e6:.2f} MB",
+                f"{variant.bytes / base:.2f}" if base else "",
+                _number(parity.get("max_abs_diff"), ".1e"),
+                _number(parity.get("relative_error"), ".1e"),
+                _number(parity.get("greedy_agreement"), ".0%"),
+                ", ".join(f"{rule} {count}" for rule, count in variant.fusions.items() if count) or "-",
+            )
+        )
+    lines.append("* the default variant; differences are to the original module's own answers")
+    lines += [told for name, variant in bundle.variants.items() if (told := _plan(name, variant))]
+    return "\n".join(lines)
+
+
+def _plan(name: str, variant: Variant) -> str:
+    """What a search or a plan of several schemes made of the weights; "" for a recipe of one."""
+    counts = Counter(str(scheme) for pattern, scheme in variant.plan.items() if "*" not in pattern)
+    told = ", ".join(f"{count} {'weight' if count == 1 else 'weights'} {scheme}" for scheme, count in counts.most_common())
+    if chosen := variant.evidence.get("chosen"):
+        return f"{name}: {chosen}" + (f"; {told}" if len(counts) > 1 else "")
+    return f"{name}: {told}" if len(counts) > 1 else ""
+
+
+def _number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else ""

@@ -1,0 +1,211 @@
+"""The `run` command: texts from arguments or standard input, arrays from .npz, answers to standard output."""
+
+import io
+import os
+import select
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxport.cli.console import emit, emit_json
+from onnxport.cli.run_tasks import OWN, Task, generated, task_of
+from onnxport.errors import DataError, OutputError, TextError, UsageError
+from onnxport.runtime import Model, load
+from onnxport.runtime.arrays import read_npz
+
+CHUNK = 64  # lines answered together when they are already there
+LONGEST = 1 << 24  # bytes of a line
+
+
+def answer(
+    bundle: Path,
+    texts: tuple[str, ...],
+    *,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    stream: bool,
+    chat: bool,
+    npz: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answers and prints; every option is the command's."""
+    if out is not None and npz is None:
+        raise UsageError("--out goes with --npz: texts are answered on standard output")
+    if npz is not None and (texts or stream):
+        raise UsageError("--npz takes its inputs from the file: leave TEXT and --stream out")
+    with load(bundle, precision=precision, device=device, threads=threads) as model:
+        if npz is not None or model.task == "tensor":
+            if npz is None or out is None:
+                raise UsageError(f"the task of {bundle} is {model.task}: expected --npz IN.npz --out OUT.npz")
+            run_arrays(model, npz, out, force, as_json)
+            return
+        task = task_of(model, chat)
+        given = _given(model, task, options)
+        if stream:
+            _stream(model, task, texts, as_json, given)
+        elif "long" in given:
+            _answer_long(model, texts, as_json, given)
+        else:
+            _answer_all(model, task, texts, as_json, given)
+
+
+def _given(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given. UsageError for those that the task does not take."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    wrong = [name for name in given if (name in OWN if task.options is None else name not in task.options)]
+    if wrong:
+        names = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
+        lacking = "generates no text" if task.options is not None and not OWN & set(wrong) else "has no use for it"
+        raise UsageError(f"{names}: the task of this bundle is {model.task}, which {lacking}")
+    return given
+
+
+def _answers(model: Model, task: Task, texts: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """One result a text; a blank text has an empty one."""
+    items = [task.read(text) for text in texts if text.strip()]
+    found = iter(task.ask(model, items, options) if items else ())
+    return [next(found) if text.strip() else dict(task.blank) for text in texts]
+
+
+def _answer_lines(model: Model, task: Task, start: int, texts: list[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Results of lines `start` and on; where one is refused, those before it are still answered, and the line is named."""
+    try:
+        yield from _answers(model, task, texts, options)
+    except (TextError, DataError) as error:
+        if len(texts) == 1:
+            raise type(error)(f"line {start} of standard input: {error}") from None
+        for offset, text in enumerate(texts):
+            yield from _answer_lines(model, task, start + offset, [text], options)
+
+
+def _answer_all(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    results: list[dict[str, Any]] = []
+    answers = (
+        iter(_answers(model, task, list(texts), options))
+        if texts
+        else (answer for start, chunk in lines(standard_input()) for answer in _answer_lines(model, task, start, chunk, options))
+    )
+    for result in answers:
+        if as_json:
+            results.append(result)
+        else:
+            emit(task.show(result))
+    if as_json:
+        emit_json({"results": results})
+
+
+def _answer_long(model: Model, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """Whole texts, or the whole of standard input as one: their lines stay."""
+    whole = list(texts) or ["\n".join(line for _, chunk in lines(standard_input()) for line in chunk)]
+    results = [generated(result, long=True) for result in model.generate(whole, **options)]
+    if as_json:
+        emit_json({"results": results})
+    else:
+        for result in results:
+            emit(result["text"])
+
+
+def _stream(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """Pieces as they come; as JSON an object a piece with the text's place, and a last one with the whole result."""
+    if task.options is not None:
+        raise UsageError(f"--stream: the task of this bundle is {model.task}, which generates no text")
+    if wrong := sorted({"long", "n_best"} & set(options)):
+        raise UsageError(f"--stream does not go with --{wrong[0].replace('_', '-')}: leave one of them out")
+    chunks = [(0, list(texts))] if texts else ((start - 1, chunk) for start, chunk in lines(standard_input()))
+    for start, chunk in chunks:
+        for index, text in enumerate(chunk, start):
+            item = task.read(text) if text.strip() else ""
+            pieces = model.stream(model.prompt(item) if isinstance(item, list) else item, **options)
+            for piece in pieces:
+                if as_json:
+                    emit_json({"index": index, "text": piece})
+                else:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+            if as_json:
+                emit_json({"index": index, "result": generated(pieces.result)})
+            else:
+                emit("")
+
+
+def standard_input() -> int:
+    """The descriptor of standard input.
+
+    Raises:
+        UsageError: it is closed.
+    """
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, ValueError, OSError):
+        raise UsageError("standard input is closed: give TEXT, or lines on standard input") from None
+
+
+def lines(descriptor: int) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a UTF-8 stream in lists with the number of their first: what is there already comes together, at most CHUNK lines.
+
+    Raises:
+        TextError: a line is not UTF-8 or longer than LONGEST bytes; the lines before it come first.
+    """
+    number, rest, ended = 1, bytearray(), False
+    while not ended:
+        waiting = 0
+        while not ended and waiting < CHUNK and (waiting == 0 or select.select([descriptor], [], [], 0)[0]):
+            data = os.read(descriptor, 1 << 16)
+            ended = not data
+            waiting += data.count(b"\n")
+            rest += data
+            if len(rest) > LONGEST and not waiting:
+                raise TextError(f"line {number} of standard input is longer than {LONGEST >> 20} MiB: split the text into lines")
+        whole = bytes(rest).split(b"\n")
+        rest = bytearray() if ended else bytearray(whole.pop())
+        if ended and not whole[-1]:
+            whole.pop()
+        for start in range(0, len(whole), CHUNK):
+            yield from _decoded(whole[start : start + CHUNK], number + start)
+        number += len(whole)
+
+
+def _decoded(whole: list[bytes], number: int) -> Iterator[tuple[int, list[str]]]:
+    texts: list[str] = []
+    for offset, line in enumerate(whole):
+        try:
+            text = line.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            if texts:
+                yield number, texts
+            found = f"byte {error.start + 1} is 0x{line[error.start]:02x}"
+            raise TextError(f"line {number + offset} of standard input is not UTF-8 ({found}): convert it, e.g. with iconv") from None
+        texts.append(text.removeprefix("\ufeff") if number + offset == 1 else text)
+    yield number, texts
+
+
+def run_arrays(model: Model, source: Path, out: Path, force: bool, as_json: bool = False) -> None:
+    """Runs the arrays of an .npz file and writes the outputs to another, whole or not at all."""
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists: choose another --out or give --force")
+    inputs = read_npz(source, DataError, "write it with numpy.savez")
+    outputs = model.run(inputs)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez cannot take an output that is called `file`
+        for name, array in outputs.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(buffer.getvalue())
+        beside.replace(out)
+    except OSError as error:
+        raise OutputError(f"{out} could not be written ({error.strerror}): free space or choose another --out") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    if as_json:
+        emit_json({"outputs": {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}})

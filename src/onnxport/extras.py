@@ -1,0 +1,27 @@
+"""Optional packages: imported when they are needed, or named with the extra that brings them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from onnxport.errors import UsageError, one_line
+
+
+def require(module: str, extra: str, purpose: str = "this command") -> ModuleType:
+    """Import an optional module.
+
+    Args:
+        module: its full name, such as `jinja2.sandbox`.
+        extra: the extra of onnxport that installs it.
+        purpose: who needs it, as the subject of the message.
+
+    Raises:
+        UsageError: the module, or one that it imports, cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "onnxport":
+            raise
+        raise UsageError(f"{purpose} needs {module.partition('.')[0]} ({one_line(error)}): pip install 'onnxport[{extra}]'") from error
