@@ -20,15 +20,20 @@ test: lint types unit wheel
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable '.[cpu,export,compare,dev]'
 	touch $@
 
-lint: .venv/ready
+# The rooms stand at the root and under src; linters of imports and types get the package as links.
+LINKED := build/types/onnxport
+$(LINKED): .venv/ready
+	rm -rf $@ && mkdir -p $@
+	ln -s $(CURDIR)/src/onnxport/* $@/
+	for room in $(ROOMS); do ln -s $(CURDIR)/$$room $@/$$room; done
+.PHONY: $(LINKED)
+
+lint: .venv/ready $(LINKED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd build/types && ../../$(BIN)/lint-imports --no-logo ../../pyproject.toml
 
-# mypy does not see an editable install whose folders are mapped, so it gets the package as links.
-types: .venv/ready
-	rm -rf build/types && mkdir -p build/types/onnxport
-	ln -s $(CURDIR)/src/onnxport/* build/types/onnxport/
-	for room in $(ROOMS); do ln -s $(CURDIR)/$$room build/types/onnxport/$$room; done
+types: .venv/ready $(LINKED)
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p onnxport
 
 unit: .venv/ready
