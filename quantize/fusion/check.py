@@ -13,7 +13,8 @@ import onnxruntime as ort
 from onnxport.errors import FusionError
 from onnxport.graph.edit import Miss, is_op
 from onnxport.quantize.fusion.rule import Rule
-from onnxport.runtime.sessions import DISABLED_OPTIMIZERS
+from onnxport.quantize.fusion.targets import TARGETS
+from onnxport.runtime.sessions import CPU
 
 
 def node_counts(path: str | Path) -> dict[str, int]:
@@ -26,7 +27,7 @@ def node_counts(path: str | Path) -> dict[str, int]:
         # Weights stay where they are: only the nodes are asked for.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"])
+        ort.InferenceSession(str(path), options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))
         model = onnx.load(str(written), load_external_data=False)
     return dict(Counter(node.op_type for node in model.graph.node))
 
@@ -37,10 +38,8 @@ def check_runs(path: str | Path, expected: dict[str, int], target: str = "cpu") 
     Rules that `target` does not use, and rules that only remove nodes, leave nothing to count and are passed over. Raises `FusionError`
     naming rule, found, expected, and the reason of the first failed match.
     """
-    from onnxport.quantize.fusion import RULES
-
-    known = {rule.name for rules in RULES.values() for rule in rules}
-    by_name = {rule.name: rule for rule in RULES[target]}
+    known = {rule.name for row in TARGETS.values() for rule in row.rules}
+    by_name = {rule.name: rule for rule in TARGETS[target].rules}
     running = node_counts(path)
     found: dict[str, int] = {}
     for name, count in expected.items():

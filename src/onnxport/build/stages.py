@@ -129,6 +129,6 @@ def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
     fused: Graphs = {}
     total: Counter[str] = Counter()
     for role, graph in exported.graphs.items():
-        fused[role], counts = fuse(graph, role)
+        fused[role], counts = fuse(graph, role, "cpu")
         total.update(counts)
     return fused, dict(total)

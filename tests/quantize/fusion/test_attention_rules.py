@@ -54,7 +54,7 @@ def attention(q, k, v, mask, scale):
 @pytest.mark.parametrize(("batch", "source"), [(1, 1), (3, 6)])
 def test_encoder_self_attention(session, tools, kind, scale, masked, batch, source):
     model = encoder(tools, kind, scale, masked)
-    fused, counts = fuse(model, "encoder")
+    fused, counts = fuse(model, "encoder", "cpu")
     kinds = [n.op_type for n in fused.graph]
     assert counts["multi_head_attention"] == 1 and "Attention" not in kinds and "Transpose" not in kinds
     assert kinds.count("Cast") == (masked and kind == "int64")
@@ -68,7 +68,7 @@ def test_encoder_self_attention(session, tools, kind, scale, masked, batch, sour
 
 
 def test_a_row_of_nothing_but_padding_is_finite(session, tools):
-    fused, _ = fuse(encoder(tools), "encoder")
+    fused, _ = fuse(encoder(tools), "encoder", "cpu")
     got = tools.run(session(fused), {"x": normal(2, 3, D), "mask": np.array([[0, 0, 0], [1, 1, 0]], np.int32)})["y"]
     assert np.isfinite(got).all()
 
@@ -87,7 +87,7 @@ def cross(tools, query_of_beams):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_cross_attention_reads_keys_and_values_as_they_are(session, tools, beams):
-    fused, counts = fuse(cross(tools, beams > 1), "decoder")
+    fused, counts = fuse(cross(tools, beams > 1), "decoder", "cpu")
     assert counts["multi_head_attention"] == 1
     node = next(n for n in fused.graph if n.op_type == "MultiHeadAttention")
     assert [v.name if v else None for v in node.inputs[1:]] == ["k", "v", None, "mask"]
@@ -106,7 +106,7 @@ def test_other_masks_stay_with_the_reason(tools, tmp_path, replaced, reason):
     nodes = [*to_heads("x", "q"), replaced, *padding()[1:], ("Attention", ["q", "k", "v", "mask4"], ["a"]), *MERGE]
     inputs = {"x": ["batch", 2, D], "k": ["batch", H, "source", S], "v": ["batch", H, "source", S], "mask": ("int32", ["batch", "source"])}
     model = tools.build(nodes, inputs, {"y": ["batch", 2, D]}, {**SPLIT, "one": np.int32(1)})
-    fused, counts = fuse(model, "decoder")
+    fused, counts = fuse(model, "decoder", "cpu")
     assert counts == {"mask_broadcast": 1}  # ONNX Runtime's kernel wants a mask for every query
     write({"decoder": fused}, tmp_path)
     with pytest.raises(FusionError, match=r"^decoder.onnx: multi_head_attention found 0 times, expected 1; "):
@@ -145,7 +145,7 @@ def test_reshapes_that_do_nothing_go(session, tools):
     ]
     weights = {"wide": np.array([-1, 2, 3]), "narrow": np.array([-1, 6]), "same": np.array([4, 6])}
     model = tools.build(nodes, {"x": [4, 6]}, {"y": [4, 6]}, weights)
-    fused, counts = fuse(model, "model")
+    fused, counts = fuse(model, "model", "cpu")
     assert [n.op_type for n in fused.graph] == ["Neg"] and counts["reshape_of_reshape"] == 2
     x = normal(4, 6)
     np.testing.assert_array_equal(tools.run(session(fused), {"x": x})["y"], -x)
@@ -154,7 +154,7 @@ def test_reshapes_that_do_nothing_go(session, tools):
 def test_reshape_that_copies_dimensions_keeps_the_one_before(tools):
     nodes = [("Reshape", ["x", "wide"], ["a"]), ("Reshape", ["a", "copies"], ["y"])]
     model = tools.build(nodes, {"x": ["n", 6]}, {"y": ["m", 2, 3, 1]}, {"wide": np.array([-1, 2, 3]), "copies": np.array([0, 0, 0, 1])})
-    assert fuse(model, "model")[1] == {}
+    assert fuse(model, "model", "cpu")[1] == {}
 
 
 def test_rearranged_weights_become_initializers_with_their_names(session, tools):
@@ -165,7 +165,7 @@ def test_rearranged_weights_become_initializers_with_their_names(session, tools)
     ]
     weight = normal(3 * D, D)
     model = tools.build(nodes, {"x": ["n", D]}, {"y": ["n", 2 * D]}, {"in_proj": weight, "sizes": np.array([D, 2 * D])})
-    fused, _ = fuse(model, "model")
+    fused, _ = fuse(model, "model", "cpu")
     assert [n.op_type for n in fused.graph] == ["MatMul"] and len(fused.graph.initializers) == 1
     assert parameter_of(fused.graph[0].inputs[1]) == "in_proj[1]"
     x = normal(3, D)

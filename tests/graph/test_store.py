@@ -44,7 +44,7 @@ def test_large_tensors_start_on_pages(tools, tmp_path):
 def test_same_bytes_anywhere_and_no_traces(standard, tmp_path):
     contents = []
     for name in ("a", "deep/b"):
-        store.write({"decoder": fuse(standard, "decoder")[0]}, tmp_path / name)
+        store.write({"decoder": fuse(standard, "decoder", "cpu")[0]}, tmp_path / name)
         contents.append([(tmp_path / name / f).read_bytes() for f in ("decoder.onnx", "weights.bin")])
     assert contents[0] == contents[1]
     proto = onnx.load(tmp_path / "a/decoder.onnx", load_external_data=False)

@@ -86,7 +86,7 @@ def test_layers_are_told_by_the_names_of_many_exporters(tools, name, layer):
 
 @pytest.fixture(scope="module")
 def fused(standard):
-    return fuse(standard, "decoder")[0]
+    return fuse(standard, "decoder", "cpu")[0]
 
 
 @pytest.fixture(scope="module")

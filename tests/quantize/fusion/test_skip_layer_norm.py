@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxport.graph.store import write
-from onnxport.quantize.fusion import RULES, fuse
+from onnxport.quantize.fusion import TARGETS, fuse
 
 RNG = np.random.default_rng(0)
 D = 16
@@ -29,15 +29,15 @@ def model_of(tools, bias=True, beta=True, goes_on=False, swapped=False, skip=SHA
 
 
 def test_on_the_cpu_onnx_runtime_does_not_put_it_in_either(tools, tmp_path):
-    write({"model": fuse(model_of(tools), "model")[0]}, tmp_path)
+    write({"model": fuse(model_of(tools), "model", "cpu")[0]}, tmp_path)
     assert tools.running(tmp_path / "model.onnx").count("LayerNormalization") == 1
     assert "SkipLayerNormalization" in tools.running(tmp_path / "model.onnx", disabled=[])  # as it would by itself
 
 
 def test_on_the_cpu_the_sum_and_the_norm_stay(tools):
-    fused, counts = fuse(model_of(tools), "model")
+    fused, counts = fuse(model_of(tools), "model", "cpu")
     assert counts == {} and "SkipLayerNormalization" not in kinds(fused)
-    assert not any(rule.name == "skip_layer_norm" for rule in RULES["cpu"])
+    assert not any(rule.name == "skip_layer_norm" for rule in TARGETS["cpu"].rules)
 
 
 @pytest.mark.parametrize("goes_on", [False, True])

@@ -168,7 +168,7 @@ def test_a_weight_with_two_uses_is_rounded_once_for_both_of_their_inputs(tmp_pat
 def test_mixed_plans_give_the_same_bytes_again(standard, tmp_path):
     from onnxport.quantize.fusion import fuse
 
-    fused, _ = fuse(standard, "decoder")
+    fused, _ = fuse(standard, "decoder", "cpu")
     plan = Plan(
         {
             "*": "int4-blocks16-hqq",

@@ -16,7 +16,7 @@ FP16, BF16 = Plan({"*": "fp16"}), Plan({"*": "bf16"})
 
 
 def test_decoder(standard, eager, session, tools, tmp_path):
-    fused, counts = fuse(standard, "decoder")
+    fused, counts = fuse(standard, "decoder", "cpu")
     half = to_half(fused, FP16)
     types = {v.name: v.dtype for v in [*half.graph.inputs, *half.graph.outputs]}
     assert types["logits"] == ir.DataType.FLOAT and types["input_ids"] == ir.DataType.INT64 and types["source_mask"] == ir.DataType.INT32
@@ -139,7 +139,7 @@ def test_a_layer_that_loses_too_much_is_found(session, tools):
 
 def test_layers_that_a_plan_names_are_exact_in_a_decoder(standard, eager, session, tools):
     """Casts around what stays, caches half; nearer to float32 the more stays."""
-    fused, _ = fuse(standard, "decoder")
+    fused, _ = fuse(standard, "decoder", "cpu")
     plan = Plan({"*": "fp16", "layers.0": "fp32", "norm": "fp32", "embedding.weight": "fp32"})
     half = to_half(fused, plan)
     single = set(owners(half.graph).values())  # weights that are float32 still

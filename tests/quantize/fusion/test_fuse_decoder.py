@@ -14,7 +14,7 @@ from onnxport.quantize.schemes.half import to_half
 
 @pytest.fixture(scope="module")
 def fused(standard):
-    return fuse(standard, "decoder")
+    return fuse(standard, "decoder", "cpu")
 
 
 def test_counts_are_those_of_the_layers(fused, standard):
@@ -87,7 +87,7 @@ def test_a_decoder_that_fuses_in_part_is_refused(standard):
     last = [n for n in broken.graph if n.op_type == "Attention" and n.inputs[3].name == "self_mask"][-1]
     last.attributes.add(ir.AttrInt64("is_causal", 1))
     with pytest.raises(FusionError, match=r"applied to 1 layers.*is_causal"):
-        fuse(broken, "decoder")
+        fuse(broken, "decoder", "cpu")
 
 
 def test_unknown_target(standard):

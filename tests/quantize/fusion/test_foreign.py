@@ -73,7 +73,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_written_out_attention_becomes_the_kernel(tools, session, case: str) -> None:
     model = attention(tools.build, **CASES[case])
-    fused, counts = fuse(model, "model")
+    fused, counts = fuse(model, "model", "cpu")
     assert counts["softmax_attention"] == 1
     assert [node.op_type for node in fused.graph].count("MultiHeadAttention") == 1
     assert not any(node.op_type == "Softmax" for node in fused.graph)
@@ -89,7 +89,7 @@ def test_probabilities_that_are_used_elsewhere_stay(tools) -> None:
     model = attention(tools.build)
     (softmax,) = (node for node in model.graph if node.op_type == "Softmax")
     model.graph.outputs.append(softmax.outputs[0])
-    _, counts = fuse(model, "model")
+    _, counts = fuse(model, "model", "cpu")
     assert "softmax_attention" not in counts
 
 
@@ -97,12 +97,12 @@ def test_a_softmax_over_another_axis_stays(tools) -> None:
     model = attention(tools.build)
     (softmax,) = (node for node in model.graph if node.op_type == "Softmax")
     softmax.attributes["axis"] = type(softmax.attributes["axis"])("axis", softmax.attributes["axis"].type, 2)
-    _, counts = fuse(model, "model")
+    _, counts = fuse(model, "model", "cpu")
     assert "softmax_attention" not in counts
 
 
 def test_the_kernel_is_what_onnx_runtime_runs(tools, session, tmp_path) -> None:
-    fused, _ = fuse(attention(tools.build), "model")
+    fused, _ = fuse(attention(tools.build), "model", "cpu")
     session(fused)
     (file,) = tmp_path.rglob("model.onnx")
     assert tools.running(file).count("MultiHeadAttention") == 1

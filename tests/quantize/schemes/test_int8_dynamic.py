@@ -194,7 +194,7 @@ def test_a_model_without_a_weight_for_int8_is_refused():
 
 @PRECISIONS
 def test_whole_decoder(standard, eager, session, tools, precision):
-    fused, _ = fuse(standard, "decoder")
+    fused, _ = fuse(standard, "decoder", "cpu")
     quantized, plan = quantize({"decoder": fused}, RECIPES[precision])
     kinds = [n.op_type for n in quantized["decoder"].graph]
     (kernel,) = KERNELS[precision]
@@ -211,6 +211,6 @@ def test_whole_decoder(standard, eager, session, tools, precision):
 def test_bytes_are_reproducible(standard, tmp_path):
     files = []
     for name in ("a", "b"):
-        write(quantize({"decoder": fuse(standard, "decoder")[0]}, RECIPES["int8"])[0], tmp_path / name)
+        write(quantize({"decoder": fuse(standard, "decoder", "cpu")[0]}, RECIPES["int8"])[0], tmp_path / name)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert files[0] == files[1] and set(files[0]) == {"decoder.onnx", "weights.bin"}

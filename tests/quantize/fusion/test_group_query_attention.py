@@ -43,7 +43,7 @@ def reason(model):
 @pytest.mark.parametrize(("batch", "lengths"), [(1, (1, 1)), (3, (4, 1, 1)), (2, (2,))])
 def test_grouped_heads_with_a_cache_in_place(session, tools, kv_heads, batch, lengths):
     model = layer(tools, kv_heads=kv_heads)
-    fused, counts = fuse(model, "decoder")
+    fused, counts = fuse(model, "decoder", "cpu")
     assert counts == {"group_query_attention": 1}
     assert [n.op_type for n in fused.graph] == ["MatMul", "GroupQueryAttention"]
     assert [v.name for v in fused.graph.outputs] == ["y", "present_key_0", "present_value_0"]
@@ -79,7 +79,7 @@ def test_a_graph_that_asks_for_the_length_of_the_past_is_refused(tools):
     n.type, n.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
     model.graph.outputs.append(n)
     with pytest.raises(FusionError, match=r"^decoder: the graph reads dimension 2 .* of 'past_key_0'"):
-        fuse(model, "decoder")
+        fuse(model, "decoder", "cpu")
 
 
 def test_dimensions_read_from_what_goes_are_read_from_what_stays(session, tools):
@@ -87,7 +87,7 @@ def test_dimensions_read_from_what_goes_are_read_from_what_stays(session, tools)
     n = next(node for node in model.graph if node.op_type == "Shape").outputs[0]
     n.type, n.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([3])
     model.graph.outputs.append(n)
-    fused, _ = fuse(model, "decoder")
+    fused, _ = fuse(model, "decoder", "cpu")
     cache = np.zeros((2, 2, 5, 8), np.float32)
     inputs = {"x": np.zeros((2, 3, 32), np.float32), "past_key_0": cache, "past_value_0": cache}
     inputs |= {

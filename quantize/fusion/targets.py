@@ -1,0 +1,72 @@
+"""The targets that a graph can be fused for: what each of them runs on, the rewrites that suit it, and the kernels that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxport.errors import UsageError
+from onnxport.graph.edit import optional
+from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
+from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
+from onnxport.quantize.fusion.rule import Rule
+from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
+from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
+from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape
+from onnxport.runtime.sessions import CPU, CUDA
+
+# Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
+_KERNELS = (GroupQueryAttention(), MultiHeadAttention(), SoftmaxAttention(), ReshapeOfReshape(), SameShape())
+_INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a graph is to run.
+
+    name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
+    lacks: operators of ONNX Runtime for which the provider has no kernel. min_onnxruntime: the oldest version known to run its graphs.
+    """
+
+    name: str
+    provider: str | None
+    rules: tuple[Rule, ...]
+    lacks: frozenset[str] = frozenset()
+    min_onnxruntime: str = "1.30"
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("any", None, (MaskBroadcast(),)),  # standard operators alone
+        # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
+        Target("cpu", CPU.provider, (*_KERNELS, MaskBroadcast())),
+        Target("cuda", CUDA.provider, (*_KERNELS, SkipLayerNorm(), MaskBroadcast()), _INTEGER_PRODUCTS),
+        Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
+    )
+}
+QUERY_LENGTHS = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph
+
+
+def find_target(name: str) -> Target:
+    """The target of a name. Raises `UsageError` for an unknown one."""
+    if name not in TARGETS:
+        raise UsageError(f"fusion target '{name}' is not known, expected one of {sorted(TARGETS)}; choose one of them")
+    return TARGETS[name]
+
+
+def min_onnxruntime(models: Mapping[str, ir.Model], target: str = "any") -> str | None:
+    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph) on `target`, such as "1.32".
+
+    It follows from the operators in the graphs and their inputs. Raises `UsageError` for an unknown target.
+    """
+    oldest = find_target(target).min_onnxruntime
+    nodes = (node for model in models.values() for node in model.graph)
+    ragged = any(node.op_type == GroupQueryAttention.kernel and optional(node, LENGTHS) is not None for node in nodes)
+    return max(oldest, QUERY_LENGTHS, key=_version) if ragged else oldest
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
