@@ -1,13 +1,10 @@
 """Every task with real, tiny bundles: what is measured of each, and how it is told."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_encoder
 
 from onnxport.compare import compare
 from onnxport.compare.measure import measurement
@@ -17,20 +14,12 @@ from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime import load
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import extended_bundle
+from support import tiny_bundles as tiny
+from support import tiny_encoder
 
 TEXTS = ["the cat sat", "a dog, by the door", "who knows what it is?", "no", "all of it went by so fast that no one saw it", "yes it is so"]
 LABELS = ["calm", "glad", "sad"]
 WIDTHS = {"classification": 3, "question-answering": 2, "embedding": 16}
-
-
-def from_path(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = from_path(Path(__file__).parents[1] / "runtime" / "tiny.py")
 
 
 def added(bundle, name, file):

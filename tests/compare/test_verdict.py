@@ -1,7 +1,7 @@
 import pytest
-from compare_samples import metrics, translated
 
 from onnxport.compare.verdict import best, verdicts
+from support.compare_samples import metrics, translated
 
 FP32 = translated()
 

@@ -6,7 +6,6 @@ not, tied or separate tables, biases, activations, kinds of positions, opsets.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,7 @@ from torch import nn
 
 from onnxport.export import CausalLM, Encoder, Module, Seq2Seq, export
 from onnxport.export.exported import Exported
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny
-
-torch.set_num_threads(1)  # tiny models: threads would only wait for one another
+from support import tiny_torch as tiny
 
 
 @pytest.fixture(scope="session")

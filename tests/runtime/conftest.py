@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from onnxport.runtime import Model, load
-
-from . import tiny
+from support import tiny_bundles as tiny
 
 
 @pytest.fixture(scope="session")

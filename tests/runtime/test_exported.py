@@ -11,8 +11,7 @@ from onnxport.export import Seq2Seq
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.verify import verify
-
-from .plain import beam_search
+from support.plain_numpy import beam_search
 
 PAD, BOS, EOS, VOCABULARY, MAX = 0, 1, 2, 61, 40
 SOURCES = [[5, 17, 2], [9, 8, 7, 33, 21, 40, 2], [60, 2], [12, 13, 14, 15, 2], [3, 4, 5, 6, 7, 8, 9, 10, 11, 2]]

@@ -14,8 +14,7 @@ import pytest
 
 from onnxport.errors import Cancelled, DataError, DeviceError, GenerationTimeout, OnnxportError, TextError, UsageError
 from onnxport.runtime import Model, load
-
-from . import tiny
+from support import tiny_bundles as tiny
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 from onnxport.errors import BundleError, UsageError
 from onnxport.runtime.bundle.manifest import generation
 from onnxport.runtime.options import Options, Search, SearchConfig
-
-from . import tiny
+from support import tiny_bundles as tiny
 
 SAMPLING = SearchConfig(temperature=0.6, top_k=50, top_p=0.9)
 BEAMS = SearchConfig(beam=4, length_penalty=0.5, early_stopping="never", min_new_tokens=3, no_repeat_ngram=2, repetition_penalty=1.2)

@@ -1,0 +1,63 @@
+"""What export writes: whole or not at all, and the same bytes wherever it is made."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from onnxport.runtime.bundle.reader import Bundle
+from support.commands import COMMAND, assert_refused, invoke
+from support.paths import ROOT
+
+
+def test_existing_output_is_refused_without_force(model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    out.mkdir()
+    assert_refused(invoke("export", model_folder, "--out", out, "-q"), 6, "--force")
+
+
+def test_output_below_a_file_cannot_be_written(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(invoke("export", model_folder, "--out", tmp_path / "file" / "x", "-q"), 6, "file")
+
+
+def test_full_disk_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # writing on fails as it does on a full disk
+
+    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x"), "--precision", "fp32", "-q"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files_only, timeout=120)
+    assert result.returncode == 6, result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert any(tmp_path.iterdir()), "the export did not begin to write"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.strip().splitlines()[-1] == "onnxport: interrupted"
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_bytes_from_two_folders(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(model_folder, tmp_path / "elsewhere" / "tiny"))
+    command = [*COMMAND, "export", source.name, "--out", str(tmp_path / "again"), "-q"]
+    subprocess.run(command, check=True, cwd=source.parent, stdout=subprocess.DEVNULL, timeout=120)
+    again = Bundle.open(tmp_path / "again")
+    assert again.files == bundle.files
+    for file in again.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert str(tmp_path).encode() not in content, file
+            assert os.fsencode(ROOT) not in content, file

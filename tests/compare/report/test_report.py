@@ -1,0 +1,273 @@
+import errno
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from onnxport.compare import table
+from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.compare.report import format
+from onnxport.compare.report.baseline import changes, differences, read_baseline
+from onnxport.compare.report.html import render_html
+from onnxport.compare.report.junit import render_junit
+from onnxport.compare.report.report import check_out
+from onnxport.compare.report.text import render_markdown
+from onnxport.errors import DataError, GateError, OutputError, UsageError
+from support.compare_samples import metrics, report, translated
+
+
+def gated(*exprs):
+    made = report()
+    return report(gates=evaluate([parse_gate(e) for e in exprs], made.variants, "fp32"))
+
+
+class Page(HTMLParser):
+    """Tags and attributes that would fetch something, and whether every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        self.fetched += [
+            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href", "srcset") and not (value or "").startswith("#")
+        ]
+        if tag in ("script", "link", "iframe"):
+            self.fetched.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass  # <line .../> of a plot
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_three_files_are_written(tmp_path):
+    out = tmp_path / "deep" / "report"
+    report().write(out)
+    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md"]
+    content = json.loads((out / "report.json").read_text())
+    assert content["variants"]["int8"]["latency_ms"].keys() == {"p50", "p90", "p99"}
+    assert content["verdict"].keys() == content["variants"].keys() == {"fp32", "fp16", "int8"}
+    assert [p.name for p in out.parent.iterdir()] == ["report"]
+
+
+def test_gates_are_written_as_junit(tmp_path):
+    gated("int8.speedup>=1.5", "bleu_drop<=0.05").write(tmp_path)
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()[0]
+    assert {name: suite.attrib[name] for name in ("tests", "failures", "errors")} == {"tests": "2", "failures": "1", "errors": "0"}
+    passed, failed = suite
+    assert (passed.attrib["name"], passed.find("failure")) == ("int8.speedup>=1.5", None)
+    assert failed.find("failure").attrib["message"] == "int8 has 0.1, expected <= 0.05"
+    with pytest.raises(OutputError, match=r"holds report\.json, report\.md, report\.html, report\.xml already"):
+        check_out(tmp_path, False)
+    report().write(tmp_path, force=True)  # without gates: an earlier report's would be taken for this one's
+    assert not (tmp_path / "report.xml").exists()
+
+
+def test_junit_holds_any_text():
+    gate = {"expr": "a<b&\x00\ud800>=1", "value": None, "passed": False, "values": {}, "message": '"<&\x1b'}
+    case = ElementTree.fromstring(render_junit(report(bundle="<\x07>", gates=[gate]).as_dict()))[0][0]
+    assert case.attrib["name"] == "a<b&??>=1"
+    assert case[0].attrib["message"] == '"<&?'
+
+
+def test_an_existing_report_is_kept_without_force(tmp_path):
+    report().write(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--force"):
+        report().write(tmp_path)
+    report(bundle="other").write(tmp_path, force=True)
+    assert json.loads((tmp_path / "report.json").read_text())["bundle"] == "other"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        check_out(tmp_path / "out", True)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        report().write(tmp_path / "file" / "out")
+
+
+def test_an_earlier_report_survives_a_full_disk(tmp_path, monkeypatch):
+    report().write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_text = Path.write_text
+
+    def full(path, text, **options):
+        if path.name == "report.html":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        report(bundle="other").write(tmp_path, force=True)
+    assert caught.value.exit_code == 6
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_try_leaves_nothing_behind(tmp_path):
+    check_out(tmp_path, False)
+    check_out(tmp_path / "new", False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_when_rendering_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UsageError, match=r"pip install onnxport\[compare\]"):
+        report().write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_holds_no_number_that_json_lacks():
+    content = report(variants={"fp32": translated(max_abs_diff=float("inf"))}).as_dict()
+    assert content["variants"]["fp32"]["max_abs_diff"] is None
+    json.dumps(content, allow_nan=False)
+
+
+def test_failed_gates_are_raised_together():
+    made = gated("int8.speedup>=1.5", "bleu_drop<=0.05", "comet>=1")
+    assert not made.passed
+    with pytest.raises(GateError, match=r"2 of 3 gates failed: bleu_drop<=0.05 .*int8 has 0.1.*comet>=1 .*not measured"):
+        made.raise_for_gates()
+    assert gated("int8.speedup>=1.5").passed
+    gated("int8.speedup>=1.5").raise_for_gates()
+
+
+def test_the_page_fetches_nothing_and_is_well_formed():
+    text = render_html(gated("int8.speedup>=1.5", "comet>=1").as_dict())
+    page = Page(text)
+    assert page.fetched == []
+    assert page.open == []
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_the_page_begins_with_the_verdict_and_shows_what_differs():
+    text = render_html(report().as_dict())
+    assert text.index("deploy int8") < text.index("Figures") < text.index("Where answers part")
+    assert "prefers-color-scheme: dark" in text
+    assert "<mark>du</mark>" in text
+    assert "<svg" in text
+
+
+def test_texts_are_escaped_everywhere():
+    evil = "<script>alert(1)</script>|"
+    made = report(
+        bundle=evil,
+        notes=[evil],
+        data={"name": evil, "kind": "pairs", "count": 1, "built_in": False},
+        examples={"int8": [{"index": 0, "input": evil, "expected": evil, "reference": evil, "variant": evil + "x", "first_difference": 0}]},
+    ).as_dict()
+    assert "<script" not in render_html(made)
+    text = render_markdown(made)
+    assert "<script" not in text
+    assert {line.count("|") - line.count("\\|") for line in text.splitlines() if "alert" in line and line.startswith("|")} == {4}
+
+
+def test_names_of_variants_and_gates_are_escaped_in_markdown():
+    evil = "<img src=x>\n| `x` | **y** [z](u) |"
+    base, other = f"base {evil}", f"other {evil}"
+    example = {"index": 0, "input": "a", "expected": None, "reference": "b", "variant": "c", "first_difference": 0}
+    text = render_markdown(
+        report(
+            reference=base,
+            variants={base: translated(), other: translated(speedup=2.0)},
+            verdict={base: "the reference", other: "fast"},
+            recommended=other,
+            examples={other: [example]},
+            gates=[{"expr": f"{evil}>=1", "value": None, "passed": False, "values": {}, "message": f"{other} has 0"}],
+        ).as_dict()
+    )
+    told = [line for line in text.splitlines() if "img" in line]
+    bars = [len(re.findall(r"(?<!\\)\|", line)) for line in told]
+    wide = next(line for line in text.splitlines() if line.startswith("| Variant")).count("|")
+    # title, two verdicts, gate, two rows, two frontiers, reference, heading and heads of the examples
+    assert bars == [0, 0, 0, 4, wide, wide, 0, 0, 0, 0, 4]
+    for line in told:
+        assert "<" not in line
+        assert not re.search(r"(?<!\\)[`\[\]]", line)
+
+
+def test_a_variants_name_is_escaped_in_plots():
+    made = report(
+        variants={"fp32": translated(), "<x&y>": translated(speedup=2.0)}, verdict={"fp32": "the reference", "<x&y>": "fast"}, examples={}
+    )
+    text = render_html(made.as_dict() | {"recommended": "fp32"})
+    assert "<x&y>" not in text
+    Page(text)
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown, table])
+def test_every_form_survives_what_was_not_measured(render):
+    bare = {
+        "fp32": metrics(size_bytes=None, size_ratio=None, max_abs_diff=None),
+        "v": metrics(size_ratio=None, max_abs_diff=None, agreement=None, cosine=0.5),
+    }
+    content = report(variants=bare, verdict={"fp32": "the reference", "v": "as fast"}, recommended=None, examples={}).as_dict()
+    assert "fp32" in render(content)
+
+
+def test_the_table_fits_a_terminal():
+    text = table(gated("comet>=1"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.startswith("en-de: deploy int8: 2.10× the speed of fp32, 0.27× the size")
+    assert "gate FAILED  comet>=1" in text
+    assert re.search(r"Same answers +100% +99% +96.5%", text)
+
+
+def test_a_baseline_gives_changes(tmp_path):
+    report().write(tmp_path)
+    earlier = read_baseline(tmp_path)["variants"]["int8"]
+    now = translated(0.3, speedup=1.05, size=8_000_000)
+    found = changes(now, earlier)
+    assert found["throughput"] == pytest.approx(-0.5)
+    assert found["latency_ms_p50"] == pytest.approx(1.0)
+    assert found["size_bytes"] == 0
+    assert found["bleu"] == pytest.approx(-0.2)
+
+
+def test_a_baseline_of_something_else_is_told():
+    then = report().as_dict()
+    assert differences(then, report().as_dict()) == []
+    other = report(bundle="en-fr", data={"name": "dev.tsv", "kind": "pairs", "count": 200, "built_in": False}).as_dict()
+    other["machine"]["cpu"] = "Another CPU"
+    (told,) = differences(then, other)
+    for words in ("bundle en-de, here en-fr", "data test.tsv, here dev.tsv", "processor A CPU, here Another CPU"):
+        assert words in told
+    assert "number of inputs" not in told
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (None, "cannot be read"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("1" * 5000, "not valid JSON"),
+        ("[]", "no 'variants'"),
+        ('{"variants": [1]}', "no 'variants'"),
+    ],
+)
+def test_a_bad_baseline_is_refused(tmp_path, content, told):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=told):
+        read_baseline(path)
+
+
+@pytest.mark.parametrize("name, told", [("bleu", "BLEU"), ("chrf", "chrF"), ("f1", "F1"), ("exact_match", "Exact match")])
+def test_headings_keep_the_capitals_of_names(name, told):
+    assert format.heading(name) == told

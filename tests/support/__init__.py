@@ -1,0 +1,1 @@
+"""Models, folders and checks that several tests share. Tests import them as `support.name`: pytest puts tests/ on the path."""
