@@ -18,7 +18,7 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
 from onnxport.runtime.options import Flag, Options, Watch, stops
-from onnxport.runtime.sessions import Sessions
+from onnxport.runtime.sessions import Sessions, required_device
 from onnxport.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -154,8 +154,12 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
             f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
         )
     sessions = Sessions.choose(device, threads)
-    if bundle.variants[name].target == "cuda" != device:
-        raise DeviceError(f"variant {name} of {bundle.path} runs on cuda only, asked for {device}; use device cuda or another variant")
+    required = required_device(bundle.variants[name].target)
+    if required is not None and required.name != device:
+        raise DeviceError(
+            f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
+            f"use device {required.name} or another variant"
+        )
     return Model(bundle, name, sessions)
 
 

@@ -13,8 +13,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -32,6 +30,7 @@ def saturates() -> bool:
     """Whether ONNX Runtime's usual kernels lose sums of products of uint8 and int8 on this processor: asked once, by the worst case."""
     if platform.machine() not in X86:
         return False
+    import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

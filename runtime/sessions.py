@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the asked device or an error, threads that fit the machine, one setting for all sessions of a model."""
+"""Devices and ONNX Runtime sessions on them: the asked device or an error, threads that fit the machine, one setting for all of a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,45 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+@dataclass(frozen=True)
+class Device:
+    """A device that models run on, and what of ONNX Runtime is particular to it.
+
+    name: as users write it, and ONNX Runtime. provider: the execution provider. disabled_optimizers: graph optimizations that are off.
+    host_memory: caches and logits lie in host memory, so that rows are moved in place and bound arrays need no copy. fallback: nodes for
+    which it has no kernel may run on the CPU. preload: the provider's libraries are loaded before the first session. missing: words in
+    ONNX Runtime's errors that blame the device rather than the file. energy: the counter of its energy, "rapl" or "nvml".
+    """
+
+    name: str
+    provider: str
+    disabled_optimizers: tuple[str, ...]
+    host_memory: bool
+    fallback: bool
+    preload: bool
+    missing: tuple[str, ...]
+    energy: str
+
+
 # MatmulTransposeFusion: ONNX Runtime 1.32 ends the process with a segmentation fault where it meets Cast, Transpose, MatMul in float16
 # on the CPU. SkipLayerNormFusion: on the CPU its kernel is several times slower than the two nodes that it replaces.
-DISABLED_OPTIMIZERS = {"cpu": ["MatmulTransposeFusion", "SkipLayerNormFusion"], "cuda": ["MatmulTransposeFusion"]}
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU = Device(
+    "cpu", "CPUExecutionProvider", ("MatmulTransposeFusion", "SkipLayerNormFusion"),
+    host_memory=True, fallback=True, preload=False, missing=(), energy="rapl",
+)  # fmt: skip
+CUDA = Device(
+    "cuda", "CUDAExecutionProvider", ("MatmulTransposeFusion",),
+    host_memory=False, fallback=False, preload=True, missing=("fallback", "CUDA"), energy="nvml",
+)  # fmt: skip
+DEVICES = {device.name: device for device in (CPU, CUDA)}
+
+
+def required_device(target: str) -> Device | None:
+    """The only device that variants with this target run on; None where they run on any."""
+    device = DEVICES.get(target)
+    return None if device is None or device.host_memory else device
+
+
 NUMPY_TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
@@ -42,9 +77,9 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class Sessions:
-    """Makes every session of a model alike.
+    """Opens every session of a model alike.
 
-    device: "cpu" or "cuda"; threads of one operator. exact: products of 8 bits may be among them, see onnxport.runtime.processor.
+    device: a name in DEVICES. threads: of one operator. exact: graphs may hold products of 8 bits, see onnxport.runtime.processor.
     """
 
     device: str
@@ -53,24 +88,26 @@ class Sessions:
 
     @classmethod
     def choose(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
-        """Check the wishes. UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had."""
+        """Sessions for a device; threads: None is all cores of this process.
+
+        UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had.
+        """
         import onnxruntime
 
-        if device not in PROVIDERS:
-            raise UsageError(f"device is {device!r}, expected one of {', '.join(PROVIDERS)}")
+        if device not in DEVICES:
+            raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
             raise UsageError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
-        available = onnxruntime.get_available_providers()
-        if PROVIDERS[device] not in available:
-            raise DeviceError(
-                f"device {device}: this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}); install onnxport[gpu]"
-            )
+        available, provider = onnxruntime.get_available_providers(), DEVICES[device].provider
+        if provider not in available:
+            raise DeviceError(f"device {device}: this onnxruntime has no {provider} (it has {', '.join(available)}); install onnxport[gpu]")
         return cls(device, threads or cores())
 
     def options(self, steady: bool = True, threads: int | None = None) -> onnxruntime.SessionOptions:
         """Options common to all sessions. steady: the session runs again and again, nothing else between; threads: other than usual."""
         import onnxruntime
 
+        device = DEVICES[self.device]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or self.threads
         options.inter_op_num_threads = 1
@@ -83,7 +120,7 @@ class Sessions:
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         else:
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self.device == "cuda":
+        if not device.fallback:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         elif self.exact:
             make_exact(options)
@@ -96,20 +133,21 @@ class Sessions:
         """
         import onnxruntime
 
-        provider = PROVIDERS[self.device]
-        if self.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        device = DEVICES[self.device]
+        if device.preload and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
+        options, disabled = self.options(steady, threads), list(device.disabled_optimizers)
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), self.options(steady, threads), providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS[self.device]
-            )
+            session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
-            if self.device != "cpu" and ("fallback" in reason or "CUDA" in reason):
-                raise DeviceError(f"{path}: cannot run on {self.device} ({reason}); use device cpu or a variant made for it") from e
+            if any(word in reason for word in device.missing):
+                raise DeviceError(f"{path}: cannot run on {device.name} ({reason}); use device cpu or a variant made for it") from e
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e
-        if session.get_providers()[:1] != [provider]:
-            raise DeviceError(f"{path}: asked for {provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN")
+        if session.get_providers()[:1] != [device.provider]:
+            raise DeviceError(
+                f"{path}: asked for {device.provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN"
+            )
         _open.add(session)
         return session
 
@@ -122,15 +160,15 @@ def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBind
         raise OnnxportError(f"ONNX Runtime could not run the model ({one_line(e)}); check the bundle with `onnxport verify`") from e
 
 
-def value_of(array: Any, device: str = "cpu") -> onnxruntime.OrtValue:
+def value_of(array: Any, device: Device = CPU) -> onnxruntime.OrtValue:
     """An OrtValue of a C-contiguous array; on the CPU it shares the array's memory."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device.name)
 
 
-def empty_value(shape: tuple[int, ...], dtype: Any, device: str) -> onnxruntime.OrtValue:
+def empty_value(shape: tuple[int, ...], dtype: Any, device: Device) -> onnxruntime.OrtValue:
     """An uninitialized OrtValue on the device."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device)
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device.name)

@@ -17,7 +17,7 @@ from onnxport.runtime.decode.generator import Generator
 from onnxport.runtime.decode.state import Running
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.options import Options, Watch
-from onnxport.runtime.sessions import Sessions
+from onnxport.runtime.sessions import CPU, Sessions, required_device
 
 Arrays = dict[str, np.ndarray]
 
@@ -189,8 +189,8 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
         sessions.open(bundle.file(file))
     variants = {}
     for name, variant in bundle.variants.items():
-        device = "cuda" if variant.target == "cuda" else "cpu"
-        variants[name] = replay(bundle, name, device, threads)
+        device = required_device(variant.target) or CPU
+        variants[name] = replay(bundle, name, device.name, threads)
         check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
         "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),

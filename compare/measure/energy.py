@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from onnxport.runtime.sessions import CPU, DEVICES
+
 POWERCAP = Path("/sys/class/powercap")
 _NVML = "libnvidia-ml.so.1"
 
@@ -25,7 +27,7 @@ class Meter(Protocol):
 
 def meter(device: str, folder: Path = POWERCAP) -> Meter | str:
     """The meter of a device, or why there is none."""
-    return nvml() if device == "cuda" else rapl(folder)
+    return nvml() if DEVICES.get(device, CPU).energy == "nvml" else rapl(folder)
 
 
 def described(found: Meter | str, joules_per_unit: float | None) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError, one_line
-from onnxport.export.onnx_file.inputs import Arrays, Given, arrays, batches, sizes, tied
+from onnxport.export.onnx_file.inputs import Arrays, GraphInput, arrays, batches, sizes, tied
 from onnxport.graph.store import write
 from onnxport.runtime.processor import make_exact, saturates
-from onnxport.runtime.sessions import DISABLED_OPTIMIZERS
+from onnxport.runtime.sessions import CPU
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -58,14 +58,12 @@ def _session(path: Path, name: Path) -> onnxruntime.InferenceSession:
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")  # it would hold the weights once more
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise CheckpointError(f"{name} cannot be run by ONNX Runtime: {one_line(error)}") from error
 
 
-def goldens(original: Original, inputs: list[Given], say: Callable[[str], None]) -> Arrays:
+def goldens(original: Original, inputs: list[GraphInput], progress: Callable[[str], None]) -> Arrays:
     """`case{i}/in/...` and `case{i}/out/...` at several sizes of the free axes.
 
     CheckpointError: it runs at none, or its answers are not finite, change from run to run, or are no arrays of numbers.
@@ -78,15 +76,15 @@ def goldens(original: Original, inputs: list[Given], say: Callable[[str], None])
             case = f"case{len({name.split('/')[0] for name in found})}"
             found = found | _case(case, given, original.answer(given))
         except CheckpointError as problem:
-            say(f"leaving out golden answers at {chosen}: {problem}")
+            progress(f"leaving out golden answers at {chosen}: {problem}")
         except Exception as error:  # a size the graph itself does not take is no golden
-            say(f"leaving out golden answers at {chosen}: {one_line(error, 120)}")
+            progress(f"leaving out golden answers at {chosen}: {one_line(error, 120)}")
     if not any(name.startswith("case0/out/") and array.size for name, array in found.items()):
         raise CheckpointError("the model answers nothing; export it with the outputs that are wanted")
     return found
 
 
-def _runnable(original: Original, inputs: list[Given]) -> tuple[list[Given], Arrays]:
+def _runnable(original: Original, inputs: list[GraphInput]) -> tuple[list[GraphInput], Arrays]:
     """The inputs with their axes named so that the model runs, and the first case.
 
     A batch of 1 comes last: TorchScript exporters bake the batch of their example into some graphs that declare it free.

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxport.quantize.modules import Group, Use
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.runtime.sessions import DISABLED_OPTIMIZERS, Sessions
+from onnxport.runtime.sessions import CPU, Sessions
 
 MOST_VALUES = 48 * 2**20  # of the weights of one graph: more are in no cache
 MOST_COPIES = 48
@@ -172,4 +172,4 @@ def _session(model: bytes, threads: int | None) -> Any:
     import onnxruntime
 
     options = Sessions.choose("cpu", threads).options()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"])
+    return onnxruntime.InferenceSession(model, options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))

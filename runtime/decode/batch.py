@@ -68,7 +68,7 @@ class Sources(Generic[T]):
     def _fill(self, waiting: deque[T], count: int) -> bool:
         """Encode the next inputs; False when there are none."""
         # Rows on a device cannot be moved one by one: what is wanted there is encoded at once, and nothing else.
-        size = AHEAD if self._engine.device == "cpu" else count
+        size = AHEAD if self._engine.device.host_memory else count
         group: list[T] = []
         while waiting and len(group) < size:
             item = waiting.popleft()

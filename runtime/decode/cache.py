@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxport.runtime.sessions import empty_value, run_bound, value_of
+from onnxport.runtime.sessions import Device, empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -103,7 +103,7 @@ class DeviceCache:
         heads: int,
         size: int,
         dtype: np.dtype,
-        device: str,
+        device: Device,
         reorder: onnxruntime.InferenceSession,
         window: int | None = None,
     ) -> None:

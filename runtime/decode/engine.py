@@ -13,7 +13,7 @@ from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle.manifest import GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import Cache, Cross, DeviceCache, HostCache
-from onnxport.runtime.sessions import NUMPY_TYPES, Sessions, run_bound, value_of
+from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -43,7 +43,7 @@ class Engine:
         if bundle.generation is None:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
         self.config: GenerationConfig = bundle.generation
-        self.device = sessions.device
+        self.device = DEVICES[sessions.device]
         self.positions = Positions()
         self._bundle, self._sessions = bundle, sessions
         self._search: dict[str, onnxruntime.InferenceSession] = {}
@@ -88,7 +88,7 @@ class Engine:
     @property
     def joins(self) -> bool:
         """Whether inputs can join a batch that runs: in host memory, where rows can be moved, and decoded from one token."""
-        return self.device == "cpu" and self.encoder is not None
+        return self.device.host_memory and self.encoder is not None
 
     def search(self, name: str) -> onnxruntime.InferenceSession:
         """The session of a search graph. BundleError when the bundle has none of that name."""
@@ -106,20 +106,20 @@ class Engine:
         """An empty cache of the kind the device needs."""
         config = self.config
         shape = (2 * config.layers, config.kv_heads, config.head_size, self.cache_type)
-        if self.device == "cpu":
+        if self.device.host_memory:
             return HostCache(*shape, config.window)
         return DeviceCache(*shape, self.device, self._reorder(), config.window)
 
     def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
         """The same for some of the sources only."""
-        if self.device == "cpu":
+        if self.device.host_memory:
             longest = int(cross.mask[sources].sum(1).max())
             arrays = {n: np.ascontiguousarray(a[sources, :, :longest]) for n, a in cross.arrays.items()}
             return Cross.of_arrays(arrays, np.ascontiguousarray(cross.mask[sources, :longest]))
         binding, session = self._reorder().io_binding(), self._reorder()
         for i, v in enumerate(cross.values.values()):
             binding.bind_ortvalue_input(f"in_{i}", v)
-            binding.bind_output(f"out_{i}", self.device)
+            binding.bind_output(f"out_{i}", self.device.name)
         binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
         run_bound(session, binding)
         return Cross(dict(zip(cross.values, binding.get_outputs(), strict=True)), np.ascontiguousarray(cross.mask[sources]), {})
@@ -135,12 +135,12 @@ class Engine:
         outputs = {o.name: o for o in self.encoder.get_outputs() if o.name.startswith("cross_")}
         arrays: dict[str, np.ndarray] = {}
         for name, output in outputs.items():
-            if self.device == "cpu":
+            if self.device.host_memory:
                 _, heads, _, size = output.shape
                 arrays[name] = np.empty((*mask.shape[:1], heads, mask.shape[1], size), NUMPY_TYPES[output.type])
                 binding.bind_ortvalue_output(name, value_of(arrays[name]))
             else:
-                binding.bind_output(name, self.device)
+                binding.bind_output(name, self.device.name)
         self.positions.add(mask.size, int(mask.sum()))
         try:
             run_bound(self.encoder, binding)

@@ -116,7 +116,7 @@ class Running:
         self._position[:] = at
         self._total[...] = longest + 1
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
-        if self._binding is None or self._bound is not self.cache.values or self.engine.device != "cpu":
+        if self._binding is None or self._bound is not self.cache.values or not self.engine.device.host_memory:
             self._binding, self._bound = self._bind(self._feeds), self.cache.values
         self.engine.positions.add(self.rows, int(self.active.sum()))
         run_bound(self.engine.decoder, self._binding)

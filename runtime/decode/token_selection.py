@@ -24,7 +24,7 @@ class Graph:
     def __init__(self, engine: Engine, name: str, values: dict[str, onnxruntime.OrtValue], arrays: dict[str, np.ndarray]) -> None:
         self._session = engine.search(name)
         self._binding = self._session.io_binding()
-        self._arrays, self._copied = arrays, engine.device != "cpu"
+        self._arrays, self._copied = arrays, not engine.device.host_memory
         read, given = {i.name for i in self._session.get_inputs()}, {*values, *arrays}
         if read != given:
             raise BundleError(

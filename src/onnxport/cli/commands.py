@@ -10,6 +10,7 @@ import click
 
 from onnxport import __version__
 from onnxport.cli.console import Progress, emit, emit_json, reported
+from onnxport.runtime.sessions import DEVICES
 
 
 class Verb(click.Command):
@@ -146,7 +147,7 @@ def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: 
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1)
 @click.option("--precision", help="The variant to run; default: the bundle's own default.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
 @click.option("--beam", type=click.IntRange(1), help="Beams; 1 is greedy; default: the model's own.")
 @click.option("--length-penalty", type=float, help="Above 0 favours longer answers (beams); default: the model's own.")
@@ -191,7 +192,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
 @click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
 @click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
 @click.option("--with", "others", multiple=True, type=click.Path(path_type=Path), help="A bundle whose variants join as NAME/VARIANT.")
 @click.option("--batch", callback=number_list, default="1,8", show_default=True, help="Batch sizes to time.")
