@@ -11,9 +11,9 @@ from typing import Any
 
 __all__ = ["Dataset", "Report", "compare", "read_data", "table"]
 
-_PLACES = {
+_LAZY = {
     "Dataset": "onnxport.compare.data",
-    "Report": "onnxport.compare.report",
+    "Report": "onnxport.compare.report.report",
     "compare": "onnxport.compare.comparison",
     "read_data": "onnxport.compare.data",
     "table": "onnxport.compare.report.text",
@@ -22,8 +22,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: a worker process enters through this package and should hold no more than its side needs."""
-    if name not in _PLACES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,4 +1,4 @@
-"""A side of a comparison in a process of its own: `python -m onnxport.compare.worker` answers JSON lines.
+"""A side of a comparison in a process of its own: `python -m onnxport.compare.protocol.worker` answers JSON lines.
 
 One request a line on standard input, `{"op": ..., ...}`; one answer a line on standard output, `{"result": ...}` or
 `{"error": {"class", "message", "exit_code", "traceback"}}`. Operations:
@@ -120,6 +120,33 @@ def _units(method: str, inputs: Any, outputs: Any) -> int:
     return 1 if method == "run" else len(inputs)
 
 
+def peak_rss_bytes() -> int:
+    """The most physical memory this process has held, in bytes.
+
+    On Linux VmHWM, which begins anew at exec; getrusage would pass on the peak of the parent that forked.
+    """
+    found = _status("VmHWM")
+    if found is not None:
+        return max(found, rss_bytes() or 0)  # the kernel counts in batches: the peak may lag behind what is held
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rss_bytes() -> int | None:
+    """Physical memory held now, in bytes; None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
 def main() -> None:
     """Answers standard input until it ends or asks to close; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
@@ -154,30 +181,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def peak_rss_bytes() -> int:
-    """The most physical memory this process has held, in bytes.
-
-    On Linux VmHWM, which begins anew at exec; getrusage would pass on the peak of the parent that forked.
-    """
-    found = _status("VmHWM")
-    if found is not None:
-        return max(found, rss_bytes() or 0)  # the kernel counts in batches: the peak may lag behind what is held
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def rss_bytes() -> int | None:
-    """Physical memory held now, in bytes; None where the system does not tell."""
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

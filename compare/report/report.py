@@ -1,4 +1,4 @@
-"""The report of a comparison: its data, and how it is written."""
+"""The report of a comparison: its content as a value, and the files that it is written to."""
 
 import json
 import math
@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxport.compare.report.html import render_html
+from onnxport.compare.report.junit import render_junit
+from onnxport.compare.report.text import render_markdown
 from onnxport.errors import GateError, OutputError
 
 FORMAT = 1
@@ -21,7 +24,7 @@ FILES = ("report.json", "report.md", "report.html", "report.xml")  # the last on
 class Report:
     """Everything that was measured. `variants`: name -> metrics; `verdict`: name -> one sentence; `gates`: see `gates.evaluate`.
 
-    recommended: the variant to deploy, None when only one was measured.  divergence: name -> see `divergence.divergences`.
+    recommended: the variant to deploy, None when only one was measured.  divergence: name -> see `differences.divergences`.
     evidence: name -> what was learned when the variant was made (`manifest.Variant.evidence`), and its `plan`.
     """
 
@@ -69,10 +72,6 @@ class Report:
 
         All are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
         """
-        from onnxport.compare.report.html import render_html
-        from onnxport.compare.report.junit import render_junit
-        from onnxport.compare.report.text import render_markdown
-
         content = self.as_dict()
         texts = {
             "report.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",

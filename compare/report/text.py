@@ -1,19 +1,27 @@
-"""The report for a terminal, as plain text."""
+"""The report as plain text for a terminal, and as Markdown."""
 
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from onnxport.compare.report import divergence_table, evidence, format, frontier
-from onnxport.compare.report.report import Report
 
-_WIDTH = 100
+_WIDTH = 100  # characters of a terminal's line
+_EXAMPLES = 3  # a variant; the HTML has more
 
 
-def table(report: Report | Mapping[str, Any]) -> str:
+class HasContent(Protocol):
+    """Anything that gives the content of a report.json: a `Report`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of report.json."""
+        ...
+
+
+def table(report: HasContent | Mapping[str, Any]) -> str:
     """Verdict, figures (a line a metric, a column a variant, so that it fits narrow terminals), gates and notes. Plain text, no colours."""
-    content = report.as_dict() if isinstance(report, Report) else report
+    content = report if isinstance(report, Mapping) else report.as_dict()
     names = list(content["variants"])
     data = content["data"]
     lines = [format.headline(content), ""]
@@ -41,9 +49,6 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-_EXAMPLES = 3  # a variant; the HTML has more
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:

@@ -62,11 +62,11 @@ def test_the_machine_is_described():
 
 def test_peak_memory_rises_with_what_is_held_and_stays():
     code = """
-from onnxport.compare import memory
-before = memory.peak_rss_bytes()
+from onnxport.compare.protocol import worker
+before = worker.peak_rss_bytes()
 held = b"x" * 50_000_000
 del held
-print(before, memory.peak_rss_bytes(), memory.rss_bytes())
+print(before, worker.peak_rss_bytes(), worker.rss_bytes())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     before, peak, now = map(int, found)
