@@ -18,7 +18,7 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
 from onnxport.runtime.options import Flag, Options, Watch, stops
-from onnxport.runtime.sessions import Sessions, required_device
+from onnxport.runtime.sessions import Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
 
     precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
     this process may use. verify: check every file's hash too.
-    Errors: BundleError (damaged or foreign bundle), UsageError (unknown precision or device), DeviceError (the device cannot be had).
+    Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
+    (the device cannot be had).
     """
     bundle = Bundle.open(path, verify)
     name = bundle.default if precision is None else precision
@@ -154,7 +155,9 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
             f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
         )
     sessions = Sessions.choose(device, threads)
-    required = required_device(bundle.variants[name].target)
+    variant = bundle.variants[name]
+    check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}")
+    required = required_device(variant.target)
     if required is not None and required.name != device:
         raise DeviceError(
             f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "

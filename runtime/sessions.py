@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,25 @@ class Sessions:
             )
         _open.add(session)
         return session
+
+
+def check_version(oldest: str | None, what: str) -> None:
+    """BundleError where the installed ONNX Runtime is older than version `oldest`, such as "1.23"; None passes. what: that needs it."""
+    if oldest is None:
+        return
+    import onnxruntime
+
+    if _numbers(onnxruntime.__version__) < _numbers(oldest):
+        raise BundleError(f"{what} needs onnxruntime {oldest} or newer, found {onnxruntime.__version__}; upgrade onnxruntime")
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers that a version begins with, without zeros at the end: 1.32.0.dev5 is [1, 32]."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:

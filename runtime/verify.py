@@ -17,7 +17,7 @@ from onnxport.runtime.decode.generator import Generator
 from onnxport.runtime.decode.state import Running
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.options import Options, Watch
-from onnxport.runtime.sessions import CPU, Sessions, required_device
+from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,12 +30,14 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     the golden arg-max (generating models); greedy_agreement, the share of golden greedy tokens before the first difference, the end counted
     (None without such a case); finite; cases, their number. BundleError when goldens are missing, unreadable or leave nothing to compare.
     """
+    entry = bundle.variants[variant]
+    check_version(entry.min_onnxruntime, f"variant {variant} of {bundle.path}")
     cases = read_goldens(bundle)
     sessions = Sessions.choose(device, threads)
     if bundle.generation is None:
-        encoder = Encoder(bundle, bundle.variants[variant], sessions, None)
+        encoder = Encoder(bundle, entry, sessions, None)
         return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
-    engine = Engine(bundle, bundle.variants[variant], sessions)
+    engine = Engine(bundle, entry, sessions)
     greedy = cases.pop("greedy", None)
     differences = [pair for name, case in cases.items() for pair in _compared(name, _logits(engine, case))]
     if not differences:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from onnxport.errors import BundleError, UsageError
@@ -66,11 +67,43 @@ class GenerationConfig:
         """The same model without wishes of its own: greedy, every token allowed, none forced."""
         return replace(self, search=SearchConfig())
 
+    def as_dict(self) -> dict[str, Any]:
+        """The `generation` section of bundle.json: of the search only what differs from a neutral one."""
+        section: dict[str, Any] = {
+            "kind": self.kind,
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "head_size": self.head_size,
+            "vocab_size": self.vocab_size,
+            "max_length": self.max_length,
+            "pad_id": self.pad_id,
+            "bos_id": self.bos_id,
+            "eos_id": _one_or_several(self.eos_ids),
+            "decoder_start_id": self.decoder_start_id,
+        }
+        section |= {"source_vocab_size": self.source_vocab_size} if self.kind == "seq2seq" else {"window": self.window}
+        if self.max_new_tokens is not None:
+            section["max_new_tokens"] = self.max_new_tokens
+        neutral = SearchConfig()
+        for entry in fields(SearchConfig):
+            if (value := getattr(self.search, entry.name)) != getattr(neutral, entry.name):
+                section[entry.name] = value
+        if "forced_eos_ids" in section:
+            section["forced_eos_id"] = _one_or_several(section.pop("forced_eos_ids"))
+        lists = ("suppressed", "begin_suppressed", "bad_words")
+        return section | {key: [list(i) if isinstance(i, tuple) else i for i in section[key]] for key in lists if key in section}
+
+
+def _one_or_several(ids: tuple[int, ...]) -> int | list[int] | None:
+    """One id as itself, several as a list, none as None."""
+    return list(ids) if len(ids) > 1 else ids[0] if ids else None
+
 
 @dataclass(frozen=True)
 class Variant:
     """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones.
 
+    min_onnxruntime: the oldest version of ONNX Runtime that runs its graphs, such as "1.23"; None in bundles that do not name one.
     evidence: what was learned when it was made, for reports; {} where nothing was. "layers": [{"name", "relative_error"}], "sensitivity":
     {"metric", "modules": {module: {scheme: value}}}, "search": [{"plan", "quality", "seconds"}], "budget".
     """
@@ -84,6 +117,7 @@ class Variant:
     fusions: Mapping[str, int]
     parity: Mapping[str, Any]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    min_onnxruntime: str | None = None
 
     @property
     def reduced(self) -> bool:
@@ -205,6 +239,9 @@ def variant(name: str, value: object) -> Variant:
     files = r.get("files", list)
     if not all(isinstance(f, str) for f in files):
         raise BundleError(f"{MANIFEST}: variants.{name}.files must hold paths; export the model again")
+    oldest = r.get("min_onnxruntime", (str, type(None)), None)
+    if oldest is not None and not re.fullmatch(r"\d+(\.\d+)*", oldest):
+        raise BundleError(f"{MANIFEST}: variants.{name}.min_onnxruntime is {oldest!r}, expected a version such as 1.23; upgrade onnxport")
     return Variant(
         name=name,
         files=tuple(files),
@@ -215,11 +252,13 @@ def variant(name: str, value: object) -> Variant:
         fusions=r.get("fusions", dict, {}),
         parity=r.get("parity", dict, {}),
         evidence=r.get("evidence", dict, {}),
+        min_onnxruntime=oldest,
     )
 
 
 POOLINGS = ("mean", "cls", "last")
 PROBLEMS = ("single", "multi", "regression")
+_READ_BY_TASK = {"embedding": ("pooling", "normalize"), "classification": ("labels", "problem")}
 
 
 @dataclass(frozen=True)
@@ -242,6 +281,14 @@ class EncodingConfig:
     kinds: bool = True
     question_first: bool = True
 
+    def as_dict(self, task: str) -> dict[str, Any]:
+        """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
+        always = ("max_length", "pad_id", *_READ_BY_TASK.get(task, ()))
+        section = {
+            entry.name: value for entry in fields(self) if (value := getattr(self, entry.name)) != entry.default or entry.name in always
+        }
+        return section | ({"labels": list(self.labels)} if "labels" in section else {})
+
 
 @dataclass(frozen=True)
 class ChatConfig:
@@ -249,6 +296,10 @@ class ChatConfig:
 
     template: str
     tokens: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `chat` section of bundle.json."""
+        return {"template": self.template, "tokens": dict(self.tokens)}
 
 
 def encoding(value: object) -> EncodingConfig:
