@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from onnxport.runtime.bundle.reader import Bundle
-from support.commands import COMMAND, assert_refused, invoke
+from support.commands import COMMAND, assert_refused, invoke, started
 from support.paths import ROOT
 
 
@@ -37,13 +37,13 @@ def test_full_disk_during_export_leaves_nothing(model_folder: Path, tmp_path: Pa
 
 def test_interrupt_during_export_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "export", str(model_folder), "--out", str(tmp_path / "x")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert any(tmp_path.iterdir()), "the export did not begin to write"
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    with started(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert any(tmp_path.iterdir()), "the export did not begin to write"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stderr.strip().splitlines()[-1] == "onnxport: interrupted"
     assert "Traceback" not in stderr

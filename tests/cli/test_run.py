@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 from onnxport.runtime.bundle.reader import Bundle
-from support.commands import COMMAND, invoke
+from support.commands import COMMAND, invoke, started
 
 
 def test_lines_are_answered_by_lines(bundle: Bundle) -> None:
@@ -18,14 +18,14 @@ def test_lines_are_answered_by_lines(bundle: Bundle) -> None:
 
 
 def test_a_line_is_answered_before_the_next_is_there(bundle: Bundle) -> None:
-    with subprocess.Popen([*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with started([*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
         for text in (b"a b\n", b"c d\n"):
             process.stdin.write(text)
             process.stdin.flush()
             assert process.stdout.readline().endswith(b"\n")
         process.stdin.close()
-    assert process.returncode == 0
+        assert process.wait(60) == 0
 
 
 def test_invalid_utf8_is_refused_with_its_line(bundle: Bundle) -> None:
@@ -36,15 +36,14 @@ def test_invalid_utf8_is_refused_with_its_line(bundle: Bundle) -> None:
 
 
 def test_interrupt_during_run(bundle: Bundle) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "run", str(bundle.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdin and process.stdout and process.stderr
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([*COMMAND, "run", str(bundle.path)], **pipes) as process:
+        assert process.stdin and process.stdout
         process.stdin.write(b"a b\n")
         process.stdin.flush()
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        stderr = process.stderr.read()
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == b"onnxport: interrupted"
 

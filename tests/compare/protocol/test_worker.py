@@ -11,6 +11,7 @@ import pytest
 from onnxport.compare.protocol import messages
 from onnxport.compare.protocol.client import Client
 from onnxport.errors import GenerationTimeout, OnnxportError, TextError, UsageError
+from support.commands import started
 from support.paths import TESTS
 
 
@@ -147,9 +148,8 @@ def test_a_killed_parent_leaves_no_orphan():
         f"client = Client('side', {spec('Faulty')!r}, paths=[{str(TESTS)!r}]); client.load()\n"
         "print(client.pid, flush=True); client.call('generate', ['hang'])"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with started([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
-        parent.kill()
     assert_gone(pid)
 
 
