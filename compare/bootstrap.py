@@ -5,7 +5,7 @@ replacement, the same ones for both sides, and the difference of the two metrics
 from the sums of the drawn sentences' counts, not as means of sentences' scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,12 +61,6 @@ def interval(own: Statistic, base: Statistic, sign: int) -> dict[str, float] | N
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * (float(tail) + 1) / (RESAMPLES + 1))
     return {"low": float(low) + 0.0, "high": float(high) + 0.0, "p": p, "n": count}
-
-
-def intervals(own: Mapping[str, Statistic], base: Mapping[str, Statistic], signs: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """`X_drop_ci` of every metric X that both have; signs: -1 where more of X is better, 1 where less is."""
-    found = {f"{name}_drop_ci": interval(own[name], base[name], signs[name]) for name in own if name in base and name in signs}
-    return {name: values for name, values in found.items() if values is not None}
 
 
 @lru_cache(maxsize=2)

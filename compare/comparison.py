@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare import metrics
 from onnxport.compare import notes as told
 from onnxport.compare.differences import differing, divergences
 from onnxport.compare.gates import evaluate, parse_gate
@@ -16,9 +15,11 @@ from onnxport.compare.measure import machine, measurement
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import require_jinja2
 from onnxport.compare.report.report import Report, check_out
+from onnxport.compare.scores import require_sacrebleu
 from onnxport.compare.verdict import best, verdicts
 from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
+from onnxport.progress import Progress
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.processor import cores
 
@@ -75,7 +76,7 @@ def compare(
     gates: Sequence[str] = (),
     baseline: str | Path | None = None,
     limit: int | None = None,
-    progress: measurement.Progress | None = None,
+    progress: Progress | None = None,
     *,
     force: bool = False,
     beam: int | None = None,
@@ -108,7 +109,7 @@ def compare(
     earlier = read_baseline(baseline) if baseline is not None else None
     work = workload(opened, data, limit, beam, max_new_tokens, list(joining.values()))
     if work.kind == "pairs" and work.generates:
-        metrics.require_sacrebleu()
+        require_sacrebleu()
     if out is not None:
         require_jinja2()
         check_out(out, force)

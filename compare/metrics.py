@@ -1,36 +1,85 @@
-"""The names of metrics, quality against references, and agreement with another side.
+"""The table of metrics, quality against references, and agreement with another side.
+
+To add a metric, add a row to `_ROWS` and count it in `scores`; reports, verdicts, gates and baselines follow.
 
 An output is a dict: generated {"text", "tokens"}, classified {"label"}, answered {"answer"}, or a list of floats (a vector).
 """
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from onnxport.compare import scores
-from onnxport.compare.scores import Statistics, require_sacrebleu
-
-LOWER_IS_BETTER = frozenset({"perplexity"})
-# The first that was measured leads the verdict.
-QUALITY = ("bleu", "chrf", "exact_match", "f1", "accuracy", "macro_f1", "perplexity", "recall_at_1", "recall_at_10")
-DROPS = (*QUALITY, "cosine")
-SIGNS = {name: 1 if name in LOWER_IS_BETTER else -1 for name in DROPS}  # of a drop
-
-LABELS = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "exact_match": "exact match",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "perplexity": "perplexity",
-    "recall_at_1": "recall at 1",
-    "recall_at_10": "recall at 10",
-}
+from onnxport.compare import bootstrap, scores
+from onnxport.compare.scores import Statistics
 
 
-def measured(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None) -> Statistics:
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is named, written and judged.
+
+    label: its name within a sentence.  share: from 0 to 1 and shown in percent; others are numbers.
+    digits: after the point within a sentence.  unit: behind a loss in a sentence.
+    lower_is_better: less of it is better.  of_task: it tells how well a task is done, so a verdict may rest on it.
+    tolerance: how much worse still counts as the same quality; `relative`: as a share of the reference's value.
+    """
+
+    name: str
+    label: str
+    share: bool = True
+    digits: int = 3
+    unit: str = ""
+    lower_is_better: bool = False
+    of_task: bool = True
+    tolerance: float = 0.01
+    relative: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The label at the head of a column: names that have capitals of their own keep them."""
+        return self.label.capitalize() if self.label.islower() else self.label
+
+    def number(self, value: float, finer: int = 0) -> str:
+        """A value in a sentence, with `finer` more digits: what is just beyond a limit must not look like the limit. Never -0.0."""
+        places = self.digits + finer
+        return f"{round(value, places) + 0.0:.{places}f}"
+
+    def drop(self, value: float, reference: float) -> float:
+        """How much worse `value` is than the reference's."""
+        return self.sign * (value - reference) + 0.0
+
+    @property
+    def sign(self) -> int:
+        """Of a drop: 1 where less of the metric is better, else -1."""
+        return 1 if self.lower_is_better else -1
+
+    def limit(self, reference: float) -> float:
+        """The largest drop that still counts as the same quality."""
+        return self.tolerance * reference if self.relative else self.tolerance
+
+
+_ROWS = (  # of those with `of_task`, the first that was measured leads the verdict
+    Metric("bleu", "BLEU", share=False, digits=1, unit=" BLEU", tolerance=0.5),
+    Metric("chrf", "chrF", share=False, digits=1, unit=" chrF", tolerance=0.5),
+    Metric("exact_match", "exact match"),
+    Metric("f1", "F1"),
+    Metric("accuracy", "accuracy"),
+    Metric("macro_f1", "macro F1"),
+    Metric("perplexity", "perplexity", share=False, digits=1, lower_is_better=True, relative=True),
+    Metric("recall_at_1", "recall at 1"),
+    Metric("recall_at_10", "recall at 10"),
+    Metric("cosine", "cosine", of_task=False),
+)
+METRICS = {metric.name: metric for metric in _ROWS}
+
+
+def lead_metric(values: Mapping[str, Any]) -> Metric | None:
+    """The first task metric that has a value: what a verdict speaks of."""
+    return next((metric for metric in _ROWS if metric.of_task and values.get(metric.name) is not None), None)
+
+
+def task_statistics(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None) -> Statistics:
     """The statistics of one side for data of `kind` (see `data.Dataset`); {} without references, and for vectors."""
     if references is None or not outputs or not isinstance(outputs[0], dict):
         return {}
@@ -45,12 +94,12 @@ def measured(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None
 
 def quality(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None) -> dict[str, float]:
     """Metrics of one side for data of `kind` (see `data.Dataset`); {} without references."""
-    return values(measured(kind, outputs, references))
+    return values(task_statistics(kind, outputs, references))
 
 
-def values(found: Statistics) -> dict[str, float]:
+def values(by_name: Statistics) -> dict[str, float]:
     """The metrics themselves."""
-    return {name: statistic.value for name, statistic in found.items()}
+    return {name: statistic.value for name, statistic in by_name.items()}
 
 
 def translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -60,18 +109,23 @@ def translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
 
 def signatures(references: Sequence[Sequence[str]]) -> dict[str, str]:
     """sacrebleu's signatures of the two scores, for a report that others can repeat."""
-    sacrebleu = require_sacrebleu()
-    found = {}
+    sacrebleu = scores.require_sacrebleu()
+    by_name = {}
     for name, metric in (("bleu", sacrebleu.metrics.BLEU()), ("chrf", sacrebleu.metrics.CHRF())):
         metric.corpus_score([""] * len(references), scores.references_by_place(references))
-        found[name] = str(metric.get_signature())
-    return found
+        by_name[name] = str(metric.get_signature())
+    return by_name
 
 
-def drops(metrics: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    """`X_drop` for every quality metric that both have: positive when `metrics` is worse, whichever way X runs."""
-    common = [name for name in DROPS if name in metrics and name in reference]
-    return {f"{n}_drop": SIGNS[n] * (metrics[n] - reference[n]) + 0.0 for n in common}
+def drops(own: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
+    """`X_drop` of every metric X that both have: positive where `own` is worse, whichever way X runs."""
+    return {f"{m.name}_drop": m.drop(own[m.name], reference[m.name]) for m in _ROWS if m.name in own and m.name in reference}
+
+
+def drop_intervals(own: Statistics, reference: Statistics) -> dict[str, dict[str, float]]:
+    """`X_drop_ci` of every metric X that both have: see `bootstrap.interval`; metrics of fewer than two inputs are left out."""
+    intervals = {m.name: bootstrap.interval(own[m.name], reference[m.name], m.sign) for m in _ROWS if m.name in own and m.name in reference}
+    return {f"{name}_drop_ci": interval for name, interval in intervals.items() if interval is not None}
 
 
 def agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any]:
@@ -85,17 +139,17 @@ def agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any
     if not isinstance(outputs[0], dict):
         return dict(values(scores.of_vectors(outputs, reference)))
     same = [identity(a) == identity(b) for a, b in zip(outputs, reference, strict=True)]
-    found: dict[str, Any] = {"agreement": statistics.fmean(same)}
+    shares: dict[str, Any] = {"agreement": statistics.fmean(same)}
     if "tokens" in outputs[0]:
-        places = [
+        positions = [
             first_difference(a["tokens"], b["tokens"])
             for a, b, equal in zip(outputs, reference, same, strict=True)
             if not equal and a["tokens"] != b["tokens"]
         ]
-        if places:
-            histogram = {str(place): count for place, count in sorted(Counter(places).items())}
-            found["first_difference"] = {"count": len(places), "median": statistics.median(places), "histogram": histogram}
-    return found
+        if positions:
+            histogram = {str(position): count for position, count in sorted(Counter(positions).items())}
+            shares["first_difference"] = {"count": len(positions), "median": statistics.median(positions), "histogram": histogram}
+    return shares
 
 
 def first_difference(tokens: Sequence[int], other: Sequence[int]) -> int:

@@ -4,28 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.compare.metrics import LABELS, QUALITY
+from onnxport.compare.metrics import Metric, lead_metric
 
 _ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on shared machines differ by as much
 _SMALLER = 0.9
 _SAME = {"agreement": 0.9, "cosine": 0.98}  # without references: the share of identical outputs, or mean cosine, to be recommended from
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
-_UNITS = {"bleu": " BLEU", "chrf": " chrF"}  # of a loss; others are shares, or in their own name's unit
 _ROUNDING = 1e-9
 _MOST = 100  # times as much data: beyond that no number is told
-
-
-def lead_metric(metrics: Mapping[str, Any]) -> str | None:
-    """The quality metric a verdict speaks of, or None."""
-    return next((name for name in QUALITY if metrics.get(name) is not None), None)
-
-
-def tolerance(metric: str, reference: float) -> float:
-    """How much worse still counts as the same quality: half a point of BLEU or chrF, 0.01 of a share, a hundredth of the perplexity."""
-    if metric in ("bleu", "chrf"):
-        return 0.5
-    return 0.01 * reference if metric == "perplexity" else 0.01
 
 
 def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
@@ -48,17 +35,17 @@ def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, of: str 
     return {name: _sentence(name, variants, reference, chosen, of) for name in variants}
 
 
-def significant(own: Mapping[str, Any], metric: str) -> bool | None:
+def significant(own: Mapping[str, Any], metric: Metric) -> bool | None:
     """Whether the interval of a metric's drop leaves 0 out; None where there is no interval."""
-    found = own.get(f"{metric}_drop_ci")
-    return None if found is None else not found["low"] <= 0 <= found["high"]
+    interval = own.get(f"{metric.name}_drop_ci")
+    return None if interval is None else not interval["low"] <= 0 <= interval["high"]
 
 
 def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str, of: str) -> str:
     own, base = variants[name], variants[reference]
     if name == reference:
-        told = [f"{LABELS[m]} {_number(m, own[m])}" for m in [lead_metric(own)] if m]
-        text = "the reference" + (f" ({', '.join(told)})" if told else "")
+        metric = lead_metric(own)
+        text = "the reference" + (f" ({metric.label} {metric.number(own[metric.name])})" if metric else "")
         if name == "pytorch":
             return f"{text}: the original model in PyTorch"
         if len(variants) == 1:
@@ -74,11 +61,12 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
     if name == "pytorch":
         return "the original model in PyTorch"
     if not _keeps_quality(own, base, False):
-        if lead_metric(own) is None and _same(own) is None and _within(own) is None:
+        metric = lead_metric(own)
+        if metric is None and _same(own) is None and _within(own) is None:
             return "nothing tells whether its answers are right, so it cannot be recommended"
         if (unsure := _unsure(own, base, of)) is not None:
             return unsure
-        if significant(own, lead_metric(own) or "") is False:
+        if metric is not None and significant(own, metric) is False:
             return "its loss may be chance but is too large to deploy on: measure on more data"
         return "it loses too much to replace the reference"
     slower = own["speedup"] < 1 + _ALIKE
@@ -99,35 +87,34 @@ def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference
     metric = lead_metric(own)
     if is_reference:
         return True
-    if metric is not None and own.get(f"{metric}_drop") is not None:
-        limit = tolerance(metric, base[metric])
-        return bool(own[f"{metric}_drop"] <= limit and _most_lost(own, metric) <= limit + _ROUNDING)
+    if metric is not None and own.get(f"{metric.name}_drop") is not None:
+        limit = metric.limit(base[metric.name])
+        return bool(own[f"{metric.name}_drop"] <= limit and _most_lost(own, metric) <= limit + _ROUNDING)
     same = _same(own)
     return _within(own) is True if same is None else same
 
 
-def _most_lost(own: Mapping[str, Any], metric: str) -> float:
+def _most_lost(own: Mapping[str, Any], metric: Metric) -> float:
     """The upper end of the interval of a loss; the loss itself where there is no interval."""
-    found = own.get(f"{metric}_drop_ci")
-    return float(own[f"{metric}_drop"] if found is None else found["high"])
+    interval = own.get(f"{metric.name}_drop_ci")
+    return float(own[f"{metric.name}_drop"] if interval is None else interval["high"])
 
 
 def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str | None:
     """What to do where the loss is within the tolerance but its interval is not; None elsewhere."""
     metric = lead_metric(own)
-    if metric is None or own.get(f"{metric}_drop") is None:
+    if metric is None or own.get(f"{metric.name}_drop") is None:
         return None
-    lost, most, limit = own[f"{metric}_drop"], _most_lost(own, metric), tolerance(metric, base[metric])
+    lost, most, limit = own[f"{metric.name}_drop"], _most_lost(own, metric), metric.limit(base[metric.name])
     if lost > limit or most <= limit + _ROUNDING:
         return None
     # The half-width of an interval shrinks with the root of the number of inputs.
     factor = ((most - lost) / (limit - lost)) ** 2 if lost < limit else math.inf
-    wanted = own[f"{metric}_drop_ci"]["n"] * factor
-    unit = _UNITS.get(metric, "")
+    wanted = own[f"{metric.name}_drop_ci"]["n"] * factor
     more = f"about {_round_up(wanted):,} {of}" if factor <= _MOST else f"many more {of}"
     return (
-        f"not recommended on this data, for its loss may be as large as {_finer(metric, most)}{unit} and more than "
-        f"{_finer(metric, limit)}{unit} is too much; measure on {more} to be sure"
+        f"not recommended on this data, for its loss may be as large as {metric.number(most, finer=1)}{metric.unit} and more than "
+        f"{metric.number(limit, finer=1)}{metric.unit} is too much; measure on {more} to be sure"
     )
 
 
@@ -164,25 +151,25 @@ def _size(own: Mapping[str, Any]) -> str:
 
 def _quality(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str:
     metric = lead_metric(own)
-    if metric is None or base.get(metric) is None:
+    if metric is None or base.get(metric.name) is None:
         return ""
-    label, value, other = LABELS[metric], _number(metric, own[metric]), _number(metric, base[metric])
+    value, other = (metric.number(values[metric.name]) for values in (own, base))
     if value == other:
-        return f"the same {label} ({value})"
-    change = own[metric] - base[metric]
-    text = f"{label} {_number(metric, abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other}"
+        return f"the same {metric.label} ({value})"
+    change = own[metric.name] - base[metric.name]
+    text = f"{metric.label} {metric.number(abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other}"
     return text + _chance(metric, own, of) + ")"
 
 
-def _chance(metric: str, own: Mapping[str, Any], of: str) -> str:
+def _chance(metric: Metric, own: Mapping[str, Any], of: str) -> str:
     """The interval of the change that the sentence tells, and whether chance alone explains it."""
-    found = own.get(f"{metric}_drop_ci")
-    if found is None:
+    interval = own.get(f"{metric.name}_drop_ci")
+    if interval is None:
         return ""
-    ends = (found["low"], found["high"]) if own[f"{metric}_drop"] > 0 else (-found["high"], -found["low"])
-    low, high = (_number(metric, end) for end in ends)
-    said = "95% interval" if significant(own, metric) else "within chance:"
-    return f"; {said} {low} to {high} on {found['n']} {of}"
+    ends = (interval["low"], interval["high"]) if own[f"{metric.name}_drop"] > 0 else (-interval["high"], -interval["low"])
+    low, high = map(metric.number, ends)
+    words = "95% interval" if significant(own, metric) else "within chance:"
+    return f"; {words} {low} to {high} on {interval['n']} {of}"
 
 
 def _sameness(own: Mapping[str, Any]) -> str:
@@ -195,17 +182,6 @@ def _sameness(own: Mapping[str, Any]) -> str:
     parity = own["parity"]
     errors = [f"{label} {parity[name]:.1e}" for name, label in _ERRORS.items() if parity.get(name) is not None]
     return f"golden answers {'within' if _within(own) else 'outside'} the bounds recorded at export ({', '.join(errors)})"
-
-
-def _finer(metric: str, value: float) -> str:
-    """With a digit more than `_number`, so that what is just beyond a limit does not look like the limit."""
-    places = 2 if metric in ("bleu", "chrf", "perplexity") else 4
-    return f"{value:.{places}f}"
-
-
-def _number(metric: str, value: float) -> str:
-    places = 1 if metric in ("bleu", "chrf", "perplexity") else 3
-    return f"{round(value, places) + 0.0:.{places}f}"  # never -0.0
 
 
 def _device(own: Mapping[str, Any]) -> str:

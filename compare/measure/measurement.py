@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from onnxport.compare import bootstrap, metrics, scores
+from onnxport.compare import metrics, scores
 from onnxport.compare.measure import energy, timing
 from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import Asked, Workload
 from onnxport.errors import TextError
+from onnxport.progress import Progress
 
-Progress = Callable[[str], None]
 
 LAUNCHES = 3
 _BESIDE = {"likelihoods": "scoring the tokens", "encode": "encoding the passages"}
@@ -99,7 +99,7 @@ def statistics_of(work: Workload, outputs: Sequence[Any], beside: Sequence[Any],
     if work.method == "encode":
         found = {} if work.owners is None else scores.of_retrieval(outputs, beside, work.owners)
         return found | scores.of_vectors(outputs, reference)
-    return metrics.measured(work.kind, outputs, work.references)
+    return metrics.task_statistics(work.kind, outputs, work.references)
 
 
 def throughput(
@@ -186,6 +186,6 @@ def measured(
     for name, values in variants.items():
         values |= metrics.drops(values, variants[reference])
         if name != reference:
-            values |= bootstrap.intervals(found_of[name], found_of[reference], metrics.SIGNS)
+            values |= metrics.drop_intervals(found_of[name], found_of[reference])
     versions = {package: version for side in found.values() for package, version in side["about"].get("versions", {}).items()}
     return variants, outputs, versions

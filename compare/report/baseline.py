@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare.gates import lookup
-from onnxport.compare.metrics import DROPS
+from onnxport.compare.metrics import METRICS
 from onnxport.errors import DataError
 
 _RELATIVE = (
@@ -20,7 +20,7 @@ _RELATIVE = (
     "size_bytes",
     "energy.joules_per_unit",
 )
-_ABSOLUTE = (*DROPS, "agreement")
+_ABSOLUTE = (*METRICS, "agreement")
 
 
 def read_baseline(path: str | Path) -> dict[str, Any]:

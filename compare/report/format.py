@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.compare.metrics import LABELS, QUALITY
+from onnxport.compare.metrics import METRICS, Metric
 
 MISSING = "–"
-_PLAIN = ("bleu", "chrf", "perplexity")  # told as numbers, all other metrics as shares
 _CHANGED = {
     "throughput": "Throughput",
     "speedup": "Speed-up",
@@ -18,8 +17,7 @@ _CHANGED = {
     "size_bytes": "Size",
     "energy_joules_per_unit": "Energy",
     "agreement": "Same answers",
-    "cosine": "Cosine",
-    **{name: label if not label.islower() else label.capitalize() for name, label in LABELS.items()},
+    **{name: metric.heading for name, metric in METRICS.items()},
 }
 
 
@@ -60,40 +58,28 @@ def scientific(value: float | None) -> str:
     return MISSING if value is None else f"{value:.1e}"
 
 
-def quality_names(content: Mapping[str, Any]) -> list[str]:
-    """Quality metrics that at least one variant has."""
-    return [name for name in QUALITY if any(name in values for values in content["variants"].values())]
+def task_metrics(content: Mapping[str, Any]) -> list[Metric]:
+    """Metrics of the task that at least one variant has; the first leads."""
+    return [metric for metric in METRICS.values() if metric.of_task and any(metric.name in v for v in content["variants"].values())]
 
 
-def heading(name: str) -> str:
-    """A quality metric's label at the head of a column: names that have capitals of their own keep them."""
-    label = LABELS[name]
-    return label.capitalize() if label.islower() else label
-
-
-def quality(name: str, value: float | None) -> str:
-    """A quality metric as people write it: BLEU, chrF and perplexity as numbers, shares as percent."""
+def quality(metric: Metric, value: float | None) -> str:
+    """A metric as people write it: BLEU, chrF and perplexity as numbers, shares as percent."""
     if value is None:
         return MISSING
-    return f"{value:.2f}" if name in _PLAIN else percent(value)
-
-
-def lead(content: Mapping[str, Any]) -> str | None:
-    """The metric that quality is told by: the first that was measured; None without references."""
-    return next(iter(quality_names(content)), None)
+    return percent(value) if metric.share else f"{value:.2f}"
 
 
 def loss(content: Mapping[str, Any], name: str) -> str:
     """How much of the lead metric a variant lost against the reference, with its 95% interval: 0.55 (0.07 to 1.31); shares in points."""
-    metric, values = lead(content), content["variants"][name]
-    drop = None if metric is None else values.get(f"{metric}_drop")
-    if drop is None or name == content["reference"]:
+    metric, values = next(iter(task_metrics(content)), None), content["variants"][name]
+    drop = None if metric is None else values.get(f"{metric.name}_drop")
+    if metric is None or drop is None or name == content["reference"]:
         return MISSING
-    scale = 1 if metric in _PLAIN else 100
-    digits = 1 if scale == 100 else 2
-    found = values.get(f"{metric}_drop_ci")
-    told = fixed(scale * drop, digits)
-    return told if found is None else f"{told} ({fixed(scale * found['low'], digits)} to {fixed(scale * found['high'], digits)})"
+    scale, digits = (100, 1) if metric.share else (1, 2)
+    interval = values.get(f"{metric.name}_drop_ci")
+    lost = fixed(scale * drop, digits)
+    return lost if interval is None else f"{lost} ({fixed(scale * interval['low'], digits)} to {fixed(scale * interval['high'], digits)})"
 
 
 def energy(content: Mapping[str, Any], name: str) -> str:
@@ -128,9 +114,9 @@ def _change(metric: str, found: Mapping[str, float]) -> str:
     value = found.get(metric)
     if value is None:
         return MISSING
-    if metric in _PLAIN:
+    if metric in METRICS and not METRICS[metric].share:
         return f"{round(value, 2) + 0.0:+.2f}"
-    if metric in QUALITY or metric in ("agreement", "cosine"):
+    if metric in METRICS or metric == "agreement":
         return f"{round(100 * value, 1) + 0.0:+.1f} points"
     return f"{round(100 * value, 1) + 0.0:+.1f}%"
 
@@ -138,10 +124,9 @@ def _change(metric: str, found: Mapping[str, float]) -> str:
 def columns(content: Mapping[str, Any]) -> list[str]:
     """Headings that go with `rows`."""
     unit = content["method"]["unit"]
-    names = [heading(name) for name in quality_names(content)]
+    metrics = task_metrics(content)
     same = [heading for key, heading in (("agreement", "Same answers"), ("cosine", "Cosine")) if _any(content, key)]
-    first = lead(content)
-    lost = [] if first is None else [f"{heading(first)} lost (95%)"]
+    lost = [f"{metric.heading} lost (95%)" for metric in metrics[:1]]
     joules = ["Energy"] if _metered(content) else []
     batches = [unit if unit == "calls/s" else f"{unit} (batch {batch})" for batch in content["method"]["batches"]]
     return [
@@ -155,7 +140,7 @@ def columns(content: Mapping[str, Any]) -> list[str]:
         "First answer",
         "Peak memory",
         *joules,
-        *names,
+        *(metric.heading for metric in metrics),
         *lost,
         *same,
         "Max. difference",
@@ -164,7 +149,7 @@ def columns(content: Mapping[str, Any]) -> list[str]:
 
 def rows(content: Mapping[str, Any]) -> list[list[str]]:
     """One row of texts a variant, in the report's order."""
-    found = []
+    metrics, texts = task_metrics(content), []
     for name, values in content["variants"].items():
         latency = values["latency_ms"]
         row = [name, megabytes(values.get("size_bytes")), times(values.get("size_ratio"))]
@@ -172,12 +157,12 @@ def rows(content: Mapping[str, Any]) -> list[list[str]]:
         row += [times(values["speedup"]), milliseconds(latency["p50"]), milliseconds(latency["p99"])]
         row += [milliseconds(values["first_output_ms"]), megabytes(values["peak_rss_bytes"])]
         row += [energy(content, name)] if _metered(content) else []
-        row += [quality(metric, values.get(metric)) for metric in quality_names(content)]
-        row += [loss(content, name)] if lead(content) else []
+        row += [quality(metric, values.get(metric.name)) for metric in metrics]
+        row += [loss(content, name)] if metrics else []
         row += [percent(values.get("agreement"))] if _any(content, "agreement") else []
         row += [f"{values['cosine']:.4f}" if "cosine" in values else MISSING] if _any(content, "cosine") else []
-        found.append([*row, scientific(values.get("max_abs_diff"))])
-    return found
+        texts.append([*row, scientific(values.get("max_abs_diff"))])
+    return texts
 
 
 def lines(content: Mapping[str, Any]) -> list[list[str]]:

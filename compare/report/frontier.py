@@ -8,11 +8,8 @@ from html import escape
 from typing import Any
 
 from onnxport.compare.gates import lookup
-from onnxport.compare.metrics import LOWER_IS_BETTER
 from onnxport.compare.report import format
 from onnxport.compare.report.svg import COLORS, Frame, nice, ticks
-
-_PLAIN = ("bleu", "chrf", "perplexity")  # numbers; all other metrics are shares
 
 
 @dataclass(frozen=True)
@@ -28,18 +25,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Quality:
-    """What stands for quality: a metric's path in a variant, its label, and whether more of it is better. log: decades are what counts."""
+    """What stands for quality: a metric's path in a variant, its label, whether more of it is better, and its axis.
+
+    share: the axis is in percent.  log: decades are what counts, of errors.
+    """
 
     path: str
     label: str
     more_is_better: bool = True
+    share: bool = True
     log: bool = False
 
     def shown(self, value: float) -> float:
         """A value in the axis' unit: shares as percent, errors as powers of ten."""
         if self.log:
             return math.log10(max(value, 1e-12))
-        return value if self.path in _PLAIN else 100 * value
+        return 100 * value if self.share else value
 
     def tick(self, value: float) -> str:
         """A number at the axis."""
@@ -48,10 +49,9 @@ class Quality:
 
 def quality_of(content: Mapping[str, Any]) -> Quality | None:
     """The lead metric; without references sameness, or the error of the golden answers; None where nothing tells of two variants."""
-    metrics = format.quality_names(content)
-    known = [Quality(name, format.heading(name), name not in LOWER_IS_BETTER) for name in metrics]
+    known = [Quality(m.name, m.heading, not m.lower_is_better, m.share) for m in format.task_metrics(content)]
     known += [Quality("agreement", "Same answers"), Quality("cosine", "Cosine to the reference")]
-    known.append(Quality("parity.relative_error", "Relative error of the golden answers", False, True))
+    known.append(Quality("parity.relative_error", "Relative error of the golden answers", more_is_better=False, share=False, log=True))
     for quality in known:
         if sum(lookup(values, quality.path) is not None for values in content["variants"].values()) > 1:
             return quality
@@ -106,10 +106,10 @@ def draw(content: Mapping[str, Any], along: str) -> str:
     right = nice(
         min(max(max(p.x, *(p.x_range or (0.0,))) for p in found), 1.5 * furthest) / scale * 1.06
     )  # a wild run must not press all flat
-    least, top = (1.0, None) if quality.log else (2.0, None) if quality.path in _PLAIN else (2.0, 100.0)
+    least, top = 1.0 if quality.log else 2.0, 100.0 if quality.share else None
     beside = ticks([v for p in found for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
     below = [right * step / 4 for step in range(5)]
-    label = quality.label + ("" if quality.log or quality.path in _PLAIN else " (%)")
+    label = quality.label + (" (%)" if quality.share else "")
     frame = Frame(below, beside, flipped=not quality.more_is_better)
     frame.axes([f"{v:,.0f}" if right >= 8 else f"{v:.2f}" for v in below], [quality.tick(v) for v in beside], unit, label)
     frame.note("better ↗" if speed else "↖ better", left=not speed)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare.differences import marked
+from onnxport.compare.metrics import lead_metric
 from onnxport.compare.report import divergence_table, evidence, format, frontier
 from onnxport.compare.report import svg as plots
-from onnxport.compare.verdict import lead_metric
 from onnxport.extras import require
 
 _HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
         (format.megabytes(values.get("size_bytes")), "on disk"),
     ]
     if metric:
-        facts.append((format.quality(metric, values[metric]), format.heading(metric)))
+        facts.append((format.quality(metric, values[metric.name]), metric.heading))
     if name != content["reference"] and values["agreement"] is not None:
         facts.append((format.percent(values["agreement"]), "same answers"))
     return {

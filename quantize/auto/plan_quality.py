@@ -1,4 +1,4 @@
-"""The quality of a variant as `compare` tells it, in this process: what a search asks of every plan that it tries."""
+"""The quality of a variant by the metrics of `compare`, measured in this process for every plan that a search tries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from onnxport.compare import bootstrap, metrics
+from onnxport.compare import metrics
 from onnxport.compare.measure import measurement
 from onnxport.compare.protocol.bundle_side import BundleSide
 from onnxport.compare.protocol.client import Client
@@ -23,15 +23,15 @@ PARITY = ("max_abs_diff", "relative_error", "argmax_agreement", "greedy_agreemen
 EXACT = frozenset({"max_abs_diff", "relative_error", "cosine", "cosine_drop"})
 
 
-class _Here:
-    """A variant that answers as a `compare.client.Client` does, without a process of its own."""
+class _InProcessClient:
+    """A variant that answers as a `Client` of compare does, without a process of its own."""
 
     def __init__(self, bundle: Bundle, name: str, sessions: Sessions) -> None:
         self._side = BundleSide(str(bundle.path), name, sessions.device, sessions.threads)
         self._side.model = Model(bundle, name, sessions)
 
     def call(self, method: str, inputs: Any, **options: Any) -> tuple[Any, float]:
-        """As Client."""
+        """The answer and the seconds that it took, as `Client.call`."""
         started = time.perf_counter()
         return getattr(self._side, method)(inputs, **options), time.perf_counter() - started
 
@@ -58,13 +58,13 @@ class Quality:
         if self._work.method != "run":
             own = measurement.statistics_of(self._work, outputs, beside, self._outputs)
             found |= metrics.agreement(outputs, self._outputs) | metrics.values(own)
-            found |= metrics.drops(found, metrics.values(self._statistics)) | bootstrap.intervals(own, self._statistics, metrics.SIGNS)
+            found |= metrics.drops(found, metrics.values(self._statistics)) | metrics.drop_intervals(own, self._statistics)
         return found
 
     def _answers(self, bundle: Bundle, name: str) -> tuple[list[Any], list[Any]]:
         if self._work.method == "run":
             return [], []
-        sides = {name: cast(Client, _Here(bundle, name, self._sessions))}
+        sides = {name: cast(Client, _InProcessClient(bundle, name, self._sessions))}
         outputs, _ = measurement.answers(sides, self._work, BATCH)
         beside = measurement.asked(sides, self._work.beside)[0][name] if self._work.beside is not None else []
         return outputs[name], beside
@@ -78,7 +78,7 @@ def seconds(
     rows = 1 if work.method == "run" else batch
 
     def run(name: str) -> Callable[[], Any]:
-        side, turn = _Here(bundle, name, sessions), iter(range(10**9))
+        side, turn = _InProcessClient(bundle, name, sessions), iter(range(10**9))
         return lambda: side.call(work.method, chunks[next(turn) % len(chunks)], **work.fixed)
 
     return {name: found / rows for name, found in alternate({name: run(name) for name in names}, rounds, 5, budget).items()}

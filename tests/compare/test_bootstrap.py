@@ -82,7 +82,7 @@ def test_p_and_interval_agree_on_significance():
 
 def test_one_input_tells_nothing_of_chance():
     assert interval(mean(np.ones(1)), mean(np.zeros(1)), -1) is None
-    assert bootstrap.intervals({"f1": mean(np.ones(1))}, {"f1": mean(np.ones(1))}, metrics.SIGNS) == {}
+    assert metrics.drop_intervals({"f1": mean(np.ones(1))}, {"f1": mean(np.ones(1))}) == {}
 
 
 def test_perplexity_is_over_tokens_and_worse_when_higher():
@@ -93,7 +93,7 @@ def test_perplexity_is_over_tokens_and_worse_when_higher():
         [{"negative_log": 3.0, "tokens": 4}, {"negative_log": 0.0, "tokens": 0}, {"negative_log": 9.0, "tokens": 6}]
     )
     assert found["perplexity"].value == pytest.approx(np.exp(1.1))
-    assert bootstrap.intervals(worse, found, metrics.SIGNS)["perplexity_drop_ci"]["low"] >= 0
+    assert metrics.drop_intervals(worse, found)["perplexity_drop_ci"]["low"] >= 0
     assert scores.of_likelihoods([{"negative_log": 0.0, "tokens": 0}]) == {}
 
 

@@ -76,7 +76,7 @@ def test_first_difference(a, b, place):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(UsageError, match=r"pip install onnxport\[compare\]"):
+    with pytest.raises(UsageError, match=r"pip install 'onnxport\[compare\]'"):
         metrics.translation(["a"], [["a"]])
 
 
@@ -85,3 +85,22 @@ def test_differing_words_are_marked_and_nothing_is_lost():
     pieces = marked(text, "Das war ein Test!")
     assert "".join(piece for piece, _ in pieces) == text
     assert [piece.strip() for piece, differs in pieces if differs and piece.strip()] == ["ist", "."]
+
+
+@pytest.mark.parametrize("name, heading", [("bleu", "BLEU"), ("chrf", "chrF"), ("f1", "F1"), ("exact_match", "Exact match")])
+def test_headings_keep_the_capitals_of_names(name, heading):
+    assert metrics.METRICS[name].heading == heading
+
+
+@pytest.mark.parametrize(
+    "name, value, in_a_sentence, finer, limit",
+    [("bleu", -0.01, "0.0", "-0.01", 0.5), ("accuracy", 0.87654, "0.877", "0.8765", 0.01), ("perplexity", 20.0, "20.0", "20.00", 0.2)],
+)
+def test_a_row_says_how_a_metric_is_written_and_judged(name, value, in_a_sentence, finer, limit):
+    metric = metrics.METRICS[name]
+    assert (metric.number(value), metric.number(value, finer=1), metric.limit(20.0)) == (in_a_sentence, finer, limit)
+
+
+def test_the_first_task_metric_that_was_measured_leads():
+    assert metrics.lead_metric({"cosine": 1.0}) is None
+    assert metrics.lead_metric({"cosine": 1.0, "f1": 0.5, "chrf": None}).name == "f1"
