@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,6 @@ from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import Asked, Workload
 from onnxport.errors import TextError
 from onnxport.progress import Progress
-
 
 LAUNCHES = 3
 _BESIDE = {"likelihoods": "scoring the tokens", "encode": "encoding the passages"}

@@ -1,13 +1,13 @@
-"""The sides that onnxport brings: a bundle's variant through the runtime, and the original in PyTorch."""
+"""The side of a bundle's variant, which answers through the runtime."""
 
 from typing import Any
 
-from onnxport.compare.protocol.messages import Answering, _result
+from onnxport.compare.protocol.messages import AnsweringSide, generated_answer
 from onnxport.errors import ParityError
 
 
-class BundleSide(Answering):
-    """One variant of a bundle through `onnxport.runtime`; a `worker.Side`. Times are the worker's to take.
+class BundleSide(AnsweringSide):
+    """One variant of a bundle through `onnxport.runtime`. Times are the worker's to take.
 
     path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.
     """
@@ -34,11 +34,13 @@ class BundleSide(Answering):
 
         Options that are not given are the model's own, but for sampling: what is drawn at random cannot be compared.
         """
-        settled = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
-        return [_result(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settled)]
+        settings = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
+        return [
+            generated_answer(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settings)
+        ]
 
     def parity(self) -> dict[str, Any] | None:
-        """The golden answers through this variant, on this machine and device: see `runtime.parity.replay`.
+        """The golden answers through this variant, on this machine and device: see `runtime.verify.replay`.
 
         within_bounds: whether the bounds that the manifest records hold; None where it records none. None for a bundle without golden
         answers.
@@ -50,12 +52,12 @@ class BundleSide(Answering):
         if bundle.golden is None:
             return None
         bounds = bundle.variants[self.precision].parity.get("bounds", {})
-        found: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
+        differences: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
         within: bool | None = None
         if bounds:
             try:
-                check_bounds(self.precision, bounds, found)
+                check_bounds(self.precision, bounds, differences)
                 within = True
             except ParityError:
                 within = False
-        return found | {"within_bounds": within}
+        return differences | {"within_bounds": within}

@@ -1,4 +1,4 @@
-"""The parent's end of the worker protocol: starts a side's process, asks it, and ends it whatever happens."""
+"""The client of a side's process: it starts the process, sends requests, and ends it whatever happens."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any
 
 from onnxport import errors
-from onnxport.compare.protocol import messages
+from onnxport.compare.protocol.messages import pack, unpack
 from onnxport.errors import GenerationTimeout, OnnxportError
 
 _KEPT_LINES = 20
 
 
 class Client:
-    """One side in its own process.
+    """One side in its own process; a context manager that ends the process.
 
     name: what messages call the side.  spec: see `worker`.  timeout: seconds one request may take.  started: by `time.perf_counter`.
     paths: folders put before the worker's module search path, for sides that live outside installed packages.
@@ -64,12 +64,12 @@ class Client:
 
     def call(self, method: str, inputs: Any, **options: Any) -> tuple[Any, float]:
         """Outputs of the side's method and the seconds it took."""
-        result = self.request(method, inputs=messages.pack(inputs), options=options)
-        return messages.unpack(result["outputs"]), result["seconds"]
+        result = self.request(method, inputs=pack(inputs), options=options)
+        return unpack(result["outputs"]), result["seconds"]
 
     def time(self, method: str, inputs: Any, calls: int = 1, **options: Any) -> list[tuple[float, int]]:
         """(seconds, units) of each call; units are new tokens for generate, 1 for run, inputs otherwise."""
-        result = self.request("time", method=method, inputs=messages.pack(inputs), calls=calls, options=options)
+        result = self.request("time", method=method, inputs=pack(inputs), calls=calls, options=options)
         return list(zip(result["seconds"], result["units"], strict=True))
 
     def request(self, op: str, **fields: Any) -> Any:
@@ -125,8 +125,8 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.kill() if kind else self.close()
+    def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill() if error_class else self.close()
 
     @property
     def _pipe(self) -> Any:
@@ -154,17 +154,18 @@ class Client:
             code = "unknown"
         self._threads[1].join(timeout=2)
         last = [line for line in self._stderr if line.strip()][-5:]
-        told = " | ".join(last) or "nothing"
+        lines = " | ".join(last) or "nothing"
         how = f"was ended by signal {-code}" if isinstance(code, int) and code < 0 else f"ended with status {code}"
         memory = "; signal 9 often means that memory ran out" if code == -9 else ""
-        return OnnxportError(f"{self.name}: the process {how} during {op!r}{memory}; its last lines: {told}")
+        return OnnxportError(f"{self.name}: the process {how} during {op!r}{memory}; its last lines: {lines}")
 
 
 def _error(side: str, described: dict[str, Any]) -> OnnxportError:
-    known = getattr(errors, described["class"], None)
+    """The exception of an error that `describe_error` made JSON of, with the worker's traceback as a note."""
+    error_class = getattr(errors, described["class"], None)
     message = f"{side}: {described['message']}"
-    if isinstance(known, type) and issubclass(known, OnnxportError):
-        error = known(message)
+    if isinstance(error_class, type) and issubclass(error_class, OnnxportError):
+        error = error_class(message)
     else:
         error = OnnxportError(f"{side}: {described['class']}: {described['message']}")
     if described.get("traceback"):

@@ -1,4 +1,7 @@
-"""Arrays in JSON: `{"dtype", "shape", "base64"}`. NumPy is imported only when an array passes."""
+"""The messages between a comparison and its sides: methods, the shape of a side and of its answers, arrays and errors in JSON.
+
+An array is `{"dtype", "shape", "base64"}` in JSON. NumPy is imported only when an array passes: a side's memory is its own.
+"""
 
 import base64
 import sys
@@ -6,45 +9,13 @@ import traceback
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from onnxport.errors import OnnxportError
-
-_KEYS = {"dtype", "shape", "base64"}
-
-
-def pack(value: Any) -> Any:
-    """`value` with every array and NumPy scalar in it made ready for JSON."""
-    if isinstance(value, dict):
-        return {str(key): pack(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [pack(item) for item in value]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray):
-        data = base64.b64encode(numpy.ascontiguousarray(value).tobytes()).decode("ascii")
-        return {"dtype": value.dtype.str, "shape": list(value.shape), "base64": data}
-    if numpy is not None and isinstance(value, numpy.generic):
-        return value.item()
-    return value
-
-
-def unpack(value: Any) -> Any:
-    """The inverse of `pack` for containers and arrays. Arrays that are there already stay as they are."""
-    if isinstance(value, dict):
-        if value.keys() == _KEYS:
-            import numpy
-
-            data = numpy.frombuffer(base64.b64decode(value["base64"]), dtype=numpy.dtype(value["dtype"]))
-            return data.reshape(value["shape"]).copy()
-        return {key: unpack(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [unpack(item) for item in value]
-    return value
-
+from onnxport.errors import OnnxportError, one_line
 
 METHODS = ("generate", "encode", "classify", "answer", "likelihoods", "score", "run")
 
 
 class Side(Protocol):
-    """What a measured class looks like. Constructing it is cheap; `load` is what load_ms measures.
+    """A class that can be measured; it has those of METHODS that it can offer. Constructing it is cheap, `load` is what load_ms measures.
 
     imports: modules to import before `load`; their time is import_ms.
     about: optional method, a dict that may hold "versions", "device" and "size_bytes"; called after load.
@@ -70,22 +41,8 @@ class Side(Protocol):
         ...
 
 
-def describe_error(error: BaseException) -> dict[str, Any]:
-    """The JSON form of an error; exit_code is 1 for those that are not onnxport's."""
-    lines = str(error).splitlines() or [""]
-    name = type(error).__name__
-    if isinstance(error, OnnxportError):
-        name = next(c.__name__ for c in type(error).__mro__ if c.__module__ == OnnxportError.__module__)
-    return {
-        "class": name,
-        "message": lines[0] if isinstance(error, OnnxportError) else " ".join(line.strip() for line in lines)[:500],
-        "exit_code": getattr(error, "exit_code", 1),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-
-
-class Answering:
-    """What both sides do alike with `model`, which has the methods of a Model for its task."""
+class AnsweringSide:
+    """Base of the sides with a `model` that has the methods of a `Model` for its task."""
 
     model: Any = None
 
@@ -95,14 +52,14 @@ class Answering:
 
     def classify(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Texts, or lists of two -> {"label", "labels" (all that hold), "score" (the label's probability)}."""
-        found = self.model.classify(_texts(inputs), **options)
-        return [{"label": one.label, "labels": list(one.labels), "score": one.scores[one.label]} for one in found]
+        results = self.model.classify(_texts(inputs), **options)
+        return [{"label": one.label, "labels": list(one.labels), "score": one.scores[one.label]} for one in results]
 
     def answer(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """{"question", "context"} -> {"answer", "start", "end", "score"}."""
-        asked = {name: [one[name] for one in inputs] for name in ("question", "context")}
-        found = self.model.answer(**asked, **options)
-        return [{name: getattr(one, name) for name in ("answer", "start", "end", "score")} for one in found]
+        fields = {name: [one[name] for one in inputs] for name in ("question", "context")}
+        answers = self.model.answer(**fields, **options)
+        return [{name: getattr(one, name) for name in ("answer", "start", "end", "score")} for one in answers]
 
     def likelihoods(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Texts or lists of ids -> {"negative_log", "tokens"}; options: window, stride."""
@@ -110,8 +67,8 @@ class Answering:
 
     def score(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """Lists of [input, target], texts or ids -> the fields of a `Scored`; options: top."""
-        found = self.model.score([given for given, _ in inputs], [target for _, target in inputs], **options)
-        return [asdict(one) for one in found]
+        scores = self.model.score([source for source, _ in inputs], [target for _, target in inputs], **options)
+        return [asdict(one) for one in scores]
 
     def run(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Arrays by name in, arrays by name out."""
@@ -119,13 +76,8 @@ class Answering:
         return outputs
 
 
-def _texts(inputs: list[Any]) -> list[Any]:
-    """Pairs, which JSON made lists, as tuples again."""
-    return [tuple(one) if isinstance(one, list) else one for one in inputs]
-
-
-def _result(result: Any) -> dict[str, Any]:
-    """text, tokens and score of one generated answer, whether it is a dict or an object."""
+def generated_answer(result: Any) -> dict[str, Any]:
+    """One generated answer as {"text", "tokens", "score"}, whether `result` is a dict or an object."""
     fields: dict[str, Any]
     if isinstance(result, dict):
         fields = {name: result.get(name) for name in ("text", "tokens", "score")}
@@ -133,3 +85,53 @@ def _result(result: Any) -> dict[str, Any]:
         fields = {name: getattr(result, name, None) for name in ("text", "tokens", "score")}
     fields["tokens"] = [int(token) for token in fields["tokens"]]
     return fields
+
+
+def _texts(inputs: list[Any]) -> list[Any]:
+    """Pairs, which JSON made lists, as tuples again."""
+    return [tuple(one) if isinstance(one, list) else one for one in inputs]
+
+
+_ARRAY_KEYS = {"dtype", "shape", "base64"}
+
+
+def pack(value: Any) -> Any:
+    """`value` with every array and NumPy scalar in it made ready for JSON."""
+    if isinstance(value, dict):
+        return {str(key): pack(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [pack(item) for item in value]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        data = base64.b64encode(numpy.ascontiguousarray(value).tobytes()).decode("ascii")
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "base64": data}
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
+    return value
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of `pack` for containers and arrays. Arrays that are there already stay as they are."""
+    if isinstance(value, dict):
+        if value.keys() == _ARRAY_KEYS:
+            import numpy
+
+            data = numpy.frombuffer(base64.b64decode(value["base64"]), dtype=numpy.dtype(value["dtype"]))
+            return data.reshape(value["shape"]).copy()
+        return {key: unpack(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    return value
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """The JSON form of an error; exit_code is 1 for those that are not onnxport's."""
+    name = type(error).__name__
+    if isinstance(error, OnnxportError):
+        name = next(c.__name__ for c in type(error).__mro__ if c.__module__ == OnnxportError.__module__)
+    return {
+        "class": name,
+        "message": one_line(error, longest=500),
+        "exit_code": getattr(error, "exit_code", 1),
+        "traceback": "".join(traceback.format_exception(error)),
+    }

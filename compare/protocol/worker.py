@@ -30,11 +30,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare.protocol import messages
-from onnxport.compare.protocol.messages import METHODS, Side, describe_error
+from onnxport.compare.protocol.messages import METHODS, Side, describe_error, pack, unpack
 from onnxport.errors import UsageError
 
-KINDS = {"bundle": "onnxport.compare.protocol.bundle_side:BundleSide", "pytorch": "onnxport.export.reference.side:PyTorchSide"}
+BUILT_IN = {"bundle": "onnxport.compare.protocol.bundle_side:BundleSide", "pytorch": "onnxport.export.reference.side:PyTorchSide"}
 
 
 def make_side(spec: dict[str, Any]) -> Side:
@@ -43,10 +42,10 @@ def make_side(spec: dict[str, Any]) -> Side:
     kind = spec.get("kind")
     if kind == "class":
         place, options = options.get("class", ""), options.get("options", {})
-    elif kind in KINDS:
-        place = KINDS[kind]
+    elif kind in BUILT_IN:
+        place = BUILT_IN[kind]
     else:
-        raise UsageError(f"unknown kind of side {kind!r}; expected {', '.join([*KINDS, 'class'])}")
+        raise UsageError(f"unknown kind of side {kind!r}; expected {', '.join([*BUILT_IN, 'class'])}")
     module, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module), name)(**options)
@@ -81,7 +80,7 @@ class Worker:
         raise UsageError(f"unknown operation {op!r}; expected load, {', '.join(METHODS)}, time, parity, stats or close")
 
     def load(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Imports and loads a side in place of the one before: import_ms and load_ms in milliseconds, and what it tells about itself."""
+        """Imports and loads a side in place of the one before: import_ms, load_ms (milliseconds) and about, the side's own facts."""
         started = time.perf_counter()
         side = make_side(spec)
         for module in getattr(side, "imports", ()):
@@ -98,11 +97,11 @@ class Worker:
         function = getattr(self.side, method, None)
         if function is None:
             raise UsageError(f"{type(self.side).__name__} has no {method}()")
-        return function(messages.unpack(request["inputs"]), **request.get("options", {}))
+        return function(unpack(request["inputs"]), **request.get("options", {}))
 
     def time(self, request: dict[str, Any]) -> dict[str, list[float] | list[int]]:
         """Seconds and units of each of the request's calls; unpacking the inputs is not counted."""
-        request = {**request, "inputs": messages.unpack(request["inputs"])}
+        request = {**request, "inputs": unpack(request["inputs"])}
         seconds: list[float] = []
         units: list[int] = []
         for _ in range(request.get("calls", 1)):
@@ -114,7 +113,7 @@ class Worker:
 
 
 def _units(method: str, inputs: Any, outputs: Any) -> int:
-    """What a call did: new tokens generated, or inputs answered; one for `run`, whose arrays have no axis that is surely the batch."""
+    """Units of work in a call: new tokens or answered inputs; one for `run`, whose arrays have no axis that is surely the batch."""
     if method == "generate":
         return sum(len(output["tokens"]) for output in outputs)
     return 1 if method == "run" else len(inputs)
@@ -125,21 +124,22 @@ def peak_rss_bytes() -> int:
 
     On Linux VmHWM, which begins anew at exec; getrusage would pass on the peak of the parent that forked.
     """
-    found = _status("VmHWM")
-    if found is not None:
-        return max(found, rss_bytes() or 0)  # the kernel counts in batches: the peak may lag behind what is held
+    peak = _status("VmHWM")
+    if peak is not None:
+        return max(peak, rss_bytes() or 0)  # the kernel counts in batches: the peak may lag behind what is held
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def rss_bytes() -> int | None:
-    """Physical memory held now, in bytes; None where the system does not tell."""
+    """The physical memory that this process holds now, in bytes; None where the system does not say."""
     return _status("VmRSS")
 
 
 def _status(field: str) -> int | None:
+    """A field of Linux's /proc/self/status, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -168,7 +168,7 @@ def main() -> None:
             if request.get("op") == "close":
                 answer: dict[str, Any] = {"result": None}
             else:
-                answer = {"result": messages.pack(worker.handle(request))}
+                answer = {"result": pack(worker.handle(request))}
             line = json.dumps(answer)
         except Exception as error:
             request = {}

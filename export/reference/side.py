@@ -1,13 +1,13 @@
-"""The sides that onnxport brings: a bundle's variant through the runtime, and the original in PyTorch."""
+"""The side of a comparison that runs the original model in PyTorch."""
 
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare.protocol.messages import Answering, _result
+from onnxport.compare.protocol.messages import AnsweringSide, generated_answer
 
 
-class PyTorchSide(Answering):
-    """The user's own class in PyTorch, as `onnxport.export.reference.model` runs it; a `worker.Side`.
+class PyTorchSide(AnsweringSide):
+    """The user's own class in PyTorch, as `onnxport.export.reference.model` runs it.
 
     source: as `onnxport export` takes it.  threads: None for PyTorch's own choice.
     """
@@ -31,11 +31,11 @@ class PyTorchSide(Answering):
 
     def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """An answer an input, all in one batch: {"text", "tokens", "score"}. inputs: texts or lists of token ids."""
-        return [_result(result) for result in self.model.generate(inputs, batch_size=len(inputs), **options)]
+        return [generated_answer(result) for result in self.model.generate(inputs, batch_size=len(inputs), **options)]
 
 
 def _source_bytes(source: Path) -> int | None:
-    """What the original needs on disk: its folder's weights, once, configuration and tokenizer; None for a factory in code."""
+    """Bytes that the original needs on disk: its folder's weights, once, configuration and tokenizer; None for a factory in code."""
     if not source.is_dir():
         return None
     files = [path for path in source.iterdir() if path.is_file()]
