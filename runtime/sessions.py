@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +128,14 @@ class Sessions:
             make_exact(options)
         return options
 
-    def open(self, path: str | Path, steady: bool = True, threads: int | None = None) -> onnxruntime.InferenceSession:
-        """A session for the graph at `path`; see `options`.
+    def open(
+        self,
+        path: str | Path,
+        steady: bool = True,
+        threads: int | None = None,
+        adjust: Callable[[onnxruntime.SessionOptions], None] | None = None,
+    ) -> onnxruntime.InferenceSession:
+        """A session for the graph at `path`; see `options`. adjust: changes these options for this session alone.
 
         BundleError when it cannot be loaded, DeviceError when it would run elsewhere.
         """
@@ -138,6 +145,8 @@ class Sessions:
         if device.preload and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         options, disabled = self.options(steady, threads), list(device.disabled_optimizers)
+        if adjust is not None:
+            adjust(options)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
         except Exception as e:  # ONNX Runtime's errors share no base class

@@ -14,7 +14,7 @@ from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generator
-from onnxport.runtime.decode.state import Running
+from onnxport.runtime.decode.state import DecoderState
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.options import Options, Watch
 from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
@@ -99,20 +99,20 @@ def _prefilled(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray)
     cross = engine.encode(sources) if sources is not None else None
     rows, length = ids.shape
     beginnings = [row[: t + 1].tolist() for row in ids for t in range(length)]
-    running = Running(engine, cross, beginnings, 1)
-    running.prefill()
-    return running.logits.numpy().reshape(rows, length, -1)
+    state = DecoderState(engine, cross, beginnings, 1)
+    state.prefill()
+    return state.logits.numpy().reshape(rows, length, -1)
 
 
 def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
     cross = engine.encode(sources) if sources is not None else None
-    running = Running(engine, cross, ids[:, :1].tolist(), ids.shape[1])
-    running.prefill()
-    found = [running.logits.numpy().copy()]
+    state = DecoderState(engine, cross, ids[:, :1].tolist(), ids.shape[1])
+    state.prefill()
+    found = [state.logits.numpy().copy()]
     for t in range(1, ids.shape[1]):
-        running.ids[:, 0] = ids[:, t]
-        running.step()
-        found.append(running.logits.numpy().copy())
+        state.ids[:, 0] = ids[:, t]
+        state.step()
+        found.append(state.logits.numpy().copy())
     return np.stack(found, 1)
 
 

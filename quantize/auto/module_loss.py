@@ -1,4 +1,4 @@
-"""What each module alone does to a model's answers under each scheme.
+"""The loss that one module alone causes in a model's answers under a scheme.
 
 Generating models are held against fp32 token by token, over answers that fp32 gave (or texts): the mean Kullback-Leibler divergence of the
 next token's distribution, all rows in one batch of cached steps. Others: the relative error of all outputs, squared, so that the losses of
@@ -8,19 +8,17 @@ modules add up as variances do.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import DataError
-from onnxport.graph import search_graphs, store
+from onnxport.graph import search_graphs
+from onnxport.graph.session import opened, real
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.state import NOBODY, Running
+from onnxport.runtime.decode.state import NO_IDS, DecoderState
 from onnxport.runtime.sessions import Sessions
 
 ROWS = 32  # texts
@@ -32,13 +30,18 @@ KL, ERROR = "kl_divergence", "squared_relative_error"
 Graphs = Mapping[str, ir.Model]
 
 
-class Generating:
-    """The divergence of graphs of a model that generates. metric: KL, in nats a token.
+class Meter(Protocol):
+    """Measures the loss of changed graphs against those of fp32."""
 
-    engine: of the fp32 variant. sources: ids of inputs (of a language model none). targets: ids that are read one by one.
+    def loss(self, changed: Graphs) -> float:
+        """The loss of a model with the changed graphs, by role; 0 without any, inf where an answer is not finite."""
+
+
+class DivergenceLoss:
+    """The divergence of graphs of a model that generates, in nats a token.
+
+    engine: of the fp32 variant. sources: ids of inputs; None for a language model. targets: ids that are read one by one.
     """
-
-    metric = KL
 
     def __init__(
         self, engine: Engine, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]], sessions: Sessions
@@ -61,13 +64,14 @@ class Generating:
 
     def loss(self, changed: Graphs) -> float:
         """Mean over all positions; graphs that are not given are those of fp32. inf where an answer is not finite."""
-        with _opened(changed, self._sessions) as opened:
+        changed = {role: search_graphs.add_choice(model) if role == "decoder" else model for role, model in changed.items()}
+        with opened(changed, sessions=self._sessions) as runners:
             engine = copy.copy(self._engine)
             cross = self._cross
-            if "decoder" in opened:
-                engine.decoder = opened["decoder"]
-            if "encoder" in opened:
-                engine.encoder = opened["encoder"]
+            if "decoder" in runners:
+                engine.decoder = runners["decoder"].session
+            if "encoder" in runners:
+                engine.encoder = runners["encoder"].session
                 assert self._sources is not None
                 cross = engine.encode(self._sources)
             total, count = 0.0, 0
@@ -78,25 +82,23 @@ class Generating:
 
     def _logs(self, engine: Engine, cross: Any) -> Iterator[np.ndarray]:
         """log-softmax float32 [rows that are left, vocabulary] of each step."""
-        running = Running(engine, cross, self._prefixes, len(self._targets[0]) + 1)
-        running.ask(1, NOBODY)
+        state = DecoderState(engine, cross, self._prefixes, len(self._targets[0]) + 1)
+        state.request_top(1, NO_IDS)
         left = len(self._targets)
         for step in range(len(self._targets[0]) + 1):
             while len(self._targets[left - 1]) < step:
                 left -= 1
-                running.active[left] = False
+                state.active[left] = False
             if step:
-                running.ids[:left, 0] = [row[step - 1] for row in self._targets[:left]]
-            running.advance()
-            logits = running.logits.numpy()[:left]
+                state.ids[:left, 0] = [row[step - 1] for row in self._targets[:left]]
+            state.advance()
+            logits = state.logits.numpy()[:left]
             top = logits.max(1, keepdims=True)
             yield logits - (top + np.log(np.exp(logits - top).sum(1, keepdims=True)))
 
 
-class Answering:
-    """The error of the one graph of a model that answers in one pass. metric: ERROR, of all float outputs, the worst counts."""
-
-    metric = ERROR
+class OutputLoss:
+    """The squared relative error of the one graph of a model that answers in one pass; of all float outputs the worst counts."""
 
     def __init__(self, reference: Graphs, feeds: Sequence[Mapping[str, np.ndarray]], sessions: Sessions) -> None:
         self._feeds, self._sessions = feeds, sessions
@@ -114,29 +116,13 @@ class Answering:
         return max(wrong[name] / (whole[name] or 1.0) for name in wrong)
 
     def _run(self, graphs: Graphs) -> list[dict[str, np.ndarray]]:
-        with _opened(graphs, self._sessions) as opened:
-            (session,) = opened.values()
-            names = [o.name for o in session.get_outputs() if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
-            inputs = {i.name for i in session.get_inputs()}
-            found = []
-            for feed in self._feeds:
-                given = {name: array for name, array in feed.items() if name in inputs}
-                values = zip(names, session.run(names, given), strict=True)
-                found.append({name: _real(np.asarray(array), feed).astype(np.float64) for name, array in values})
+        with opened(graphs, sessions=self._sessions, steady=False) as runners:
+            (runner,) = runners.values()
+            names = [name for name, value in runner.outputs.items() if value.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+            found = [
+                {name: real(np.asarray(array), feed).astype(np.float64) for name, array in values.items()}
+                for feed, values in zip(self._feeds, runner.run(self._feeds, names), strict=True)
+            ]
         if not names:
             raise DataError("the model gives no float outputs, so no loss of precision can be measured; name a plan with --plan")
         return found
-
-
-def _real(array: np.ndarray, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    mask = feed.get("attention_mask")
-    return array[mask.astype(bool)] if mask is not None and array.ndim > 2 and array.shape[:2] == mask.shape else array
-
-
-@contextmanager
-def _opened(graphs: Graphs, sessions: Sessions) -> Iterator[dict[str, Any]]:
-    """Sessions over graphs, by role."""
-    whole = {role: search_graphs.add_choice(model) if role == "decoder" else model for role, model in graphs.items()}
-    with tempfile.TemporaryDirectory(prefix="onnxport-sensitivity-") as folder:
-        files = store.write(whole, folder)
-        yield {role: sessions.open(Path(folder) / file, steady=role == "decoder") for role, file in files.items()}

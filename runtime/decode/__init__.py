@@ -1,1 +1,1 @@
-"""Decoding: the key/value cache, steps of a batch, the choice of tokens, and searches over them."""
+"""Decoding: the key/value cache, steps of a batch, selection of tokens, and searches over them."""

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxport.errors import UsageError
-from onnxport.runtime.decode.batch import Batch, Job
+from onnxport.runtime.decode.batch import Batch, Request
 from onnxport.runtime.decode.cache import Move
 from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.state import Running
-from onnxport.runtime.decode.token_selection import BeamChooser, Candidate
+from onnxport.runtime.decode.state import DecoderState
+from onnxport.runtime.decode.token_selection import BeamSelector, Candidate
 from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextTokenizer
 
@@ -42,8 +42,8 @@ class Hypothesis:
 class Beams:
     """The beams of one input: ids `tokens` int64 [beams, length] with their `logprobs` float32, and the summed `scores` float32 [beams]."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.finished: list[Hypothesis] = []
         self.open = True  # a running beam may still be better than the worst finished one
         self.done = False
@@ -70,7 +70,7 @@ class Beams:
         """See whether the search goes on; `best`: the summed log-probability of the best running beam after `length` tokens."""
         full = len(self.finished) >= search.beam
         if full:
-            longest = self.job.limit if search.early_stopping == "never" and search.length_penalty > 0 else length
+            longest = self.request.limit if search.early_stopping == "never" and search.length_penalty > 0 else length
             self.open = self.open and best / longest**search.length_penalty > self.finished[-1].score
         self.done = self.done or not self.open or all_ended or (full and search.early_stopping is True)
 
@@ -105,7 +105,7 @@ class Beams:
             text = tokenizer.decode([*self.tokens[parent].tolist(), token])
             if any(s in text for s in search.stop):
                 return "stop"
-        return "length" if length >= self.job.limit else ""
+        return "length" if length >= self.request.limit else ""
 
 
 def _placed(kept: Sequence[Candidate], rows: int) -> list[Candidate]:
@@ -134,16 +134,16 @@ class BeamBatch(Batch[Beams]):
         if self._count + ends > vocabulary:
             most = (vocabulary - ends) * search.beam // self._count
             raise UsageError(f"beam is {search.beam}, expected at most {most} with a vocabulary of {vocabulary}")
-        self._chooser: BeamChooser | None = None
+        self._selector: BeamSelector | None = None
 
-    def _move(self, running: Running) -> list[Beams]:
-        assert self._chooser is not None
-        inputs, width = self._tasks, running.beams
-        self._chooser.scores[:] = [one.scores for one in inputs]
-        rules = self._constraints.at([one.job for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
-        self._chooser.prepare(rules, self._count)
-        running.advance()
-        candidates = self._chooser.choose(rules, self._count)
+    def _advance(self, state: DecoderState) -> list[Beams]:
+        assert self._selector is not None
+        inputs, width = self._decodings, state.beams
+        self._selector.scores[:] = [one.scores for one in inputs]
+        rules = self._constraints.at([one.request for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
+        self._selector.prepare(rules, self._count)
+        state.advance()
+        candidates = self._selector.select(rules, self._count)
         ended: list[Beams] = []
         moves: list[Move] = []
         for place, one in enumerate(inputs):
@@ -156,34 +156,34 @@ class BeamBatch(Batch[Beams]):
             if one.done:
                 ended.append(one)
             elif width == self._search.beam:
-                moves += _moves(before, parents, place * width, len(one.job.prefix))
+                moves += _moves(before, parents, place * width, len(one.request.prefix))
         if width != self._search.beam:
-            running.expand(self._search.beam)
-            self._renewed(running)
+            state.expand(self._search.beam)
+            self._rows_changed(state)
         else:
-            running.copy(moves)
+            state.copy(moves)
         for place, one in enumerate(inputs):
-            rows = slice(place * running.beams, (place + 1) * running.beams)
-            running.active[rows] = not one.done
+            rows = slice(place * state.beams, (place + 1) * state.beams)
+            state.active[rows] = not one.done
             if not one.done:
-                running.ids[rows, 0] = one.tokens[:, -1]
+                state.ids[rows, 0] = one.tokens[:, -1]
         return ended
 
-    def _vacant(self, like: Beams) -> Beams:
-        vacant = Beams(like.job)
-        vacant.begin(self._search.beam)
-        vacant.drop()
-        return vacant
+    def _placeholder(self, like: Beams) -> Beams:
+        placeholder = Beams(like.request)
+        placeholder.begin(self._search.beam)
+        placeholder.drop()
+        return placeholder
 
-    def _renewed(self, running: Running) -> None:
-        self._chooser = BeamChooser(self._engine, running, len(self._tasks))
+    def _rows_changed(self, state: DecoderState) -> None:
+        self._selector = BeamSelector(self._engine, state, len(self._decodings))
 
-    def _enter(self, task: Beams, beams: int) -> None:
-        task.begin(beams)
+    def _begin(self, decoding: Beams, beams: int) -> None:
+        decoding.begin(beams)
 
-    def _width(self, tasks: list[Beams]) -> int:
+    def _first_rows(self, decodings: list[Beams]) -> int:
         # Beams that start from one token are rows at once; a longer prefix is run once for all of them.
-        return self._search.beam if all(len(task.job.prefix) == 1 for task in tasks) else 1
+        return self._search.beam if all(len(decoding.request.prefix) == 1 for decoding in decodings) else 1
 
 
 def _moves(before: np.ndarray, parents: np.ndarray, first: int, prefix: int) -> list[Move]:

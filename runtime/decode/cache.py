@@ -1,4 +1,4 @@
-"""The sessions of one variant and what the decoding loop must know of their graphs."""
+"""Keys and values: the cross-attention's of a batch of sources, and the growing cache of self attention, on the host or a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cross:
+class CrossCache:
     """A batch's sources as the decoder reads them: keys and values by input name, [sources, heads, source, head_size], and the mask."""
 
     values: dict[str, onnxruntime.OrtValue]
@@ -23,16 +23,16 @@ class Cross:
     arrays: dict[str, np.ndarray]  # the values' memory, where it is the host's; else empty
 
     @classmethod
-    def of_arrays(cls, arrays: dict[str, np.ndarray], mask: np.ndarray) -> Cross:
+    def of_arrays(cls, arrays: dict[str, np.ndarray], mask: np.ndarray) -> CrossCache:
         """Sources in host memory."""
         return cls({name: value_of(array) for name, array in arrays.items()}, mask, arrays)
 
-    def room(self, sources: int, length: int) -> Cross:
-        """An empty Cross of the same kind for so many sources of up to `length` tokens."""
+    def empty_like(self, sources: int, length: int) -> CrossCache:
+        """An empty CrossCache of the same kind for so many sources of up to `length` tokens."""
         arrays = {n: np.zeros((sources, a.shape[1], length, a.shape[3]), a.dtype) for n, a in self.arrays.items()}
-        return Cross.of_arrays(arrays, np.zeros((sources, length), np.int32))
+        return CrossCache.of_arrays(arrays, np.zeros((sources, length), np.int32))
 
-    def put(self, place: int, other: Cross, index: int) -> None:
+    def put(self, place: int, other: CrossCache, index: int) -> None:
         """Source `place` becomes the other's source `index`, which is not longer than there is room."""
         length = int(other.mask[index].sum())
         self.mask[place] = 0

@@ -1,8 +1,8 @@
-"""What may not come next: the model's own rules and the caller's, evaluated for every step of a batch.
+"""Constraints on the next tokens: the model's own rules and the caller's, evaluated for every step of a batch.
 
 The rules and their order are those of the logits processors of transformers' `generate`: a repetition penalty, then repeated n-grams, bad
 words and an early end are banned; a forced first token or a forced end sets all of that aside; suppressed ids are banned even there.
-`choose` applies what is found here.
+`token_selection` applies them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxport.runtime.bundle.manifest import GenerationConfig
-from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.options import Search
 
 Rows = Sequence[Any]  # new ids of every row: lists, or int64 arrays
@@ -40,7 +40,7 @@ class Rules:
 
     @property
     def by_row(self) -> bool:
-        """True where rows have rules of their own, so that their logits must be changed before the choice."""
+        """True where rows have rules of their own, so that their logits must be changed before a selection."""
         return self.history is not None or len(self.banned) > 0
 
 
@@ -57,39 +57,39 @@ class Constraints:
         self._words = [word for word in own.bad_words if len(word) > 1]
         self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
 
-    def at(self, jobs: Sequence[Job], tokens: Rows) -> Rules:
-        """The rules for each row's next token: jobs[i] is row i's, tokens[i] its new ids so far."""
+    def at(self, requests: Sequence[Request], tokens: Rows) -> Rules:
+        """The rules for each row's next token: requests[i] is row i's, tokens[i] its new ids so far."""
         suppressed, forbidden = self._usual
         pairs: list[tuple[int, int]] = []
         history = None
         if self._least:
             early = [row for row, new in enumerate(tokens) if len(new) < self._least]
-            if len(early) == len(jobs):
+            if len(early) == len(requests):
                 suppressed, forbidden = self._early
             else:
                 pairs += [(row, i) for row in early for i in self._ends]
         if self._begin:
-            pairs += [(row, i) for row, job in enumerate(jobs) if len(tokens[row]) == self._beginning(job) for i in self._begin]
+            pairs += [(row, i) for row, request in enumerate(requests) if len(tokens[row]) == self._beginning(request) for i in self._begin]
         if self._words or self._ngram or self._penalty != 1.0:
-            seen = [np.array([*job.prefix, *new], np.int64) for job, new in zip(jobs, tokens, strict=True)]
+            seen = [np.array([*request.prefix, *new], np.int64) for request, new in zip(requests, tokens, strict=True)]
             if self._words or self._ngram:
                 pairs += [(row, i) for row, ids in enumerate(seen) for i in self._completing(ids)]
             if self._penalty != 1.0:
                 history = _padded(seen)
         banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
-        return Rules(suppressed, forbidden, banned, self._forced(jobs, tokens), history, self._penalty, self._renormalize)
+        return Rules(suppressed, forbidden, banned, self._forced(requests, tokens), history, self._penalty, self._renormalize)
 
-    def _forced(self, jobs: Sequence[Job], tokens: Rows) -> dict[int, tuple[int, ...]]:
+    def _forced(self, requests: Sequence[Request], tokens: Rows) -> dict[int, tuple[int, ...]]:
         forced = {}
-        if self._first:  # only a decoder that starts from one id is told its second
-            forced = {row: self._first for row, job in enumerate(jobs) if len(job.prefix) == 1 and not len(tokens[row])}
+        if self._first:  # only a decoder that starts from one id has its second forced
+            forced = {row: self._first for row, request in enumerate(requests) if len(request.prefix) == 1 and not len(tokens[row])}
         if self._last:
-            forced |= {row: self._last for row, job in enumerate(jobs) if len(tokens[row]) == job.limit - 1}
+            forced |= {row: self._last for row, request in enumerate(requests) if len(tokens[row]) == request.limit - 1}
         return forced
 
-    def _beginning(self, job: Job) -> int:
+    def _beginning(self, request: Request) -> int:
         """The step at which ids that may not begin are banned: a forced first token does not count."""
-        return int(bool(self._first) and len(job.prefix) == 1)
+        return int(bool(self._first) and len(request.prefix) == 1)
 
     def _completing(self, ids: np.ndarray) -> Iterator[int]:
         """Ids that would complete a bad word or an n-gram that `ids` hold already."""

@@ -12,7 +12,7 @@ from onnxport.errors import BundleError, OnnxportError, TextError
 from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle.manifest import GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
-from onnxport.runtime.decode.cache import Cache, Cross, DeviceCache, HostCache
+from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
 from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Engine:
         return self.config.vocab_size
 
     @property
-    def joins(self) -> bool:
+    def admits_while_running(self) -> bool:
         """Whether inputs can join a batch that runs: in host memory, where rows can be moved, and decoded from one token."""
         return self.device.host_memory and self.encoder is not None
 
@@ -98,7 +98,7 @@ class Engine:
                     raise BundleError(
                         f"{self._bundle.path}: no search graph {name!r}, found {', '.join(self._bundle.search) or 'none'}; export again"
                     )
-                # One thread: the decoder's workers spin while a choice is made, and two pools would take the cores from each other.
+                # One thread: the decoder's workers spin while tokens are selected, and two pools would take the cores from each other.
                 self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), threads=1)
             return self._search[name]
 
@@ -110,21 +110,21 @@ class Engine:
             return HostCache(*shape, config.window)
         return DeviceCache(*shape, self.device, self._reorder(), config.window)
 
-    def select_cross(self, cross: Cross, sources: np.ndarray) -> Cross:
+    def select_cross(self, cross: CrossCache, sources: np.ndarray) -> CrossCache:
         """The same for some of the sources only."""
         if self.device.host_memory:
             longest = int(cross.mask[sources].sum(1).max())
             arrays = {n: np.ascontiguousarray(a[sources, :, :longest]) for n, a in cross.arrays.items()}
-            return Cross.of_arrays(arrays, np.ascontiguousarray(cross.mask[sources, :longest]))
+            return CrossCache.of_arrays(arrays, np.ascontiguousarray(cross.mask[sources, :longest]))
         binding, session = self._reorder().io_binding(), self._reorder()
         for i, v in enumerate(cross.values.values()):
             binding.bind_ortvalue_input(f"in_{i}", v)
             binding.bind_output(f"out_{i}", self.device.name)
         binding.bind_ortvalue_input("row", value_of(np.ascontiguousarray(sources, np.int64)))
         run_bound(session, binding)
-        return Cross(dict(zip(cross.values, binding.get_outputs(), strict=True)), np.ascontiguousarray(cross.mask[sources]), {})
+        return CrossCache(dict(zip(cross.values, binding.get_outputs(), strict=True)), np.ascontiguousarray(cross.mask[sources]), {})
 
-    def encode(self, sources: Sequence[Sequence[int]]) -> Cross:
+    def encode(self, sources: Sequence[Sequence[int]]) -> CrossCache:
         """Run the encoder over token ids; keys and values stay where they were computed. TextError for an id the graph does not know."""
         assert self.encoder is not None
         ids, mask = padded(sources, self.config.pad_id or 0)
@@ -148,7 +148,7 @@ class Engine:
             if "out of data bounds" not in str(e):
                 raise
             raise TextError(f"the source holds a token id outside the encoder's vocabulary: {e}") from e
-        return Cross(dict(zip(outputs, binding.get_outputs(), strict=True)), mask, arrays)
+        return CrossCache(dict(zip(outputs, binding.get_outputs(), strict=True)), mask, arrays)
 
     def _reorder(self) -> onnxruntime.InferenceSession:
         special = f"reorder_{self.cache_type}"

@@ -13,12 +13,12 @@ import numpy as np
 
 from onnxport.errors import TextError, UsageError
 from onnxport.runtime.bundle.manifest import GenerationConfig
-from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.decode.beam import BeamBatch, Beams, Hypothesis
 from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.sampling import Row, RowBatch, decode
-from onnxport.runtime.decode.scheduler import Lane
+from onnxport.runtime.decode.scheduler import SharedBatch
 from onnxport.runtime.options import Options, Search, Watch
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
@@ -57,7 +57,7 @@ class Generator:
     ) -> None:
         self._engine, self._config = engine, config or engine.config
         self._source, self._target = source or target, target or source
-        self._lanes: dict[Search, Lane[Any]] = {}
+        self._shared_batches: dict[Search, SharedBatch[Any]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -68,42 +68,44 @@ class Generator:
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
         search = options.resolve(self._config.search)
-        jobs = self._jobs(inputs, prefix, options, search)
+        requests = self._requests(inputs, prefix, options, search)
         results = [self._empty() for _ in inputs]
         # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
-        ordered = sorted(jobs, key=lambda j: (-len(j.source), -len(j.prefix), j.index))
+        ordered = sorted(requests, key=lambda one: (-len(one.source), -len(one.prefix), one.index))
         constraints = Constraints(self._config, search)
         if search.beam > 1:
             make = partial(BeamBatch, self._engine, search, constraints, self._target)
-            for beams in self._run(search, make, [Beams(job) for job in ordered], lambda one: Beams(one.job), watch):
+            for beams in self._run(search, make, [Beams(request) for request in ordered], lambda one: Beams(one.request), watch):
                 best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
-                results[beams.job.index] = replace(best[0], alternatives=tuple(best[1:]))
+                results[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]))
         else:
             new_row = self._rows(search)
             batch = partial(RowBatch, self._engine, search, constraints)
-            for row in self._run(search, batch, [new_row(job) for job in ordered], lambda one: new_row(one.job), watch):
-                results[row.job.index] = self._of_row(row)
+            for row in self._run(search, batch, [new_row(request) for request in ordered], lambda one: new_row(one.request), watch):
+                results[row.request.index] = self._of_row(row)
         return results
 
-    def _run(self, search: Search, make: Callable[[], Any], tasks: list[Any], again: Callable[[Any], Any], watch: Watch) -> Sequence[Any]:
-        """The tasks, done, in a batch shared with other threads' calls that search alike."""
-        if not self._engine.joins:  # nobody could come in later: a lane of its own, beside those of other threads
-            lane = Lane(make)
-            return lane.run(lane.enter(tasks, again), watch)
+    def _run(
+        self, search: Search, make: Callable[[], Any], decodings: list[Any], again: Callable[[Any], Any], watch: Watch
+    ) -> Sequence[Any]:
+        """The decodings, done, in a batch shared with other threads' calls that search alike."""
+        if not self._engine.admits_while_running:  # no request could join later: a batch of its own, beside those of other threads
+            shared = SharedBatch(make)
+            return shared.run(shared.enter(decodings, again), watch)
         key = replace(search, seed=None, n_best=1, max_new_tokens=None)
         with self._lock:
-            self._lanes = {k: lane for k, lane in self._lanes.items() if not lane.idle or k == key}
-            lane = self._lanes.setdefault(key, Lane(make))
-            call = lane.enter(tasks, again)
-        return lane.run(call, watch)
+            self._shared_batches = {k: shared for k, shared in self._shared_batches.items() if not shared.idle or k == key}
+            shared = self._shared_batches.setdefault(key, SharedBatch(make))
+            call = shared.enter(decodings, again)
+        return shared.run(call, watch)
 
-    def _rows(self, search: Search, streaming: bool = False) -> Callable[[Job], Row]:
+    def _rows(self, search: Search, streaming: bool = False) -> Callable[[Request], Row]:
         """Makes rows: with a stream of text where text is asked for at every step, and random numbers of their own."""
         seed = secrets.randbits(63) if search.seed is None else search.seed
 
-        def make(job: Job) -> Row:
+        def make(request: Request) -> Row:
             stream = TextStream(self._target, search.stop) if self._target is not None and (streaming or search.stop) else None
-            return Row(job, stream, np.random.default_rng([seed, job.index]) if search.sampling else None)
+            return Row(request, stream, np.random.default_rng([seed, request.index]) if search.sampling else None)
 
         return make
 
@@ -117,17 +119,17 @@ class Generator:
             raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
             raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
-        jobs = self._jobs([one], None if prefix is None else [prefix], options, search)
-        return Stream(self._pieces(jobs, search, watch) if jobs else iter([self._empty()]), ready)
+        requests = self._requests([one], None if prefix is None else [prefix], options, search)
+        return Stream(self._pieces(requests, search, watch) if requests else iter([self._empty()]), ready)
 
-    def _pieces(self, jobs: list[Job], search: Search, watch: Watch) -> Iterator[str | Generation]:
-        row = self._rows(search, streaming=True)(jobs[0])
+    def _pieces(self, requests: list[Request], search: Search, watch: Watch) -> Iterator[str | Generation]:
+        row = self._rows(search, streaming=True)(requests[0])
         for _ in decode(RowBatch(self._engine, search, Constraints(self._config, search)), [row], watch):
             if row.piece:
                 yield row.piece
         yield self._of_row(row)
 
-    def _jobs(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Job]:
+    def _requests(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Request]:
         if prefix is not None and len(prefix) != len(inputs):
             raise UsageError(f"prefix has {len(prefix)} entries, expected one for each of {len(inputs)} inputs")
         if options.stop and self._target is None:
@@ -138,12 +140,12 @@ class Generator:
         starts = (
             [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
         )
-        jobs = []
+        requests = []
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
                 begin = [self._config.decoder_start_id or 0, *start] if seq2seq else [*one, *start]
-                jobs.append(Job(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
-        return jobs
+                requests.append(Request(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
+        return requests
 
     def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
         texts: list[str] = []

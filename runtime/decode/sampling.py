@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxport.runtime.decode.batch import Batch, Job
+from onnxport.runtime.decode.batch import Batch, Request
 from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.state import Running
-from onnxport.runtime.decode.token_selection import TokenChooser
+from onnxport.runtime.decode.state import DecoderState
+from onnxport.runtime.decode.token_selection import TokenSelector
 from onnxport.runtime.options import Search, Watch
 from onnxport.runtime.tokenizer import TextStream
 
@@ -21,9 +21,9 @@ DROPPED = "dropped"  # the reason of a row that its caller gave up
 
 @dataclass(eq=False)
 class Row:
-    """What became of a job: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs)."""
+    """What became of a request: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs)."""
 
-    job: Job
+    request: Request
     stream: TextStream | None = None
     generator: np.random.Generator | None = None
     tokens: list[int] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Row:
             self.piece = self.stream.push(token)
             if self.stream.stopped:
                 self.reason = "stop"
-        if not self.reason and len(self.tokens) >= self.job.limit:
+        if not self.reason and len(self.tokens) >= self.request.limit:
             self.reason = "length"
         if self.reason in ("eos", "length") and self.stream is not None:
             self.piece += self.stream.finish()
@@ -65,16 +65,16 @@ class RowBatch(Batch[Row]):
     def __init__(self, engine: Engine, search: Search, constraints: Constraints) -> None:
         super().__init__(engine, search)
         self._constraints = constraints
-        self._chooser: TokenChooser | None = None
+        self._selector: TokenSelector | None = None
 
-    def _move(self, running: Running) -> list[Row]:
-        assert self._chooser is not None
-        rows = self._tasks
-        rules = self._constraints.at([row.job for row in rows], [row.tokens for row in rows])
-        self._chooser.prepare(rules)
-        running.advance()
+    def _advance(self, state: DecoderState) -> list[Row]:
+        assert self._selector is not None
+        rows = self._decodings
+        rules = self._constraints.at([row.request for row in rows], [row.tokens for row in rows])
+        self._selector.prepare(rules)
+        state.advance()
         generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
-        tokens, logprobs = self._chooser.choose(rules, generators)
+        tokens, logprobs = self._selector.select(rules, generators)
         eos = self._engine.config.eos_ids
         ended: list[Row] = []
         for i, row in enumerate(rows):
@@ -83,14 +83,14 @@ class RowBatch(Batch[Row]):
                 if row.reason:
                     ended.append(row)
             if row.reason:
-                running.active[i] = False
+                state.active[i] = False
         return ended
 
-    def _vacant(self, like: Row) -> Row:
-        return Row(like.job, generator=like.generator and np.random.default_rng(0), reason=DROPPED)
+    def _placeholder(self, like: Row) -> Row:
+        return Row(like.request, generator=like.generator and np.random.default_rng(0), reason=DROPPED)
 
-    def _renewed(self, running: Running) -> None:
-        self._chooser = TokenChooser(self._engine, running, self._search)
+    def _rows_changed(self, state: DecoderState) -> None:
+        self._selector = TokenSelector(self._engine, state, self._search)
 
 
 def decode(batch: RowBatch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:

@@ -11,66 +11,66 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from onnxport.runtime.decode.batch import Task
+from onnxport.runtime.decode.batch import Decoding
 from onnxport.runtime.options import Watch
 
-GLANCE = 0.05  # seconds between a waiting call's looks at its own time limit
+WAIT_SECONDS = 0.05  # after which a waiting call looks at its own time limit
 
 
-T = TypeVar("T", bound=Task)
+T = TypeVar("T", bound=Decoding)
 
 
 class Steps(Protocol[T]):
-    """A batch: takes tasks from a queue and moves them on; returns those that ended."""
+    """What is shared: a batch."""
 
     def step(self, waiting: deque[T]) -> list[T]:
-        """See the class."""
+        """Take decodings from `waiting`, move them a token on and return those that ended."""
         ...
 
 
-class Call(Generic[T]):
-    """The tasks of one call. again: makes a task as it was before its first step."""
+class SharedCall(Generic[T]):
+    """The decodings of one call in a shared batch. again: makes a decoding as it was before its first step."""
 
-    def __init__(self, tasks: Sequence[T], again: Callable[[T], T]) -> None:
-        self.tasks, self.left, self._again = tasks, len(tasks), again
+    def __init__(self, decodings: Sequence[T], again: Callable[[T], T]) -> None:
+        self.decodings, self.left, self._again = decodings, len(decodings), again
         self.alone = False  # its batch broke: it goes on by itself
 
     def restart(self) -> None:
         """Begin again with all that is not done."""
-        self.tasks = [task if task.done else self._again(task) for task in self.tasks]
-        self.left = sum(not task.done for task in self.tasks)
+        self.decodings = [decoding if decoding.done else self._again(decoding) for decoding in self.decodings]
+        self.left = sum(not decoding.done for decoding in self.decodings)
 
 
-class Lane(Generic[T]):
-    """The shared batch of calls that search alike. make_batch: a new, empty batch."""
+class SharedBatch(Generic[T]):
+    """The batch of all calls that search alike. make_batch: makes a new, empty one."""
 
     def __init__(self, make_batch: Callable[[], Steps[T]]) -> None:
         self._make_batch = make_batch
-        self._calls: list[Call[T]] = []
-        self._leader: Call[T] | None = None
+        self._calls: list[SharedCall[T]] = []
+        self._leader: SharedCall[T] | None = None
         self._changed = threading.Condition()
         self._clear()
 
     def _clear(self) -> None:
         self._batch: Steps[T] | None = None
         self._waiting: deque[T] = deque()
-        self._owner: dict[int, Call[T]] = {}
+        self._owner: dict[int, SharedCall[T]] = {}
 
     @property
     def idle(self) -> bool:
         """True when no call is in it."""
         return not self._calls
 
-    def enter(self, tasks: Sequence[T], again: Callable[[T], T]) -> Call[T]:
-        """Queue a call's tasks; `run` must follow."""
-        call = Call(tasks, again)
+    def enter(self, decodings: Sequence[T], again: Callable[[T], T]) -> SharedCall[T]:
+        """Queue a call's decodings; `run` must follow."""
+        call = SharedCall(decodings, again)
         with self._changed:
             self._calls.append(call)
             self._queue(call)
         return call
 
-    def run(self, call: Call[T], watch: Watch) -> Sequence[T]:
-        """The call's tasks, done. Raises what the watch raises and what breaks the batch."""
+    def run(self, call: SharedCall[T], watch: Watch) -> Sequence[T]:
+        """The call's decodings, done. Raises what the watch raises and what breaks the batch."""
         try:
             while call.left:
                 watch.check()
@@ -78,37 +78,37 @@ class Lane(Generic[T]):
                     return self._alone(call, watch)
                 if self._take_lead(call):
                     self._lead(call, watch)
-            return call.tasks
+            return call.decodings
         finally:
             self._leave(call)
 
-    def _leave(self, call: Call[T]) -> None:
+    def _leave(self, call: SharedCall[T]) -> None:
         """Whatever happened: others go on without this call, and a batch that nobody is in any more keeps no memory."""
         with self._changed:
             if self._leader is call:
                 self._leader = None
             self._calls.remove(call)
-            for task in call.tasks:
-                self._owner.pop(id(task), None)
-                task.drop()
+            for decoding in call.decodings:
+                self._owner.pop(id(decoding), None)
+                decoding.drop()
             if not self._calls:
                 self._clear()
             self._changed.notify_all()
 
-    def _queue(self, call: Call[T]) -> None:
-        self._owner |= {id(task): call for task in call.tasks}
-        self._waiting.extend(task for task in call.tasks if not task.done)
+    def _queue(self, call: SharedCall[T]) -> None:
+        self._owner |= {id(decoding): call for decoding in call.decodings}
+        self._waiting.extend(decoding for decoding in call.decodings if not decoding.done)
 
-    def _take_lead(self, call: Call[T]) -> bool:
+    def _take_lead(self, call: SharedCall[T]) -> bool:
         with self._changed:
             if self._leader is not None:
-                self._changed.wait_for(lambda: self._leader is None or not call.left or call.alone, GLANCE)
+                self._changed.wait_for(lambda: self._leader is None or not call.left or call.alone, WAIT_SECONDS)
             if self._leader is not None or not call.left or call.alone:
                 return False
             self._leader = call
             return True
 
-    def _lead(self, call: Call[T], watch: Watch) -> None:
+    def _lead(self, call: SharedCall[T], watch: Watch) -> None:
         """Step until the call's inputs are done, or a broken batch sends it on alone."""
         while call.left:
             watch.check()
@@ -125,18 +125,18 @@ class Lane(Generic[T]):
             self._leader = None
             self._changed.notify_all()
 
-    def _count(self, ended: Sequence[T], leader: Call[T]) -> None:
+    def _count(self, ended: Sequence[T], leader: SharedCall[T]) -> None:
         """Take what ended off its calls, and wake those that have all."""
         if not ended:
             return
         with self._changed:
-            owners = [owner for task in ended if (owner := self._owner.get(id(task))) is not None]
+            owners = [owner for decoding in ended if (owner := self._owner.get(id(decoding))) is not None]
             for owner in owners:
                 owner.left -= 1
             if any(owner is not leader and not owner.left for owner in owners):
                 self._changed.notify_all()
 
-    def _break_up(self, leader: Call[T]) -> bool:
+    def _break_up(self, leader: SharedCall[T]) -> bool:
         """Give up the batch; True when others had inputs in it, which start again."""
         with self._changed:
             others = [call for call in self._calls if call is not leader and not call.alone]
@@ -146,12 +146,12 @@ class Lane(Generic[T]):
                 self._queue(call)
             return bool(others)
 
-    def _alone(self, call: Call[T], watch: Watch) -> Sequence[T]:
+    def _alone(self, call: SharedCall[T], watch: Watch) -> Sequence[T]:
         """The call's inputs in a batch of their own: what fails now is their own fault."""
         call.restart()
-        batch, waiting = self._make_batch(), deque(task for task in call.tasks if not task.done)
+        batch, waiting = self._make_batch(), deque(decoding for decoding in call.decodings if not decoding.done)
         left = len(waiting)
         while left:
             watch.check()
             left -= len(batch.step(waiting))
-        return call.tasks
+        return call.decodings

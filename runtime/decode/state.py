@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxport.runtime.arrays import padded
-from onnxport.runtime.decode.cache import Cross, HostCache, Move
+from onnxport.runtime.decode.cache import CrossCache, HostCache, Move
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.sessions import empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
 
-NOBODY = np.zeros(0, np.int64)
-AHEAD = 64  # new positions room is made for at first; then the cache doubles
-CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
-Encoded = tuple[Cross, int]  # an encoded source: where it lies
+NO_IDS = np.zeros(0, np.int64)
+FIRST_POSITIONS = 64  # new positions room is made for at first; then the cache doubles
+PREFILL_CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
+EncodedSource = tuple[CrossCache, int]  # an encoded source: where it lies
 
 
 @dataclass(frozen=True)
-class Best:
+class BestTokens:
     """The best tokens of each row, best first: `token` int64 and `logprob` float32 [rows, count], the log-softmax of the logits; `kept`
     float32 [rows], the log of the share of the distribution that suppressed ids leave."""
 
@@ -32,7 +32,7 @@ class Best:
     kept: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int, count: int) -> Best:
+    def empty(cls, rows: int, count: int) -> BestTokens:
         """Room for them."""
         return cls(np.zeros((rows, count), np.int64), np.zeros((rows, count), np.float32), np.zeros(rows, np.float32))
 
@@ -42,7 +42,7 @@ class Best:
             binding.bind_ortvalue_output(name, value_of(getattr(self, name)))
 
 
-class Running:
+class DecoderState:
     """Rows that decode together.
 
     `ids` int64 [rows, 1] is the decoder's next input, written by whoever chooses the tokens. `lengths` int64 [rows] counts valid
@@ -52,15 +52,15 @@ class Running:
     beams: rows that share a source, side by side.
     """
 
-    def __init__(self, engine: Engine, cross: Cross | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
+    def __init__(self, engine: Engine, cross: CrossCache | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
         self.engine, self.cross, self.beams = engine, cross, beams
         self._prefixes, self._new, self._begun = prefixes, new, False
         self.cache = engine.new_cache()
         self.lengths = np.array([len(p) for p in prefixes], np.int64)
         self._binding: onnxruntime.IOBinding | None = None
         self._bound: list[onnxruntime.OrtValue] | None = None
-        self._suppressed = NOBODY
-        self.best, self._candidates = Best.empty(len(prefixes), 1), np.ones(1, np.int64)
+        self._suppressed = NO_IDS
+        self.best, self._candidates = BestTokens.empty(len(prefixes), 1), np.ones(1, np.int64)
         self._renew(len(prefixes))
 
     @property
@@ -71,8 +71,8 @@ class Running:
     def prefill(self) -> None:
         """Run all prefixes (right-padded) and leave the logits of each row's last token."""
         self._begun, longest = True, int(self.lengths.max())
-        self.cache.allocate(self.rows, longest + min(self._new, AHEAD))
-        size = CHUNK if "query_seqlens" in self.engine.inputs else longest  # only then may entries be before a part
+        self.cache.allocate(self.rows, longest + min(self._new, FIRST_POSITIONS))
+        size = PREFILL_CHUNK if "query_seqlens" in self.engine.inputs else longest  # only then may entries be before a part
         for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, size):
             after = done + real
             feeds: dict[str, np.ndarray] = {
@@ -93,16 +93,16 @@ class Running:
             return
         if not self._begun:  # prefixes of one token: nothing to run before the first step
             self._begun = True
-            self.cache.allocate(self.rows, min(self._new, AHEAD))
+            self.cache.allocate(self.rows, min(self._new, FIRST_POSITIONS))
             self.ids[:, 0] = [p[0] for p in self._prefixes]
             self.lengths[:] = 0
         self.step()
 
-    def ask(self, count: int, suppressed: np.ndarray) -> None:
+    def request_top(self, count: int, suppressed: np.ndarray) -> None:
         """What runs tell beside logits: each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
         if count != self.best.token.shape[1] or suppressed is not self._suppressed:
             self._suppressed = suppressed
-            self.best, self._candidates = Best.empty(self.rows, count), np.array([count], np.int64)
+            self.best, self._candidates = BestTokens.empty(self.rows, count), np.array([count], np.int64)
             self._binding = None
 
     def step(self) -> None:
@@ -127,7 +127,7 @@ class Running:
         self._select(np.repeat(np.arange(self.rows), beams))
         self.beams = beams
 
-    def keep(self, sources: Sequence[int]) -> list[int]:
+    def compact(self, sources: Sequence[int]) -> list[int]:
         """Go on with the rows of these sources only; returns which old source is in which place now. The last fill the gaps."""
         count = len(sources)
         late = iter([i for i in sources if i >= count])
@@ -146,12 +146,12 @@ class Running:
             self.cross = self.engine.select_cross(self.cross, np.array(order))
         return order
 
-    def join(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[Encoded]) -> None:
+    def admit(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[EncodedSource]) -> None:
         """New sources in the places of finished ones, each decoded from one token; in host memory only."""
         assert self.cross is not None
         longest = max(int(cross.mask[index].sum()) for cross, index in encoded)
         if longest > self.cross.mask.shape[1]:
-            wider = self.cross.room(len(self.cross.mask), longest)
+            wider = self.cross.empty_like(len(self.cross.mask), longest)
             for i in range(len(self.cross.mask)):
                 wider.put(i, self.cross, i)
             self.cross, self._binding = wider, None
@@ -169,7 +169,7 @@ class Running:
         longest, width = int(self.cross.mask[live].sum(1).max()), self.cross.mask.shape[1]
         if 4 * longest <= 3 * width:
             arrays = {n: np.ascontiguousarray(a[:, :, :longest]) for n, a in self.cross.arrays.items()}
-            self.cross = Cross.of_arrays(arrays, np.ascontiguousarray(self.cross.mask[:, :longest]))
+            self.cross = CrossCache.of_arrays(arrays, np.ascontiguousarray(self.cross.mask[:, :longest]))
             self._binding = None
 
     def widen(self, sources: int) -> None:
@@ -213,7 +213,7 @@ class Running:
             "query_seqlens": np.ones(rows, np.int32),
         }
         self.logits = empty_value((rows, self.engine.vocab_size), np.float32, self.engine.device)
-        self.best = Best.empty(rows, self.best.token.shape[1])
+        self.best = BestTokens.empty(rows, self.best.token.shape[1])
         self._binding = None
 
     def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:

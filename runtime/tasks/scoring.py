@@ -17,7 +17,7 @@ from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime.bundle.manifest import GenerationConfig
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Input
-from onnxport.runtime.decode.state import NOBODY, Running
+from onnxport.runtime.decode.state import NO_IDS, DecoderState
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 POSITIONS = 8192  # of a batch, what is read before counted: more take memory and are no faster
@@ -148,19 +148,19 @@ class Scorer:
 def stepped(engine: Engine, rows: Sequence[Row], top: int) -> None:
     """Scores rows, the one with the longest target first, step by step; rows that are done leave."""
     cross = engine.encode([row.source for row in rows]) if engine.encoder is not None else None
-    running = Running(engine, cross, [row.prefix for row in rows], len(rows[0].target))
-    running.ask(max(top, 1), NOBODY)
+    state = DecoderState(engine, cross, [row.prefix for row in rows], len(rows[0].target))
+    state.request_top(max(top, 1), NO_IDS)
     left = len(rows)
     for step in range(len(rows[0].target)):
         while len(rows[left - 1].target) <= step:
             left -= 1
-            running.active[left] = False
-        if 4 * left <= 3 * running.rows:
-            running.keep(range(left))
+            state.active[left] = False
+        if 4 * left <= 3 * state.rows:
+            state.compact(range(left))
         if step:
-            running.ids[:left, 0] = [row.target[step - 1] for row in rows[:left]]
-        running.advance()
-        logits, best, places = running.logits.numpy(), running.best, np.arange(left)
+            state.ids[:left, 0] = [row.target[step - 1] for row in rows[:left]]
+        state.advance()
+        logits, best, places = state.logits.numpy(), state.best, np.arange(left)
         # The graph has the log-softmax of its best token: what it took off that logit goes off every other.
         shift = logits[places, best.token[:left, 0]] - best.logprob[:left, 0]
         scores = logits[places, [row.target[step] for row in rows[:left]]] - shift

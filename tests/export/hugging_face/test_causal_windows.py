@@ -53,14 +53,14 @@ def theirs(model: Any, given: list[list[int]], **options: Any) -> list[list[int]
 def test_chunks_of_any_size_give_the_same_answers(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Rows shorter and longer than a chunk and than the window; one is a multiple of both."""
     model, ours = both
-    monkeypatch.setattr(state, "CHUNK", chunk)
+    monkeypatch.setattr(state, "PREFILL_CHUNK", chunk)
     given, steps = prompts(40, 1, 7, 16, 23), {"min_new_tokens": 12, "max_new_tokens": 12}
     assert [one.tokens for one in ours.generate(given, **steps)] == theirs(model, given, **steps)
 
 
 def test_beams_move_rows_of_a_window(both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, ours = both
-    monkeypatch.setattr(state, "CHUNK", 6)
+    monkeypatch.setattr(state, "PREFILL_CHUNK", 6)
     given, steps = prompts(19, 3, 8), {"min_new_tokens": 20, "max_new_tokens": 20}
     assert [one.tokens for one in ours.generate(given, beam=3, **steps)] == theirs(model, given, num_beams=3, **steps)
 
@@ -71,7 +71,7 @@ def test_rows_that_end_leave_the_others_alone(both: tuple[Any, Any]) -> None:
     given = prompts(30, 11, 2, 25, 9, 17)
     most = [3, 25, 6, 40, 9, 14]
     wanted = [row[:n] for row, n in zip(theirs(model, given, min_new_tokens=40, max_new_tokens=40), most, strict=True)]
-    batch = state.Running(ours.engine, None, given, 40)
+    batch = state.DecoderState(ours.engine, None, given, 40)
     batch.prefill()
     rows, found = list(range(6)), [[] for _ in given]  # type: list[int], list[list[int]]
     for _ in range(40):
@@ -86,7 +86,7 @@ def test_rows_that_end_leave_the_others_alone(both: tuple[Any, Any]) -> None:
         if not live:
             break
         if len(live) < len(rows):
-            order = batch.keep(live)
+            order = batch.compact(live)
             rows = [rows[place] for place in order]
         batch.step()
     assert found == wanted
@@ -97,7 +97,7 @@ def test_a_window_bounds_the_cache(both: tuple[Any, Any]) -> None:
     engine = ours.engine
     windowed = model.config.model_type == "mistral"
     assert engine.config.window == (WINDOW if windowed else None)
-    batch = state.Running(engine, None, prompts(70), 10)
+    batch = state.DecoderState(engine, None, prompts(70), 10)
     batch.prefill()
     assert batch.cache.capacity == (WINDOW if windowed else 128)
     before = batch.cache.array

@@ -9,7 +9,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from onnxport.runtime.bundle.manifest import GenerationConfig
-from onnxport.runtime.decode.batch import Job
+from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.decode.constraints import Constraints, Rules
 from onnxport.runtime.options import Options, SearchConfig
 
@@ -25,8 +25,8 @@ def constraints(own: SearchConfig, eos: tuple[int, ...] = (EOS,), **options: Any
     return Constraints(config(own, eos), Options(**options).resolve(own))
 
 
-def jobs(limit: int = 50, rows: int = ROWS, prefix: Sequence[int] = (START,)) -> list[Job]:
-    return [Job(i, [3], list(prefix), limit) for i in range(rows)]
+def requests(limit: int = 50, rows: int = ROWS, prefix: Sequence[int] = (START,)) -> list[Request]:
+    return [Request(i, [3], list(prefix), limit) for i in range(rows)]
 
 
 def applied(rules: Rules, scores: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_rules_are_those_of_the_processors(name: str, prefix: tuple[int, ...], e
             expected = torch.tensor(scores)
             for processor in their:
                 expected = processor(ids, expected)
-            rules = found.at(jobs(limit, prefix=prefix), tokens.tolist())
+            rules = found.at(requests(limit, prefix=prefix), tokens.tolist())
             np.testing.assert_allclose(applied(rules, scores), expected.numpy(), rtol=1e-6)
             assert rules.forbidden == set(rules.suppressed.tolist())
             differing += not np.array_equal(expected.numpy(), scores)
@@ -111,7 +111,7 @@ def test_rules_are_those_of_the_processors(name: str, prefix: tuple[int, ...], e
 
 def test_rows_have_their_own_beginning_and_end() -> None:
     found = constraints(SearchConfig(forced_bos_id=6, forced_eos_ids=(EOS,), begin_suppressed=(1,)))
-    rows = [Job(0, [3], [START], 2), Job(1, [3], [START, 4], 1), Job(2, [3], [START, 4], 9)]
+    rows = [Request(0, [3], [START], 2), Request(1, [3], [START, 4], 1), Request(2, [3], [START, 4], 9)]
     first, second = found.at(rows, [[], [], []]), found.at(rows, [[6], [EOS], [3]])
     assert first.forced == {0: (6,), 1: (EOS,)}
     assert first.banned.tolist() == [[1, 1], [2, 1]]
@@ -122,12 +122,12 @@ def test_rows_have_their_own_beginning_and_end() -> None:
 def test_the_caller_is_heard_before_the_model() -> None:
     own = SearchConfig(no_repeat_ngram=2, repetition_penalty=2.0, min_new_tokens=4)
     tokens = [[3, 4, 3]]
-    with_own = constraints(own).at(jobs(rows=1), tokens)
+    with_own = constraints(own).at(requests(rows=1), tokens)
     assert with_own.banned.tolist() == [[0, 4]]
     assert with_own.forbidden == {EOS}
     assert with_own.penalty == 2.0
     assert with_own.by_row
-    without = constraints(own, no_repeat_ngram=0, repetition_penalty=1.0, min_new_tokens=0).at(jobs(rows=1), tokens)
+    without = constraints(own, no_repeat_ngram=0, repetition_penalty=1.0, min_new_tokens=0).at(requests(rows=1), tokens)
     assert not without.by_row
     assert not without.forbidden
 
@@ -135,7 +135,7 @@ def test_the_caller_is_heard_before_the_model() -> None:
 def test_static_rules_ask_for_no_processing() -> None:
     own = SearchConfig(bad_words=((START,),), suppressed=(4,), forced_eos_ids=(EOS,), renormalize=True)
     for step in range(5):
-        rules = constraints(own).at(jobs(), [[3] * step] * ROWS)
+        rules = constraints(own).at(requests(), [[3] * step] * ROWS)
         assert not rules.by_row
         assert rules.forbidden == {4, START}
         assert rules.renormalize
@@ -143,4 +143,4 @@ def test_static_rules_ask_for_no_processing() -> None:
 
 def test_a_forced_token_is_not_suppressed_away() -> None:
     found = constraints(SearchConfig(forced_bos_id=6, suppressed=(6,)))
-    assert found.at(jobs(rows=1), [[]]).forced == {0: (6,)}
+    assert found.at(requests(rows=1), [[]]).forced == {0: (6,)}

@@ -119,7 +119,7 @@ def test_repetition_penalty(side: tuple[Model, tiny.TinyModel, list[list[int]]])
 
 
 def test_the_cache_grows_past_its_first_size(causal_bundle: Path, causal: tiny.TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxport.runtime.decode.state.AHEAD", 1)
+    monkeypatch.setattr("onnxport.runtime.decode.state.FIRST_POSITIONS", 1)
     monkeypatch.setattr("onnxport.runtime.decode.cache.STEP", 2)
     with load(causal_bundle, threads=1) as model:
         for ids, result in zip(PROMPTS, model.generate(PROMPTS, min_new_tokens=20, max_new_tokens=20), strict=True):

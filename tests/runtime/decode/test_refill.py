@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from onnxport.runtime import Generation, Model, load
-from onnxport.runtime.decode import state as running_module
 from onnxport.runtime.decode.generator import Generator
+from onnxport.runtime.decode.state import DecoderState
 from support import tiny_bundles as tiny
 
 from .test_generator import plain_greedy
@@ -69,15 +69,15 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stepping, self.open, self.rows = threading.Event(), threading.Event(), []  # type: threading.Event, threading.Event, list[int]
-        step = running_module.Running.step
+        step = DecoderState.step
 
-        def gated(running: running_module.Running) -> None:
-            self.rows.append(int(running.active.sum()))
+        def gated(state: DecoderState) -> None:
+            self.rows.append(int(state.active.sum()))
             self.stepping.set()
             assert self.open.wait(60)
-            step(running)
+            step(state)
 
-        monkeypatch.setattr(running_module.Running, "step", gated)
+        monkeypatch.setattr(DecoderState, "step", gated)
 
 
 def answer_later(model: Model, inputs: Inputs, results: dict[str, list[Generation]], name: str, **options: object) -> threading.Thread:
@@ -104,7 +104,7 @@ def test_a_call_joins_the_batch_of_another_thread(tiny_bundle: Path, monkeypatch
     assert gate.stepping.wait(60)
     second = answer_later(fresh, long, results, "long", **options)
     generator = fresh.generating()
-    while sum(len(lane._calls) for lane in generator._lanes.values()) < 2:  # the second call has put its input into the queue
+    while sum(len(shared._calls) for shared in generator._shared_batches.values()) < 2:  # the second call has put its input into the queue
         second.join(0.01)
         assert second.is_alive()
     gate.open.set()

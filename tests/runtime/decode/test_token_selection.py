@@ -9,10 +9,10 @@ import pytest
 from onnxport.errors import BundleError, OnnxportError
 from onnxport.graph.search_graphs import search_graphs
 from onnxport.runtime.decode.constraints import NO_PAIRS, Rules
-from onnxport.runtime.decode.state import Best
-from onnxport.runtime.decode.token_selection import BeamChooser, TokenChooser
+from onnxport.runtime.decode.state import BestTokens
+from onnxport.runtime.decode.token_selection import BeamSelector, TokenSelector
 from onnxport.runtime.options import Options, Search, SearchConfig
-from onnxport.runtime.sessions import value_of
+from onnxport.runtime.sessions import CPU, value_of
 from support.plain_numpy import log_softmax
 
 VOCABULARY, ROWS = 50, 4
@@ -23,7 +23,7 @@ SESSIONS = {name: onnxruntime.InferenceSession(data) for name, data in search_gr
 class Engine:
     """Search sessions only; remembers which were asked for."""
 
-    device, vocab_size = "cpu", VOCABULARY
+    device, vocab_size = CPU, VOCABULARY
 
     def __init__(self, **others: Any) -> None:
         self.used: list[str] = []
@@ -35,26 +35,26 @@ class Engine:
 
 
 class Scripted:
-    """Logits as given, and their best tokens as a decoder tells them."""
+    """Logits as given, and their best tokens as a decoder gives them."""
 
     def __init__(self, scores: np.ndarray, beams: int = 1) -> None:
         self.scores, self.beams = scores, beams
         self.ids, self.logits = np.zeros((len(scores), 1), np.int64), value_of(scores)
 
-    def ask(self, count: int, suppressed: np.ndarray) -> None:
+    def request_top(self, count: int, suppressed: np.ndarray) -> None:
         inputs = {"logits": self.scores, "candidates": np.array([count]), "suppressed": suppressed}
-        self.best = Best(*SESSIONS["best"].run(["token", "logprob", "kept"], inputs))
+        self.best = BestTokens(*SESSIONS["best"].run(["token", "logprob", "kept"], inputs))
 
 
-class Chooser:
-    """A chooser that is asked and told in one go."""
+class Selector:
+    """A selector that prepares and selects in one go."""
 
     def __init__(self, made: Any, *count: int) -> None:
         self.made, self.count = made, count
 
-    def choose(self, rule: Rules) -> Any:
+    def select(self, rule: Rules) -> Any:
         self.made.prepare(rule, *self.count)
-        return self.made.choose(rule, *self.count)
+        return self.made.select(rule, *self.count)
 
 
 def rules(*suppressed: int, banned: Any = None, forced: Any = None, renormalize: bool = True) -> Rules:
@@ -74,14 +74,14 @@ def left(scores: np.ndarray, rule: Rules) -> np.ndarray:
     return out - np.log(np.exp(out).sum(-1, keepdims=True)) if rule.renormalize else out
 
 
-def chooser(engine: Engine, scores: np.ndarray, search: Search = GREEDY) -> Chooser:
-    return Chooser(TokenChooser(engine, Scripted(scores), search))  # type: ignore[arg-type]
+def selector(engine: Engine, scores: np.ndarray, search: Search = GREEDY) -> Selector:
+    return Selector(TokenSelector(engine, Scripted(scores), search))  # type: ignore[arg-type]
 
 
-def beams(engine: Engine, scores: np.ndarray, count: int, before: Any = ((0, 0), (0, 0))) -> Chooser:
-    made = BeamChooser(engine, Scripted(scores, 2), 2)  # type: ignore[arg-type]
+def beams(engine: Engine, scores: np.ndarray, count: int, before: Any = ((0, 0), (0, 0))) -> Selector:
+    made = BeamSelector(engine, Scripted(scores, 2), 2)  # type: ignore[arg-type]
     made.scores[:] = before
-    return Chooser(made, count)
+    return Selector(made, count)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
@@ -90,7 +90,7 @@ def test_greedy_log_probabilities(renormalize: bool, share: float) -> None:
     scores, rule = logits(), rules(7, 30, renormalize=renormalize)
     scores[1, 7] = scores[1].max() + np.log(share / (1 - share)) + 3  # this row wants what may not come
     engine = Engine()
-    tokens, logprobs = chooser(engine, scores).choose(rule)
+    tokens, logprobs = selector(engine, scores).select(rule)
     expected = left(scores, rule)
     assert tokens == expected.argmax(1).tolist()
     assert logprobs == pytest.approx(expected.max(1), abs=1e-5)
@@ -101,9 +101,9 @@ def test_a_usual_step_runs_no_graph() -> None:
     scores, rule = logits(), rules(7, 30, forced={2: (5,)})
     scores[:, [7, 30]] = -1.0
     engine = Engine()
-    made = chooser(engine, scores)
+    made = selector(engine, scores)
     for _ in range(3):
-        tokens, logprobs = made.choose(rule)
+        tokens, logprobs = made.select(rule)
     assert engine.used == []
     expected = left(scores, rule)
     assert tokens[2] == 5
@@ -120,7 +120,7 @@ def test_beam_scores(wanted: bool, renormalize: bool, banned: Any) -> None:
     scores[1, 7] = 18.0 if wanted else -1.0
     engine = Engine()
     before = np.array([[-1.0, -1.5], [-0.5, -2.0]], np.float32)
-    found = beams(engine, scores, 8, before).choose(rule)
+    found = beams(engine, scores, 8, before).select(rule)
     total = (left(scores, rule).reshape(2, 2, VOCABULARY) + before[:, :, None]).reshape(2, -1)
     order = np.argsort(-total, axis=1)[:, :8]
     assert [[beam * VOCABULARY + token for _, beam, token in one] for one in found] == order.tolist()
@@ -130,7 +130,7 @@ def test_beam_scores(wanted: bool, renormalize: bool, banned: Any) -> None:
 
 def test_forced_beams_run_no_graph() -> None:
     engine = Engine()
-    found = beams(engine, logits(), 3, [[-1.0, -1.5], [-2.5, -2.0]]).choose(rules(forced=dict.fromkeys(range(4), (3, 8))))
+    found = beams(engine, logits(), 3, [[-1.0, -1.5], [-2.5, -2.0]]).select(rules(forced=dict.fromkeys(range(4), (3, 8))))
     assert engine.used == []
     half = pytest.approx(np.log(0.5))
     assert [[(beam, token) for _, beam, token in one] for one in found] == [[(0, 3), (0, 8), (1, 3)], [(1, 3), (1, 8), (0, 3)]]
@@ -140,12 +140,12 @@ def test_forced_beams_run_no_graph() -> None:
 def test_when_nothing_may_come() -> None:
     every = rules(*range(VOCABULARY), renormalize=False)
     with pytest.raises(OnnxportError, match="no token may come"):
-        chooser(Engine(), logits()).choose(every)
+        selector(Engine(), logits()).select(every)
     with pytest.raises(OnnxportError, match="no token may come"):
-        beams(Engine(), logits(), 4).choose(every)
+        beams(Engine(), logits(), 4).select(every)
 
 
 def test_search_graphs_of_another_version_are_told() -> None:
     sampling = Options(temperature=2.0).resolve(SearchConfig())
     with pytest.raises(BundleError, match="search graph 'sample_full' reads .*, expected logits, .*; export the model again"):
-        chooser(Engine(sample_full=SESSIONS["best"]), logits(), sampling)
+        selector(Engine(sample_full=SESSIONS["best"]), logits(), sampling)
