@@ -1,4 +1,4 @@
-"""Which variants of which bundles are measured, and under which names."""
+"""The comparison: `compare` measures variants of one or more bundles against a reference and reports what it found."""
 
 import difflib
 import os
@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from onnxport.compare import notes as told
+from onnxport.compare import notes
 from onnxport.compare.differences import differing, divergences
 from onnxport.compare.gates import evaluate, parse_gate
 from onnxport.compare.measure import machine, measurement
+from onnxport.compare.notes import PYTORCH
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import require_jinja2
 from onnxport.compare.report.report import Report, check_out
@@ -19,49 +20,11 @@ from onnxport.compare.scores import require_sacrebleu
 from onnxport.compare.verdict import best, verdicts
 from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
-from onnxport.progress import Progress
+from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.processor import cores
 
 Entrant = tuple[Bundle, str]  # a bundle and one of its variants
-
-
-def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle]:
-    """Bundles to stand beside `bundle`, by names of their own: each's name, numbered where it is taken. UsageError: another task."""
-    found: dict[str, Bundle] = {}
-    for path in paths:
-        other = Bundle.open(path)
-        if other.task != bundle.task:
-            raise UsageError(f"{path} is for {other.task}, {bundle.path} for {bundle.task}; compare bundles of one task")
-        plain = re.sub(r"[^\w.-]+", "-", other.name) or "other"
-        taken, number = {bundle.name, *found}, 2
-        name = plain
-        while name in taken:
-            name, number = f"{plain}-{number}", number + 1
-        found[name] = other
-    return found
-
-
-def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool) -> dict[str, Entrant]:
-    """What is measured by name: the bundle's variants under their own, those of others as NAME/VARIANT.
-
-    precisions: such names; a variant's alone means that of every bundle that has it; None is all. reference: the bundle's fp32 (its default
-    where there is none) is measured in any case, and comes first. UsageError: a name that no bundle has.
-    """
-    every: dict[str, Entrant] = {name: (bundle, name) for name in bundle.variants}
-    every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
-    for name in precisions or ():
-        if not any(name in (full, variant) for full, (_, variant) in every.items()):
-            close = difflib.get_close_matches(name, every, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            has, holds = ("bundles have", "they hold") if others else ("bundle has", "it holds")
-            raise UsageError(f"the {has} no variant {name!r}; {holds} {', '.join(every)}{hint}")
-    plain = "fp32" if "fp32" in bundle.variants else bundle.default
-    asked = [full for full, (_, variant) in every.items() if precisions is None or full in precisions or variant in precisions]
-    return {name: every[name] for name in dict.fromkeys([plain] * reference + asked)}
-
-
-PYTORCH = told.PYTORCH
 
 
 def compare(
@@ -96,11 +59,11 @@ def compare(
     beam: beams of every side, 1 is greedy; None for the model's own number. Nothing is ever drawn at random.
     others: bundles of the same task whose variants join as NAME/VARIANT and are held against this bundle's reference.
     baseline: an earlier report: `X_change` of a variant is what became of X since.
-    progress: told the name of each stage.
+    progress: called with the name of each stage.
 
     Raises UsageError (gates, variants, missing extras), BundleError, DataError, DeviceError, OutputError.
     """
-    tell = progress or (lambda stage: None)
+    progress = progress or silent
     parsed = [parse_gate(expr) for expr in gates]
     if not batches or min(batches) < 1:
         raise UsageError(f"batches are {list(batches)}; expected sizes from 1, such as 1,8")
@@ -119,52 +82,99 @@ def compare(
     specs |= {name: _spec(other, variant, device, source, threads) for name, (other, variant) in entered.items()}
     reference = next(iter(specs))
     sizes = {name: other.variants[variant].bytes for name, (other, variant) in entered.items()}
-    before = machine.describe()
+    facts = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
     batches = batches[:1] if work.method == "run" else batches  # golden inputs have a batch of their own
-    measured, outputs, versions = measurement.measured(specs, work, batches, reference, sizes, tell, paths)
-    before["versions"] |= versions
-    about: dict[str, Any] = {
+    measured = measurement.measured(specs, work, batches, reference, sizes, progress, paths)
+    variants, outputs = measured.variants, measured.outputs
+    facts["versions"] |= measured.versions
+    conditions: dict[str, Any] = {
         "bundle": opened.name,
         "task": opened.task,
         "reference": reference,
-        "machine": before,
+        "machine": facts,
         "data": {"name": work.name, "kind": work.kind, "count": work.count, "rows": work.rows, "built_in": work.built_in},
-        "method": told.method(work, batches, threads),
+        "method": notes.method(work, batches, threads),
     }
-    notes = told.notes(work, measured, reference, before) + told.of_others(opened, joining, work)
-    notes += [note for note in [machine.saturation_note(before, measured)] if note and device == "cpu"]
+    sentences = notes.notes(work, variants, reference, facts) + notes.of_others(opened, joining, work)
+    sentences += [note for note in [machine.saturation_note(facts, variants)] if note and device == "cpu"]
     if earlier is not None:
-        notes += differences(earlier, about)
-        for name, values in measured.items():
-            values["change"] = changes(values, earlier["variants"].get(name, {}))
-            values |= {f"{metric}_change": change for metric, change in values["change"].items()}
+        sentences += differences(earlier, conditions)
+        _add_changes(variants, earlier["variants"])
     if work.generates:
-        tell("looking where answers part")
-    alike = [name for name in specs if name == PYTORCH or told.tokenizers(entered[name][0]) == told.tokenizers(opened)]
+        progress("looking where answers part")
+    alike = [name for name in specs if name == PYTORCH or notes.tokenizers(entered[name][0]) == notes.tokenizers(opened)]
     report = Report(
-        **about,
-        variants=measured,
-        gates=evaluate(parsed, measured, reference),
-        verdict=verdicts(measured, reference, told.OF.get(work.kind, "inputs")),
-        recommended=best(measured, reference) if len(measured) > 1 else None,
-        examples={name: differing(work, outputs[name], outputs[reference]) for name in measured if name != reference},
+        **conditions,
+        variants=variants,
+        gates=evaluate(parsed, variants, reference),
+        verdict=verdicts(variants, reference, notes.INPUT_NOUNS.get(work.kind, "inputs")),
+        recommended=best(variants, reference) if len(variants) > 1 else None,
+        examples={name: differing(work, outputs[name], outputs[reference]) for name in variants if name != reference},
         divergence=divergences({name: specs[name] for name in alike}, work, outputs, reference, opened, paths),
-        evidence={
-            name: {**one.evidence, "plan": dict(one.plan)}
-            for name, (other, variant) in entered.items()
-            if (one := other.variants[variant]).evidence
-        },
-        notes=notes,
+        evidence=_evidence(entered),
+        notes=sentences,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if out is not None:
-        tell("writing the report")
+        progress("writing the report")
         report.write(out, force=force)
     return report
 
 
+Entrant = tuple[Bundle, str]  # a bundle and one of its variants
+
+
+def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle]:
+    """Bundles to compare with `bundle`, by names of their own: each's name, numbered where it is taken. UsageError: another task."""
+    by_name: dict[str, Bundle] = {}
+    for path in paths:
+        other = Bundle.open(path)
+        if other.task != bundle.task:
+            raise UsageError(f"{path} is for {other.task}, {bundle.path} for {bundle.task}; compare bundles of one task")
+        plain = re.sub(r"[^\w.-]+", "-", other.name) or "other"
+        taken, number = {bundle.name, *by_name}, 2
+        name = plain
+        while name in taken:
+            name, number = f"{plain}-{number}", number + 1
+        by_name[name] = other
+    return by_name
+
+
+def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool) -> dict[str, Entrant]:
+    """The variants to measure, by name: the bundle's under their own, those of others as NAME/VARIANT.
+
+    precisions: such names; a variant's alone means that of every bundle that has it; None is all. reference: the bundle's fp32 (its default
+    where there is none) is measured in any case, and comes first. UsageError: a name that no bundle has.
+    """
+    every: dict[str, Entrant] = {name: (bundle, name) for name in bundle.variants}
+    every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
+    for name in precisions or ():
+        if not any(name in (full, variant) for full, (_, variant) in every.items()):
+            close = difflib.get_close_matches(name, every, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            subject, verb = ("bundles have", "they hold") if others else ("bundle has", "it holds")
+            raise UsageError(f"the {subject} no variant {name!r}; {verb} {', '.join(every)}{hint}")
+    plain = "fp32" if "fp32" in bundle.variants else bundle.default
+    named = [full for full, (_, variant) in every.items() if precisions is None or full in precisions or variant in precisions]
+    return {name: every[name] for name in dict.fromkeys([plain] * reference + named)}
+
+
 def _spec(bundle: Bundle, name: str, device: str, source: str | None, threads: int) -> dict[str, Any]:
+    """The spec of a side, see `worker`."""
     if name == PYTORCH:
         return {"kind": "pytorch", "source": str(source), "threads": threads}
     return {"kind": "bundle", "path": str(bundle.path), "precision": name, "device": device, "threads": threads}
+
+
+def _add_changes(variants: dict[str, dict[str, Any]], earlier: dict[str, dict[str, Any]]) -> None:
+    """Adds `change` and `X_change` since a baseline to the metrics of every variant."""
+    for name, values in variants.items():
+        values["change"] = changes(values, earlier.get(name, {}))
+        values |= {f"{metric}_change": change for metric, change in values["change"].items()}
+
+
+def _evidence(entered: dict[str, Entrant]) -> dict[str, dict[str, Any]]:
+    """What was learned when variants were made, with their plans; variants without any are left out."""
+    variants = {name: bundle.variants[variant] for name, (bundle, variant) in entered.items()}
+    return {name: {**one.evidence, "plan": dict(one.plan)} for name, one in variants.items() if one.evidence}

@@ -1,4 +1,4 @@
-"""What a report tells beside its figures: how they were measured, and what a reader must know before trusting them."""
+"""Notes on a report's figures: how they were measured, and what a reader must know before trusting them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from onnxport.compare.workload import GOLDEN, Workload
 from onnxport.runtime.bundle.reader import Bundle
 
 PYTORCH = "pytorch"  # the name of the original's side
-OF = {"pairs": "pairs", "labelled": "texts", "texts": "texts", "questions": "questions"}  # what inputs of a kind are called
+INPUT_NOUNS = {"pairs": "pairs", "labelled": "texts", "texts": "texts", "questions": "questions"}  # what inputs of a kind are called
 
 
 def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, Any]:
-    """The `method` of a report."""
-    found: dict[str, Any] = {
+    """The `method` of a report: how its figures were measured."""
+    facts: dict[str, Any] = {
         "threads": threads,
         "batches": list(batches),
         "unit": work.unit,
@@ -24,61 +24,61 @@ def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, An
         "first_output_ms": "from the start of the process, imports included, to the first answer",
     }
     if work.generates:
-        found |= {"beam": work.natural["beam"], "natural": work.natural, "fixed": work.fixed}
-        found["throughput"] = f"{work.fixed['max_new_tokens']} new tokens a row, at batch size {batches[0]}"
-        found["latency_ms"] = "single inputs, each answered to its natural end"
+        facts |= {"beam": work.natural["beam"], "natural": work.natural, "fixed": work.fixed}
+        facts["throughput"] = f"{work.fixed['max_new_tokens']} new tokens a row, at batch size {batches[0]}"
+        facts["latency_ms"] = "single inputs, each answered to its natural end"
     if work.kind == "pairs" and work.references and work.generates:
-        found["signatures"] = metrics.signatures(work.references)
-        found["bleu"] = f"{work.rows} rows, {len(work.inputs)} sources measured; BLEU against all references of a source"
-    if work.beside is not None and work.owners is None:
-        found["perplexity"] = (
-            f"exp of the mean negative log-likelihood a token, a text's first not counted; windows of {work.beside.options['window']} "
-            f"tokens every {work.beside.options['stride']}; agreement on the continued beginnings of {len(work.inputs)} texts"
+        facts["signatures"] = metrics.signatures(work.references)
+        facts["bleu"] = f"{work.rows} rows, {len(work.inputs)} sources measured; BLEU against all references of a source"
+    if work.scored is not None:
+        facts["perplexity"] = (
+            f"exp of the mean negative log-likelihood a token, a text's first not counted; windows of {work.scored.options['window']} "
+            f"tokens every {work.scored.options['stride']}; agreement on the continued beginnings of {len(work.inputs)} texts"
         )
-    if work.beside is not None and work.owners is not None:
-        found["recall"] = f"the nearest by cosine of the data's {len(work.beside.inputs)} different passages"
-    if work.references or work.beside is not None or work.method == "encode":
-        found["intervals"] = (
+    if work.passages is not None:
+        facts["recall"] = f"the nearest by cosine of the data's {len(work.passages.inputs)} different passages"
+    if work.references or work.extra_request is not None or work.method == "encode":
+        facts["intervals"] = (
             f"of X_drop: {bootstrap.LEVEL:.0%}, paired bootstrap over inputs (Koehn 2004), {bootstrap.RESAMPLES:,} resamples, "
             f"seed {bootstrap.SEED}; p is two-sided"
         )
-    return found
+    return facts
 
 
 def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference: str, facts: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before trusting the figures."""
-    found = []
+    """Sentences that a reader must know before trusting the figures. facts: see `machine.describe`."""
+    sentences = []
     if work.kind == GOLDEN:
-        found.append(f"Measured on the bundle's own {len(work.inputs)} golden inputs: quality on other data is not known.")
+        sentences.append(f"Measured on the bundle's own {len(work.inputs)} golden inputs: quality on other data is not known.")
     elif work.built_in:
-        found.append(f"No data was given: measured on {len(work.inputs)} {work.name}, so nothing is known of the quality. Give --data.")
+        sentences.append(f"No data was given: measured on {len(work.inputs)} {work.name}, so nothing is known of the quality. Give --data.")
     elif work.count < 100:
-        found.append(f"Only {work.count} inputs were measured: quality figures may move by several points on other data.")
+        sentences.append(f"Only {work.count} inputs were measured: quality figures may move by several points on other data.")
     if PYTORCH in variants and work.generates:
-        found.append(
+        sentences.append(
             "pytorch is the original class as it is; torch's own decode without a key/value cache: the longer the answers, the slower."
         )
     load, cpus = (facts["load_average"] or [0])[0], facts["available_cpus"]
     if load > cpus + 0.5:
         worst = "; PyTorch, whose threads wait for one another, suffers most" if PYTORCH in variants else ""
-        found.append(
+        sentences.append(
             f"The machine was busy (load {load:.1f} on {cpus} CPUs): speeds and ratios are rough{worst}. Measure again on a quiet one."
         )
     for name, values in variants.items():
         spread = values["speedup_spread"]
         if name != reference and spread["high"] > 1.5 * spread["low"]:
-            found.append(f"Noisy: {name} was between {spread['low']:.2f} and {spread['high']:.2f} times as fast from run to run.")
-    return found
+            sentences.append(f"Noisy: {name} was between {spread['low']:.2f} and {spread['high']:.2f} times as fast from run to run.")
+    return sentences
 
 
 def of_others(bundle: Bundle, others: Mapping[str, Bundle], work: Workload) -> list[str]:
-    """What holds only between variants of one bundle."""
+    """Sentences on figures that hold only between bundles with the same tokenizer, where others have another."""
     hashes = {name: tokenizers(one) for name, one in others.items()}
-    foreign = [name for name, found in hashes.items() if found != tokenizers(bundle)]
+    foreign = [name for name, own in hashes.items() if own != tokenizers(bundle)]
     if not foreign:
         return []
     names = ", ".join(foreign)
-    if work.beside is not None and work.owners is None:
+    if work.scored is not None:
         return [f"{names}: another tokenizer, so perplexity, which is of tokens, cannot be compared with {bundle.name}'s."]
     if work.generates:
         return [f"{names}: another tokenizer than {bundle.name}'s: tokens/s are of other tokens, and a text of the same words may be more."]

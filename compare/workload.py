@@ -1,4 +1,4 @@
-"""What a comparison asks of every side: which method, which inputs, with which options."""
+"""The work that a comparison gives to every side: a method, inputs and options."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,24 +13,27 @@ from onnxport.runtime.bundle.reader import Bundle
 
 METHODS = {"embedding": "encode", "classification": "classify", "question-answering": "answer", "tensor": "run"}  # others: generate
 GOLDEN = "golden"  # the kind of inputs that come from the bundle itself
-_NAMES = {"labelled": "labelled texts"}
-_TAKES = {
+_LABELS = {"labelled": "labelled texts"}  # of kinds of data, where it is not the kind itself
+_ACCEPTED = {  # method -> kinds of data
     "generate": ("pairs", "texts"),
     "encode": ("texts", "pairs", "labelled", "questions"),
     "classify": ("labelled", "texts"),
     "answer": ("questions",),
     "run": (),
 }
-_TIMED_TOKENS = 32
-_MOST_TOKENS = 128
-PROMPTS = 200  # texts that a language model is asked to continue: its quality is measured on all of them
-_PROMPT_TOKENS = 256  # at most, and half the model's positions
-WINDOW = 1024  # tokens over which perplexity is measured, at most
+_TIMED_TOKENS = 32  # new tokens of a timed answer
+_MOST_TOKENS = 128  # new tokens of an answer where neither the caller nor the model sets a limit
+_PROMPTS = 200  # texts that a language model continues, at most; its perplexity is measured on all of them
+_PROMPT_TOKENS = 256  # of a beginning that is continued, at most, and half the model's positions
+_WINDOW = 1024  # tokens over which perplexity is measured, at most
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What every side is asked: size: inputs of one call (of `run`, each is a call). name, lines: of the data file, for messages."""
+class SideRequest:
+    """Inputs for a method of every side.
+
+    size: inputs of one call; of `run`, each input is a call.  name, lines: of the data file, for messages.
+    """
 
     method: str
     inputs: list[Any]
@@ -40,7 +43,7 @@ class Asked:
     lines: list[int] | None = None
 
     def chunks(self) -> list[Any]:
-        """All inputs in order."""
+        """The inputs of each call, in order."""
         if self.method == "run":
             return self.inputs
         return [self.inputs[start : start + self.size] for start in range(0, len(self.inputs), self.size)]
@@ -48,15 +51,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Workload:
-    """method: what the sides are asked for.  kind: as `data.Dataset`, or GOLDEN.  name: of the data, for the report.
+    """Inputs, reference answers and options, the same for every side.
 
+    method: of METHODS.  kind: as `data.Dataset`, or GOLDEN.  name: of the data, for the report.
     inputs: one an answer (for `run`, one dict of arrays a call).  references: as `data.Dataset`, or None.
-
     natural: options for answers as users get them.  fixed: options under which every side does the same amount of work.
     built_in: no data was given, so there is nothing to measure quality on.  lines: of the data file, one an input; None without a file.
     rows: of the whole data file: more than inputs where a source has several references, or with a limit; None without a file.
-    beside: asked beside the inputs, for quality alone: texts whose likelihood is measured, or the passages that questions belong to;
-    owners: which passage each question belongs to.
+    extra_request: sent besides the inputs, for quality alone: texts whose likelihood is measured, or the passages of a retrieval.
+    passage_of: of a retrieval: each question's own passage, by its place in extra_request.
     """
 
     method: str
@@ -69,13 +72,23 @@ class Workload:
     built_in: bool = False
     lines: list[int] | None = None
     rows: int | None = None
-    beside: Asked | None = None
-    owners: list[int] | None = None
+    extra_request: SideRequest | None = None
+    passage_of: list[int] | None = None
 
     @property
     def count(self) -> int:
         """Inputs that quality is measured on."""
-        return len(self.beside.inputs) if self.beside is not None and self.owners is None else len(self.inputs)
+        return len(self.inputs if self.scored is None else self.scored.inputs)
+
+    @property
+    def scored(self) -> SideRequest | None:
+        """The texts whose likelihood is measured; None where quality is measured otherwise."""
+        return self.extra_request if self.passage_of is None else None
+
+    @property
+    def passages(self) -> SideRequest | None:
+        """The passages in which a retrieval looks for its questions' own; None where nothing is retrieved."""
+        return self.extra_request if self.passage_of is not None else None
 
     @property
     def generates(self) -> bool:
@@ -98,9 +111,9 @@ class Workload:
         return [[self.inputs[i] for i in order[number::count]] for number in range(count)]
 
     @property
-    def asked(self) -> Asked:
-        """The inputs, to be answered as users get them."""
-        return Asked(self.method, self.inputs, self.natural, 1, self.name, self.lines)
+    def request(self) -> SideRequest:
+        """The inputs, one a call, to be answered as users get them."""
+        return SideRequest(self.method, self.inputs, self.natural, 1, self.name, self.lines)
 
 
 def workload(
@@ -126,15 +139,15 @@ def workload(
         method = method if method == "generate" else "run"  # arrays: without a tokenizer there is nothing to read texts with
         return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
     dataset = read_data(data)
-    if dataset.kind not in _TAKES[method]:
-        takes = " or ".join(_NAMES.get(kind, kind) for kind in _TAKES[method]) or "no data file: it is compared on its golden inputs"
-        raise DataError(f"{data}: holds {_NAMES.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes}")
+    if dataset.kind not in _ACCEPTED[method]:
+        takes = " or ".join(_LABELS.get(kind, kind) for kind in _ACCEPTED[method]) or "no data file: it is compared on its golden inputs"
+        raise DataError(f"{data}: holds {_LABELS.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes}")
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
     known = set(bundle.encoding.labels)
     if method == "classify" and known and dataset.references and known.isdisjoint(dataset.references):
-        found, named = (", ".join(sorted(names)[:3]) for names in (set(dataset.references), known))
-        raise DataError(f"{data}: none of its labels ({found}, ...) is one of the model's ({named}, ...); name them as the model does")
+        theirs, ours = (", ".join(sorted(names)[:3]) for names in (set(dataset.references), known))
+        raise DataError(f"{data}: none of its labels ({theirs}, ...) is one of the model's ({ours}, ...); name them as the model does")
     used: Dataset = dataset.grouped().limited(limit)
     work = Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
     if method == "encode" and used.kind == "questions":
@@ -149,9 +162,10 @@ def workload(
 def _retrieval(work: Workload, dataset: Dataset) -> Workload:
     """Questions as texts, to be found in all passages of the data."""
     passages = {context: i for i, context in enumerate(dict.fromkeys(one["context"] for one in dataset.inputs))}
-    owners = [passages[one["context"]] for one in work.inputs]
-    asked = Asked("encode", list(passages), {}, 256)
-    return replace(work, inputs=[one["question"] for one in work.inputs], references=None, beside=asked, owners=owners)
+    passage_of = [passages[one["context"]] for one in work.inputs]
+    request = SideRequest("encode", list(passages), {}, 256)
+    questions = [one["question"] for one in work.inputs]
+    return replace(work, inputs=questions, references=None, extra_request=request, passage_of=passage_of)
 
 
 def _language(work: Workload, bundle: Bundle, others: Sequence[Bundle]) -> Workload:
@@ -159,15 +173,15 @@ def _language(work: Workload, bundle: Bundle, others: Sequence[Bundle]) -> Workl
     from onnxport.runtime.tokenizer import TextTokenizer
 
     room = min(_room(one) for one in (bundle, *others))
-    window = min(WINDOW, room)
+    window = min(_WINDOW, room)
     options = {"window": window, "stride": max(1, window // 2)}
-    asked = Asked("likelihoods", work.inputs, options, 64, work.name, work.lines)
-    count = min(PROMPTS, len(work.inputs))
+    request = SideRequest("likelihoods", work.inputs, options, 64, work.name, work.lines)
+    count = min(_PROMPTS, len(work.inputs))
     rows = [i * len(work.inputs) // count for i in range(count)]
     tokenizer = TextTokenizer(bundle.file(bundle.tokenizers.get("source") or bundle.tokenizers["target"]))
     most = max(1, min(_PROMPT_TOKENS, room // 2 - 8))  # some for special tokens
     prompts = [_beginning(work.inputs[i], tokenizer.ends(work.inputs[i][: 16 * most]), most) for i in rows]
-    return replace(work, inputs=prompts, lines=[work.lines[i] for i in rows] if work.lines else None, beside=asked)
+    return replace(work, inputs=prompts, lines=[work.lines[i] for i in rows] if work.lines else None, extra_request=request)
 
 
 def _beginning(text: str, ends: Sequence[int], most: int) -> str:
@@ -175,7 +189,7 @@ def _beginning(text: str, ends: Sequence[int], most: int) -> str:
 
 
 def _room(bundle: Bundle) -> int:
-    """Positions of a model that generates."""
+    """The positions of a model that generates. BundleError where the bundle has no generation settings."""
     if bundle.generation is None:
         raise BundleError(f"{bundle.path}: task {bundle.task} without generation settings in bundle.json; export the model again")
     return bundle.generation.max_length or 4096

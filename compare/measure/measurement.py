@@ -1,103 +1,236 @@
-"""Measures sides that are given: starts, answers, speed, latency, memory, parity. Knows nothing of bundles; peers come the same way."""
+"""Measurements of sides: start, answers, speed, latency, memory and parity.
+
+Nothing here knows of bundles: peers are measured in the same way.
+"""
 
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxport.compare import metrics, scores
 from onnxport.compare.measure import energy, timing
 from onnxport.compare.protocol.client import Client
-from onnxport.compare.workload import Asked, Workload
+from onnxport.compare.workload import SideRequest, Workload
 from onnxport.errors import TextError
 from onnxport.progress import Progress
 
 LAUNCHES = 3
-_BESIDE = {"likelihoods": "scoring the tokens", "encode": "encoding the passages"}
+_EXTRA_STAGES = {"likelihoods": "scoring the tokens", "encode": "encoding the passages"}
 _SLOW_START_MS = 4000.0
 _ROUNDS = 15
 _LATENCY_ROUNDS = 100
 _BUDGET_S = 6.0  # for each batch size and for the latencies, all sides together; at least 5 rounds are always run
 
 
+@dataclass(frozen=True)
+class Measured:
+    """variants: the metrics of each side, the fields of report.json.  outputs: the answers of each side.  versions: of packages, as the
+    sides report them."""
+
+    variants: dict[str, dict[str, Any]]
+    outputs: dict[str, list[Any]]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StartedSide:
+    """A side that has answered once, and how long that took; times are medians over the launches.
+
+    first_output_ms: from the start of the process, imports included, to the first answer.  about: see `messages.Side`.
+    """
+
+    client: Client
+    about: dict[str, Any]
+    import_ms: float
+    load_ms: float
+    first_output_ms: float
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Everything that was taken from the sides while they ran, by side; `timed` by batch size first."""
+
+    outputs: dict[str, list[Any]]
+    extra_outputs: dict[str, list[Any]]
+    data_rates: dict[str, float]
+    meters: dict[str, energy.Meter | str]
+    timed: dict[int, dict[str, timing.Timed]]
+    singles: dict[str, timing.Timed]
+    memory: dict[str, dict[str, Any]]
+
+
+def measured(
+    specs: Mapping[str, dict[str, Any]],
+    work: Workload,
+    batches: Sequence[int],
+    reference: str,
+    sizes: Mapping[str, int],
+    progress: Progress,
+    paths: Iterable[str] = (),
+) -> Measured:
+    """Starts all sides, gives them the work and measures what they do.
+
+    specs: by side, see `worker`.  batches: sizes to time.  reference: the side that the others are held against.
+    sizes: bytes on disk of sides that do not report theirs.  paths: folders that sides are imported from.
+    """
+    progress(f"starting {', '.join(specs)}")
+    with started(specs, work, launches=LAUNCHES, paths=paths) as sides:
+        runs = _run(sides, work, batches, progress)
+    progress("scoring")
+    outputs = runs.outputs
+    by_side = {name: statistics_of(work, outputs[name], runs.extra_outputs[name], outputs[reference]) for name in sides}
+    variants: dict[str, dict[str, Any]] = {}
+    for name, side in sides.items():
+        size, base = (sides[one].about.get("size_bytes", sizes.get(one)) for one in (name, reference))
+        variants[name] = {
+            "device": side.about.get("device", "cpu"),
+            "size_bytes": size,
+            "size_ratio": size / base if size and base else None,
+            "import_ms": side.import_ms,
+            "load_ms": side.load_ms,
+            "first_output_ms": side.first_output_ms,
+            **_speed(runs, name, reference, batches),
+            **_memory_and_parity(runs.memory[name]),
+            "agreement": None,  # of arrays: two float computations are not identical, `parity` says how near they are
+            **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
+            **metrics.values(by_side[name]),
+        }
+    for name, values in variants.items():
+        values |= metrics.drops(values, variants[reference])
+        if name != reference:
+            values |= metrics.drop_intervals(by_side[name], by_side[reference])
+    versions = {package: version for side in sides.values() for package, version in side.about.get("versions", {}).items()}
+    return Measured(variants, outputs, versions)
+
+
+def _run(sides: Mapping[str, StartedSide], work: Workload, batches: Sequence[int], progress: Progress) -> _Runs:
+    clients = {name: side.client for name, side in sides.items()}
+    progress(f"answering {len(work.inputs)} inputs")
+    outputs, data_rates = answers(clients, work, max(batches))
+    extra_outputs: dict[str, list[Any]] = {name: [] for name in clients}
+    if work.extra_request is not None:
+        progress(f"{_EXTRA_STAGES[work.extra_request.method]} of {len(work.extra_request.inputs)} texts")
+        extra_outputs, _ = request_outputs(clients, work.extra_request)
+    meters = {name: energy.meter(side.about.get("device", "cpu")) for name, side in sides.items()}
+    working = {name: meter for name, meter in meters.items() if isinstance(meter, energy.Meter)}
+    timed = {}
+    for batch in batches:
+        progress(f"timing batches of {batch}")
+        timed[batch] = throughput(clients, work, batch, rounds=_ROUNDS, budget_s=_BUDGET_S, meters=working)
+    progress("timing single inputs")
+    singles = latency(clients, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S)
+    progress("reading memory, replaying the golden answers")
+    # The replay takes memory of its own, so the peak is read before it.
+    memory = {name: client.request("stats") | {"parity": client.request("parity")} for name, client in clients.items()}
+    return _Runs(outputs, extra_outputs, data_rates, meters, timed, singles, memory)
+
+
+def _speed(runs: _Runs, name: str, reference: str, batches: Sequence[int]) -> dict[str, Any]:
+    """The fields of a variant that tell of time and energy."""
+    single, first = runs.singles[name], runs.timed[batches[0]]
+    speedup = timing.ratio(first[name], first[reference])
+    return {
+        "latency_ms": timing.latency_ms(single),
+        "latency_samples": len(single.seconds),
+        "throughput": first[name].rate,
+        "speedup": speedup["ratio"],
+        "speedup_spread": {"low": speedup["low"], "high": speedup["high"]},
+        "throughput_by_batch": {str(batch): timed[name].rate for batch, timed in runs.timed.items()},
+        "speedup_by_batch": {str(batch): timing.ratio(timed[name], timed[reference])["ratio"] for batch, timed in runs.timed.items()},
+        "data_throughput": runs.data_rates[name],
+        "energy": energy.described(runs.meters[name], first[name].joules_per_unit),
+    }
+
+
+def _memory_and_parity(stats: Mapping[str, Any]) -> dict[str, Any]:
+    parity = stats["parity"] or {}  # None of a side that does not replay golden answers
+    return {"peak_rss_bytes": stats["peak_rss_bytes"], "max_abs_diff": parity.get("max_abs_diff"), "parity": parity or None}
+
+
 @contextmanager
-def started(specs: Mapping[str, dict[str, Any]], work: Workload, *, launches: int, paths: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yields {name: {"client", "import_ms", "load_ms", "first_output_ms", "about"}}; all processes are ended on the way out.
+def started(
+    specs: Mapping[str, dict[str, Any]], work: Workload, *, launches: int, paths: Iterable[str] = ()
+) -> Iterator[dict[str, StartedSide]]:
+    """Starts every side and has it answer its first input; all processes are ended on the way out.
 
     Every side is started `launches` times, in turn, and the medians are kept: the first start of all reads files into the page cache.
     A side that needs more than _SLOW_START_MS is started once only.
-    first_output_ms runs from the start of the process, imports included, to its first answer.
     """
     paths = list(paths)
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in specs}
-    found: dict[str, Any] = {}
-    first = work.asked.chunks()[0]
+    launched: dict[str, list[StartedSide]] = {name: [] for name in specs}
+    first = work.request.chunks()[0]
     with ExitStack() as stack:
         for number in range(launches):
             for name, spec in specs.items():
-                if number and taken[name][0]["first_output_ms"] > _SLOW_START_MS:
+                if number and launched[name][0].first_output_ms > _SLOW_START_MS:
                     continue
                 client = stack.enter_context(Client(name, spec, paths=paths))
                 loaded = client.load()
-                _ask(client, work.asked, 0, first)
+                _call(client, work.request, 0, first)
                 waited = (time.perf_counter() - client.started) * 1e3
-                taken[name].append({"import_ms": loaded["import_ms"], "load_ms": loaded["load_ms"], "first_output_ms": waited})
-                found[name] = {"client": client, "about": loaded["about"]}
+                launched[name].append(StartedSide(client, loaded["about"], loaded["import_ms"], loaded["load_ms"], waited))
                 if number < launches - 1 and waited <= _SLOW_START_MS:
                     client.close()
-        for name, launch in taken.items():
-            found[name] |= {key: statistics.median(one[key] for one in launch) for key in launch[0]}
-        yield found
+        yield {name: _median_start(sides) for name, sides in launched.items()}
+
+
+def _median_start(launched: Sequence[StartedSide]) -> StartedSide:
+    """The last of a side's launches, which still runs, with the medians of all."""
+    import_ms, load_ms, first_output_ms = (
+        statistics.median(times) for times in zip(*((one.import_ms, one.load_ms, one.first_output_ms) for one in launched), strict=True)
+    )
+    return replace(launched[-1], import_ms=import_ms, load_ms=load_ms, first_output_ms=first_output_ms)
 
 
 def answers(sides: Mapping[str, Client], work: Workload, batch: int) -> tuple[dict[str, list[Any]], dict[str, float]]:
     """Every side's outputs for all inputs, and its rate on them (new tokens or items a second); sides alternate batch by batch."""
-    outputs, seconds = asked(sides, replace(work.asked, size=batch))
-    units = {name: sum(len(o["tokens"]) for o in given) if work.generates else len(given) for name, given in outputs.items()}
+    outputs, seconds = request_outputs(sides, replace(work.request, size=batch))
+    units = {name: sum(len(one["tokens"]) for one in answered) if work.generates else len(answered) for name, answered in outputs.items()}
     return outputs, {name: units[name] / seconds[name] for name in sides}
 
 
-def asked(sides: Mapping[str, Client], wanted: Asked) -> tuple[dict[str, list[Any]], dict[str, float]]:
+def request_outputs(sides: Mapping[str, Client], request: SideRequest) -> tuple[dict[str, list[Any]], dict[str, float]]:
     """Every side's outputs and the seconds they took; sides alternate call by call."""
     names = list(sides)
     outputs: dict[str, list[Any]] = {name: [] for name in names}
     seconds = dict.fromkeys(names, 0.0)
-    for number, chunk in enumerate(wanted.chunks()):
+    for number, chunk in enumerate(request.chunks()):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            given, spent = _ask(sides[name], wanted, number * wanted.size, chunk)
-            outputs[name] += [given] if wanted.method == "run" else list(given)
+            output, spent = _call(sides[name], request, number * request.size, chunk)
+            outputs[name] += [output] if request.method == "run" else list(output)
             seconds[name] += spent
     return outputs, seconds
 
 
-def _ask(client: Client, wanted: Asked, start: int, chunk: Any) -> tuple[Any, float]:
-    """Outputs of a chunk and the seconds it took. A text that the side refuses is told by its line in the data file.
+def _call(client: Client, request: SideRequest, start: int, chunk: Any) -> tuple[Any, float]:
+    """Outputs of a chunk and the seconds it took. The TextError of a text that the side refuses names its line in the data file.
 
     start: place of the chunk's first input among all.
     """
     try:
-        return client.call(wanted.method, chunk, **wanted.options)
+        return client.call(request.method, chunk, **request.options)
     except TextError as error:
-        if wanted.lines is None:
+        if request.lines is None:
             raise
         if len(chunk) == 1:
-            line = f"line {wanted.lines[start]}" if wanted.lines[start] else f"row {start + 1}"
-            raise TextError(f"{wanted.name}: {line}: {error}") from error
+            line = f"line {request.lines[start]}" if request.lines[start] else f"row {start + 1}"
+            raise TextError(f"{request.name}: {line}: {error}") from error
         for offset, one in enumerate(chunk):
-            _ask(client, wanted, start + offset, [one])
+            _call(client, request, start + offset, [one])
         raise
 
 
-def statistics_of(work: Workload, outputs: Sequence[Any], beside: Sequence[Any], reference: Sequence[Any]) -> scores.Statistics:
-    """What one side's outputs tell of its quality, by metric."""
-    if work.beside is not None and work.owners is None:
-        return scores.of_likelihoods(beside)
+def statistics_of(work: Workload, outputs: Sequence[Any], extra_outputs: Sequence[Any], reference: Sequence[Any]) -> scores.Statistics:
+    """The statistics of one side's quality, by metric. extra_outputs: of the workload's extra request.  reference: that side's outputs."""
+    if work.scored is not None:
+        return scores.of_likelihoods(extra_outputs)
     if work.method == "encode":
-        found = {} if work.owners is None else scores.of_retrieval(outputs, beside, work.owners)
-        return found | scores.of_vectors(outputs, reference)
+        recalls = {} if work.passage_of is None else scores.of_retrieval(outputs, extra_outputs, work.passage_of)
+        return recalls | scores.of_vectors(outputs, reference)
     return metrics.task_statistics(work.kind, outputs, work.references)
 
 
@@ -114,77 +247,3 @@ def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_
     batches = work.batches(1, rounds)
     run = timing.timed_call(work.method, batches, **work.natural)
     return timing.alternate(sides, run, rounds=max(len(batches), 20), least=min(20, rounds), fewest=min(10, rounds), budget_s=budget_s)
-
-
-def memory_and_parity(sides: Mapping[str, Client]) -> dict[str, dict[str, Any]]:
-    """peak_rss_bytes of every side, taken before the golden answers are replayed, and what the replay found (None if not offered)."""
-    return {name: client.request("stats") | {"parity": client.request("parity")} for name, client in sides.items()}
-
-
-def measured(
-    specs: Mapping[str, dict[str, Any]],
-    work: Workload,
-    batches: Sequence[int],
-    reference: str,
-    sizes: Mapping[str, int],
-    tell: Progress,
-    paths: Iterable[str] = (),
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]], dict[str, str]]:
-    """Metrics by side (the fields of report.json), outputs by side, and versions that the sides told.
-
-    specs: see `worker`.  batches: sizes to time.  reference: the side that the others are held against.
-    sizes: bytes on disk of sides that do not tell theirs.  paths: folders that sides are imported from.  tell: told the name of each stage.
-    """
-    tell(f"starting {', '.join(specs)}")
-    with started(specs, work, launches=LAUNCHES, paths=paths) as found:
-        sides = {name: side["client"] for name, side in found.items()}
-        tell(f"answering {len(work.inputs)} inputs")
-        outputs, data_rates = answers(sides, work, max(batches))
-        beside: dict[str, list[Any]] = {name: [] for name in sides}
-        if work.beside is not None:
-            tell(f"{_BESIDE[work.beside.method]} of {len(work.beside.inputs)} texts")
-            beside, _ = asked(sides, work.beside)
-        meters = {name: energy.meter(side["about"].get("device", "cpu")) for name, side in found.items()}
-        timed = {}
-        for batch in batches:
-            tell(f"timing batches of {batch}")
-            working = {name: meter for name, meter in meters.items() if isinstance(meter, energy.Meter)}
-            timed[batch] = throughput(sides, work, batch, rounds=_ROUNDS, budget_s=_BUDGET_S, meters=working)
-        tell("timing single inputs")
-        singles = latency(sides, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S)
-        tell("reading memory, replaying the golden answers")
-        last = memory_and_parity(sides)
-    tell("scoring")
-    found_of = {name: statistics_of(work, outputs[name], beside[name], outputs[reference]) for name in found}
-    variants: dict[str, dict[str, Any]] = {}
-    for name, side in found.items():
-        size, base = (side["about"].get("size_bytes", sizes.get(n)) for n, side in ((name, side), (reference, found[reference])))
-        first = timing.ratio(timed[batches[0]][name], timed[batches[0]][reference])
-        parity = last[name]["parity"] or {}
-        variants[name] = {
-            "device": side["about"].get("device", "cpu"),
-            "size_bytes": size,
-            "size_ratio": size / base if size and base else None,
-            **{key: side[key] for key in ("import_ms", "load_ms", "first_output_ms")},
-            "latency_ms": timing.latency_ms(singles[name]),
-            "latency_samples": len(singles[name].seconds),
-            "throughput": timed[batches[0]][name].rate,
-            "speedup": first["ratio"],
-            "speedup_spread": {"low": first["low"], "high": first["high"]},
-            "throughput_by_batch": {str(batch): runs[name].rate for batch, runs in timed.items()},
-            "speedup_by_batch": {str(batch): timing.ratio(runs[name], runs[reference])["ratio"] for batch, runs in timed.items()},
-            "data_throughput": data_rates[name],
-            "energy": energy.described(meters[name], timed[batches[0]][name].joules_per_unit),
-            "peak_rss_bytes": last[name]["peak_rss_bytes"],
-            "max_abs_diff": parity.get("max_abs_diff"),
-            "parity": parity or None,
-            "agreement": None,  # of arrays: two float computations are not identical, `parity` tells how near they are
-            **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
-            **metrics.values(found_of[name]),
-        }
-    for name, values in variants.items():
-        values |= metrics.drops(values, variants[reference])
-        if name != reference:
-            values |= metrics.drop_intervals(found_of[name], found_of[reference])
-    versions = {package: version for side in found.values() for package, version in side["about"].get("versions", {}).items()}
-    return variants, outputs, versions

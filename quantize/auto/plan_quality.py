@@ -66,7 +66,7 @@ class Quality:
             return [], []
         sides = {name: cast(Client, _InProcessClient(bundle, name, self._sessions))}
         outputs, _ = measurement.answers(sides, self._work, BATCH)
-        beside = measurement.asked(sides, self._work.beside)[0][name] if self._work.beside is not None else []
+        beside = measurement.request_outputs(sides, self._work.extra_request)[0][name] if self._work.extra_request is not None else []
         return outputs[name], beside
 
 

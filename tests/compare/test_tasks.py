@@ -158,7 +158,7 @@ def test_retrieval(made, tmp_path):
     assert int8.keys() >= {"recall_at_1_drop_ci", "cosine_drop_ci"}
     work = workload(Bundle.open(made("embedding")), data, 2)
     assert work.inputs == [TEXTS[0], TEXTS[3]]
-    assert (work.beside.inputs, work.owners) == (TEXTS, [0, 3])  # all of the data's passages, whatever the limit
+    assert (work.extra_request.inputs, work.passage_of) == (TEXTS, [0, 3])  # all of the data's passages, whatever the limit
 
 
 def test_pairs_that_are_encoded_are_not_told_of_as_translated(made, tmp_path):
