@@ -1,4 +1,4 @@
-"""From fused graphs in float32 to those of one precision, with the plan that says what each weight became."""
+"""A variant's graphs are made here: from fused graphs in float32, by the recipe of a precision or by a plan."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import numpy as np
 
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
-from onnxport.quantize import precisions
 from onnxport.quantize.calibration_inputs import golden_feeds
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
 from onnxport.quantize.schemes import half, smooth_quant
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.half import owners
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
@@ -26,10 +24,11 @@ ROOM = 0.8  # share of a variant's bound that an encoder may use before its most
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A variant to be made.
+class Recipe:
+    """How a variant is made.
 
-    precision: its name. plan: in place of the precision's recipe. feeds: gives calibration inputs of each graph, where there is data.
+    precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
+    feeds: gives calibration inputs of each graph; None where there is no data.
     """
 
     precision: str
@@ -37,55 +36,78 @@ class Wish:
     feeds: Callable[[], Feeds] | None = None
 
     @property
-    def chosen(self) -> Plan:
-        """The plan to carry out."""
-        return self.plan if self.plan is not None else RECIPES[self.precision]
+    def own_plan(self) -> Plan:
+        """The plan to begin with: the given one, else the precision's."""
+        plan = self.plan if self.plan is not None else PRECISIONS[self.precision].plan
+        assert plan is not None, f"{self.precision} has no plan of its own"
+        return plan
 
 
-def graphs_of(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
-    """New graphs and what each weight became: a plan that makes the same again. Errors: see `quantize`, `to_half`.
+@dataclass(frozen=True)
+class VariantGraphs:
+    """A variant's graphs by role, and what each weight became: a plan that makes the same graphs again."""
 
-    Activations of a text encoder are smoothed before they are quantized, by the calibration data or else by the inputs of golden answers.
+    models: Graphs
+    plan: Plan
+
+
+def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
+    """Makes new graphs by a recipe. fused: float32, by role; goldens: golden.npz, for inputs where there is no calibration data.
+
+    Activations of a text encoder are smoothed before they are quantized.
+
+    Raises:
+        UsageError, CheckpointError, DeviceError: see `schemes.apply.quantize` and `_half`.
     """
-    models, became = _graphs(wish, fused, goldens)
+    models, schemes = _graphs(recipe, fused, goldens)
     if "decoder" in models:
         models = models | {"decoder": search_graphs.add_choice(models["decoder"])}
-    return models, became
+    return VariantGraphs(models, Plan(schemes))
 
 
-def _graphs(wish: Wish, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
-    plan = wish.chosen
+def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    plan = recipe.own_plan
     if plan.half is not None:
-        return _half(wish, plan, fused, goldens)
+        return _half(recipe, plan, PRECISIONS[plan.half], fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
-    if plan.needs and wish.feeds is None:
-        raise UsageError(f"{wish.precision} is calibrated on data, and there is none: give --calibrate FILE")
-    feeds = wish.feeds() if wish.feeds is not None else None
+    if plan.needs and recipe.feeds is None:
+        raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
+    feeds = recipe.feeds() if recipe.feeds is not None else None
     if plan.rounds_activations:
         fused = smoothed(fused, feeds, goldens)
-    if wish.plan is None and not plan.needs and list(fused) == ["encoder"]:
-        most = ROOM * precisions.BOUNDS[wish.precision]["relative_error"]
+    if recipe.plan is None and not plan.needs and list(fused) == ["encoder"]:
+        most = ROOM * PRECISIONS[recipe.precision].relative_error
         plan = Plan(plan.schemes | sensitive_weights.to_keep(fused["encoder"], golden_feeds(goldens, fused)["encoder"], plan, most))
-    if wish.plan is None and feeds is not None and "range" in plan.needs:
+    if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
 
 
-def _half(wish: Wish, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
-    """In half precision but for the layers that do not fit it, which the plan names. A plan by hand is carried out as it is."""
-    plan.check(name for graph in fused.values() for name in owners(half.prepared(graph).graph).values())
-    if plan.half == "bf16":
-        precisions.check_bf16()
-        if "decoder" in fused:
-            raise UsageError("bf16 is made of encoders and plain modules: the cache of a model that generates has no such type; use fp16")
-    elif wish.plan is None:
-        plan = half_overflow.safe(fused, plan, wish.feeds() if wish.feeds is not None else golden_feeds(goldens, fused))
+def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """Graphs in half precision but for the layers that do not fit it, which the plan names. A given plan is carried out as it stands.
+
+    Raises:
+        UsageError: the plan names weights that the model lacks, or the precision has no type for a model's cache.
+        DeviceError: nothing here runs the precision.
+        CheckpointError: something without a layer's name does not fit.
+    """
+    plan.check(name for graph in fused.values() for name in half.owners(half.prepared(graph).graph).values())
+    half_precision.check_device()
+    if not half_precision.generates and "decoder" in fused:
+        raise UsageError(
+            f"{half_precision.name} is made of encoders and plain modules: the cache of a model that generates has no such type; use fp16"
+        )
+    if recipe.plan is None and plan.half == "fp16":  # bfloat16 has the range of float32
+        plan = half_overflow.safe(fused, plan, recipe.feeds() if recipe.feeds is not None else golden_feeds(goldens, fused))
     return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
 
 
 def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
-    """The graph of a text encoder with activations that are easier to quantize, other graphs as they are."""
+    """The graph of a text encoder with activations that are easier to quantize; other graphs as they are.
+
+    feeds: calibration inputs by role; None takes the inputs of the golden answers.
+    """
     if list(fused) != ["encoder"]:
         return fused
     seen = (feeds if feeds is not None else golden_feeds(goldens, fused))["encoder"]

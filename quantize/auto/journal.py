@@ -1,4 +1,4 @@
-"""What a search has measured so far, in a file: a search that is interrupted goes on where it was."""
+"""The journal of a search keeps its measurements in a file, so that an interrupted search goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxport.errors import OutputError
 STATE = "measured.json"
 
 
-class Memo:
+class Journal:
     """Measurements by section and name, kept at `folder` while `key` (model, data, versions) is the same."""
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -29,12 +29,16 @@ class Memo:
     def __len__(self) -> int:
         return sum(len(section) for name, section in self._state.items() if name != "key")
 
-    def knows(self, section: str, name: str) -> bool:
+    def has(self, section: str, name: str) -> bool:
         """Whether `get` would answer without measuring."""
         return name in self._state.get(section, {})
 
     def get(self, section: str, name: str, measure: Callable[[], Any]) -> Any:
-        """What is known, or what `measure` says, which is then known. OutputError."""
+        """The kept measurement, or what `measure` gives, which is then kept.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         known = self._state.setdefault(section, {})
         if name not in known:
             known[name] = measure()
@@ -51,7 +55,7 @@ class Memo:
             raise OutputError(f"cannot write {self._file}: {error.strerror or error}; free space or choose another folder") from error
 
     def forget(self) -> None:
-        """The search is done."""
+        """Remove the file: the search is done."""
         for file in (self._file, self._file.with_suffix(".part")):
             file.unlink(missing_ok=True)
         if self._file.parent.is_dir() and not any(self._file.parent.iterdir()):

@@ -7,10 +7,12 @@ they come from in the model: memory, or a cache that holds them all. Schemes alt
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxport.graph.session import open_file
 from onnxport.quantize.modules import Group, Use
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.runtime.sessions import CPU, Sessions
+from onnxport.runtime.sessions import Sessions
 
 MOST_VALUES = 48 * 2**20  # of the weights of one graph: more are in no cache
 MOST_COPIES = 48
@@ -98,10 +101,11 @@ def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | No
     x = np.random.default_rng(0).standard_normal((shape.rows, shape.k)).astype(np.float32)
     runs: dict[str, Callable[[], Any]] = {}
     for name in names:
-        session = _session(_graph(shape, name, copies, x), threads)
-        given = {i.name: x for i in session.get_inputs()}
-        first = session.get_outputs()[0].name
-        runs[name] = partial(session.run, [first], given)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "products.onnx"
+            file.write_bytes(_graph(shape, name, copies, x))
+            runner = open_file(file, Sessions.choose("cpu", threads))
+        runs[name] = partial(runner.session.run, [next(iter(runner.outputs))], dict.fromkeys(runner.inputs, x))
     return {name: found / copies for name, found in alternate(runs).items()}
 
 
@@ -166,10 +170,3 @@ def _copied(proto: onnx.ModelProto, copies: int) -> bytes:
             for names in (added.input, added.output):
                 names[:] = [name if not name or name in shared else f"{name}#{copy}" for name in names]
     return proto.SerializeToString()
-
-
-def _session(model: bytes, threads: int | None) -> Any:
-    import onnxruntime
-
-    options = Sessions.choose("cpu", threads).options()
-    return onnxruntime.InferenceSession(model, options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))

@@ -67,20 +67,20 @@ def search(costs: Table, losses: Table, holds: Callable[[Point], bool], most: in
     The first option of each group is the reference (fp32), which is never measured. seeds: plans that are measured before all others.
     """
     reference = point(costs, losses, (0,) * len(costs))
-    found = _Found(holds, most, reference)
+    trials = _Trials(holds, most, reference)
     front = [p for p in frontier(costs, losses) if p.cost < reference.cost]
     if not front:
         return None
     for picks in seeds:
         seed = point(costs, losses, picks)
         if seed.cost < reference.cost:
-            found.try_(seed)
-    _bisect(front, reference, found)
-    _exchange(costs, losses, found)
-    return None if found.best is reference else found.best
+            trials.measure(seed)
+    _bisect(front, reference, trials)
+    _exchange(costs, losses, trials)
+    return None if trials.best is reference else trials.best
 
 
-class _Found:
+class _Trials:
     """Measurements so far. best: the fastest that holds."""
 
     def __init__(self, holds: Callable[[Point], bool], most: int, reference: Point) -> None:
@@ -95,7 +95,7 @@ class _Found:
         """Whether a plan was measured."""
         return one.picks in self._known
 
-    def try_(self, one: Point) -> bool:
+    def measure(self, one: Point) -> bool:
         """Whether a plan holds; False once measurements are spent."""
         if one.picks not in self._known:
             if self.spent():
@@ -107,32 +107,32 @@ class _Found:
         return self._known[one.picks]
 
 
-def _bisect(front: Sequence[Point], reference: Point, found: _Found) -> None:
+def _bisect(front: Sequence[Point], reference: Point, trials: _Trials) -> None:
     """Where the budget ends on the front, by cost, as if every plan beyond one that fails failed too."""
-    if found.try_(front[0]):
+    if trials.measure(front[0]):
         return
-    low, high = front[0].cost, found.best.cost
-    while high - low > found.near and not found.spent():
+    low, high = front[0].cost, trials.best.cost
+    while high - low > trials.near and not trials.spent():
         between = [p for p in front if low < p.cost < high]
         if not between:
             return
         middle = min(between, key=lambda p: abs(p.cost - (low + high) / 2))
-        if found.try_(middle):
+        if trials.measure(middle):
             high = middle.cost
         else:
             low = middle.cost
 
 
-def _exchange(costs: Table, losses: Table, found: _Found) -> None:
+def _exchange(costs: Table, losses: Table, trials: _Trials) -> None:
     """One or two groups of the best plan changed, so that it is faster: those that should lose least first."""
     failures = 0
-    while failures < FAILURES and not found.spent():
-        enough = found.best.cost - found.near / 4
-        faster = (p for p in _changes(costs, losses, found.best.picks) if p.cost < enough and not found.knows(p))
+    while failures < FAILURES and not trials.spent():
+        enough = trials.best.cost - trials.near / 4
+        faster = (p for p in _changes(costs, losses, trials.best.picks) if p.cost < enough and not trials.knows(p))
         least = min(faster, key=lambda p: (p.loss, p.cost), default=None)
         if least is None:
             return
-        if found.try_(least):
+        if trials.measure(least):
             failures = 0
         else:
             failures += 1

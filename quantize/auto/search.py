@@ -1,4 +1,4 @@
-"""`--precision auto`: what each module loses, what each scheme costs here, and the fastest plan within a budget, in this order."""
+"""The search behind `--precision auto`: what each module loses, what each scheme costs, and the fastest plan within a budget."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from onnxport.compare.gates import Gate, lookup, parse_gate
 from onnxport.compare.workload import Workload, workload
 from onnxport.errors import GateError, UsageError
-from onnxport.quantize import precisions
+from onnxport.progress import Progress
 from onnxport.quantize.auto import module_loss, plan_quality
 from onnxport.quantize.auto.knapsack import Picks, Point, isotonic, point, search
-from onnxport.quantize.auto.measurements import ROUNDS, SECONDS, Measuring, Request, digest
+from onnxport.quantize.auto.measurements import Measurements, SearchOptions
 from onnxport.quantize.calibration_inputs import FEW, Feeds, rest_of
-from onnxport.quantize.plan import Plan
+from onnxport.quantize.plan import FP32, Plan
 from onnxport.quantize.recipe import Graphs
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging
@@ -27,27 +27,33 @@ MOST_ROWS, MOST_TEXTS = 2000, 300  # that plans are measured on: pairs, and text
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The plan, what the manifest keeps of the search, and one line for people."""
+class SearchResult:
+    """The plan, what the manifest keeps of the search, and one sentence for people."""
 
     plan: Plan
     evidence: dict[str, Any]
-    said: str
+    sentence: str
 
 
-def choose(
-    request: Request, staging: Staging, graphs: Graphs, feeds: Feeds, let_go: Callable[[], None], progress: Callable[[str], None]
-) -> Chosen:
-    """The fastest plan within the budget. graphs: float32, smoothed where schemes of activations want it; feeds: see `calibrate`.
+def search_plan(
+    options: SearchOptions, staging: Staging, graphs: Graphs, feeds: Feeds, release_weights: Callable[[], None], progress: Progress
+) -> SearchResult:
+    """The fastest plan within the budget.
 
-    GateError: not even fp32 is within it, and no plan was found that is. UsageError: the budget cannot be measured. DataError.
+    graphs: float32, smoothed where schemes of activations want it. feeds: calibration inputs by role. release_weights: called when a
+    variant is a file, before ONNX Runtime loads it.
+
+    Raises:
+        GateError: not even fp32 is within the budget, and no plan was found that is.
+        UsageError: the budget cannot be measured.
+        DataError: the data cannot be used.
     """
-    work = _work(request, staging)
-    gate = _gate(request.budget, work.method)
-    found = Search(gate, request, staging, graphs, feeds, let_go, progress, work)
-    chosen = found.run()
-    found.memo.forget()
-    return chosen
+    work = _work(options, staging)
+    gate = _gate(options.budget, work.method)
+    measurements = Measurements(options, staging, graphs, feeds, work, release_weights, progress)
+    result = PlanSearch(measurements, gate, options, progress).run()
+    measurements.journal.forget()
+    return result
 
 
 def _gate(budget: str | None, method: str) -> Gate:
@@ -55,111 +61,108 @@ def _gate(budget: str | None, method: str) -> Gate:
     return Gate(gate.expr, gate.path.removeprefix("auto."), gate.op, gate.number)
 
 
-def _work(request: Request, staging: Staging) -> Workload:
+def _work(options: SearchOptions, staging: Staging) -> Workload:
     bundle = staging.preview()
     own = workload(bundle, None, None)
     if own.method == "run":
-        if request.data is not None:
+        if options.data is not None:
             raise UsageError("--data: plans of this bundle are measured on its golden inputs, for it answers no texts; leave --data out")
         return own
-    if request.data is not None:
-        return _read(bundle, request.data)
-    _read(bundle, request.calibrate)  # what is wrong with the data is told by its own name
-    rest = rest_of(request.calibrate, bundle, staging.path)
+    if options.data is not None:
+        return _read(bundle, options.data)
+    _read(bundle, options.calibrate)  # what is wrong with the data is told by its own name
+    rest = rest_of(options.calibrate, bundle, staging.path)
     try:
-        return replace(_read(bundle, rest), name=request.calibrate.name)
+        return replace(_read(bundle, rest), name=options.calibrate.name)
     finally:
         rest.unlink()
 
 
 def _read(bundle: Bundle, data: Path) -> Workload:
     found = workload(bundle, data, MOST_ROWS)
-    likelihoods = found.beside is not None and found.owners is None
+    likelihoods = found.scored is not None
     return workload(bundle, data, MOST_TEXTS) if likelihoods else found
 
 
-class Search(Measuring):
-    """One search; `run` gives its result. gate: the budget; further arguments: see `Measuring`."""
+class PlanSearch:
+    """One search; `run` gives its result. gate: the budget."""
 
-    def __init__(self, gate: Gate, *given: Any) -> None:
-        super().__init__(*given)
-        self.gate = gate
+    def __init__(self, measurements: Measurements, gate: Gate, options: SearchOptions, progress: Progress) -> None:
+        self.measurements, self.gate, self.progress = measurements, gate, progress
+        self.options, self.work = options, measurements.work
         self.tried: dict[Picks, tuple[Point, dict[str, Any]]] = {}
 
-    def run(self) -> Chosen:
+    def run(self) -> SearchResult:
         """All stages in order."""
-        if len(self.memo):
-            self.progress(f"go on with the search in {self.request.folder}: {len(self.memo)} measurements are there")
+        reference = self._begin()
+        losses, costs = self.measurements.losses(), self.measurements.costs()
+        self.rest = max(self.measurements.seconds_of_fp32() - sum(row[0] for row in costs), 0.0)  # of an answer, beside the products
+        uniform = {name: self.measurements.uniform(name) for name in self.measurements.schemes}
+        best = search(costs, losses, self._holds, MOST_PLANS, [picks for picks in uniform.values() if any(picks)])
+        within = [one for one, _ in self.tried.values() if self._within(one)]
+        if not self._passes(reference) and not within:
+            raise GateError(self._missed(costs))
+        finalists = self._finalists(point(costs, losses, (0,) * len(costs)), uniform, within, best)
+        seconds = self._seconds(finalists)
+        fastest = min(seconds, key=lambda name: seconds[name])
+        if not self._passes(reference) and fastest == FP32.name:
+            fastest = min((name for name in seconds if name != FP32.name), key=lambda name: seconds[name])
+        return self._result(finalists[fastest], fastest, seconds)
+
+    def _begin(self) -> dict[str, Any]:
+        """The metrics of fp32; the user hears what is there from before, and what the plans are measured on."""
+        if len(self.measurements.journal):
+            count = len(self.measurements.journal)
+            self.progress(f"go on with the search in {self.options.folder}: {count} measurements are there")
         self.progress(f"answer {self.work.count} inputs with fp32")
-        reference = self.quality.reference
+        reference = self.measurements.quality.reference
         if lookup(reference, self.gate.path) is None:
             raise UsageError(f"--budget {self.gate.expr}: {self.gate.path} is not measured on {self.work.name}; {_measurable(reference)}")
         if self.work.method == "run":
-            self.progress(
-                f"note: plans are measured on the bundle's own {self.work.count} golden inputs, not on {self.request.calibrate.name}"
-            )
+            data = self.options.calibrate.name
+            self.progress(f"note: plans are measured on the bundle's own {self.work.count} golden inputs, not on {data}")
         elif self.work.count < FEW:
             self.progress(f"note: plans are measured on {self.work.count} inputs only; chance decides where differences are small")
-        losses = self.losses()
-        costs = self.costs()
-        whole = self.seconds_of_fp32()
-        self.rest = max(whole - sum(row[0] for row in costs), 0.0)
-        uniform = {name: self.uniform(name) for name in self.schemes}
-        seeds = [picks for picks in uniform.values() if any(picks)]
-        best = search(costs, losses, lambda one: self._holds(one), MOST_PLANS, seeds)
-        kept = [one for one, _ in self.tried.values() if self._within(one)]
-        if not self._passes(reference) and not kept:
-            raise GateError(self._missed(costs, losses))
-        named = {"fp32": point(costs, losses, (0,) * len(self.groups))}
-        named |= {name: one for name in uniform for one in kept if one.picks == uniform[name] and one.picks != named["fp32"].picks}
-        if best is not None and best in kept and best.picks not in {one.picks for one in named.values()}:
-            named["searched"] = best
-        elif kept:
-            fastest = min(kept, key=lambda one: one.cost)
-            if fastest.picks not in {one.picks for one in named.values()}:
-                named["searched"] = fastest
-        taken = self._timed(named)
-        winner = min(taken, key=lambda name: taken[name])
-        if not self._passes(reference) and winner == "fp32":
-            winner = min((name for name in taken if name != "fp32"), key=lambda name: taken[name])
-        return self._chosen(named[winner], winner, taken, losses)
+        return reference
 
-    def _timed(self, named: dict[str, Point]) -> dict[str, float]:
-        """Seconds of an answer by what the plans are called here, in turn; fp32 is among them."""
-        self.progress(f"time {', '.join(named)} in turn")
-        plans = {f"auto-{name}": self.plan(one.picks) for name, one in named.items() if name != "fp32"}
+    def _finalists(self, fp32: Point, uniform: dict[str, Picks], within: list[Point], best: Point | None) -> dict[str, Point]:
+        """The plans that are timed, by name: fp32, each scheme alone that is within the budget, and the searched one."""
+        named = {FP32.name: fp32}
+        named |= {name: one for name, picks in uniform.items() for one in within if one.picks == picks != fp32.picks}
+        fastest = min(within, key=lambda one: one.cost, default=None)
+        there = {one.picks for one in named.values()}
+        searched = [one for one in (best, fastest) if one is not None and one in within and one.picks not in there]
+        return named | ({"searched": searched[0]} if searched else {})
+
+    def _seconds(self, finalists: dict[str, Point]) -> dict[str, float]:
+        """Measured seconds of an answer by each finalist."""
+        self.progress(f"time {', '.join(finalists)} in turn")
+        plans = {f"auto-{name}": self.measurements.plan(one.picks) for name, one in finalists.items() if name != FP32.name}
         if not plans:
-            return {"fp32": self.seconds_of_fp32()}
-        with self.trials.made(plans) as bundle:
-            budget = SECONDS * (len(plans) + 1)
-            taken = plan_quality.seconds(bundle, ["fp32", *plans], self.work, self.batch, self.sessions, ROUNDS, budget)
-        return {name.removeprefix("auto-"): value for name, value in taken.items()}
+            return {FP32.name: self.measurements.seconds_of_fp32()}
+        return {name.removeprefix("auto-"): value for name, value in self.measurements.seconds_of(plans).items()}
 
     # judging
 
     def _holds(self, one: Point) -> bool:
+        """Measure a plan and judge it."""
         self.tried[one.picks] = (one, {})
-        plan = self.plan(one.picks)
-        number = len(self.tried)
-
-        def measured() -> dict[str, Any]:
-            with self.trials.made({"auto-trial": plan}) as bundle:
-                return self.quality.values(bundle, "auto-trial")
-
-        name = digest(plan.dumps())
-        before = ", measured before" if self.memo.knows("plans", name) else ""
-        self.progress(f"plan {number}: {self.short(one.picks)}{before}")
-        values = self.memo.get("plans", name, measured)
+        plan, number = self.measurements.plan(one.picks), len(self.tried)
+        before = ", measured before" if self.measurements.has_quality_of(plan) else ""
+        self.progress(f"plan {number}: {self.measurements.short(one.picks)}{before}")
+        values = self.measurements.quality_of(plan)
         self.tried[one.picks] = (one, values)
         holds = self._within(one)
         verdict = "within" if holds else "by chance within" if self._passes(values) else "not within"
-        self.progress(f"plan {number}: {self._told(values)}, {verdict} {self.gate.expr}")
+        value = lookup(values, self.gate.path)
+        shown = "not finite" if value is None else f"{self.gate.path} {value:.4g}"
+        self.progress(f"plan {number}: {shown}, {verdict} {self.gate.expr}")
         return holds
 
     def _passes(self, values: dict[str, Any]) -> bool:
-        value = lookup(values, self.gate.path)
-        error = values.get("relative_error")
-        return value is not None and self.gate.holds(value) and error is not None and error <= precisions.BOUNDS["auto"]["relative_error"]
+        """Whether metrics are within the budget, and the relative error within the bound of a searched variant."""
+        value, error = lookup(values, self.gate.path), values.get("relative_error")
+        return value is not None and self.gate.holds(value) and error is not None and error <= self.options.relative_error
 
     def _within(self, one: Point) -> bool:
         """Whether a plan that was tried holds; where chance moves the metric, by those that lose more and less too."""
@@ -169,65 +172,63 @@ class Search(Measuring):
             return True
         sign = 1 if self.gate.op in ("<=", "<") else -1
         pairs = [(p.loss, lookup(values, self.gate.path), p.picks) for p, values in self.tried.values()]
-        pairs.append((0.0, lookup(self.quality.reference, self.gate.path), ()))
+        pairs.append((0.0, lookup(self.measurements.quality.reference, self.gate.path), ()))
         known = [(loss, sign * value, picks) for loss, value, picks in pairs if value is not None]
         even = isotonic([k[0] for k in known], [k[1] for k in known])
         return self.gate.holds(sign * next(value for value, k in zip(even, known, strict=True) if k[2] == one.picks) - sign * 1e-12)
 
-    # telling
+    # results
 
-    def _chosen(self, one: Point, name: str, taken: dict[str, float], losses: list[list[float]]) -> Chosen:
-        values = self.quality.reference if name == "fp32" else self.tried[one.picks][1]
-        value, faster = lookup(values, self.gate.path), taken["fp32"] / taken[name]
-        budget = {"expr": self.gate.expr, "value": value, "met": True}
-        if name == "fp32":
-            said = f"plain fp32 is the fastest found within {self.gate.expr}"
-            plan = Plan({"*": "fp32"})
+    def _result(self, one: Point, name: str, seconds: dict[str, float]) -> SearchResult:
+        measurements = self.measurements
+        values = measurements.quality.reference if name == FP32.name else self.tried[one.picks][1]
+        value, faster = lookup(values, self.gate.path), seconds[FP32.name] / seconds[name]
+        if name == FP32.name:
+            plan = Plan({"*": FP32.name})
+            sentence = f"plain fp32 is the fastest found within {self.gate.expr}"
         else:
-            said = f"{self.short(one.picks)}: {faster:.2f} times as fast as fp32, {self.gate.path} {value:.4g} (budget {self.gate.expr})"
-            plan = self.plan(one.picks)
+            plan = measurements.plan(one.picks)
+            shares = measurements.short(one.picks)
+            sentence = f"{shares}: {faster:.2f} times as fast as fp32, {self.gate.path} {value:.4g} (budget {self.gate.expr})"
         evidence = {
             "sensitivity": {
-                "metric": module_loss.ERROR if self.bundle.generation is None else module_loss.KL,
-                "modules": self.sensitivities,
+                "metric": module_loss.ERROR if measurements.bundle.generation is None else module_loss.KL,
+                "modules": measurements.sensitivities,
             },
             "search": [
-                {"plan": self.short(p.picks), "quality": _flat(found), "seconds": self.rest + p.cost, "loss": p.loss}
-                for p, found in self.tried.values()
+                {"plan": measurements.short(p.picks), "quality": _numbers(metrics), "seconds": self.rest + p.cost, "loss": p.loss}
+                for p, metrics in self.tried.values()
             ],
-            "budget": budget,
-            "timed": taken,
-            "chosen": said,
+            "budget": {"expr": self.gate.expr, "value": value, "met": True},
+            "timed": seconds,
+            "chosen": sentence,
             "inputs": self.work.count,
         }
-        self.progress(f"auto: {said}")
-        return Chosen(plan, evidence, said)
+        self.progress(f"auto: {sentence}")
+        return SearchResult(plan, evidence, sentence)
 
-    def _missed(self, costs: list[list[float]], losses: list[list[float]]) -> str:
-        known = [(v, one) for one, found in self.tried.values() if (v := lookup(found, self.gate.path)) is not None]
-        own = lookup(self.quality.reference, self.gate.path)
+    def _missed(self, costs: list[list[float]]) -> str:
+        """The message where nothing is within the budget: it names the best plan."""
+        known = [(v, one) for one, values in self.tried.values() if (v := lookup(values, self.gate.path)) is not None]
+        own = lookup(self.measurements.quality.reference, self.gate.path)
         if not known:
             return f"--budget {self.gate.expr}: fp32 itself has {own:.4g}, and no faster plan was found; loosen the budget"
         value, one = min(known, key=lambda pair: (self._badness(pair[0]), pair[1].cost))
         whole = self.rest + sum(row[0] for row in costs)
         return (
-            f"--budget {self.gate.expr}: no plan is within it; the best of {len(self.tried)} measured, {self.short(one.picks)}, has "
-            f"{self.gate.path} {value:.4g} at {(self.rest + one.cost) / whole:.2f} of fp32's predicted time, and fp32 itself "
-            f"{own:.4g}; loosen the budget"
+            f"--budget {self.gate.expr}: no plan is within it; the best of {len(self.tried)} measured, "
+            f"{self.measurements.short(one.picks)}, has {self.gate.path} {value:.4g} at {(self.rest + one.cost) / whole:.2f} of fp32's "
+            f"predicted time, and fp32 itself {own:.4g}; loosen the budget"
         )
 
     def _badness(self, value: float) -> float:
         """Of two values the better one has less."""
         return abs(value - self.gate.number) if self.gate.op == "==" else value if self.gate.op in ("<=", "<") else -value
 
-    def _told(self, values: dict[str, Any]) -> str:
-        value = lookup(values, self.gate.path)
-        return "not finite" if value is None else f"{self.gate.path} {value:.4g}"
 
-
-def _flat(values: dict[str, Any]) -> dict[str, float]:
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _measurable(values: dict[str, Any]) -> str:
-    return "what can be a budget here: " + ", ".join(sorted(_flat(values)))
+    return "what can be a budget here: " + ", ".join(sorted(_numbers(values)))

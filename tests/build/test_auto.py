@@ -10,7 +10,7 @@ import pytest
 from onnxport.build.stages import build
 from onnxport.cli import overview
 from onnxport.quantize.auto import kernel_times, plan_quality
-from onnxport.quantize.auto.journal import Memo
+from onnxport.quantize.auto.journal import Journal
 from onnxport.runtime.bundle.reader import Bundle
 from support import encoder_folders
 from support.commands import assert_refused, invoke
@@ -43,19 +43,19 @@ def known() -> dict[str, dict[str, float]]:
 @pytest.fixture
 def made(plain: Bundle, known: dict[str, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle, and beside it the sensitivities that earlier searches measured."""
-    save, load = Memo.forget, Memo.__init__
+    save, load = Journal.forget, Journal.__init__
 
-    def keep(self: Memo) -> None:
+    def keep(self: Journal) -> None:
         known.update(self._state["sensitivity"])
         save(self)
 
-    def begin(self: Memo, folder: Path, key: str) -> None:
+    def begin(self: Journal, folder: Path, key: str) -> None:
         load(self, folder, key)
         if known:
             self._state.setdefault("sensitivity", dict(known))
 
-    monkeypatch.setattr(Memo, "forget", keep)
-    monkeypatch.setattr(Memo, "__init__", begin)
+    monkeypatch.setattr(Journal, "forget", keep)
+    monkeypatch.setattr(Journal, "__init__", begin)
     return Path(shutil.copytree(plain.path, tmp_path / "tiny"))
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pyte
     assert "auto" not in Bundle.open(made).variants
     state = json.loads((made.with_name("tiny.search") / "measured.json").read_text())
     assert len(state["plans"]) == 1 and state["sensitivity"] and state["times"]
-    monkeypatch.setattr("onnxport.quantize.auto.module_loss.Generating.loss", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("onnxport.quantize.auto.module_loss.DivergenceLoss.loss", lambda *_: pytest.fail("measured again"))
     result = quantize(made, *order)
     assert result.exit_code == 0, result.output
     assert "go on with the search" in result.stderr

@@ -8,7 +8,7 @@ from onnxport.graph.edit import remove_dead
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.layer_errors import growth, layer_ends, layer_errors
 from onnxport.quantize.plan import scheme
-from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes import int8
 from onnxport.quantize.schemes.half import to_half
 from onnxport.quantize.schemes.linear import linears
@@ -127,7 +127,7 @@ def test_a_cached_decoder_in_every_precision(tools, fused, goldens):
     before = ir.to_proto(fused).SerializeToString(deterministic=True)
     reference = {"encoder": encoder(tools), "decoder": fused}
     assert errors(reference, reference, goldens) == [0.0, 0.0]
-    half = errors(reference, {"encoder": encoder(tools), "decoder": to_half(fused, RECIPES["fp16"])}, goldens)
+    half = errors(reference, {"encoder": encoder(tools), "decoder": to_half(fused, PRECISIONS["fp16"].plan)}, goldens)
     eight = errors(reference, {"encoder": encoder(tools), "decoder": to_int8(fused)}, goldens)
     assert all(1e-5 < small < 2e-3 < large < 0.1 for small, large in zip(half, eight, strict=True))
     assert ir.to_proto(fused).SerializeToString(deterministic=True) == before

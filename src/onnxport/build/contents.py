@@ -1,10 +1,10 @@
-"""The contents that all variants of a bundle share, and its manifest."""
+"""What all variants of a bundle share: tokenizers, search graphs, golden answers, the chat template, and the manifest."""
 
-import importlib
+from __future__ import annotations
+
 import importlib.metadata
 import io
 import platform
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,39 +15,28 @@ from onnxport.runtime.bundle.writer import Staging
 if TYPE_CHECKING:
     from onnxport.export.exported import Exported
 
-
-Say = Callable[[str], None]
-Graphs = dict[str, Any]  # role → onnx_ir.Model
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
 CHAT = "chat_template.jinja"
 
 
-def write_shared(staging: Staging, exported: "Exported", search: dict[str, bytes]) -> None:
-    """Tokenizers, search graphs and golden answers: what all variants share."""
-    for file, content in _shared(exported, search).items():
+def write_contents(staging: Staging, exported: Exported, default: str, name: str) -> None:
+    """Write the shared files and set the manifest, which has no variants yet.
+
+    default: the variant that is run where none is named. name: the bundle's, where the model has none.
+    """
+    search = _search_graphs(exported)
+    for file, content in _files(exported, search).items():
         path = staging.path / file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
+    staging.manifest = _manifest(exported, search, default, name)
 
 
-def _tokenizer_files(exported: "Exported") -> dict[str, str]:
-    one = len(set(exported.tokenizers.values())) == 1
-    return {side: "tokenizer.json" if one else f"{side}_tokenizer.json" for side in exported.tokenizers}
-
-
-def search_graphs(exported: "Exported") -> dict[str, bytes]:
-    if exported.generation is None:
-        return {}
-    from onnxport.graph import search_graphs as made
-
-    graphs: dict[str, bytes] = made.search_graphs(2 * exported.generation["layers"], exported.generation["vocab_size"])
-    return graphs
-
-
-def _shared(exported: "Exported", search: dict[str, bytes]) -> dict[str, bytes]:
+def _files(exported: Exported, search: dict[str, bytes]) -> dict[str, bytes]:
+    """Contents by path."""
     files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}
-    files |= {f"search/{name}.onnx": content for name, content in search.items()}
+    files |= {_search_file(name): content for name, content in search.items()}
     if exported.chat is not None:
         files[CHAT] = exported.chat["template"].encode()
     buffer = io.BytesIO()
@@ -56,7 +45,26 @@ def _shared(exported: "Exported", search: dict[str, bytes]) -> dict[str, bytes]:
     return files | {GOLDEN: buffer.getvalue()}
 
 
-def manifest(exported: "Exported", search: dict[str, bytes], default: str, name: str) -> dict[str, Any]:
+def _tokenizer_files(exported: Exported) -> dict[str, str]:
+    """Side → file; one file where both sides have the same tokenizer."""
+    one = len(set(exported.tokenizers.values())) == 1
+    return {side: "tokenizer.json" if one else f"{side}_tokenizer.json" for side in exported.tokenizers}
+
+
+def _search_file(name: str) -> str:
+    return f"search/{name}.onnx"
+
+
+def _search_graphs(exported: Exported) -> dict[str, bytes]:
+    """Graphs of the token search by name; none for a model that does not generate."""
+    if exported.generation is None:
+        return {}
+    from onnxport.graph.search_graphs import search_graphs
+
+    return search_graphs(2 * exported.generation["layers"], exported.generation["vocab_size"])
+
+
+def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: str) -> dict[str, Any]:
     versions = {package: importlib.metadata.version(package) for package in VERSIONED if _installed(package)}
     return {
         "name": exported.name or name,
@@ -68,7 +76,7 @@ def manifest(exported: "Exported", search: dict[str, bytes], default: str, name:
         "chat": None if exported.chat is None else {"template": CHAT, "tokens": exported.chat["tokens"]},
         "golden": GOLDEN,
         "tokenizers": _tokenizer_files(exported),
-        "search": {graph: f"search/{graph}.onnx" for graph in search},
+        "search": {graph: _search_file(graph) for graph in search},
         "variants": {},
         "settings": exported.settings,
         "provenance": {

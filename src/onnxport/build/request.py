@@ -2,60 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
-from onnxport.quantize import precisions
-from onnxport.quantize.precisions import CALIBRATABLE, CALIBRATED, PRECISIONS
-
-if TYPE_CHECKING:
-    pass
+from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision
 
 
 @dataclass(frozen=True)
-class Given:
-    """What variants are made with beside the model.
+class BuildOptions:
+    """How the variants of a bundle are made.
 
-    calibrate: data for schemes that need it. evaluate: data that `auto` measures plans on, None for the rest of `calibrate`. budget: what
-    `auto` may lose. threads: for measurements. search: the folder where `auto` keeps what it has measured until it is done.
+    precisions: names of the variants; the first is the bundle's default.
+    plan: a file that is carried out as it stands, in place of the precisions' own plans.
+    calibrate: calibration data, a file as `compare` takes.
+    budget: what the searched variant may lose, a gate such as `bleu_drop<=0.3`; None for the task's own.
+    data: what searched plans are measured on; None for rows of `calibrate` that are not calibrated on.
+    threads: for the measurements of a search; None for all there are.
     """
 
+    precisions: tuple[str, ...] = DEFAULT
+    plan: Path | None = None
     calibrate: Path | None = None
-    evaluate: Path | None = None
     budget: str | None = None
+    data: Path | None = None
     threads: int | None = None
-    search: Path = field(default_factory=Path)
+
+    def check(self) -> None:
+        """Check that the options fit together.
+
+        Raises:
+            UsageError: a precision is not known; an option is one that no precision takes, or one is missing that a precision needs.
+            DeviceError: nothing here runs one of the precisions.
+        """
+        if not self.precisions:
+            raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown:
+            raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
+        for precision in self._rows:
+            precision.check_device()
+        self._check_search()
+        self._check_calibration()
+
+    def check_new_bundle(self) -> None:
+        """Check the options of an export: as `check`, and calibration needs the reference variant in the same bundle."""
+        self.check()
+        if self.calibrate is not None and REFERENCE not in self.precisions:
+            raise UsageError(f"--calibrate: data is read through the {REFERENCE} variant: add {REFERENCE} to --precision")
+
+    @property
+    def _rows(self) -> list[Precision]:
+        return [PRECISIONS[name] for name in self.precisions]
+
+    @property
+    def _searches(self) -> bool:
+        return self.plan is None and any(precision.searched for precision in self._rows)
+
+    def _check_search(self) -> None:
+        names = ", ".join(self.precisions)
+        searched = [precision.name for precision in self._rows if precision.searched]
+        if self.plan is not None and searched and (self.budget is not None or self.data is not None):
+            raise UsageError("--plan: it is carried out as it stands, so nothing is searched; leave --budget and --data out")
+        if self._searches:
+            if self.budget is not None:
+                parse_gate(self.budget)
+            return
+        some = " or ".join(name for name, precision in PRECISIONS.items() if precision.searched)
+        if self.budget is not None:
+            raise UsageError(f"--budget: {names} take none; leave it out, or ask for --precision {some}")
+        if self.data is not None:
+            raise UsageError(f"--data: only the search of --precision {some} measures on data of its own; leave it out")
+
+    def _check_calibration(self) -> None:
+        if self.plan is not None:
+            return
+        needing = [precision.name for precision in self._rows if precision.calibration == "needed"]
+        if needing and self.calibrate is None:
+            raise UsageError(f"{needing[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")
+        if self.calibrate is not None and all(precision.calibration == "unused" for precision in self._rows):
+            raise UsageError(f"--calibrate: {', '.join(self.precisions)} need no calibration data; leave it out")
 
 
 def search_folder(bundle: str | Path) -> Path:
-    """Where a search for a bundle's `auto` keeps what it has measured until it is done: beside the bundle."""
+    """The folder beside a bundle where a search keeps its measurements until it is done."""
     bundle = Path(bundle).absolute()
     return bundle.with_name(f"{bundle.name}.search")
-
-
-def check(precision: tuple[str, ...], calibrate: Path | None, budget: str | None, plan: Path | None, data: Path | None) -> None:
-    """UsageError for precisions that are not known, and for options that none of them takes or that one of them lacks."""
-    if not precision:
-        raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
-    unknown = [name for name in precision if name not in PRECISIONS]
-    if unknown:
-        raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
-    if "bf16" in precision:
-        precisions.check_bf16()
-    searched = "auto" in precision and plan is None
-    if plan is not None and "auto" in precision and (budget is not None or data is not None):
-        raise UsageError("--plan: it is carried out as it stands, so nothing is searched; leave --budget and --data out")
-    if budget is not None and not searched:
-        raise UsageError(f"--budget: {', '.join(precision)} take none; leave it out, or ask for --precision auto")
-    if budget is not None:
-        parse_gate(budget)
-    if data is not None and not searched:
-        raise UsageError("--data: only the search of --precision auto measures on data of its own; leave it out")
-    lacking = [name for name in precision if name in CALIBRATED] if plan is None else []
-    if lacking and calibrate is None:
-        raise UsageError(f"{lacking[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")
-    if calibrate is not None and plan is None and not searched and not lacking and not set(precision) & CALIBRATABLE:
-        raise UsageError(f"--calibrate: {', '.join(precision)} need no calibration data; leave it out")

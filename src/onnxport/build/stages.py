@@ -1,18 +1,22 @@
-"""The order of the stages: source → standard ONNX and golden answers → fused graphs → variants, each checked → bundle."""
+"""The stages of a build in their order: source → standard graphs and golden answers → fused graphs → variants → bundle."""
+
+from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxport.build.contents import Graphs, Say, manifest, search_graphs, write_shared
-from onnxport.build.request import Given, check, search_folder
+from onnxport.build.contents import write_contents
+from onnxport.build.request import BuildOptions, search_folder
 from onnxport.errors import OutputError, UsageError
 from onnxport.extras import require
-from onnxport.quantize.precisions import DEFAULT
+from onnxport.progress import Progress, silent
+from onnxport.quantize.precisions import DEFAULT, REFERENCE
 from onnxport.runtime.bundle.reader import Bundle
-from onnxport.runtime.bundle.writer import bundle_folder, extended_bundle
+from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
 
 if TYPE_CHECKING:
+    from onnxport.build.variant import FusedGraphs
     from onnxport.export.exported import Exported
 
 
@@ -29,18 +33,21 @@ def build(
     threads: int | None = None,
     allow_pickle: bool = False,
     force: bool = False,
-    progress: Say = lambda stage: None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Export `source` to a bundle at `out`.
 
     Args:
         source: what `onnxport.export.export` takes: a folder, `package.module:factory`, or an adapter.
         out: the bundle's folder; it appears whole or not at all.
+        task: the bundle's task; None for the source's own.
         precision: the variants; the first becomes the default one.
+        opset: ONNX opset of the traced graphs; None for the exporter's own.
         calibrate: data for the schemes that are calibrated, a file as `compare` takes.
         budget: what the variant `auto` may lose, a gate such as `bleu_drop<=0.3`.
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
+        allow_pickle: read PyTorch pickles too (weights only).
         force: replace an existing bundle.
         progress: called with the name of each stage as it begins.
 
@@ -48,32 +55,18 @@ def build(
         UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
         is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
-    check(precision, calibrate, budget, None, data)
-    if calibrate is not None and "fp32" not in precision:
-        raise UsageError("--calibrate: data is read through the fp32 variant: add fp32 to --precision")
+    options = BuildOptions(precision, None, calibrate, budget, data, threads)
+    options.check_new_bundle()
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
-    from onnxport import export as exporter
-    from onnxport.build.variant import Making
-    from onnxport.graph import store
+    from onnxport.export import export
 
     with bundle_folder(out, force) as staging:
-        exported = exporter.export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
+        exported = export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
         progress("fuse")
-        fused, fusions = _fuse(exported)
-        search = search_graphs(exported)
-        write_shared(staging, exported, search)
-        staging.manifest = manifest(exported, search, precision[0], Path(out).name)
-        expected = exported.expected
-        store.forget(exported.graphs)
-        with store.on_disk(fused, staging.path) as weights:
-            given = Given(calibrate, data, budget, threads, search_folder(out))
-            make = Making(staging, fused, fusions, expected, given, weights.let_go, progress)
-            for name in sorted(precision, key=lambda name: name != "fp32"):  # the others may be calibrated through it
-                make.add(name)
-                weights.let_go()
-            variants = staging.manifest["variants"]
-            staging.manifest["variants"] = {name: variants[name] for name in precision}
+        fused = _fuse(exported)
+        write_contents(staging, exported, default=precision[0], name=Path(out).name)
+        _add_variants(staging, fused, options, search_folder(out), progress)
         progress("hash and publish")
     return Bundle.open(out)
 
@@ -88,47 +81,82 @@ def add_variant(
     data: Path | None = None,
     threads: int | None = None,
     force: bool = False,
-    progress: Say = lambda stage: None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was.
 
-    plan: a file that says what each module becomes, in place of the precision's recipe. calibrate, budget, data, threads: as in `build`.
-    Errors: as `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
+    plan: a file that names the scheme of each module, in place of the precision's own. calibrate, budget, data, threads: as in `build`.
+
+    Raises:
+        the errors of `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
     """
-    check((precision,), calibrate, budget, plan, data)
-    ir = require("onnx_ir", "export")
-    from onnxport.build.variant import Making
-    from onnxport.graph.search_graphs import remove_choice
+    options = BuildOptions((precision,), plan, calibrate, budget, data, threads)
+    options.check()
+    require("onnx_ir", "export")
+    from onnxport.build.variant import VariantBuilder
 
     bundle = Bundle.open(path)
     if precision in bundle.variants and not force:
         raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
-    if "fp32" not in bundle.variants:
-        raise UsageError(f"{path} has no fp32 variant to make {precision} from: export with --precision fp32,{precision}")
+    if REFERENCE not in bundle.variants:
+        raise UsageError(f"{path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}")
     place = path.resolve()  # a link stays one, and "." is another folder once it is replaced
     with extended_bundle(place) as staging:
-        progress("read fp32")
-        base = bundle.variants["fp32"]
-        fused = {role: ir.load(bundle.file(name)) for role, name in base.graphs.items()}
-        if "decoder" in fused:
-            fused["decoder"] = remove_choice(fused["decoder"])
-        for name in bundle.variants[precision].files if precision in bundle.variants else ():
-            (staging.path / name).unlink()
-        if staging.manifest is not None:
-            staging.manifest["variants"].pop(precision, None)
-        given = Given(calibrate, data, budget, threads, search_folder(place))
-        Making(staging, fused, dict(base.fusions), {}, given, lambda: None, progress).add(precision, plan)
+        progress(f"read {REFERENCE}")
+        fused = _read_fused(bundle)
+        _remove_variant(staging, bundle, precision)
+        VariantBuilder(staging, fused, options, search_folder(place), progress).add(precision)
         progress("hash and publish")
     return Bundle.open(place)
 
 
-def _fuse(exported: "Exported") -> tuple[Graphs, dict[str, int]]:
-    """The fused graphs, and how often each rule applied in all of them."""
+def _fuse(exported: Exported) -> FusedGraphs:
+    """The graphs as ONNX Runtime runs them on the CPU. The standard graphs lose their weights: they are used no more."""
+    from onnxport.build.variant import FusedGraphs
+    from onnxport.graph import store
     from onnxport.quantize.fusion import fuse
 
-    fused: Graphs = {}
-    total: Counter[str] = Counter()
+    graphs, rules = {}, Counter[str]()
     for role, graph in exported.graphs.items():
-        fused[role], counts = fuse(graph, role, "cpu")
-        total.update(counts)
-    return fused, dict(total)
+        graphs[role], counts = fuse(graph, role, target="cpu")
+        rules.update(counts)
+    store.forget(exported.graphs)
+    return FusedGraphs(graphs, dict(rules), exported.expected)
+
+
+def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, folder: Path, progress: Progress) -> None:
+    """The variants, in the manifest in the order of the options."""
+    from onnxport.build.variant import VariantBuilder
+    from onnxport.graph import store
+
+    assert staging.manifest is not None
+    with store.on_disk(fused.graphs, staging.path) as weights:
+        builder = VariantBuilder(staging, fused, options, folder, progress, weights.let_go)
+        for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
+            builder.add(name)
+            weights.let_go()
+    variants = staging.manifest["variants"]
+    staging.manifest["variants"] = {name: variants[name] for name in options.precisions}
+
+
+def _read_fused(bundle: Bundle) -> FusedGraphs:
+    """The float32 graphs of a bundle, as they were before tokens were chosen in them."""
+    import onnx_ir as ir
+
+    from onnxport.build.variant import FusedGraphs
+    from onnxport.graph.search_graphs import remove_choice
+
+    reference = bundle.variants[REFERENCE]
+    graphs = {role: ir.load(bundle.file(name)) for role, name in reference.graphs.items()}
+    if "decoder" in graphs:
+        graphs["decoder"] = remove_choice(graphs["decoder"])
+    return FusedGraphs(graphs, dict(reference.fusions))
+
+
+def _remove_variant(staging: Staging, bundle: Bundle, name: str) -> None:
+    """Takes a variant out of the bundle in the making, if it is there."""
+    assert staging.manifest is not None
+    if name in bundle.variants:
+        for file in bundle.variants[name].files:
+            (staging.path / file).unlink()
+        del staging.manifest["variants"][name]

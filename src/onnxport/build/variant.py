@@ -1,113 +1,145 @@
-"""Making a variant: its graphs by a plan, the check of what ONNX Runtime makes of them, the check of its answers."""
+"""VariantBuilder makes one variant at a time: its graphs, the check of what ONNX Runtime makes of them, the check of its answers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onnxport.build.request import Given
+from onnxport.build.contents import GOLDEN
+from onnxport.build.request import BuildOptions
 from onnxport.errors import UsageError
 from onnxport.graph import store
-from onnxport.quantize import calibration_inputs, fusion, layer_errors, precisions
-from onnxport.quantize.calibration_inputs import calibrated_on
+from onnxport.progress import Progress
+from onnxport.quantize import calibration_inputs, layer_errors
+from onnxport.quantize.calibration_inputs import Feeds, calibrated_on
+from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import Plan, read_plan
-from onnxport.quantize.recipe import Graphs, Wish, graphs_of, smoothed
+from onnxport.quantize.precisions import PRECISIONS, Precision, target_of
+from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
 from onnxport.runtime.bundle.writer import Staging
-from onnxport.runtime.verify import replay
+from onnxport.runtime.sessions import CPU, required_device
+from onnxport.runtime.verify import check_bounds, replay
 
-if TYPE_CHECKING:
-    from onnxport.quantize.calibration_inputs import Feeds
-
-
-GOLDEN = "golden.npz"
 PLAN = "plan.json"
-AUTO = "auto"
 
 
-class Making:
+@dataclass(frozen=True)
+class FusedGraphs:
+    """Graphs in float32 that variants are made from.
+
+    graphs: role → onnx_ir.Model. fusions: fusion rule → how often it was applied, in all graphs together. expected: role → rule → how often
+    its kernel must be in the graph that ONNX Runtime runs.
+    """
+
+    graphs: Graphs
+    fusions: dict[str, int]
+    expected: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class VariantBuilder:
     """Adds variants to a bundle in the making.
 
-    fused: graphs in float32, and `fusions` how often each rule was applied. expected: what must be found in the graphs that run, by role.
-    let_go: called when a variant is a file, before ONNX Runtime loads it. progress: told each stage.
+    search_folder: where an interrupted search finds its measurements. release_weights: called when a variant is a file, before ONNX Runtime
+    loads it; None where weights are in no file to read them again from.
     """
 
     def __init__(
         self,
         staging: Staging,
-        fused: Graphs,
-        fusions: dict[str, int],
-        expected: dict[str, dict[str, int]],
-        given: Given,
-        let_go: Callable[[], None],
-        progress: Callable[[str], None],
+        fused: FusedGraphs,
+        options: BuildOptions,
+        search_folder: Path,
+        progress: Progress,
+        release_weights: Callable[[], None] | None = None,
     ) -> None:
-        self.staging, self.fused, self.fusions, self.expected = staging, fused, fusions, expected
-        self.given, self.let_go, self.progress = given, let_go, progress
+        self.staging, self.fused, self.options, self.progress = staging, fused, options, progress
+        self.search_folder, self.release_weights = search_folder, release_weights or (lambda: None)
+        self.goldens = staging.path / GOLDEN
         self._feeds: dict[int, Feeds] = {}
 
-    def feeds(self, precision: str) -> Feeds:
-        """Calibration inputs of each graph, through the fp32 variant; `auto` leaves half of the data to be measured on. DataError."""
-        data = self.given.calibrate
-        assert data is not None
-        most = calibrated_on(data) if precision == AUTO else calibration_inputs.MOST
-        if most not in self._feeds:
-            self.progress("read calibration data")
-            self._feeds[most] = calibration_inputs.feeds(self.staging.preview(), data, most)
-        return self._feeds[most]
+    def add(self, name: str) -> None:
+        """Make the variant of a precision, whole: files, manifest entry, checks.
 
-    def add(self, precision: str, plan: Path | None = None) -> None:
-        """One variant, whole: files, manifest entry, checks.
-
-        ParityError, FusionError, CheckpointError, DataError, UsageError; GateError: no plan is within the budget.
+        Raises:
+            ParityError, FusionError, CheckpointError, DataError, UsageError; GateError: no plan is within the budget.
         """
-        chosen: Plan | None = None if plan is None else read_plan(plan)
-        if chosen is not None and chosen.needs and self.given.calibrate is None:
-            raise UsageError(f"{plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
-        evidence: dict[str, Any] = {}
-        if precision == AUTO and chosen is None:
-            chosen, evidence = self._search()
-        self.progress(f"make and check {precision}")
-        self.make(Wish(precision, chosen, (lambda: self.feeds(precision)) if self.given.calibrate is not None else None), evidence)
+        precision, plan, evidence = PRECISIONS[name], self._read_plan(), dict[str, Any]()
+        if precision.searched and plan is None:
+            plan, evidence = self._search(precision)
+        self.progress(f"make and check {name}")
+        feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
+        self._make(precision, Recipe(name, plan, feeds), evidence)
 
-    def _search(self) -> tuple[Plan, dict[str, Any]]:
-        from onnxport.quantize.auto.measurements import Request
-        from onnxport.quantize.auto.search import choose
+    def _read_plan(self) -> Plan | None:
+        if self.options.plan is None:
+            return None
+        plan = read_plan(self.options.plan)
+        if plan.needs and self.options.calibrate is None:
+            raise UsageError(f"{self.options.plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
+        return plan
 
-        given = self.given
-        assert given.calibrate is not None
-        feeds = self.feeds(AUTO)
-        request = Request(given.budget, given.calibrate, given.evaluate, given.threads, given.search)
-        graphs = smoothed(self.fused, feeds, self.staging.path / GOLDEN)
-        found = choose(request, self.staging, graphs, feeds, self.let_go, self.progress)
-        return found.plan, found.evidence
+    def _calibration_feeds(self, precision: Precision) -> Feeds:
+        """Calibration inputs of each graph, through the fp32 variant; a search leaves half of the data to be measured on."""
+        data = self.options.calibrate
+        assert data is not None
+        rows = calibrated_on(data) if precision.searched else calibration_inputs.MOST
+        if rows not in self._feeds:
+            self.progress("read calibration data")
+            self._feeds[rows] = calibration_inputs.feeds(self.staging.preview(), data, rows)
+        return self._feeds[rows]
 
-    def make(self, wish: Wish, evidence: dict[str, Any]) -> None:
-        """Carries out a wish; the manifest names the variant as soon as its files are there. evidence: see `Variant`."""
-        precision, staging = wish.precision, self.staging
-        models, became = graphs_of(wish, self.fused, staging.path / GOLDEN)
-        folder = staging.path / precision
-        folder.mkdir(exist_ok=True)
-        graphs = {role: f"{precision}/{name}" for role, name in store.write(models, folder).items()}
-        (folder / PLAN).write_text(Plan(became).dumps(), encoding="utf-8")
-        device = "cuda" if "bf16" in became.values() else "cpu"
-        if set(became.values()) != {"fp32"} and device == "cpu":
-            layers = layer_errors.growth(self.fused, models, staging.path / GOLDEN)
+    def _search(self, precision: Precision) -> tuple[Plan, dict[str, Any]]:
+        from onnxport.quantize.auto.measurements import SearchOptions
+        from onnxport.quantize.auto.search import search_plan
+
+        options, feeds = self.options, self._calibration_feeds(precision)
+        assert options.calibrate is not None
+        search = SearchOptions(
+            options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.relative_error
+        )
+        graphs = smoothed(self.fused.graphs, feeds, self.goldens)
+        result = search_plan(search, self.staging, graphs, feeds, self.release_weights, self.progress)
+        return result.plan, result.evidence
+
+    def _make(self, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
+        """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`."""
+        made = make_graphs(recipe, self.fused.graphs, self.goldens)
+        target = target_of(made.plan)
+        device = required_device(target) or CPU
+        graphs, files = self._write(precision.name, made)
+        if device is CPU and set(made.plan.schemes.values()) != {"fp32"}:
+            layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
-        del models
-        self.let_go()
-        for role, wanted in self.expected.items() if device == "cpu" else ():
-            fusion.check_runs(staging.path / graphs[role], wanted)
-        assert staging.manifest is not None
+        oldest = min_onnxruntime(made.models, target)
+        plan = made.plan.schemes
+        del made
+        self.release_weights()
+        for role, kernels in self.fused.expected.items() if device is CPU else ():
+            check_runs(self.staging.path / graphs[role], kernels)
         variant: dict[str, Any] = {
-            "files": sorted(f"{precision}/{file.name}" for file in folder.iterdir()),
+            "files": files,
             "graphs": graphs,
-            "target": "any" if set(became.values()) <= {"fp32", "fp16"} else device,
-            "plan": became,
-            "fusions": self.fusions,
+            "target": target,
+            "plan": plan,
+            "fusions": self.fused.fusions,
             "parity": {},
             "evidence": evidence,
         }
-        staging.manifest["variants"][precision] = variant
-        variant["parity"] = precisions.check(precision, replay(staging.preview(), precision, device))
+        if oldest is not None:
+            variant["min_onnxruntime"] = oldest
+        assert self.staging.manifest is not None
+        self.staging.manifest["variants"][precision.name] = variant
+        parity = replay(self.staging.preview(), precision.name, device.name)
+        check_bounds(precision.name, precision.bounds, parity, "leave it out with --precision, or report this if it is fp32")
+        variant["parity"] = {**parity, "bounds": precision.bounds}
+
+    def _write(self, name: str, made: VariantGraphs) -> tuple[dict[str, str], list[str]]:
+        """Write graphs and plan to the variant's folder; role → path of its graph, and all paths, relative to the bundle."""
+        folder = self.staging.path / name
+        folder.mkdir(exist_ok=True)
+        graphs = store.write(made.models, folder)
+        (folder / PLAN).write_text(made.plan.dumps(), encoding="utf-8")
+        return {role: f"{name}/{file}" for role, file in graphs.items()}, sorted(f"{name}/{file.name}" for file in folder.iterdir())

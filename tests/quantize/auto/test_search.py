@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from onnxport.errors import OutputError
-from onnxport.quantize.auto.journal import Memo
+from onnxport.quantize.auto.journal import Journal
 from onnxport.quantize.auto.kernel_times import Load, Shape, measure, seconds
 from onnxport.quantize.auto.knapsack import frontier, isotonic, point, search
-from onnxport.quantize.auto.module_loss import Answering
+from onnxport.quantize.auto.module_loss import OutputLoss
 from onnxport.quantize.modules import groups, module_of, plan_of
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
@@ -33,7 +33,7 @@ def measured(tools):
     shape = ["batch", "length", WIDTH]
     graphs = {"model": tools.build(nodes, {"x": shape}, {"last_hidden_state": shape}, weights)}
     every = groups(graphs)
-    meter = Answering(graphs, [{"x": rng.standard_normal((4, 8, WIDTH)).astype(np.float32)}], Sessions.choose("cpu", 1))
+    meter = OutputLoss(graphs, [{"x": rng.standard_normal((4, 8, WIDTH)).astype(np.float32)}], Sessions.choose("cpu", 1))
 
     def real(picks):
         if not any(picks):
@@ -129,14 +129,14 @@ def test_times_are_of_every_scheme_and_add_up(tools):
 
 def test_measurements_are_kept_while_the_key_is_the_same(tmp_path: Path):
     folder = tmp_path / "x.search"
-    assert Memo(folder, "a").get("plans", "one", lambda: {"bleu": 3}) == {"bleu": 3}
-    assert Memo(folder, "a").get("plans", "one", lambda: pytest.fail("known")) == {"bleu": 3}
-    assert len(Memo(folder, "b")) == 0
+    assert Journal(folder, "a").get("plans", "one", lambda: {"bleu": 3}) == {"bleu": 3}
+    assert Journal(folder, "a").get("plans", "one", lambda: pytest.fail("known")) == {"bleu": 3}
+    assert len(Journal(folder, "b")) == 0
     (folder / "measured.json").write_text("{")
-    memo = Memo(folder, "a")
-    assert memo.get("plans", "one", lambda: 4) == 4
-    memo.forget()
+    journal = Journal(folder, "a")
+    assert journal.get("plans", "one", lambda: 4) == 4
+    journal.forget()
     assert not folder.exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        Memo(tmp_path / "file", "a").get("plans", "one", lambda: 4)
+        Journal(tmp_path / "file", "a").get("plans", "one", lambda: 4)

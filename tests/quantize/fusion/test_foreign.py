@@ -8,7 +8,7 @@ import pytest
 
 from onnxport.graph.store import write
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes.half import to_half
 
 HEADS, SIZE = 4, 8
@@ -121,7 +121,7 @@ def test_fp16_of_a_stored_graph_knows_its_types_again(tools, session, tmp_path) 
     write({"model": model}, tmp_path / "stored")
     stored = ir.load(str(tmp_path / "stored" / "model.onnx"))
     x = weights(2, 5)
-    answer = tools.run(session(to_half(stored, RECIPES["fp16"])), {"x": x})["y"]
+    answer = tools.run(session(to_half(stored, PRECISIONS["fp16"].plan)), {"x": x})["y"]
     np.testing.assert_allclose(answer, x * np.arange(5), rtol=2e-3, atol=1e-3)
 
 
@@ -135,6 +135,6 @@ def test_fp16_keeps_the_scales_of_a_resize(tools, session, given: str) -> None:
     model = tools.build(nodes, {"x": [1, 2, 3, 6]}, {"y": [1, 2, 6, "n"]}, {"scales": scales, "factor": np.float32(1)})
     x = weights(1, 2, 3, 6)
     expected = tools.run(session(model), {"x": x})["y"]
-    found = tools.run(session(to_half(model, RECIPES["fp16"])), {"x": x})["y"]
+    found = tools.run(session(to_half(model, PRECISIONS["fp16"].plan)), {"x": x})["y"]
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -7,7 +7,7 @@ import pytest
 from onnxport.errors import FusionError, UsageError
 from onnxport.graph.store import write
 from onnxport.quantize.fusion import check_runs, fuse
-from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.half import to_half
 
@@ -28,8 +28,8 @@ def test_counts_are_those_of_the_layers(fused, standard):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-weight"])
 def test_no_graph_that_runs_on_the_cpu_has_skip_layer_normalization(fused, tools, tmp_path, precision):
-    make = {"fp32": lambda m: m, "fp16": lambda m: to_half(m, RECIPES["fp16"])} | {
-        name: lambda m, r=RECIPES[name]: quantize({"d": m}, r)[0]["d"] for name in ("int8", "int8-weight")
+    make = {"fp32": lambda m: m, "fp16": lambda m: to_half(m, PRECISIONS["fp16"].plan)} | {
+        name: lambda m, r=PRECISIONS[name].plan: quantize({"d": m}, r)[0]["d"] for name in ("int8", "int8-weight")
     }
     write({"decoder": make[precision](fused[0])}, tmp_path / "b")
     runs = tools.running(tmp_path / "b/decoder.onnx")

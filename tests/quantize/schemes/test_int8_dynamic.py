@@ -9,12 +9,12 @@ from onnx import TensorProto, helper
 from onnxport.errors import CheckpointError
 from onnxport.graph.store import write
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.precisions import RECIPES
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes.apply import quantize
 
 RNG = np.random.default_rng(0)
 KERNELS = {"int8": {"MatMulIntegerToFloat"}, "int8-weight": {"MatMulNBits"}}
-PRECISIONS = pytest.mark.parametrize("precision", ["int8", "int8-weight"])
+EACH = pytest.mark.parametrize("precision", ["int8", "int8-weight"])
 
 
 def relative(got, expected):
@@ -42,7 +42,7 @@ def linear_model(k, n, bias=True, kind="MatMul"):
     return model, weight, offset if bias else np.float32(0)
 
 
-@PRECISIONS
+@EACH
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     ("k", "n", "bias", "kind", "block"),
@@ -56,7 +56,7 @@ def linear_model(k, n, bias=True, kind="MatMul"):
 )
 def test_error_of_one_product(session, tools, precision, role, k, n, bias, kind, block):
     model, weight, offset = linear_model(k, n, bias, kind)
-    quantized, plan = quantize({role: model}, RECIPES[precision])
+    quantized, plan = quantize({role: model}, PRECISIONS[precision].plan)
     assert plan == {"fc.weight": "int8-rows" if precision == "int8" else f"int8-blocks{block}"}
     kinds = {n.op_type for n in quantized[role].graph}
     assert not {"MatMul", "Gemm"} & kinds and kinds & {"MatMulIntegerToFloat", "MatMulNBits"} == KERNELS[precision]
@@ -68,16 +68,16 @@ def test_error_of_one_product(session, tools, precision, role, k, n, bias, kind,
 def test_the_given_model_stays_as_it_was():
     model, _, _ = linear_model(32, 16)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    quantize({"encoder": model}, RECIPES["int8"])
+    quantize({"encoder": model}, PRECISIONS["int8"].plan)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-@PRECISIONS
+@EACH
 @pytest.mark.parametrize("outlier", [1.0, 60.0, 1e4])
 def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, precision, outlier):
     """Rows: to the last bit. Blocks: what stands in other rows changes nothing, their number only the order of a sum."""
     model, _, _ = linear_model(256, 48)
-    opened = session(quantize({"decoder": model}, RECIPES[precision])[0]["decoder"])
+    opened = session(quantize({"decoder": model}, PRECISIONS[precision].plan)[0]["decoder"])
     rows = RNG.standard_normal((64, 1, 256)).astype(np.float32)
     calm = tools.run(opened, {"x": rows})["y"]
     rows[3, 0, 5] = outlier
@@ -92,15 +92,15 @@ def test_a_row_is_the_same_alone_and_in_any_batch(session, tools, precision, out
                 np.testing.assert_allclose(got, together[i], rtol=0, atol=1e-6 * np.abs(together[i]).max())
 
 
-@PRECISIONS
+@EACH
 def test_rows_of_zeros_give_the_bias_and_tiny_rows_stay_finite(session, tools, precision):
     model, _, offset = linear_model(64, 16)
-    opened = session(quantize({"model": model}, RECIPES[precision])[0]["model"])
+    opened = session(quantize({"model": model}, PRECISIONS[precision].plan)[0]["model"])
     x = np.zeros((1, 3, 64), np.float32)
     np.testing.assert_array_equal(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)))
     x[0, 1] = 1e-35
     np.testing.assert_allclose(tools.run(opened, {"x": x})["y"], np.broadcast_to(offset, (1, 3, 16)), atol=1e-6)
-    plain = session(quantize({"model": linear_model(64, 16, bias=False)[0]}, RECIPES[precision])[0]["model"])
+    plain = session(quantize({"model": linear_model(64, 16, bias=False)[0]}, PRECISIONS[precision].plan)[0]["model"])
     assert not tools.run(plain, {"x": np.zeros((2, 1, 64), np.float32)})["y"].any()
 
 
@@ -113,7 +113,7 @@ def test_activations_are_quantized_once_for_all_who_read_them(session, tools):
         [onnx.numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
     )  # fmt: skip
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
-    quantized = quantize({"model": model}, RECIPES["int8"])[0]["model"]
+    quantized = quantize({"model": model}, PRECISIONS["int8"].plan)[0]["model"]
     kinds = [n.op_type for n in quantized.graph]
     assert kinds.count("QuantizeLinear") == 1 and kinds.count("MatMulIntegerToFloat") == 3 and "MatMul" not in kinds
     x = RNG.standard_normal((4, 32)).astype(np.float32)
@@ -141,12 +141,12 @@ def weight_bytes(model, folder):
     return (folder / "weights.bin").stat().st_size
 
 
-@PRECISIONS
+@EACH
 @pytest.mark.parametrize("k", [128, 96, 24])
 def test_tied_weights_are_stored_once(session, tools, tmp_path, precision, k):
     """Table and projection read the same bytes: one of 8 bits a weight, and the scales."""
     model, table = tied(80, k)
-    quantized, plan = quantize({"decoder": model}, RECIPES[precision])
+    quantized, plan = quantize({"decoder": model}, PRECISIONS[precision].plan)
     size = {128: 128, 96: 32, 24: 16}[k]
     assert plan == {"embedding.weight": "int8-rows" if precision == "int8" else f"int8-blocks{size}"}
     if precision == "int8":
@@ -170,7 +170,7 @@ def test_a_looked_up_row_of_integers_is_within_half_a_step_of_its_own_scale(sess
         [("Gather", ["embedding.weight", "input_ids"], ["x"])],
         {"input_ids": ("int64", ["batch", "length"])}, {"x": ["batch", "length", k]}, {"embedding.weight": table},
     )  # fmt: skip
-    quantized, plan = quantize({"encoder": model}, RECIPES["int8"])
+    quantized, plan = quantize({"encoder": model}, PRECISIONS["int8"].plan)
     assert plan == {"embedding.weight": "int8-rows"}
     ids = np.array([[0, 7, 39], [5, 5, 20]])
     got = tools.run(session(quantized["encoder"]), {"input_ids": ids})["x"]
@@ -178,24 +178,24 @@ def test_a_looked_up_row_of_integers_is_within_half_a_step_of_its_own_scale(sess
     assert (np.abs(got - table[ids]) <= 0.5001 / 127 * np.abs(table[ids]).max(-1, keepdims=True)).all()
 
 
-@PRECISIONS
+@EACH
 def test_small_tables_stay(precision):
     """The projection is quantized, a table of 12 rows is not."""
     model, _ = tied(12, 128)
     scheme = {"int8": "int8-rows", "int8-weight": "int8-blocks128"}[precision]
-    assert quantize({"decoder": model}, RECIPES[precision])[1]["embedding.weight"] == f"{scheme}+fp32"
+    assert quantize({"decoder": model}, PRECISIONS[precision].plan)[1]["embedding.weight"] == f"{scheme}+fp32"
 
 
 def test_a_model_without_a_weight_for_int8_is_refused():
     model, _ = tied(50, 8)
     with pytest.raises(CheckpointError, match="no weight of this model can be int8-rows"):
-        quantize({"decoder": model}, RECIPES["int8"])
+        quantize({"decoder": model}, PRECISIONS["int8"].plan)
 
 
-@PRECISIONS
+@EACH
 def test_whole_decoder(standard, eager, session, tools, precision):
     fused, _ = fuse(standard, "decoder", "cpu")
-    quantized, plan = quantize({"decoder": fused}, RECIPES[precision])
+    quantized, plan = quantize({"decoder": fused}, PRECISIONS[precision].plan)
     kinds = [n.op_type for n in quantized["decoder"].graph]
     (kernel,) = KERNELS[precision]
     assert kinds.count(kernel) == 13 and not {"MatMul", "Gemm"} & set(kinds)
@@ -211,6 +211,6 @@ def test_whole_decoder(standard, eager, session, tools, precision):
 def test_bytes_are_reproducible(standard, tmp_path):
     files = []
     for name in ("a", "b"):
-        write(quantize({"decoder": fuse(standard, "decoder", "cpu")[0]}, RECIPES["int8"])[0], tmp_path / name)
+        write(quantize({"decoder": fuse(standard, "decoder", "cpu")[0]}, PRECISIONS["int8"].plan)[0], tmp_path / name)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert files[0] == files[1] and set(files[0]) == {"decoder.onnx", "weights.bin"}

@@ -11,7 +11,7 @@ from onnxport.cli import doctor
 from onnxport.compare.measure import machine
 from onnxport.graph.store import write
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.recipe import Wish, graphs_of
+from onnxport.quantize.recipe import Recipe, make_graphs
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.int8 import REDUCED, quantize_columns
 from onnxport.runtime import processor
@@ -64,8 +64,8 @@ def test_activations_of_a_text_encoder_are_smoothed_for_a_reduced_range_too(tool
     model = tools.build([("MatMul", ["x", "fc.weight"], ["y"])], {"x": ["n", 32]}, {"y": ["n", 16]}, {"fc.weight": weight})
     feeds = {"encoder": [{"x": RNG.standard_normal((9, 32)).astype(np.float32)}]}
     for scheme in ("int8-rows", "int8-rows-reduced", "int8-static-minmax-reduced"):
-        graphs, _ = graphs_of(Wish("int8-reduced", Plan({"*": scheme}), lambda: feeds), {"encoder": model}, tmp_path)
-        assert any(str(name).endswith("/smoothing") for name in graphs["encoder"].graph.initializers), scheme
+        made = make_graphs(Recipe("int8-reduced", Plan({"*": scheme}), lambda: feeds), {"encoder": model}, tmp_path)
+        assert any(str(name).endswith("/smoothing") for name in made.models["encoder"].graph.initializers), scheme
 
 
 @pytest.mark.parametrize("scheme", ["int8-rows-reduced", "int8-static-minmax-reduced"])
