@@ -1,13 +1,31 @@
-"""How the keys of a config.json are checked."""
+"""Reading of JSON files such as config.json, and checks of their keys."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from onnxport.errors import CheckpointError, one_line
 
 LARGEST = 3.4e38  # of float32, about
 WIDTH, DEPTH, LENGTH, ROWS = 65536, 1024, 1_000_000, 100_000_000  # no model is larger; beyond, building one would not end
 Check = Callable[[Any], str | None]  # what was expected instead, None where the value will do
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON value of a file: an object, or a list where `kind` is list. CheckpointError when it holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, or nested without end
+        raise CheckpointError(f"{path} is not valid JSON: {one_line(error)}; correct it, or copy it again") from error
+    if not isinstance(value, kind):
+        expected = "a list" if kind is list else "an object"
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not {expected}; correct it, or copy it again")
+    return value
 
 
 def integer(low: int, high: int) -> Check:
@@ -63,15 +81,15 @@ class Key:
 
 
 def read_keys(
-    given: Mapping[str, Any], keys: Mapping[str, Key], ignored: frozenset[str] = frozenset()
+    values: Mapping[str, Any], keys: Mapping[str, Key], ignored: frozenset[str] = frozenset()
 ) -> tuple[dict[str, Any], set[str], list[str]]:
-    """Every key's value with defaults filled in, the keys whose value will do, and what is wrong. `ignored` keys may be there."""
-    problems = [f"{name} is missing" for name, key in keys.items() if key.default is ... and name not in given]
-    problems += [f"{name} is not a key of this architecture" for name in given if name not in keys and name not in ignored]
+    """Every key's value with defaults filled in, the keys whose value is right, and what is wrong. `ignored` keys may be there."""
+    problems = [f"{name} is missing" for name, key in keys.items() if key.default is ... and name not in values]
+    problems += [f"{name} is not a key of this architecture" for name in values if name not in keys and name not in ignored]
     wrong = set()
-    for name, value in given.items():
+    for name, value in values.items():
         if name in keys and (expected := keys[name].check(value)):
             wrong.add(name)
             problems.append(f"{name} is {value!r:.60}, expected {expected}")
-    config = {name: given.get(name, key.default) for name, key in keys.items()}
+    config = {name: values.get(name, key.default) for name, key in keys.items()}
     return config, {name for name in config if config[name] is not ... and name not in wrong}, problems

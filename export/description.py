@@ -1,4 +1,4 @@
-"""The user's own class behind plain functions of ids: golden answers come from here, never from the canonical model."""
+"""Descriptions of models: what the exporter needs to know of one, whatever class or library it comes from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,12 +6,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from onnxport.export.canonical.graphs import Built
+from onnxport.errors import UsageError
+from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.trace.tracer import Shapes
+
+Arrays = dict[str, Tensor]  # by the names that the graph's inputs and outputs have
 
 
 class Seq2SeqOriginal(Protocol):
-    """Any encoder-decoder of the user's. `source_rows`: ids it takes; `target_rows`: ids that it can both answer and take."""
+    """The user's own encoder-decoder as functions of ids; golden answers come from here, never from the canonical model.
+
+    `source_rows`: ids that it takes as a source; `target_rows`: ids that it can both answer and take.
+    """
 
     modules: list[Any]
     source_rows: int
@@ -28,7 +34,7 @@ class Seq2SeqOriginal(Protocol):
 
 
 class CausalOriginal(Protocol):
-    """Any language model of the user's. `rows`: ids that it can both answer and take."""
+    """The user's own language model as a function of ids. `rows`: ids that it can both answer and take."""
 
     modules: list[Any]
     rows: int
@@ -37,30 +43,27 @@ class CausalOriginal(Protocol):
         """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
 
 
-Arrays = dict[str, Tensor]  # by the names that the graph's inputs and outputs have
-
-
 @dataclass(frozen=True)
 class Seq2SeqModel:
-    """An encoder-decoder. `ids` and `extras` go into the bundle's generation settings; `max_length` None: no bound."""
+    """An encoder-decoder. `ids` and `search` go into the bundle's generation settings; `max_length` None: no bound."""
 
     original: Seq2SeqOriginal
-    build: Callable[[], Built]
+    build: Callable[[], CanonicalModel]
     ids: dict[str, Any]
     max_length: int | None
-    extras: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
     tasks = ("text2text", "translation", "summarization")
 
 
 @dataclass(frozen=True)
 class CausalModel:
-    """A language model. `ids`, `max_length` and `extras` as in Seq2SeqModel."""
+    """A language model. `ids`, `max_length` and `search` as in Seq2SeqModel."""
 
     original: CausalOriginal
-    build: Callable[[], Built]
+    build: Callable[[], CanonicalModel]
     ids: dict[str, Any]
     max_length: int | None
-    extras: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
     tasks = ("text-generation",)
 
 
@@ -68,15 +71,15 @@ class CausalModel:
 class EncoderModel:
     """A model that answers in one pass.
 
-    answer: the original: `input_ids`, `attention_mask` and, with `types` > 0 kinds of tokens, `token_type_ids`, int64 [batch, sequence]
-    → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical graph, role `encoder`; None: its one module
-    is traced directly.
-    encoding: what the bundle tells the runtime beside max_length, pad_id and vocab_size. tasks: what it can do, its usual task first.
+    answer: the original as a function of `input_ids`, `attention_mask` and, with `types` > 0 token types, `token_type_ids`, int64
+    [batch, sequence] → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical form, with the one role
+    `encoder`; None: its one module is traced directly. encoding: the bundle's `encoding` beside max_length, pad_id and vocab_size.
+    tasks: what it can do, its usual task first.
     """
 
     modules: list[Any]
     answer: Callable[[Arrays], Arrays]
-    build: Callable[[], Built] | None
+    build: Callable[[], CanonicalModel] | None
     outputs: Shapes
     rows: int
     pad_id: int
@@ -86,13 +89,25 @@ class EncoderModel:
     encoding: Mapping[str, Any] = field(default_factory=dict)
 
     def reading(self) -> dict[str, Any]:
-        """A bundle's `encoding`. With a single kind of tokens, what a tokenizer tells of kinds is not read."""
-        told = {"max_length": self.max_length, "vocab_size": self.rows, "pad_id": self.pad_id}
-        return told | ({"kinds": False} if self.types == 1 else {}) | dict(self.encoding)
+        """The bundle's `encoding`. Where all tokens are of one type, the types that a tokenizer gives are not read."""
+        sizes = {"max_length": self.max_length, "vocab_size": self.rows, "pad_id": self.pad_id}
+        return sizes | ({"kinds": False} if self.types == 1 else {}) | dict(self.encoding)
 
 
-class Described(Protocol):
+Model = Seq2SeqModel | CausalModel | EncoderModel
+
+
+class SelfDescribing(Protocol):
     """An adapter that describes itself, such as those of Hugging Face folders."""
 
-    def described(self) -> Seq2SeqModel | CausalModel | EncoderModel:
-        """The model as one of the three kinds."""
+    def describe(self) -> Model:
+        """Its model."""
+
+
+def choose_task(possible: tuple[str, ...], task: str | None, model: str) -> str:
+    """The wanted task, or the first possible one where none is wanted. UsageError when `model` cannot do it."""
+    if task is None:
+        return possible[0]
+    if task not in possible:
+        raise UsageError(f"task {task} is not possible for this {model}; possible: {', '.join(possible)}")
+    return task

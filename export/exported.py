@@ -1,13 +1,10 @@
-"""From what the user named to standard graphs with golden answers."""
+"""The result of an export: standard graphs with golden answers, and what a bundle must know besides."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

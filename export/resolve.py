@@ -1,20 +1,23 @@
-"""What the user named → one Source."""
+"""Resolving of what the user named, a folder, a file, a factory or an object, to a Source."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
+from onnxport.export.config_checks import read_json
 from onnxport.export.families import MODULES, family
 from onnxport.export.source import Source, read_tokenizers
+from onnxport.export.user_code import contained
 
-if TYPE_CHECKING:
-    pass
+ARCHITECTURE = "torch.nn.Transformer"
+_KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
 
 
 def resolve(source: Any, allow_pickle: bool = False) -> Source:
@@ -23,24 +26,81 @@ def resolve(source: Any, allow_pickle: bool = False) -> Source:
     Errors: CheckpointError when it is there but cannot be exported, UsageError when there is no such thing.
     """
     if isinstance(source, str) and not Path(source).exists() and _looks_importable(source):
-        made = _call(source)
-        found = from_object(made, default_name=source.rpartition(":")[0].rpartition(".")[2])
-        return found
+        return from_object(_call(source), default_name=source.rpartition(":")[0].rpartition(".")[2])
     if isinstance(source, str | Path):
         return _from_path(Path(source), allow_pickle)
     return from_object(source)
 
 
-def _looks_importable(text: str) -> bool:
-    module, colon, factory = text.rpartition(":")
+def _from_path(path: Path, allow_pickle: bool) -> Source:
+    if not path.exists():
+        name = str(path)
+        if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
+            raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
+        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
+    if path.suffix == ".onnx" and not path.is_dir():
+        from onnxport.export.onnx_file.read import read_onnx
+
+        return read_onnx(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx")
+    return read_folder(path, allow_pickle)
+
+
+def read_folder(folder: Path, allow_pickle: bool) -> Source:
+    """The Source of a folder with a config.json; CheckpointError names what is known when it is none of it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; known for now: {_KNOWN}")
+    config = read_json(path)
+    architecture, model_type = config.get("architecture"), config.get("model_type")
+    if architecture is not None:
+        if architecture != ARCHITECTURE:
+            raise CheckpointError(f"{path} has the architecture {architecture!r:.60}; known for now: {_KNOWN}")
+        from onnxport.export.pytorch.folder import read as read_pytorch
+
+        return read_pytorch(folder, config, allow_pickle)
+    if model_type is None:
+        raise CheckpointError(f"{path} has no architecture and no model_type; known for now: {_KNOWN}")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{path} has the model_type {model_type!r:.60}; known for now: {_KNOWN}")
+    from onnxport.export.hugging_face.any_encoder import other_encoder
+    from onnxport.export.hugging_face.folder import read as read_hugging_face
+
+    if model_type in MODULES:
+        return read_hugging_face(family(model_type), folder, config, allow_pickle)
+    return read_hugging_face(other_encoder(model_type, config, path, _KNOWN), folder, config, allow_pickle)
+
+
+def from_object(value: Any, default_name: str = "") -> Source:
+    """The Source of an adapter, or of `(module, example inputs)`. CheckpointError for anything else."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
+        value = Module(module=value[0], inputs=value[1])
+    if isinstance(value, nn.Module):
+        raise CheckpointError(f"a {type(value).__name__} without example inputs cannot be traced; return (module, inputs) or an adapter")
+    if not isinstance(value, Seq2Seq | CausalLM | Encoder | Module):
+        raise CheckpointError(f"got a {type(value).__name__}; return Seq2Seq, CausalLM, Encoder, Module or (module, inputs)")
+    if isinstance(value, Module):
+        family = f"{type(value.module).__module__}.{type(value.module).__qualname__}"
+        return Source(value, value.name or default_name or type(value.module).__name__.lower(), family)
+    return Source(
+        adapter=value,
+        name=value.name or default_name or type(value).__name__.lower(),
+        family="torch.nn.Transformer" if isinstance(value, Seq2Seq) else "torch.nn.TransformerEncoder",
+        task=value.task,
+        tokenizers=read_tokenizers(value),
+        settings={"embedding_scale": value.embedding_scale, "max_length": value.max_length},
+    )
+
+
+def _looks_importable(factory_path: str) -> bool:
+    module, colon, factory = factory_path.rpartition(":")
     return bool(colon) and factory.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
-def _call(text: str) -> Any:
+def _call(factory_path: str) -> Any:
     """What the factory returns, imported with the current directory on the path, which is taken off again."""
-    from onnxport.export.user_code import contained
-
-    module_name, _, factory_name = text.rpartition(":")
+    module_name, _, factory_name = factory_path.rpartition(":")
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -62,88 +122,13 @@ def _call(text: str) -> Any:
         if factory is None:
             raise UsageError(f"{module_name} has no {factory_name}; give a function that returns an adapter or (module, inputs)")
         if not callable(factory):
-            raise UsageError(f"{text} is a {type(factory).__name__}, not a function that returns an adapter or (module, inputs)")
+            raise UsageError(f"{factory_path} is a {type(factory).__name__}, not a function that returns an adapter or (module, inputs)")
         try:
-            with contained(text):
+            with contained(factory_path):
                 return factory()
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{text} failed: {type(error).__name__}: {one_line(error)}") from error
+            raise CheckpointError(f"{factory_path} failed: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path[:] = before
-
-
-def _from_path(path: Path, allow_pickle: bool) -> Source:
-    if not path.exists():
-        name = str(path)
-        if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
-            raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
-        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
-    if path.suffix == ".onnx" and not path.is_dir():
-        from onnxport.export.onnx_file.read import read_onnx
-
-        return read_onnx(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx")
-
-    return read_folder(path, allow_pickle)
-
-
-def from_object(made: Any, default_name: str = "") -> Source:
-    """A Source from an adapter, or from a module with example inputs."""
-    import torch
-
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module):
-        made = Module(module=made[0], inputs=made[1])
-    if isinstance(made, torch.nn.Module):
-        raise CheckpointError(f"a {type(made).__name__} without example inputs cannot be traced; return (module, inputs) or an adapter")
-    if not isinstance(made, Seq2Seq | CausalLM | Encoder | Module):
-        raise CheckpointError(f"got a {type(made).__name__}; return Seq2Seq, CausalLM, Encoder, Module or (module, inputs)")
-    if isinstance(made, Module):
-        family = f"{type(made.module).__module__}.{type(made.module).__qualname__}"
-        return Source(made, made.name or default_name or type(made.module).__name__.lower(), family)
-    kind = "torch.nn.Transformer" if isinstance(made, Seq2Seq) else "torch.nn.TransformerEncoder"
-    tokenizers = read_tokenizers(made)
-    hashes: dict[str, str] = {}
-    settings = {"embedding_scale": made.embedding_scale, "max_length": made.max_length}
-    return Source(made, made.name or default_name or type(made).__name__.lower(), kind, made.task, hashes, tokenizers, settings)
-
-
-ARCHITECTURE = "torch.nn.Transformer"
-_KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
-
-
-def read_folder(folder: Path, allow_pickle: bool) -> Source:
-    """The Source of a folder with a config.json; CheckpointError names what is known when it is none of it."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; known for now: {_KNOWN}")
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, or nested without end
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(config).__name__}, not an object")
-    architecture, model_type = config.get("architecture"), config.get("model_type")
-    if architecture is not None:
-        if architecture != ARCHITECTURE:
-            raise CheckpointError(f"{path} has the architecture {architecture!r:.60}; known for now: {_KNOWN}")
-        from onnxport.export.pytorch.folder import read as read_pytorch
-
-        return read_pytorch(folder, config, allow_pickle)
-    if model_type is None:
-        raise CheckpointError(f"{path} has no architecture and no model_type; known for now: {_KNOWN}")
-    if not isinstance(model_type, str):
-        raise CheckpointError(f"{path} has the model_type {model_type!r:.60}; known for now: {_KNOWN}")
-    from onnxport.export.hugging_face.folder import read as read_hugging_face
-
-    if model_type in MODULES:
-        return read_hugging_face(family(model_type), folder, config, allow_pickle)
-    from onnxport.export.hugging_face.any_encoder import other_encoder
-    from onnxport.export.transformers_library import import_transformers
-
-    import_transformers()
-    return read_hugging_face(other_encoder(model_type, config, path, _KNOWN), folder, config, allow_pickle)

@@ -1,27 +1,47 @@
-"""What the user named → one Source."""
+"""A source: an adapter or an ONNX file as it was read, with the tokenizers, settings and hashes that came with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
 from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Seq2Seq
+from onnxport.export.description import SelfDescribing
 from onnxport.export.tokenizers.folder import tokenizer_bytes, vocabulary_problem
 
-if TYPE_CHECKING:
-    from onnxport.export.description import Described
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that was read without its external data, whose files are all there.
+
+    config: of a config.json beside it. encoding: what sentence-transformers' files beside it say of texts.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    config: dict[str, Any]
+    encoding: dict[str, Any]
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operators."""
+        return max((entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
-    """An adapter and where it came from. `task` is what the source says itself; `settings` are ready for JSON. `owned`: nobody else holds
-    the adapter's modules."""
+    """What the exporter starts from.
 
-    adapter: Adapter | Described | OnnxFile
+    task: what the source itself says, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
+    bytes of a tokenizer.json. settings: the model's settings, ready for JSON. chat: `template`, a text, and `tokens`, its special tokens
+    by name. owned: nobody else holds the adapter's modules.
+    """
+
+    adapter: Adapter | SelfDescribing | OnnxFile
     name: str
     family: str
     task: str | None = None
@@ -33,16 +53,15 @@ class Source:
 
 
 def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:
-    """`source` and `target` tokenizer bytes; CheckpointError when one knows ids that its table has not."""
-    shared = getattr(adapter, "tokenizer", None)
-    given = {"source": getattr(adapter, "source_tokenizer", None) or shared, "target": getattr(adapter, "target_tokenizer", None) or shared}
-    if not isinstance(adapter, Seq2Seq):
-        given = {"source": shared, "target": shared}
-    result = {side: tokenizer_bytes(value) for side, value in given.items() if value is not None}
+    """Bytes of a tokenizer.json by `source` and `target`. CheckpointError when one knows ids that its table of embeddings has not."""
+    shared = adapter.tokenizer
     if isinstance(adapter, Seq2Seq):
+        tokenizers = {"source": adapter.source_tokenizer or shared, "target": adapter.target_tokenizer or shared}
         tables = {"source": adapter.source_embedding, "target": adapter.target_embedding or adapter.source_embedding}
     else:
+        tokenizers = {"source": shared, "target": shared}
         tables = {"source": adapter.embedding, "target": adapter.embedding}
+    result = {side: tokenizer_bytes(value) for side, value in tokenizers.items() if value is not None}
     problems = []
     for side, data in result.items():
         rows = getattr(tables[side], "num_embeddings", None)  # what is no embedding is refused with the other parts
@@ -51,18 +70,3 @@ def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:
     if problems:
         raise CheckpointError("; ".join(dict.fromkeys(problems)))
     return result
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file that was read without its external data, whose files are all there. config: of a config.json beside it."""
-
-    path: Path
-    proto: onnx.ModelProto
-    config: dict[str, Any]
-    encoding: dict[str, Any]
-
-    @property
-    def opset(self) -> int:
-        """Of the standard operators."""
-        return max((entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)

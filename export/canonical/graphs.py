@@ -1,5 +1,6 @@
-"""The canonical route: the adapters' parts into canonical graphs, checked against the user's own class, then traced."""
+"""Canonical graphs of a model: their check against the original's golden answers, and their trace to ONNX."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import ParityError
-from onnxport.export.canonical.load_weights import Canonical
+from onnxport.export.canonical.load_weights import CanonicalGraph
 from onnxport.export.canonical.settings import skip_norms
 from onnxport.export.trace.tracer import Shapes, trace
 
+TOLERANCE = 1e-4  # of the size of an answer, where that is above 1
 
-@dataclass
-class Built:
-    """Canonical graphs by role."""
 
-    graphs: dict[str, Canonical]
+@dataclass(frozen=True)
+class CanonicalModel:
+    """A model as canonical graphs by role, `encoder` and `decoder`."""
+
+    graphs: dict[str, CanonicalGraph]
 
     def head(self, role: str = "decoder") -> tuple[int, int]:
         """(heads of keys and values, padded head size) of a role's self attention."""
@@ -36,87 +39,47 @@ class Built:
         return windows.pop() if len(windows) == 1 else None
 
 
-def expected_fusions(built: Built) -> dict[str, dict[str, int]]:
-    """Role → rule → how often it must apply."""
-    result = {}
-    for role, graph in built.graphs.items():
-        layers = len(graph.stack.layers)
-        # the encoder adds one row of positions to every text, a broadcast that the fused kernel does not take
-        summed = role == "decoder" and graph.module.embedding.positions is not None
-        layered = all(layer.norm == "layer" for layer in graph.stack.layers)
-        rules = {"skip_layer_norm": skip_norms(graph.stack, summed) if layered else 0}
-        if role == "encoder":
-            rules["multi_head_attention"] = layers
-        else:
-            rules["group_query_attention"] = layers
-            if graph.stack.cross:
-                rules["multi_head_attention"] = layers
-        result[role] = rules
-    return result
+def check_seq2seq(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
+    names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
+    for case in cases(goldens, "seq"):
+        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
+        flat = canonical.graphs["encoder"].module(source, mask)
+        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
+        _check_decoding(canonical, ids, lengths, logits, memory)
 
 
-def trace_source_encoder(built: Built, opset: int) -> ir.Model:
-    """`input_ids`, `source_mask` [batch, source] → cross keys and values of every decoder layer."""
-    canonical = built.graphs["encoder"]
-    heads, size = built.head()
-    axes = {0: "batch", 1: "source"}
-    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
-    outputs: Shapes = {
-        f"cross_{kind}_{i}": ("batch", heads, "source", size)
-        for i in range(len(built.graphs["decoder"].stack.layers))
-        for kind in ("key", "value")
-    }
-    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
+def check_causal(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
+    """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
+    for case in cases(goldens, "seq"):
+        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
+        _check_decoding(canonical, ids, lengths, logits, {})
 
 
-def trace_text_encoder(canonical: Canonical, types: bool, outputs: Shapes, opset: int) -> ir.Model:
-    """`input_ids`, `attention_mask` and, where there are kinds of tokens, `token_type_ids` [batch, sequence] → `outputs`."""
-    axes = {0: "batch", 1: "sequence"}
-    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
-    if types:
-        inputs["token_type_ids"] = torch.zeros(3, 5, dtype=torch.long)
-    return trace(canonical.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, canonical.names, opset, "encoder")
+def _check_decoding(canonical: CanonicalModel, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
+    decoder = canonical.graphs["decoder"]
+    decoding = _CachedDecoder(decoder.module, *canonical.head(), len(decoder.stack.layers))
+    compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
+    agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
+    agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
 
 
-def trace_decoder(built: Built, opset: int) -> ir.Model:
-    """One graph for prefill and step; the example has two beams a source, and no two sizes alike."""
-    canonical = built.graphs["decoder"]
-    layers, cross = len(canonical.stack.layers), canonical.stack.cross
-    heads, size = built.head()
-    sources, batch, length, past, source = 3, 6, 4, 5, 7
-    inputs: dict[str, Any] = {
-        "input_ids": torch.zeros(batch, length, dtype=torch.long),
-        "position_ids": torch.zeros(batch, length, dtype=torch.long),
-        "logits_index": torch.zeros(batch, dtype=torch.long),
-        "self_mask": torch.ones(batch, 1, length, past + length, dtype=torch.bool),
-        "past": [(torch.zeros(batch, heads, past, size), torch.zeros(batch, heads, past, size)) for _ in range(layers)],
-    }
-    cache = {0: "batch", 2: "past"}
-    dynamic: dict[str, Any] = {
-        "input_ids": {0: "batch", 1: "length"},
-        "position_ids": {0: "batch", 1: "length"},
-        "logits_index": {0: "batch"},
-        "self_mask": {0: "batch", 2: "length", 3: "total"},
-        "past": [(cache, cache)] * layers,
-    }
-    names = [*list(inputs)[:4], *_pairs("past", layers)]
-    if cross:
-        inputs["source_mask"] = torch.ones(sources, source, dtype=torch.int32)
-        inputs["cross"] = [(torch.zeros(sources, heads, source, size), torch.zeros(sources, heads, source, size)) for _ in range(layers)]
-        memory = {0: "source_batch", 2: "source"}
-        dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
-        names += ["source_mask", *_pairs("cross", layers)]
-    vocabulary = canonical.module.vocabulary
-    outputs: Shapes = {"logits": ("batch", vocabulary)}
-    outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
-    return trace(canonical.module, inputs, dynamic, names, outputs, canonical.names, opset, "decoder")
+def cases(goldens: Mapping[str, np.ndarray], prefix: str) -> list[str]:
+    """Names of the cases that begin with `prefix`."""
+    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})
 
 
-def _pairs(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}_{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
+def agree(original: Tensor, canonical: Tensor, what: str) -> None:
+    """ParityError where the canonical model and the user's own class differ by more than `TOLERANCE` of the answer's size."""
+    bound = TOLERANCE * max(1.0, original.abs().max().item())
+    difference = (original - canonical).abs().max().item()
+    if not difference <= bound:
+        raise ParityError(
+            f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)"
+        )
 
 
-class CanonicalDecoding:
+class _CachedDecoder:
     """The canonical decoder driven as the runtime drives its graph: prefill of right-padded rows, or one token at a time."""
 
     def __init__(self, decoder: nn.Module, heads: int, size: int, layers: int) -> None:
@@ -147,44 +110,81 @@ class CanonicalDecoding:
         return torch.stack(rows, 1)
 
 
-TOLERANCE = 1e-4
+def trace_source_encoder(canonical: CanonicalModel, opset: int) -> ir.Model:
+    """`input_ids`, `source_mask` [batch, source] → cross keys and values of every decoder layer."""
+    encoder = canonical.graphs["encoder"]
+    heads, size = canonical.head()
+    axes = {0: "batch", 1: "source"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
+    outputs: Shapes = {
+        f"cross_{kind}_{i}": ("batch", heads, "source", size)
+        for i in range(len(canonical.graphs["decoder"].stack.layers))
+        for kind in ("key", "value")
+    }
+    return trace(encoder.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, encoder.names, opset, "encoder")
 
 
-def agree(original: Tensor, canonical: Tensor, what: str) -> None:
-    """ParityError where the canonical model and the user's own class differ by more than `TOLERANCE` of the answer's size."""
-    bound = TOLERANCE * max(1.0, original.abs().max().item())
-    difference = (original - canonical).abs().max().item()
-    if not difference <= bound:
-        raise ParityError(
-            f"{what} of the canonical model differ from the original's by {difference:.2e}, more than {bound:.2e}; use Module(...)"
-        )
+def trace_text_encoder(graph: CanonicalGraph, types: bool, outputs: Shapes, opset: int) -> ir.Model:
+    """`input_ids`, `attention_mask` and, with `types`, `token_type_ids` [batch, sequence] → `outputs`."""
+    axes = {0: "batch", 1: "sequence"}
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    if types:
+        inputs["token_type_ids"] = torch.zeros(3, 5, dtype=torch.long)
+    return trace(graph.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, graph.names, opset, "encoder")
 
 
-def check_seq2seq(built: Built, goldens: dict[str, np.ndarray]) -> None:
-    """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
-    names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
-    for case in cases(goldens, "seq"):
-        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
-        flat = built.graphs["encoder"].module(source, mask)
-        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
-        _check_decoding(built, ids, lengths, logits, memory)
+def trace_decoder(canonical: CanonicalModel, opset: int) -> ir.Model:
+    """One graph for prefill and step; the example has two beams a source, and no two sizes alike."""
+    decoder = canonical.graphs["decoder"]
+    layers, cross = len(decoder.stack.layers), decoder.stack.cross
+    heads, size = canonical.head()
+    sources, batch, length, past, source = 3, 6, 4, 5, 7
+    inputs: dict[str, Any] = {
+        "input_ids": torch.zeros(batch, length, dtype=torch.long),
+        "position_ids": torch.zeros(batch, length, dtype=torch.long),
+        "logits_index": torch.zeros(batch, dtype=torch.long),
+        "self_mask": torch.ones(batch, 1, length, past + length, dtype=torch.bool),
+        "past": [(torch.zeros(batch, heads, past, size), torch.zeros(batch, heads, past, size)) for _ in range(layers)],
+    }
+    cache = {0: "batch", 2: "past"}
+    dynamic: dict[str, Any] = {
+        "input_ids": {0: "batch", 1: "length"},
+        "position_ids": {0: "batch", 1: "length"},
+        "logits_index": {0: "batch"},
+        "self_mask": {0: "batch", 2: "length", 3: "total"},
+        "past": [(cache, cache)] * layers,
+    }
+    names = [*list(inputs)[:4], *_pairs("past", layers)]
+    if cross:
+        inputs["source_mask"] = torch.ones(sources, source, dtype=torch.int32)
+        inputs["cross"] = [(torch.zeros(sources, heads, source, size), torch.zeros(sources, heads, source, size)) for _ in range(layers)]
+        memory = {0: "source_batch", 2: "source"}
+        dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
+        names += ["source_mask", *_pairs("cross", layers)]
+    vocabulary = decoder.module.vocabulary
+    outputs: Shapes = {"logits": ("batch", vocabulary)}
+    outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
+    return trace(decoder.module, inputs, dynamic, names, outputs, decoder.names, opset, "decoder")
 
 
-def check_causal(built: Built, goldens: dict[str, np.ndarray]) -> None:
-    """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
-    for case in cases(goldens, "seq"):
-        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
-        _check_decoding(built, ids, lengths, logits, {})
+def _pairs(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}_{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
 
 
-def _check_decoding(built: Built, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:
-    decoder = built.graphs["decoder"]
-    decoding = CanonicalDecoding(decoder.module, *built.head(), len(decoder.stack.layers))
-    compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
-    agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
-    agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
-
-
-def cases(goldens: dict[str, np.ndarray], prefix: str) -> list[str]:
-    """Names of the cases that begin with `prefix`."""
-    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})
+def expected_fusions(canonical: CanonicalModel) -> dict[str, dict[str, int]]:
+    """Role → rule → how often it must apply."""
+    result = {}
+    for role, graph in canonical.graphs.items():
+        layers = len(graph.stack.layers)
+        # the encoder adds one row of positions to every text, a broadcast that the fused kernel does not take
+        summed = role == "decoder" and graph.module.embedding.positions is not None
+        layered = all(layer.norm == "layer" for layer in graph.stack.layers)
+        rules = {"skip_layer_norm": skip_norms(graph.stack, summed) if layered else 0}
+        if role == "encoder":
+            rules["multi_head_attention"] = layers
+        else:
+            rules["group_query_attention"] = layers
+            if graph.stack.cross:
+                rules["multi_head_attention"] = layers
+        result[role] = rules
+    return result

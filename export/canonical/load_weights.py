@@ -1,4 +1,4 @@
-"""Carries a source's tensors into the canonical model, by its family's table of names, and remembers who came from where."""
+"""Loading of a source's tensors into canonical graphs by the table of its family, with the names that they had in the source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxport.export.canonical.decoder import Decoder
 from onnxport.export.canonical.encoder import Encoder, HeadShape, SourceEncoder, TextEncoder
 from onnxport.export.canonical.position import Embedding
 from onnxport.export.canonical.settings import Stack
-from onnxport.export.canonical.weight_table import Row, Table
+from onnxport.export.canonical.weight_table import Row, WeightTable
 from onnxport.export.trace.tracer import Names
 from onnxport.export.weights import page_out
 
@@ -20,7 +20,7 @@ Named = tuple[str, Tensor]
 
 
 @dataclass
-class Canonical:
+class CanonicalGraph:
     """One canonical graph with its names and the settings of the stack it runs."""
 
     module: nn.Module
@@ -29,17 +29,17 @@ class Canonical:
 
 
 @dataclass(frozen=True)
-class Side:
-    """An encoder or decoder as a family describes it.
+class StackWeights:
+    """The settings and tensors of one stack, an encoder or a decoder, as a family describes it.
 
     `path`: of the module in the source; `state`: its tensors by the names below `path`; `tokens`, `positions` and `types`: full names with
-    tables [vocabulary, d], [max_length, d] and [kinds, d]; `norms`: canonical norm outside the layers → its name below `path`; `layers`:
+    tables [vocabulary, d], [max_length, d] and [types, d]; `norms`: canonical norm outside the layers → its name below `path`; `layers`:
     the name of the list of layers below `path`; `rotary`: cosines and sines [positions, size / 2]; `relative`: full name and biases by
     distance.
     """
 
     stack: Stack
-    table: Table
+    table: WeightTable
     path: str
     state: Mapping[str, Tensor]
     tokens: Named
@@ -52,102 +52,14 @@ class Side:
     relative: Named | None = None
 
     def embedding(self) -> Embedding:
-        """The canonical embedding of this side, without values."""
+        """The canonical embedding of this weights, without values."""
         (rows, hidden), stack = self.tokens[1].shape, self.stack
         positions = None if self.positions is None else len(self.positions[1])
         return Embedding(rows, hidden, positions, self.scale, stack.embedding_eps, stack.types)
 
     def name(self, below: str) -> str:
-        """The full name of what is called so below `path`."""
+        """The full name of what is called `below` below `path`."""
         return f"{self.path}.{below}" if self.path else below
-
-
-class _Loader:
-    """Assigns tensors to a canonical module's parameters and fills its `Names`."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.names = module, Names()
-        self.seen: set[str] = set()
-
-    def put(self, canonical: str, source: str, value: Tensor) -> None:
-        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
-        parameter = self.module.get_parameter(canonical)
-        if parameter.shape != value.shape:
-            raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
-        parameter.data = value.detach().contiguous()
-        self.names.parameters[canonical] = source
-        self.seen.add(canonical)
-
-    def layers(self, side: Side, rows: list[Row], canonical: str) -> None:
-        """Every layer's tensors; a missing bias is simply not there on either side."""
-        modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(side.table.modules)
-        for i, layer in enumerate(side.stack.layers):
-            below, source = f"{side.layers}.{i}", side.name(f"{side.layers}.{i}")
-            read: list[Tensor] = []
-            for row in rows:
-                tensors = [side.state.get(f"{below}.{name}") for name in row.sources]
-                if found := [tensor for tensor in tensors if tensor is not None]:
-                    joined = found[0] if len(found) == 1 else torch.cat(found)
-                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
-                    read += found
-            page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
-            self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
-            self.names.modules[f"{canonical}.{i}"] = source
-
-    def around(self, side: Side, prefix: str) -> None:
-        """What is around the layers: the table of tokens, of positions where there is one, and norms."""
-        name, table = side.tokens
-        self.put(f"{prefix}embedding.weight", f"{name}.weight", table)
-        self.names.modules[f"{prefix}embedding"] = name
-        if side.positions is not None:
-            self.put(f"{prefix}embedding.positions", f"{side.positions[0]}.weight", side.positions[1])
-        if side.types is not None:
-            self.put(f"{prefix}embedding.types", f"{side.types[0]}.weight", side.types[1])
-        if side.relative is not None:
-            self.put(f"{prefix}relative.weight", f"{side.relative[0]}.weight", side.relative[1])
-            self.names.modules[f"{prefix}relative"] = side.relative[0]
-        if side.rotary is not None:
-            for name, table in zip(("cosines", "sines"), side.rotary, strict=True):
-                self.put(f"{prefix}rotary.{name}", side.name(f"rotary.{name}"), table)
-            self.names.modules[f"{prefix}rotary"] = side.name("rotary")
-        for canonical, norm in side.norms.items():
-            for part in ("weight", "bias"):
-                if (value := side.state.get(f"{norm}.{part}")) is not None:
-                    self.put(f"{prefix}{canonical}.{part}", side.name(f"{norm}.{part}"), value)
-            self.names.modules[f"{prefix}{canonical}"] = side.name(norm)
-
-    def encoder(self, side: Side) -> None:
-        """All of an encoder below `encoder`."""
-        self.around(side, "encoder.")
-        self.layers(side, side.table.encoder, "encoder.layers")
-        self.names.modules["encoder"] = side.path
-
-    def head(self, head: HeadParts) -> None:
-        """A head's projections below `head`."""
-        for ours, named in (("head.dense", head.dense), ("head.out", head.out)):
-            if named is not None:
-                name, module = named
-                self.put(f"{ours}.weight", f"{name}.weight", module.weight.t())
-                if module.bias is not None:
-                    self.put(f"{ours}.bias", f"{name}.bias", module.bias)
-                self.names.modules[ours] = name
-
-    def done(self, stack: Stack) -> Canonical:
-        """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
-        missing = {name for name, _ in self.module.named_parameters()} - self.seen
-        if missing:
-            raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
-        return Canonical(self.module.eval().requires_grad_(False), self.names, stack)
-
-
-def source_encoder(encoder: Side, decoder: Side) -> Canonical:
-    """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
-    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, decoder.stack.layers))
-    loader.encoder(encoder)
-    loader.layers(decoder, decoder.table.cross, "cross")
-    for i in range(len(decoder.stack.layers)):
-        loader.names.modules[f"cross.{i}"] = decoder.name(f"{decoder.layers}.{i}.{decoder.table.modules['cross']}")
-    return loader.done(encoder.stack)
 
 
 @dataclass(frozen=True)
@@ -166,29 +78,119 @@ class HeadParts:
         return HeadShape(out.in_features, out.out_features, out.bias is not None, sizes, self.activation, self.split)
 
 
-def text_encoder(side: Side, head: HeadParts | None, pooling: str | None) -> Canonical:
+def source_encoder(encoder: StackWeights, decoder: StackWeights) -> CanonicalGraph:
+    """The graph `encoder` of a sequence-to-sequence model, with the cross-attention projections of its decoder."""
+    loader = _Loader(SourceEncoder(Encoder(encoder.stack, encoder.embedding()), encoder.stack.hidden, decoder.stack.layers))
+    loader.encoder(encoder)
+    loader.layers(decoder, decoder.table.cross_projection, "cross")
+    for i in range(len(decoder.stack.layers)):
+        loader.names.modules[f"cross.{i}"] = decoder.name(f"{decoder.layers}.{i}.{decoder.table.modules['cross']}")
+    return loader.done(encoder.stack)
+
+
+def text_encoder(weights: StackWeights, head: HeadParts | None, pooling: str | None) -> CanonicalGraph:
     """The graph `encoder` of a bidirectional model."""
-    loader = _Loader(TextEncoder(Encoder(side.stack, side.embedding()), None if head is None else head.shape(), pooling))
-    loader.encoder(side)
+    loader = _Loader(TextEncoder(Encoder(weights.stack, weights.embedding()), None if head is None else head.shape(), pooling))
+    loader.encoder(weights)
     if head is not None:
         loader.head(head)
-    return loader.done(side.stack)
+    return loader.done(weights.stack)
 
 
-def decoder(side: Side, head: Named, bias: Named | None, scale: float = 1.0) -> Canonical:
-    """The graph `decoder`; a `head` that is the side's table of tokens is tied. `bias`: of the logits [vocabulary], if any; `scale`: of
-    what the head reads."""
-    tied = same_storage(head[1], side.tokens[1])
-    loader = _Loader(Decoder(side.stack, side.embedding(), None if tied else len(head[1]), bias is not None, scale))
-    loader.around(side, "")
-    loader.layers(side, side.table.decoder if side.stack.cross else side.table.encoder, "layers")
+def decoder(weights: StackWeights, head: Named, bias: Named | None, scale: float = 1.0) -> CanonicalGraph:
+    """The graph `decoder`; a `head` that is the table of tokens itself is tied.
+
+    bias: of the logits [vocabulary], if any. scale: of what the head reads.
+    """
+    tied = same_storage(head[1], weights.tokens[1])
+    loader = _Loader(Decoder(weights.stack, weights.embedding(), None if tied else len(head[1]), bias is not None, scale))
+    loader.around(weights, "")
+    loader.layers(weights, weights.table.cross_layer if weights.stack.cross else weights.table.layer, "layers")
     if not tied:
         loader.put("head", *head)
     if bias is not None:
         loader.put("head_bias", *bias)
-    return loader.done(side.stack)
+    return loader.done(weights.stack)
 
 
 def same_storage(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one and the same table."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+class _Loader:
+    """Assigns tensors to a canonical module's parameters and fills its `Names`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = module, Names()
+        self.seen: set[str] = set()
+
+    def put(self, canonical: str, source: str, value: Tensor) -> None:
+        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
+        parameter = self.module.get_parameter(canonical)
+        if parameter.shape != value.shape:
+            raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
+        parameter.data = value.detach().contiguous()
+        self.names.parameters[canonical] = source
+        self.seen.add(canonical)
+
+    def layers(self, weights: StackWeights, rows: list[Row], canonical: str) -> None:
+        """Every layer's tensors; a missing bias is simply not there on either weights."""
+        modules = {row.ours.rpartition(".")[0]: row.name.rpartition(".")[0] for row in rows} | dict(weights.table.modules)
+        for i, layer in enumerate(weights.stack.layers):
+            below, source = f"{weights.layers}.{i}", weights.name(f"{weights.layers}.{i}")
+            read: list[Tensor] = []
+            for row in rows:
+                tensors = [weights.state.get(f"{below}.{name}") for name in row.sources]
+                if found := [tensor for tensor in tensors if tensor is not None]:
+                    joined = found[0] if len(found) == 1 else torch.cat(found)
+                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
+                    read += found
+            page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
+            self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
+            self.names.modules[f"{canonical}.{i}"] = source
+
+    def around(self, weights: StackWeights, prefix: str) -> None:
+        """What is around the layers: the table of tokens, of positions where there is one, and norms."""
+        name, table = weights.tokens
+        self.put(f"{prefix}embedding.weight", f"{name}.weight", table)
+        self.names.modules[f"{prefix}embedding"] = name
+        if weights.positions is not None:
+            self.put(f"{prefix}embedding.positions", f"{weights.positions[0]}.weight", weights.positions[1])
+        if weights.types is not None:
+            self.put(f"{prefix}embedding.types", f"{weights.types[0]}.weight", weights.types[1])
+        if weights.relative is not None:
+            self.put(f"{prefix}relative.weight", f"{weights.relative[0]}.weight", weights.relative[1])
+            self.names.modules[f"{prefix}relative"] = weights.relative[0]
+        if weights.rotary is not None:
+            for name, table in zip(("cosines", "sines"), weights.rotary, strict=True):
+                self.put(f"{prefix}rotary.{name}", weights.name(f"rotary.{name}"), table)
+            self.names.modules[f"{prefix}rotary"] = weights.name("rotary")
+        for canonical, norm in weights.norms.items():
+            for part in ("weight", "bias"):
+                if (value := weights.state.get(f"{norm}.{part}")) is not None:
+                    self.put(f"{prefix}{canonical}.{part}", weights.name(f"{norm}.{part}"), value)
+            self.names.modules[f"{prefix}{canonical}"] = weights.name(norm)
+
+    def encoder(self, weights: StackWeights) -> None:
+        """All of an encoder below `encoder`."""
+        self.around(weights, "encoder.")
+        self.layers(weights, weights.table.layer, "encoder.layers")
+        self.names.modules["encoder"] = weights.path
+
+    def head(self, head: HeadParts) -> None:
+        """A head's projections below `head`."""
+        for ours, named in (("head.dense", head.dense), ("head.out", head.out)):
+            if named is not None:
+                name, module = named
+                self.put(f"{ours}.weight", f"{name}.weight", module.weight.t())
+                if module.bias is not None:
+                    self.put(f"{ours}.bias", f"{name}.bias", module.bias)
+                self.names.modules[ours] = name
+
+    def done(self, stack: Stack) -> CanonicalGraph:
+        """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""
+        missing = {name for name, _ in self.module.named_parameters()} - self.seen
+        if missing:
+            raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
+        return CanonicalGraph(self.module.eval().requires_grad_(False), self.names, stack)

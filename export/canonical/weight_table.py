@@ -1,10 +1,10 @@
-"""What a family's table of weight names is made of, and how tensors are laid out for the canonical model.
+"""Tables from a family's weight names to the canonical model's parameters, and the transforms that lay tensors out for it.
 
-Transforms are told the layer; attention weights are padded to its canonical head size with zeros.
+A transform takes a tensor and the settings of its layer; attention weights are padded to the layer's head size with zeros.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ Transform = Callable[[Tensor, Layer], Tensor]
 
 
 class Row(NamedTuple):
-    """`transform` of the sources, joined along their first axis, is the canonical parameter `ours`; `name` is what a graph calls it."""
+    """The canonical parameter `ours` is the `transform` of the sources, joined along their first axis; a graph calls it `name`."""
 
     sources: tuple[str, ...]
     ours: str
@@ -26,14 +26,17 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
-    """Names below one layer: `decoder` is one with cross attention, `encoder` one without. `modules`: canonical module → the source's, for
-    the names of nodes, where the rows do not tell."""
+class WeightTable:
+    """Names of tensors below one layer of the source.
 
-    encoder: list[Row]
-    decoder: list[Row]
-    cross: list[Row]  # of the decoder's layer, computed beside the encoder
-    modules: Mapping[str, str]
+    layer: of a layer without cross attention. cross_layer: of one with it. cross_projection: of the same layer, but computed beside the
+    encoder. modules: canonical module → the source's, for the names of nodes that the rows do not name.
+    """
+
+    layer: list[Row]
+    cross_layer: list[Row] = field(default_factory=list)
+    cross_projection: list[Row] = field(default_factory=list)
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 def pad_rows(weight: Tensor, heads: int, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.hugging_face.config_keys import always
 from onnxport.export.hugging_face.seq2seq import Seq2SeqFamily
 
@@ -20,10 +20,10 @@ CROSS = [
     *linear("encoder_attn.out_proj", "cross.out", weight=merged),
     *norm("encoder_attn_layer_norm", "cross_norm"),
 ]
-TABLE = Table(
-    encoder=SHARED,
-    decoder=[*SHARED, *CROSS],
-    cross=linear(("encoder_attn.k_proj", "encoder_attn.v_proj"), "kv", "encoder_attn.kv_proj", packed(2), packed(2)),
+TABLE = WeightTable(
+    layer=SHARED,
+    cross_layer=[*SHARED, *CROSS],
+    cross_projection=linear(("encoder_attn.k_proj", "encoder_attn.v_proj"), "kv", "encoder_attn.kv_proj", packed(2), packed(2)),
     modules={"attention": "self_attn", "cross": "encoder_attn", "feed_forward": "activation_fn"},
 )
 

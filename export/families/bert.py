@@ -1,10 +1,10 @@
 """BERT: layers normed after their residuals, learned positions, kinds of tokens."""
 
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
 
-TABLE = Table(
-    encoder=[
+TABLE = WeightTable(
+    layer=[
         *linear(
             ("attention.self.query", "attention.self.key", "attention.self.value"),
             "attention.qkv",
@@ -18,11 +18,9 @@ TABLE = Table(
         *linear("output.dense", "feed_forward.down"),
         *norm("output.LayerNorm", "feed_forward_norm"),
     ],
-    decoder=[],
-    cross=[],
     modules={"attention": "attention.self", "feed_forward": "intermediate"},
 )
-PLACES = {
+PATHS = {
     "tokens": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "types": "embeddings.token_type_embeddings",
@@ -42,7 +40,7 @@ FAMILIES = (
             "BertForTokenClassification": TOKENS,
         },
         bare=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
-        places=PLACES,
+        paths=PATHS,
         keys=SIZED,
         settings=frozenset(SIZED),
     ),

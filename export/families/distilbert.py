@@ -1,6 +1,6 @@
 """DistilBERT: BERT's layers under other names, without kinds of tokens."""
 
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.config_checks import DEPTH, WIDTH, Key, dropout, integer, one_of
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG
 from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames
@@ -21,8 +21,8 @@ FAMILIES = (
     EncoderFamily(
         model_type="distilbert",
         base="distilbert",
-        table=Table(
-            encoder=[
+        table=WeightTable(
+            layer=[
                 *linear(
                     ("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.qkv", "attention.qkv_lin", packed(3), packed(3)
                 ),
@@ -32,8 +32,6 @@ FAMILIES = (
                 *linear("ffn.lin2", "feed_forward.down"),
                 *norm("output_layer_norm", "feed_forward_norm"),
             ],
-            decoder=[],
-            cross=[],
             modules={"feed_forward": "ffn"},
         ),
         heads={
@@ -43,7 +41,7 @@ FAMILIES = (
             "DistilBertForTokenClassification": TOKENS,
         },
         bare=("DistilBertForMaskedLM",),
-        places={
+        paths={
             "tokens": "embeddings.word_embeddings",
             "positions": "embeddings.position_embeddings",
             "norm": "embeddings.LayerNorm",

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from onnxport.export.canonical.settings import Layer
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, plain, queries_keys_values
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, plain, queries_keys_values
 from onnxport.export.config_checks import DEPTH, LENGTH, WIDTH, Key, integer, number, one_of, optional
 from onnxport.export.hugging_face.causal import CausalFamily
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, always
@@ -46,8 +46,8 @@ FAMILIES = (
         model_type="gpt2",
         classes=("GPT2LMHeadModel", "GPT2Model"),
         base="transformer",
-        table=Table(
-            encoder=[
+        table=WeightTable(
+            layer=[
                 *linear("attn.c_attn", "attention.qkv", weight=_packed, bias=queries_keys_values),
                 *linear("attn.c_proj", "attention.out", weight=_merged),
                 *norm("ln_1", "attention_norm"),
@@ -55,11 +55,9 @@ FAMILIES = (
                 *linear("mlp.c_proj", "feed_forward.down", weight=plain),
                 *norm("ln_2", "feed_forward_norm"),
             ],
-            decoder=[],
-            cross=[],
             modules={"attention": "attn", "feed_forward": "mlp.act"},
         ),
-        places={"tokens": "wte", "positions": "wpe", "norm": "ln_f", "layers": "h"},
+        paths={"tokens": "wte", "positions": "wpe", "norm": "ln_f", "layers": "h"},
         keys=KEYS,
         layer=_layer,
         settings=frozenset(KEYS),

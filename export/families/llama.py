@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, queries_keys_values, transposed
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, queries_keys_values, transposed
 from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS
 
@@ -20,8 +20,8 @@ LAYER = [
     *linear("mlp.down_proj", "feed_forward.down"),
     *norm("post_attention_layernorm", "feed_forward_norm"),
 ]
-TABLE = Table(encoder=LAYER, decoder=[], cross=[], modules={"attention": "self_attn", "feed_forward": "mlp.act_fn"})
-PLACES = {"tokens": "embed_tokens", "norm": "norm", "layers": "layers"}
+TABLE = WeightTable(layer=LAYER, modules={"attention": "self_attn", "feed_forward": "mlp.act_fn"})
+PATHS = {"tokens": "embed_tokens", "norm": "norm", "layers": "layers"}
 
 
 def gated(config: Any, index: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ FAMILIES = (
         classes=("LlamaForCausalLM", "LlamaModel"),
         base="model",
         table=TABLE,
-        places=PLACES,
+        paths=PATHS,
         keys=LLAMA,
         layer=gated,
         settings=frozenset(LLAMA),

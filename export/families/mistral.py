@@ -3,7 +3,7 @@
 from typing import Any
 
 from onnxport.export.config_checks import LENGTH, Key, integer, optional
-from onnxport.export.families.llama import PLACES, TABLE, gated
+from onnxport.export.families.llama import PATHS, TABLE, gated
 from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
 
 KEYS = {**LLAMA, "sliding_window": Key(optional(integer(1, LENGTH)), None)}
@@ -19,7 +19,7 @@ FAMILIES = (
         classes=("MistralForCausalLM", "MistralModel"),
         base="model",
         table=TABLE,
-        places=PLACES,
+        paths=PATHS,
         keys=KEYS,
         layer=_layer,
         settings=frozenset(KEYS),

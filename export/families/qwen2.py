@@ -3,7 +3,7 @@
 from typing import Any
 
 from onnxport.export.config_checks import LENGTH, Key, integer, optional
-from onnxport.export.families.llama import PLACES, TABLE, gated
+from onnxport.export.families.llama import PATHS, TABLE, gated
 from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
 from onnxport.export.hugging_face.config_keys import FLAG, always
 
@@ -36,7 +36,7 @@ FAMILIES = (
         classes=("Qwen2ForCausalLM", "Qwen2Model"),
         base="model",
         table=TABLE,
-        places=PLACES,
+        paths=PATHS,
         keys=KEYS,
         layer=windowed,
         settings=frozenset(KEYS),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from onnxport.export.canonical.weight_table import Row, Table, head_norm
-from onnxport.export.families.llama import LAYER, PLACES, TABLE
+from onnxport.export.canonical.weight_table import Row, WeightTable, head_norm
+from onnxport.export.families.llama import LAYER, PATHS, TABLE
 from onnxport.export.families.qwen2 import KEYS, windowed
 from onnxport.export.hugging_face.causal import CausalFamily
 
@@ -22,8 +22,8 @@ FAMILIES = (
         model_type="qwen3",
         classes=("Qwen3ForCausalLM", "Qwen3Model"),
         base="model",
-        table=Table(encoder=[*LAYER, *NORMS], decoder=[], cross=[], modules=TABLE.modules),
-        places=PLACES,
+        table=WeightTable(layer=[*LAYER, *NORMS], modules=TABLE.modules),
+        paths=PATHS,
         keys=KEYS,
         layer=_layer,
         settings=frozenset(KEYS),

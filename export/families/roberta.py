@@ -1,6 +1,6 @@
 """RoBERTa: BERT's layers, positions that begin behind the padding's id, a head of its own."""
 
-from onnxport.export.families.bert import PLACES, TABLE
+from onnxport.export.families.bert import PATHS, TABLE
 from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
 
 
@@ -17,7 +17,7 @@ def roberta(model_type: str, prefix: str) -> EncoderFamily:
             f"{prefix}ForTokenClassification": TOKENS,
         },
         bare=(f"{prefix}ForMaskedLM",),
-        places=PLACES,
+        paths=PATHS,
         keys=SIZED,
         # rows up to the padding's are never a position of a token: a row of right-padded text counts from the next one on
         offset=lambda config: int(config.pad_token_id) + 1,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from onnxport.export.canonical import load_weights
-from onnxport.export.canonical.graphs import Built
-from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.graphs import CanonicalModel
+from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Table, linear, merged, norm, packed, transposed
+from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed, transposed
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional, read_keys
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always
 from onnxport.export.hugging_face.family import Decoding
@@ -48,7 +48,7 @@ KEYS: Mapping[str, Key] = {
     "auto_map": always(None, {}),
 }
 # transformers makes them of the others; n_positions is that of the training, attention has no limit
-MADE = frozenset(
+DERIVED_KEYS = frozenset(
     """dense_act_fn is_gated_act n_positions dropout_rate initializer_factor output_past hidden_size head_dim num_hidden_layers
     num_attention_heads cross_attention_hidden_size use_encoder_only""".split()
 )
@@ -72,16 +72,16 @@ ATTENTION = [
     *linear(f"{SELF}.o", "attention.out", weight=merged),
     *norm("layer.0.layer_norm", "attention_norm"),
 ]
-TABLE = Table(
-    encoder=[*ATTENTION, *_feed_forward(1)],
-    decoder=[
+TABLE = WeightTable(
+    layer=[*ATTENTION, *_feed_forward(1)],
+    cross_layer=[
         *ATTENTION,
         *linear(f"{CROSS}.q", "cross.query", weight=packed(1)),
         *linear(f"{CROSS}.o", "cross.out", weight=merged),
         *norm("layer.1.layer_norm", "cross_norm"),
         *_feed_forward(2),
     ],
-    cross=linear((f"{CROSS}.k", f"{CROSS}.v"), "kv", f"{CROSS}.kv", packed(2)),
+    cross_projection=linear((f"{CROSS}.k", f"{CROSS}.v"), "kv", f"{CROSS}.kv", packed(2)),
     modules={"attention": SELF, "cross": CROSS},
 )
 
@@ -91,7 +91,7 @@ class T5Family(Seq2SeqFamily):
 
     def problems(self, given: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(given, KEYS, IGNORED | KNOWN | MADE)
+        _, _, problems = read_keys(given, KEYS, IGNORED | KNOWN | DERIVED_KEYS)
         named = given.get("architectures")
         if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
             problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
@@ -114,15 +114,15 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
     def max_length(self) -> None:
         """Distances beyond the largest are alike: there is no limit."""
 
-    def built(self) -> Built:
+    def build(self) -> CanonicalModel:
         """The canonical encoder and decoder, over the same tensors where their layout allows it."""
         config, head = self.model.config, self.model.lm_head
-        encoder, decoder = self._side("encoder", cross=False), self._side("decoder", cross=True)
+        encoder, decoder = self._stack_weights("encoder", cross=False), self._stack_weights("decoder", cross=True)
         scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
         canonical = load_weights.decoder(decoder, ("lm_head.weight", head.weight), None, scale)
-        return Built({"encoder": load_weights.source_encoder(encoder, decoder), "decoder": canonical})
+        return CanonicalModel({"encoder": load_weights.source_encoder(encoder, decoder), "decoder": canonical})
 
-    def _side(self, name: str, cross: bool) -> Side:
+    def _stack_weights(self, name: str, cross: bool) -> StackWeights:
         config, part = self.model.config, getattr(self.model, name)
         state = dict(part.named_parameters(remove_duplicate=False))
         layer = Layer(
@@ -150,7 +150,7 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
         tied = load_weights.same_storage(self.model.shared.weight, tokens)
         named = ("shared" if tied else f"{name}.embed_tokens", tokens)
         relative = (f"{name}.block.0.{SELF}.relative_attention_bias", self._biases(part, cross))
-        return Side(stack, TABLE, name, state, named, None, 1.0, {"norm": "final_layer_norm"}, "block", relative=relative)
+        return StackWeights(stack, TABLE, name, state, named, None, 1.0, {"norm": "final_layer_norm"}, "block", relative=relative)
 
     def _biases(self, part: Any, causal: bool) -> torch.Tensor:
         """Biases by distance [distances, heads] out of the class's own buckets; see RelativeBias."""

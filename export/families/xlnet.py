@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Row, Table, linear, norm
+from onnxport.export.canonical.weight_table import Row, WeightTable, linear, norm
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, always
@@ -62,8 +62,8 @@ def _kinds_bias(weight: Tensor, layer: Layer) -> Tensor:
     return _kinds(weight, layer)[0]
 
 
-TABLE = Table(
-    encoder=[
+TABLE = WeightTable(
+    layer=[
         Row(("rel_attn.q", "rel_attn.k", "rel_attn.v"), "attention.qkv.weight", _packed, "rel_attn.qkv.weight"),
         Row(("rel_attn.o",), "attention.out.weight", _merged, "rel_attn.o.weight"),
         Row(("rel_attn.r",), "attention.distance.weight", _scaled, "rel_attn.r.weight"),
@@ -76,8 +76,6 @@ TABLE = Table(
         *linear("ff.layer_2", "feed_forward.down"),
         *norm("ff.layer_norm", "feed_forward_norm"),
     ],
-    decoder=[],
-    cross=[],
     modules={"attention": "rel_attn", "feed_forward": "ff"},
 )
 ALIASES = {"n_token": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
@@ -125,7 +123,7 @@ class XLNetFamily(EncoderFamily):
         ]
         return problems
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not: the start of the stream for training, and heads where only the states count."""
         mask = r"(^|\.)mask_emb$"
         return (mask,) if self.heads[self.class_name(given)] else (mask, r"^(?!transformer\.|word_embedding\.|layer\.)")
@@ -157,11 +155,11 @@ class XLNetEncoder(HuggingFaceEncoder):
         longest = stated if type(stated) is int and 0 < stated <= LENGTH else LONGEST
         return min(longest, self.encoding.get("max_length") or longest)
 
-    def described(self) -> EncoderModel:
+    def describe(self) -> EncoderModel:
         """The model for the exporter."""
         named = self.outputs()
         original = LeftPadded(self.model, list(named), by_token=any("sequence" in shape for shape in named.values()))
-        model = super().described()
+        model = super().describe()
         reads = {"kinds": self._kinds(), "question_first": self.reading.get("padding_side", "left") == "right"}
         return replace(model, answer=original.answer, encoding={**model.encoding, **reads})
 
@@ -173,7 +171,7 @@ class XLNetEncoder(HuggingFaceEncoder):
     def _types(self) -> int:
         return 3  # two texts and [CLS]; the class takes any
 
-    def _side(self) -> Side:
+    def _stack_weights(self) -> StackWeights:
         config, base = self.model.config, self._base()
         path = "" if self.head is None else self.family.base
         state = dict(base.named_parameters(remove_duplicate=False))
@@ -193,7 +191,7 @@ class XLNetEncoder(HuggingFaceEncoder):
         stack = Stack(config.d_model, (layer,) * config.n_layer, False, None, distances=positions)
         tokens = (f"{path}.word_embedding" if path else "word_embedding", base.word_embedding.weight)
         relative = ("relative_positions", _distances(config, positions))
-        return Side(stack, self.family.table, path, state, tokens, None, 1.0, {}, "layer", relative=relative)
+        return StackWeights(stack, self.family.table, path, state, tokens, None, 1.0, {}, "layer", relative=relative)
 
 
 def _distances(config: Any, positions: int) -> Tensor:
@@ -239,7 +237,7 @@ FAMILIES = (
             "XLNetForTokenClassification": TOKENS,
         },
         bare=("XLNetLMHeadModel",),
-        places={},
+        paths={},
         keys=KEYS,
         settings=frozenset(SIZED),
     ),

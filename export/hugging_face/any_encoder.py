@@ -15,7 +15,7 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.description import EncoderModel
-from onnxport.export.hugging_face.encoder import SPARE, text_encoding
+from onnxport.export.hugging_face.encoder import OPTIONAL_TENSORS, text_encoding
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersEncoder
 from onnxport.export.hugging_face.sentence_transformers import read_modules
@@ -32,7 +32,7 @@ TABLES = {
     "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "tensor",
 }
 READS = ("input_ids", "attention_mask")
-LOSES = {  # settings that another program than the class alone would have to follow
+UNSUPPORTED = {  # settings that another program than the class alone would have to follow
     "auto_map": "the folder's own code",
     "quantization_config": "weights that are quantized already",
     "pruned_heads": "heads that were pruned",
@@ -90,7 +90,7 @@ class OtherEncoder:
 
     def problems(self, given: Mapping[str, Any]) -> list[str]:
         """What the class alone would not do; all else in a config.json is between it and transformers."""
-        problems = [f"{key} is {given[key]!r:.60}: {what} cannot be exported" for key, what in LOSES.items() if given.get(key)]
+        problems = [f"{key} is {given[key]!r:.60}: {what} cannot be exported" for key, what in UNSUPPORTED.items() if given.get(key)]
         named = given.get("architectures")
         if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
             problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
@@ -101,17 +101,17 @@ class OtherEncoder:
         named = (given.get("architectures") or [None])[0]
         return named if isinstance(named, str) and self.classes.get(named) is not None else self.base
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not: of hidden states, whatever is of a head."""
         if self.class_name(given) != self.base:
-            return SPARE
+            return OPTIONAL_TENSORS
         from transformers.initialization import no_init_weights
 
         cls = getattr(import_transformers(), self.base)
         with quiet(), torch.device("meta"), no_init_weights():
             shell = cls(cls.config_class.from_dict(dict(given)))
         parts = "|".join(re.escape(name) for name, _ in [*shell.named_children(), *shell.named_parameters(recurse=False)])
-        return (*SPARE, r"(^|\.)pooler\.", rf"^(?!{re.escape(self.prefix)}|({parts})(\.|$)).*")
+        return (*OPTIONAL_TENSORS, r"(^|\.)pooler\.", rf"^(?!{re.escape(self.prefix)}|({parts})(\.|$)).*")
 
     def task(self, given: Mapping[str, Any]) -> str | None:
         """What the class is for."""
@@ -159,7 +159,7 @@ class TracedEncoder:
         labels = int(config.num_labels)
         return {"logits": ("batch", labels) if self.task == "classification" else ("batch", "sequence", labels)}
 
-    def described(self) -> EncoderModel:
+    def describe(self) -> EncoderModel:
         """The model for the exporter, with no canonical form."""
         config, named = self.model.config, self.outputs()
         return EncoderModel(

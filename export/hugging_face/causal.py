@@ -13,10 +13,10 @@ from torch import Tensor
 
 from onnxport.errors import CheckpointError
 from onnxport.export.canonical import load_weights
-from onnxport.export.canonical.graphs import Built
-from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.graphs import CanonicalModel
+from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Table, existing
+from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, optional, read_keys
 from onnxport.export.description import CausalModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always
@@ -69,7 +69,7 @@ TRAINING = frozenset(
     """initializer_range attention_dropout pretraining_tp rope_ratio max_window_layers attn_pdrop embd_pdrop resid_pdrop summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_ctx use_bfloat16 mlp_dropout""".split()
 )
-SPARE = (r"\.rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")  # buffers that older versions saved
+OPTIONAL_TENSORS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")  # buffers that older versions saved
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class CausalFamily:
     model_type: str
     classes: tuple[str, str]
     base: str
-    table: Table
-    places: Mapping[str, str]
+    table: WeightTable
+    paths: Mapping[str, str]
     keys: Mapping[str, Key]
     layer: Callable[[Any, int], dict[str, Any]]
     more: Callable[[Mapping[str, Any]], list[str]] = lambda given: []
@@ -109,9 +109,9 @@ class CausalFamily:
         """The class with a head; a model without is loaded into it where its head is tied."""
         return self.classes[0]
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Buffers."""
-        return SPARE
+        return OPTIONAL_TENSORS
 
     def task(self, given: Mapping[str, Any]) -> str | None:
         """The one of all language models."""
@@ -145,24 +145,24 @@ class HuggingFaceCausal:
         """transformers' class behind functions of ids."""
         return TransformersCausal(self.model, self.ids)
 
-    def described(self) -> CausalModel:
+    def describe(self) -> CausalModel:
         """The model for the exporter."""
-        return CausalModel(self.original(), self.built, self.ids, self.max_length, self.generation)
+        return CausalModel(self.original(), self.build, self.ids, self.max_length, self.generation)
 
-    def built(self) -> Built:
+    def build(self) -> CanonicalModel:
         """The canonical decoder, over the same tensors where their layout allows it."""
         head = self.model.get_output_embeddings()
         bias = None if getattr(head, "bias", None) is None else ("lm_head.bias", head.bias)
-        return Built({"decoder": load_weights.decoder(self._side(), ("lm_head.weight", head.weight), bias)})
+        return CanonicalModel({"decoder": load_weights.decoder(self._stack_weights(), ("lm_head.weight", head.weight), bias)})
 
-    def _side(self) -> Side:
+    def _stack_weights(self) -> StackWeights:
         config, family = self.model.config, self.family
-        base, path, places = getattr(self.model, family.base), family.base, family.places
+        base, path, paths = getattr(self.model, family.base), family.base, family.paths
         state = dict(base.named_parameters(remove_duplicate=False))
         heads = int(config.num_attention_heads)
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        rotary = "positions" not in places
+        rotary = "positions" not in paths
         layers = tuple(
             Layer(
                 heads=heads,
@@ -170,20 +170,20 @@ class HuggingFaceCausal:
                 head=head,
                 rotary=rotary,
                 norm_first=True,
-                biases=existing(family.table.encoder, {name.removeprefix(f"{places['layers']}.{i}.") for name in state}),
+                biases=existing(family.table.layer, {name.removeprefix(f"{paths['layers']}.{i}.") for name in state}),
                 **family.layer(config, i),
             )
-            for i in range(len(base.get_submodule(places["layers"])))
+            for i in range(len(base.get_submodule(paths["layers"])))
         )
-        norm = base.get_submodule(places["norm"])
+        norm = base.get_submodule(paths["norm"])
         tables = _tables(base.rotary_emb, self.max_length, head, layers[0].size) if rotary else None
         eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None)
         final_bias = getattr(norm, "bias", None) is not None
         stack = Stack(config.hidden_size, layers, False, eps, final_bias=final_bias, rotary=self.max_length if rotary else 0)
-        tokens = (f"{path}.{places['tokens']}", base.get_submodule(places["tokens"]).weight)
-        learned = None if rotary else (f"{path}.{places['positions']}", base.get_submodule(places["positions"]).weight)
-        norms = {"norm": places["norm"]}
-        return Side(stack, family.table, path, state, tokens, learned, 1.0, norms, places["layers"], rotary=tables)
+        tokens = (f"{path}.{paths['tokens']}", base.get_submodule(paths["tokens"]).weight)
+        learned = None if rotary else (f"{path}.{paths['positions']}", base.get_submodule(paths["positions"]).weight)
+        norms = {"norm": paths["norm"]}
+        return StackWeights(stack, family.table, path, state, tokens, learned, 1.0, norms, paths["layers"], rotary=tables)
 
 
 def _tables(rotary: Any, positions: int, head: int, size: int) -> tuple[Tensor, Tensor]:

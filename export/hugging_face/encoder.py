@@ -11,10 +11,10 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.canonical import load_weights
-from onnxport.export.canonical.graphs import Built
-from onnxport.export.canonical.load_weights import HeadParts, Side
+from onnxport.export.canonical.graphs import CanonicalModel
+from onnxport.export.canonical.load_weights import HeadParts, StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Table, existing
+from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_keys
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always
@@ -63,7 +63,7 @@ TRAINING = frozenset(  # of training, or of heads that are left out
     """attention_probs_dropout_prob hidden_dropout_prob initializer_range tie_word_embeddings directionality pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size language name""".split()
 )
-SPARE = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
+OPTIONAL_TENSORS = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class EncoderFamily:
 
     model_type: str
     base: str
-    table: Table
+    table: WeightTable
     heads: Mapping[str, HeadNames | None]
     bare: tuple[str, ...]
-    places: Mapping[str, str]
+    paths: Mapping[str, str]
     keys: Mapping[str, Key]
     activation: str = "hidden_act"
     offset: Callable[[Any], int] = lambda config: 0
@@ -122,11 +122,11 @@ class EncoderFamily:
         named = (given.get("architectures") or [None])[0]
         return named if named in self.heads else next(name for name, head in self.heads.items() if head is None)
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not."""
         if self.heads[self.class_name(given)] is not None:
-            return SPARE
-        return (*SPARE, r"(^|\.)pooler\.", rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
+            return OPTIONAL_TENSORS
+        return (*OPTIONAL_TENSORS, r"(^|\.)pooler\.", rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
 
     def task(self, given: Mapping[str, Any]) -> str | None:
         """What the class is for."""
@@ -177,7 +177,7 @@ class HuggingFaceEncoder:
         rows = int(config.max_position_embeddings) - self.family.offset(config)
         return min(rows, self.encoding.get("max_length") or rows)
 
-    def described(self) -> EncoderModel:
+    def describe(self) -> EncoderModel:
         """The model for the exporter."""
         config, head = self.model.config, self.head
         named = self.outputs()
@@ -186,7 +186,7 @@ class HuggingFaceEncoder:
         return EncoderModel(
             modules=[self.model],
             answer=original.answer,
-            build=self.built,
+            build=self.build,
             outputs=named,
             rows=int(config.vocab_size),
             pad_id=int(config.pad_token_id or 0),
@@ -206,31 +206,31 @@ class HuggingFaceEncoder:
         labels = int(config.num_labels)
         return {"logits": ("batch", labels) if head.pooling else ("batch", "sequence", labels)}
 
-    def built(self) -> Built:
+    def build(self) -> CanonicalModel:
         """The canonical encoder, over the same tensors where their layout allows it."""
         head, parts = self.head, None
         if head is not None:
             modules = {name: self.model.get_submodule(name) for name in (head.out, head.dense) if name is not None}
             dense = None if head.dense is None else (head.dense, modules[head.dense])
             parts = HeadParts((head.out, modules[head.out]), dense, head.activation, head.split)
-        return Built({"encoder": load_weights.text_encoder(self._side(), parts, head.pooling if head else None)})
+        return CanonicalModel({"encoder": load_weights.text_encoder(self._stack_weights(), parts, head.pooling if head else None)})
 
     def _types(self) -> int:
-        place = self.family.places.get("types")
+        place = self.family.paths.get("types")
         return 0 if place is None else int(self._base().get_submodule(place).num_embeddings)
 
     def _base(self) -> Any:
         return self.model if self.head is None else getattr(self.model, self.family.base)
 
-    def _side(self) -> Side:
+    def _stack_weights(self) -> StackWeights:
         config, family, base = self.model.config, self.family, self._base()
-        path, places = "" if self.head is None else family.base, family.places
+        path, paths = "" if self.head is None else family.base, family.paths
         state = dict(base.named_parameters(remove_duplicate=False))
-        heads, rows = int(config.num_attention_heads), family.table.encoder
+        heads, rows = int(config.num_attention_heads), family.table.layer
         norms = dict.fromkeys(row.sources[0].rpartition(".")[0] for row in rows if row.ours.endswith("_norm.weight"))
         layers = []
-        for i, layer in enumerate(base.get_submodule(places["layers"])):
-            names = {name.removeprefix(f"{places['layers']}.{i}.") for name in state}
+        for i, layer in enumerate(base.get_submodule(paths["layers"])):
+            names = {name.removeprefix(f"{paths['layers']}.{i}.") for name in state}
             (up,) = (row.sources[0] for row in rows if row.ours == "feed_forward.up.weight")
             layers.append(
                 Layer(
@@ -244,19 +244,19 @@ class HuggingFaceEncoder:
                 )
             )
         table, types = self._positions(base)
-        norm = base.get_submodule(places["norm"])
+        norm = base.get_submodule(paths["norm"])
         assert isinstance(norm, nn.LayerNorm)
         stack = Stack(config.hidden_size, tuple(layers), False, None, embedding_eps=norm.eps, types=0 if types is None else len(types[1]))
-        tokens = base.get_submodule(places["tokens"]).weight
+        tokens = base.get_submodule(paths["tokens"]).weight
         below = f"{path}." if path else ""
-        positions = (f"{below}{places['positions']}", table[family.offset(config) :])
-        norms_around = {"embedding.norm": places["norm"]}
-        named = (f"{below}{places['tokens']}", tokens)
-        return Side(stack, family.table, path, state, named, positions, 1.0, norms_around, places["layers"], types)
+        positions = (f"{below}{paths['positions']}", table[family.offset(config) :])
+        norms_around = {"embedding.norm": paths["norm"]}
+        named = (f"{below}{paths['tokens']}", tokens)
+        return StackWeights(stack, family.table, path, state, named, positions, 1.0, norms_around, paths["layers"], types)
 
     def _positions(self, base: Any) -> tuple[Any, tuple[str, Any] | None]:
         """The table of positions, and that of kinds of tokens; a single kind is added to all positions."""
-        table, place = base.get_submodule(self.family.places["positions"]).weight, self.family.places.get("types")
+        table, place = base.get_submodule(self.family.paths["positions"]).weight, self.family.paths.get("types")
         if place is None:
             return table, None
         types = base.get_submodule(place).weight

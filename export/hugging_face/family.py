@@ -25,7 +25,7 @@ class Adapter(Protocol):
     def max_length(self) -> int | None:
         """Positions; None where there is no bound."""
 
-    def described(self) -> Seq2SeqModel | CausalModel | EncoderModel:
+    def describe(self) -> Seq2SeqModel | CausalModel | EncoderModel:
         """The model as one of the three kinds."""
 
 
@@ -54,7 +54,7 @@ class Family(Protocol):
     def class_name(self, given: Mapping[str, Any]) -> str:
         """The class of transformers that a folder with this config.json is loaded with."""
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Patterns of tensor names that may be there or not, and do not matter."""
 
     def task(self, given: Mapping[str, Any]) -> str | None:

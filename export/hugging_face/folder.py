@@ -35,8 +35,8 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
         if family.kind != "encoder":
             settings, settings_file = _generation_config(transformers, folder)
             used.add(settings_file)
-        spare = family.spare(given)
-        expected, optional, tensors = _shapes(cls, config, files.tensors, family.prefix, spare)
+        optional_tensors = family.optional_tensors(given)
+        expected, optional, tensors = _shapes(cls, config, files.tensors, family.prefix, optional_tensors)
     problems = weight_problems(tensors, expected, optional)
     sizes = family.vocabularies(config)
     decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
@@ -46,7 +46,7 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths
     del files, tensors  # transformers reads them again
-    adapter = family.adapter(_load(cls, folder, paths, spare), folder, decoding)
+    adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding)
     template, template_files = chat_template.read(folder) if family.kind == "causal" and tokenizers else (None, [])
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
     plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
@@ -87,7 +87,7 @@ Shapes = dict[str, list[int]]
 
 
 def _shapes(
-    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, spare: tuple[str, ...]
+    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, optional_tensors: tuple[str, ...]
 ) -> tuple[Shapes, Shapes, dict[str, Tensor]]:
     """Shapes of the tensors that must be there and of those that may, and the tensors by the class's names.
 
@@ -106,7 +106,7 @@ def _shapes(
     for source, group in groups.items():
         if not group & tensors.keys():  # one missing name is told for all
             optional |= group - {source}
-    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *spare]
+    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *optional_tensors]
     optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
     tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in made)}
     return (
@@ -131,8 +131,8 @@ def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str,
     return result
 
 
-def _load(cls: Any, folder: Path, paths: list[Path], spare: tuple[str, ...]) -> Any:
-    """transformers' own way from the folder to a model in float32; its report must be empty but for `spare` tensors."""
+def _load(cls: Any, folder: Path, paths: list[Path], optional_tensors: tuple[str, ...]) -> Any:
+    """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors` tensors."""
     with quiet(), refusing(folder):
         model, report = cls.from_pretrained(
             folder,
@@ -141,7 +141,9 @@ def _load(cls: Any, folder: Path, paths: list[Path], spare: tuple[str, ...]) -> 
             dtype=torch.float32,
             use_safetensors=any(path.suffix == ".safetensors" for path in paths),
         )
-    left = {name: [one for one in map(str, found) if not any(re.search(p, one) for p in spare)] for name, found in report.items()}
+    left = {
+        name: [one for one in map(str, found) if not any(re.search(p, one) for p in optional_tensors)] for name, found in report.items()
+    }
     if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
     return model.requires_grad_(False)

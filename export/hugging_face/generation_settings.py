@@ -25,7 +25,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
 }
 SAMPLING: dict[str, tuple[str, Any]] = {"temperature": ("temperature", 1.0), "top_k": ("top_k", 0), "top_p": ("top_p", 1.0)}
 SEARCHED = frozenset([*SEARCH_FIELDS, "max_new_tokens"])  # what a bundle checks as it checks a caller's options
-UNSAID = {"temperature": 1.0, "top_k": 50}  # transformers' own when a model samples without saying
+SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}  # transformers' own when a model samples without saying
 # what changes answers and is not ours to do, with the values that change nothing besides null
 REFUSED: dict[str, tuple[Any, ...]] = {
     "assistant_early_exit": (),
@@ -133,7 +133,7 @@ def read_generation(config: Any, rows: int, ends: list[int], starts: bool) -> tu
     for name, (ours, neutral) in wanted.items():
         value = getattr(config, name, None)
         if value is None:
-            value = UNSAID.get(name)
+            value = SAMPLING_DEFAULTS.get(name)
         if value is not None and (value != neutral or name == "temperature"):  # a temperature is what makes a bundle sample
             found[ours] = READ[name](ids, name, value)
     if "bad_words" in found:  # transformers never forbids the end

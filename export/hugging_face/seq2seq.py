@@ -10,10 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from onnxport.export.canonical import load_weights
-from onnxport.export.canonical.graphs import Built
-from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.graphs import CanonicalModel
+from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Table, existing
+from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import Key
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, config_problems
@@ -37,7 +37,7 @@ class Seq2SeqFamily:
 
     model_type: str
     classes: tuple[str, str]
-    table: Table
+    table: WeightTable
     task: Callable[[Mapping[str, Any]], str | None]
     keys: Mapping[str, Key] = field(default_factory=dict)
     offset: int = 0
@@ -54,7 +54,7 @@ class Seq2SeqFamily:
         """The class that generates; a model without its head is loaded into it too."""
         return self.classes[0]
 
-    def spare(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
         """Every tensor matters."""
         return ()
 
@@ -83,26 +83,28 @@ class HuggingFaceSeq2Seq:
         """Positions of source and target."""
         return int(self.model.config.max_position_embeddings)
 
-    def described(self) -> Seq2SeqModel:
+    def describe(self) -> Seq2SeqModel:
         """The model for the exporter."""
-        return Seq2SeqModel(self.original(), self.built, self.ids, self.max_length, self.generation)
+        return Seq2SeqModel(self.original(), self.build, self.ids, self.max_length, self.generation)
 
     def original(self) -> TransformersSeq2Seq:
         """transformers' class behind functions of ids."""
         return TransformersSeq2Seq(self.model, self.ids)
 
-    def built(self) -> Built:
+    def build(self) -> CanonicalModel:
         """The canonical encoder and decoder, over the same tensors where their layout allows it."""
-        encoder, decoder = self._side("encoder", cross=False), self._side("decoder", cross=True)
+        encoder, decoder = self._stack_weights("encoder", cross=False), self._stack_weights("decoder", cross=True)
         bias = self.model.final_logits_bias[0]
         head = ("lm_head.weight", self.model.lm_head.weight)
         named = ("final_logits_bias", bias) if bias.any() else None  # zeros where a checkpoint has none
-        return Built({"encoder": load_weights.source_encoder(encoder, decoder), "decoder": load_weights.decoder(decoder, head, named)})
+        return CanonicalModel(
+            {"encoder": load_weights.source_encoder(encoder, decoder), "decoder": load_weights.decoder(decoder, head, named)}
+        )
 
-    def _side(self, name: str, cross: bool) -> Side:
+    def _stack_weights(self, name: str, cross: bool) -> StackWeights:
         config, part, path = self.model.config, getattr(self.model.model, name), f"model.{name}"
         state = dict(part.named_parameters(remove_duplicate=False))
-        rows = self.family.table.decoder if cross else self.family.table.encoder
+        rows = self.family.table.cross_layer if cross else self.family.table.layer
         layers = tuple(
             Layer(
                 heads=getattr(config, f"{name}_attention_heads"),
@@ -122,7 +124,7 @@ class HuggingFaceSeq2Seq:
         tied = shared is not None and load_weights.same_storage(shared.weight, tokens)
         positions = part.embed_positions.weight[self.family.offset :]
         scale = config.d_model**0.5 if config.scale_embedding else 1.0
-        return Side(
+        return StackWeights(
             stack,
             self.family.table,
             path,

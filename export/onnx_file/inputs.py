@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Given:
+class GraphInput:
     """An input: numpy type, and per axis a size, or what it is the sum of: labels and a number."""
 
     name: str
@@ -34,19 +34,19 @@ class Given:
         return [label for size in self.shape if not isinstance(size, int) for label in size[0]]
 
 
-def inputs_of(graph: ir.Graph) -> list[Given]:
+def inputs_of(graph: ir.Graph) -> list[GraphInput]:
     """The graph's inputs. CheckpointError for one that is no tensor of numbers or truth values."""
-    return [_given(value) for value in graph.inputs]
+    return [_graph_input(value) for value in graph.inputs]
 
 
-def _given(value: ir.Value) -> Given:
+def _graph_input(value: ir.Value) -> GraphInput:
     name = str(value.name)
     if not isinstance(value.type, ir.TensorType) or value.dtype is None or value.dtype == ir.DataType.STRING:
         raise CheckpointError(f"input {name} is a {value.type}, expected a tensor of numbers; export the model with tensors alone")
     if value.shape is None:
         raise CheckpointError(f"input {name} has no shape, expected its rank at least; export the model with shapes of inputs")
     shape = tuple(_axis(name, i, size) for i, size in enumerate(dims(value) or ()))
-    return Given(name, value.dtype.numpy(), shape, min(_tables(value), default=None))
+    return GraphInput(name, value.dtype.numpy(), shape, min(_tables(value), default=None))
 
 
 def _axis(name: str, axis: int, size: int | str) -> int | tuple[tuple[str, ...], int]:
@@ -77,7 +77,7 @@ def _rows(value: ir.Value, depth: int) -> Iterator[int]:
             yield from _rows(node.outputs[0], depth - 1)
 
 
-def sizes(inputs: list[Given]) -> list[dict[str, int]]:
+def sizes(inputs: list[GraphInput]) -> list[dict[str, int]]:
     """Sizes of the free axes, several times: the first ones apart from each other, then those of `other_sizes`."""
     labels = list(dict.fromkeys(label for given in inputs for label in given.labels()))
     if not labels:
@@ -88,31 +88,31 @@ def sizes(inputs: list[Given]) -> list[dict[str, int]]:
     return [begin, *other_sizes(begin)]
 
 
-def batches(inputs: list[Given]) -> set[str]:
+def batches(inputs: list[GraphInput]) -> set[str]:
     """Free axes that come first in some input."""
     return {given.shape[0][0][0] for given in inputs if given.shape and not isinstance(given.shape[0], int) and given.shape[0][0]}
 
 
-def tied(inputs: list[Given], axes: int) -> list[Given]:
+def tied(inputs: list[GraphInput], axes: int) -> list[GraphInput]:
     """The first `axes` axes of all inputs, where they are free, called alike: exporters often leave them without a common name."""
 
-    def shape(given: Given) -> tuple[int | tuple[tuple[str, ...], int], ...]:
+    def shape(given: GraphInput) -> tuple[int | tuple[tuple[str, ...], int], ...]:
         return tuple(((f"axis{i}",), 0) if i < axes and not isinstance(size, int) else size for i, size in enumerate(given.shape))
 
-    return [Given(given.name, given.dtype, shape(given), given.rows) for given in inputs]
+    return [GraphInput(given.name, given.dtype, shape(given), given.rows) for given in inputs]
 
 
-def arrays(inputs: list[Given], chosen: dict[str, int], seed: int) -> Arrays:
+def arrays(inputs: list[GraphInput], chosen: dict[str, int], seed: int) -> Arrays:
     """An array for each input. Masks are ones in the first case, and ragged rows in the others; the longest row is whole."""
     random = np.random.default_rng([20240229, seed])
     return {given.name: _array(given, _shape(given, chosen), random, seed > 0) for given in inputs}
 
 
-def _shape(given: Given, chosen: dict[str, int]) -> tuple[int, ...]:
+def _shape(given: GraphInput, chosen: dict[str, int]) -> tuple[int, ...]:
     return tuple(s if isinstance(s, int) else sum(chosen[label] for label in s[0]) + s[1] for s in given.shape)
 
 
-def _array(given: Given, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
+def _array(given: GraphInput, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
     name, kind = given.name.lower(), given.dtype.kind
     made: np.ndarray
     if "mask" in name or name == "use_cache_branch":

@@ -10,30 +10,28 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.errors import CheckpointError, one_line
+from onnxport.errors import BundleError, CheckpointError, one_line
 from onnxport.export.onnx_file.inputs import Arrays, GraphInput, arrays, batches, sizes, tied
+from onnxport.graph.session import open_file
 from onnxport.graph.store import write
-from onnxport.runtime.processor import make_exact, saturates
-from onnxport.runtime.sessions import CPU
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 TIED = (0, 1, 2)  # how many leading axes all inputs share, tried in this order
 HALF_ERROR = 3e-2  # of a half-precision file against itself in float32, relative
 
 
 class Original:
-    """A session over a file. CheckpointError when ONNX Runtime cannot load it."""
+    """A file that ONNX Runtime runs. CheckpointError when it cannot load it."""
 
     def __init__(self, path: Path, name: Path) -> None:
-        self.session = _session(path, name)
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        try:
+            self.runner = open_file(path, optimize=False)
+        except BundleError as error:
+            raise CheckpointError(f"{name} cannot be run by ONNX Runtime: {one_line(error, deepest=True)}") from error
 
     @classmethod
     def widened(cls, model: ir.Model, name: Path) -> Original:
@@ -44,23 +42,7 @@ class Original:
 
     def answer(self, inputs: Arrays) -> Arrays:
         """Outputs by name. Whatever ONNX Runtime raises goes through."""
-        return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
-
-
-def _session(path: Path, name: Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if saturates() else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    make_exact(options)
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")  # it would hold the weights once more
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise CheckpointError(f"{name} cannot be run by ONNX Runtime: {one_line(error)}") from error
+        return next(self.runner.run([inputs]))
 
 
 def goldens(original: Original, inputs: list[GraphInput], progress: Callable[[str], None]) -> Arrays:

@@ -1,51 +1,56 @@
-"""Adapters as one of the three kinds of models: those around torch's own Transformer, and those that describe themselves."""
+"""Descriptions of adapters: those around torch's own Transformer are described here, all others describe themselves."""
 
 import hashlib
+from dataclasses import replace
 
 from torch import Tensor
 
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
 from onnxport.export.canonical import load_weights
-from onnxport.export.canonical.graphs import Built
-from onnxport.export.description import Arrays, CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.canonical.graphs import CanonicalModel
+from onnxport.export.description import Arrays, CausalModel, EncoderModel, Model, Seq2SeqModel
 from onnxport.export.pytorch.original import OriginalEncoder, OriginalSeq2Seq
 from onnxport.export.pytorch.parts import Parts, prepare
-from onnxport.export.pytorch.transformer import side
+from onnxport.export.pytorch.transformer import stack_weights
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.weights import module_hashes
 
 
-def described(found: Source) -> Seq2SeqModel | CausalModel | EncoderModel:
-    """The source's model; what it is made of is checked. CheckpointError."""
-    adapter = found.adapter
+def describe(source: Source, hashed: bool = True) -> tuple[Source, Model]:
+    """The source with checked settings and, with `hashed`, hashes of the adapter's parts where it has none; and its model. CheckpointError."""
+    adapter = source.adapter
     assert not isinstance(adapter, Module | OnnxFile), "a module of no known kind is traced directly, a file is a graph already"
     if not isinstance(adapter, Seq2Seq | CausalLM | Encoder):
-        return adapter.described()
+        return source, adapter.describe()
     parts = prepare(adapter)
-    plain = {"embedding_scale": parts.scale, "max_length": parts.max_length}
-    found.settings |= {name: value for name, value in plain.items() if name in found.settings}
-    found.hashes = found.hashes or _hashes(found, parts)
+    checked = {"embedding_scale": parts.scale, "max_length": parts.max_length}
+    settings = source.settings | {name: value for name, value in checked.items() if name in source.settings}
+    hashes = source.hashes or (_hashes(source, parts) if hashed else {})
+    return replace(source, settings=settings, hashes=hashes), _model(adapter, parts, bool(source.tokenizers))
+
+
+def _model(adapter: Seq2Seq | CausalLM | Encoder, parts: Parts, reads_text: bool) -> Model:
     if isinstance(adapter, Seq2Seq):
-        return Seq2SeqModel(original_seq2seq(parts), lambda: seq2seq_built(parts), parts.ids, parts.max_length)
+        return Seq2SeqModel(original_seq2seq(parts), lambda: build_seq2seq(parts), parts.ids, parts.max_length)
     if isinstance(adapter, CausalLM):
-        return CausalModel(original_encoder(parts), lambda: causal_built(parts), parts.ids, parts.max_length)
-    return _encoder_model(adapter, parts, bool(found.tokenizers))
+        return CausalModel(original_encoder(parts), lambda: build_causal(parts), parts.ids, parts.max_length)
+    return _encoder_model(adapter, parts, reads_text)
 
 
 def _encoder_model(adapter: Encoder, parts: Parts, reads_text: bool) -> EncoderModel:
     # without a head the runtime pools, for texts alone: the graph then gives every position
     pooling = adapter.pooling if parts.head is not None else None
-    original, table = original_encoder(parts, pooling), parts.embedding.weight
+    original, table = original_encoder(parts, pooling), parts.source_embedding.weight
     output = "last_hidden_state" if parts.head is None else "logits"
     width = table.shape[1] if parts.head is None else parts.head.out_features
 
-    def answer(given: Arrays) -> Arrays:
-        return {output: original.encode(given["input_ids"], given["attention_mask"])}
+    def answer(inputs: Arrays) -> Arrays:
+        return {output: original.encode(inputs["input_ids"], inputs["attention_mask"])}
 
-    def build() -> Built:
-        stack = side(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
+    def build() -> CanonicalModel:
+        stack = stack_weights(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
         head = None if parts.head is None else load_weights.HeadParts(("head", parts.head))
-        return Built({"encoder": load_weights.text_encoder(stack, head, pooling)})
+        return CanonicalModel({"encoder": load_weights.text_encoder(stack, head, pooling)})
 
     tasks = ("tensor", "embedding") if parts.head is None else ("tensor", "classification") if pooling else ("tensor",)
     return EncoderModel(
@@ -61,22 +66,22 @@ def _encoder_model(adapter: Encoder, parts: Parts, reads_text: bool) -> EncoderM
     )
 
 
-def seq2seq_built(parts: Parts) -> Built:
+def build_seq2seq(parts: Parts) -> CanonicalModel:
     """The canonical encoder and decoder of a sequence-to-sequence model."""
     transformer, source, target = parts.transformer, parts.source_embedding.weight, parts.target_embedding.weight
     path = "source_embedding" if load_weights.same_storage(target, source) else "target_embedding"
-    decoder = side(transformer.decoder, "transformer.decoder", path, target, parts.positions, parts.scale)
-    encoder = side(transformer.encoder, "transformer.encoder", "source_embedding", source, parts.positions, parts.scale)
-    return Built(
+    decoder = stack_weights(transformer.decoder, "transformer.decoder", path, target, parts.positions, parts.scale)
+    encoder = stack_weights(transformer.encoder, "transformer.encoder", "source_embedding", source, parts.positions, parts.scale)
+    return CanonicalModel(
         {"encoder": load_weights.source_encoder(encoder, decoder), "decoder": load_weights.decoder(decoder, *_head(parts, target))}
     )
 
 
-def causal_built(parts: Parts) -> Built:
+def build_causal(parts: Parts) -> CanonicalModel:
     """The canonical decoder of a language model."""
-    table = parts.embedding.weight
-    decoder = side(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
-    return Built({"decoder": load_weights.decoder(decoder, *_head(parts, table))})
+    table = parts.source_embedding.weight
+    decoder = stack_weights(parts.transformer, "transformer", "embedding", table, parts.positions, parts.scale)
+    return CanonicalModel({"decoder": load_weights.decoder(decoder, *_head(parts, table))})
 
 
 def _head(parts: Parts, table: Tensor) -> tuple[load_weights.Named, load_weights.Named | None]:
@@ -93,9 +98,14 @@ def original_seq2seq(parts: Parts) -> OriginalSeq2Seq:
 
 def original_encoder(parts: Parts, pooling: str | None = None) -> OriginalEncoder:
     """The user's class behind functions of ids; `pooling` before the head, None for every position."""
-    return OriginalEncoder(parts.transformer, parts.embedding, parts.head, parts.positions, parts.scale, pooling)
+    return OriginalEncoder(parts.transformer, parts.source_embedding, parts.head, parts.positions, parts.scale, pooling)
 
 
-def _hashes(found: Source, parts: Parts) -> dict[str, str]:
-    tokenizers = {f"{side}_tokenizer": hashlib.sha256(data).hexdigest() for side, data in found.tokenizers.items()}
-    return module_hashes(parts.modules | {"positions": parts.positions}) | tokenizers
+def _hashes(source: Source, parts: Parts) -> dict[str, str]:
+    """sha256 of the parts, by the adapter's names, and of the tokenizers."""
+    if isinstance(source.adapter, Seq2Seq):
+        tables = {"source_embedding": parts.source_embedding, "target_embedding": parts.target_embedding}
+    else:
+        tables = {"embedding": parts.source_embedding}
+    modules = module_hashes({"transformer": parts.transformer, **tables, "head": parts.head, "positions": parts.positions})
+    return modules | {f"{side}_tokenizer": hashlib.sha256(data).hexdigest() for side, data in source.tokenizers.items()}

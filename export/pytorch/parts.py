@@ -1,4 +1,4 @@
-"""Checks an adapter's parts against each other and gives them in one form: modules in float32 on the CPU, positions as a plain table."""
+"""An adapter's parts, checked against each other and in one form: modules in float32 on the CPU, positions as a plain table."""
 
 import math
 from dataclasses import dataclass
@@ -24,21 +24,22 @@ MODULES = {
 LONGEST = 1_000_000  # positions
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parts:
-    """An adapter's parts, checked. `positions` [rows, d] or None; `max_length` None means no bound; vocabularies are rows of the tables."""
+    """An adapter's parts, checked.
 
-    modules: dict[str, Any]
+    target_embedding: the same as source_embedding where there is one table. head: None where the output shares that table. positions:
+    [rows, d] or None. max_length: None means no bound.
+    """
+
+    transformer: nn.Transformer | nn.TransformerEncoder
+    source_embedding: nn.Embedding
+    target_embedding: nn.Embedding
+    head: nn.Linear | None
     positions: Tensor | None
     scale: float
     max_length: int | None
     ids: dict[str, int]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["modules"][name]
-        except KeyError:
-            raise AttributeError(name) from None
 
 
 def prepare(adapter: Seq2Seq | CausalLM | Encoder) -> Parts:
@@ -60,8 +61,8 @@ def prepare(adapter: Seq2Seq | CausalLM | Encoder) -> Parts:
     scale = _scale(adapter.embedding_scale)
     if scale is None:
         problems.append(f"embedding_scale is {adapter.embedding_scale!r:.40}, not a number of float32")
-    max_length, more = _max_length(adapter.max_length, positions)
-    problems += more
+    max_length, length_problems = _max_length(adapter.max_length, positions)
+    problems += length_problems
     state = modules | {"positions": positions}
     problems += [f"{name} {text}" for name, part in state.items() if part is not None for text in without_values(part)]
     if scale is None or problems:
@@ -75,20 +76,29 @@ def prepare(adapter: Seq2Seq | CausalLM | Encoder) -> Parts:
     if not isinstance(adapter, Encoder):
         start = getattr(adapter, "decoder_start_id", None)
         ids["decoder_start_id"] = ids["bos_id"] if start is None else int(start)
-    return Parts(copied, None if positions is None else positions[:max_length].contiguous(), scale, max_length, ids)
+    return Parts(
+        transformer=copied["transformer"],
+        source_embedding=copied["source_embedding" if "source_embedding" in copied else "embedding"],
+        target_embedding=copied["target_embedding" if "target_embedding" in copied else "embedding"],
+        head=copied["head"],
+        positions=None if positions is None else positions[:max_length].contiguous(),
+        scale=scale,
+        max_length=max_length,
+        ids=ids,
+    )
 
 
-def _scale(given: Any) -> float | None:
-    """The number that `given` is, where float32 can hold it; a tensor without axes counts."""
-    if isinstance(given, Tensor) and given.dim() == 0 and not given.is_meta and not given.is_complex():
-        given = given.item()
-    if not isinstance(given, Real) or isinstance(given, bool):
+def _scale(value: Any) -> float | None:
+    """`value` as a number, where float32 can hold it; a tensor without axes counts."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool):
         return None
     try:
-        value = float(given)
+        number = float(value)
     except OverflowError:
         return None
-    return value if math.isfinite(value) and abs(value) <= torch.finfo(torch.float32).max else None
+    return number if math.isfinite(number) and abs(number) <= torch.finfo(torch.float32).max else None
 
 
 def _hidden(transformer: nn.Module) -> int:
@@ -96,19 +106,19 @@ def _hidden(transformer: nn.Module) -> int:
     return stack.layers[0].self_attn.embed_dim if len(stack.layers) else 0
 
 
-def _positions(given: Any) -> tuple[Tensor | None, list[str]]:
+def _positions(value: Any) -> tuple[Tensor | None, list[str]]:
     """A table [rows, d] from a tensor (axes of size 1 allowed), a parameter or an embedding."""
-    if given is None:
+    if value is None:
         return None, []
-    if isinstance(given, nn.Embedding):
-        given = given.weight
-    if not isinstance(given, Tensor):
-        return None, [f"positions is a {type(given).__name__}, not a [max_length, d] tensor, nn.Embedding or None"]
-    table = given.detach()
+    if isinstance(value, nn.Embedding):
+        value = value.weight
+    if not isinstance(value, Tensor):
+        return None, [f"positions is a {type(value).__name__}, not a [max_length, d] tensor, nn.Embedding or None"]
+    table = value.detach()
     if table.dim() == 3 and 1 in table.shape[:2]:
         table = table.squeeze(0 if table.shape[0] == 1 else 1)
     if table.dim() != 2 or not table.is_floating_point():
-        return None, [f"positions has shape {list(given.shape)} and type {given.dtype}, not float [max_length, d]"]
+        return None, [f"positions has shape {list(value.shape)} and type {value.dtype}, not float [max_length, d]"]
     if not len(table):
         return None, ["positions has 0 rows, at least 1 is needed"]
     return table, []
@@ -149,15 +159,15 @@ def _id_problems(adapter: Any, modules: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _max_length(given: Any, positions: Tensor | None) -> tuple[int | None, list[str]]:
-    if given is not None and (not isinstance(given, Integral) or isinstance(given, bool) or not 1 <= int(given) <= LONGEST):
-        return None, [f"max_length is {given!r:.40}, not a number of positions from 1 to {LONGEST}"]
-    given = None if given is None else int(given)
+def _max_length(value: Any, positions: Tensor | None) -> tuple[int | None, list[str]]:
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= LONGEST):
+        return None, [f"max_length is {value!r:.40}, not a number of positions from 1 to {LONGEST}"]
+    value = None if value is None else int(value)
     if positions is None:
-        return given, []
-    if given is not None and given > positions.shape[0]:
-        return None, [f"max_length is {given} and positions hold {positions.shape[0]}"]
-    return given or positions.shape[0], []
+        return value, []
+    if value is not None and value > positions.shape[0]:
+        return None, [f"max_length is {value} and positions hold {positions.shape[0]}"]
+    return value or positions.shape[0], []
 
 
 def _broken(part: nn.Module | Tensor) -> list[str]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from onnxport.errors import CheckpointError
-from onnxport.export.canonical.load_weights import Side
+from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
-from onnxport.export.canonical.weight_table import Row, Table, Transform, existing, merged, pad_rows, plain, transposed
+from onnxport.export.canonical.weight_table import Row, Transform, WeightTable, existing, merged, pad_rows, plain, transposed
 
 
 def _projection(start: int, stop: int) -> Transform:
@@ -79,7 +79,7 @@ LAYER_MODULES = {
     "feed_forward": "activation",
     "kv": "multihead_attn.in_proj.key_value",
 }
-TABLE = Table(ENCODER_LAYER, DECODER_LAYER, CROSS_PROJECTION, LAYER_MODULES)
+TABLE = WeightTable(ENCODER_LAYER, DECODER_LAYER, CROSS_PROJECTION, LAYER_MODULES)
 
 
 INSTEAD = "use Module(...) to trace it as it is"
@@ -199,16 +199,16 @@ def read_stack(stack: nn.TransformerEncoder | nn.TransformerDecoder, path: str) 
     )
 
 
-def side(
+def stack_weights(
     stack: nn.TransformerEncoder | nn.TransformerDecoder,
     path: str,
     tokens_path: str,
     tokens: Tensor,
     positions: Tensor | None,
     scale: float,
-) -> Side:
+) -> StackWeights:
     """An encoder or decoder called `path`, with the tables in front of it."""
     named = None if positions is None else ("positions", positions)
     state = dict(stack.named_parameters(remove_duplicate=False))  # layers may share their weights
     norms = {} if stack.norm is None else {"norm": "norm"}
-    return Side(read_stack(stack, path), TABLE, path, state, (tokens_path, tokens), named, scale, norms)
+    return StackWeights(read_stack(stack, path), TABLE, path, state, (tokens_path, tokens), named, scale, norms)

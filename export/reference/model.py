@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from onnxport.errors import TextError, UsageError
-from onnxport.export.adapters import Encoder, Module
-from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.adapters import Module
+from onnxport.export.description import CausalModel, EncoderModel, Model, Seq2SeqModel
 from onnxport.export.golden import real
-from onnxport.export.pytorch.describe import described, original_encoder
-from onnxport.export.pytorch.parts import prepare
+from onnxport.export.pytorch.describe import describe
 from onnxport.export.reference.plain_search import beam_search, greedy
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.direct import flat_call, output_names
@@ -112,7 +111,7 @@ class PyTorchReference:
         found = resolve(str(source) if isinstance(source, Path) else source, allow_pickle)
         self.adapter = found.adapter
         self.tokenizers = {side: TextTokenizer(data) for side, data in found.tokenizers.items()}
-        self.described: Seq2SeqModel | CausalModel | EncoderModel | None = None
+        self.described: Model | None = None
         if isinstance(self.adapter, OnnxFile):
             raise UsageError("the source is an ONNX file, expected a model in PyTorch; compare without --source: fp32 is the reference")
         if isinstance(self.adapter, Module):
@@ -120,14 +119,12 @@ class PyTorchReference:
             self.call, self.examples = flat.original, flat.examples
             self.modules: list[Any] = [self.adapter.module, self.call]
             return
-        found.hashes = found.hashes or {"source": ""}  # nobody asks for them here
-        self.described = described(found)
+        _, self.described = describe(found, hashed=False)
         self.max_length = self.described.max_length
         if isinstance(self.described, EncoderModel):
             self.modules = self.described.modules
-            self.model: Any = original_encoder(prepare(self.adapter)) if isinstance(self.adapter, Encoder) else self.described.answer
         else:
-            self.model = self.described.original
+            self.model: Any = self.described.original
             self.modules = self.model.modules
 
     def generate(
@@ -150,7 +147,7 @@ class PyTorchReference:
         order = [i for i, row in enumerate(rows) if row]
         size = batch_size or max(1, len(order))
         decode = self._generate if hasattr(self.model, "generate") else self._decode
-        width = int(self.described.extras.get("beam") or 1) if beam is None else beam
+        width = int(self.described.search.get("beam") or 1) if beam is None else beam
         with evaluating(*self.modules, fused=True):
             for start in range(0, len(order), size):
                 group = order[start : start + size]

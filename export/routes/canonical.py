@@ -1,15 +1,16 @@
-"""From what the user named to standard graphs with golden answers."""
+"""The canonical route: a model's weights go into the canonical Transformer, which is checked against the original, then traced."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
 from onnxport.export import golden
 from onnxport.export.canonical.graphs import (
-    Built,
+    CanonicalModel,
     agree,
     cases,
     check_causal,
@@ -20,47 +21,60 @@ from onnxport.export.canonical.graphs import (
     trace_text_encoder,
 )
 from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel
-from onnxport.export.exported import Exported, Progress
+from onnxport.export.exported import Exported
 from onnxport.export.source import Source
 from onnxport.export.weights import release
+from onnxport.progress import Progress
+
+CHECKING = "checking the canonical model against the original"
 
 
-def _seq2seq(found: Source, model: Seq2SeqModel, task: str, opset: int, say: Progress) -> Exported:
+def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Graphs `encoder` and `decoder` of an encoder-decoder. ParityError: the canonical model answers otherwise than the original."""
     goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
-    say("checking the canonical model against the original")
-    built = model.build()
-    check_seq2seq(built, goldens)
-    rows = model.original.source_rows
-    _release(found, model.original.modules, built)
-    say("tracing the encoder")
-    graphs = {"encoder": trace_source_encoder(built, opset)}
-    say("tracing the decoder")
-    graphs["decoder"] = trace_decoder(built, opset)
-    generation = _generation("seq2seq", built, model) | {"source_vocab_size": rows}
-    return _exported(found, task, opset, graphs, goldens, generation, built)
+    progress(CHECKING)
+    canonical = model.build()
+    check_seq2seq(canonical, goldens)
+    source_rows = model.original.source_rows
+    _release(source, model.original.modules, canonical)
+    progress("tracing the encoder")
+    graphs = {"encoder": trace_source_encoder(canonical, opset)}
+    progress("tracing the decoder")
+    graphs["decoder"] = trace_decoder(canonical, opset)
+    generation = _generation("seq2seq", canonical, model) | {"source_vocab_size": source_rows}
+    return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
-def _causal(found: Source, model: CausalModel, task: str, opset: int, say: Progress) -> Exported:
+def export_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Graph `decoder` of a language model. ParityError: the canonical model answers otherwise than the original."""
     goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
-    say("checking the canonical model against the original")
-    built = model.build()
-    check_causal(built, goldens)
-    _release(found, model.original.modules, built)
-    say("tracing the decoder")
-    graphs = {"decoder": trace_decoder(built, opset)}
-    generation = _generation("causal", built, model) | {"window": built.window()}
-    return _exported(found, task, opset, graphs, goldens, generation, built)
+    progress(CHECKING)
+    canonical = model.build()
+    check_causal(canonical, goldens)
+    _release(source, model.original.modules, canonical)
+    progress("tracing the decoder")
+    graphs = {"decoder": trace_decoder(canonical, opset)}
+    generation = _generation("causal", canonical, model) | {"window": canonical.window()}
+    return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
-def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Progress) -> Exported:
+def export_encoder(source: Source, model: EncoderModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Graph `encoder` of a model that answers in one pass. ParityError: the canonical model answers otherwise than the original."""
     assert model.build is not None, "what has no canonical form is traced directly"
-    goldens = golden.encoder_goldens(model, found.tokenizers.get("source"))
-    say("checking the canonical model against the original")
-    built = model.build()
-    encoder = built.graphs["encoder"]
+    goldens = golden.encoder_goldens(model, source.tokenizers.get("source"))
+    progress(CHECKING)
+    canonical = model.build()
+    _check_encoder(canonical, model, goldens)
+    _release(source, model.modules, canonical)
+    progress("tracing the encoder")
+    graphs = {"encoder": trace_text_encoder(canonical.graphs["encoder"], model.types > 0, model.outputs, opset)}
+    return _exported(source, task, opset, graphs, goldens, canonical, encoding=model.reading())
+
+
+def _check_encoder(canonical: CanonicalModel, model: EncoderModel, goldens: Mapping[str, np.ndarray]) -> None:
     for case in cases(goldens, "case"):
-        names = [name.split("/")[-1] for name in goldens if name.startswith(f"{case}/in/")]
-        results = encoder.module(*(torch.from_numpy(goldens[f"{case}/in/{name}"]) for name in names))
+        inputs = [torch.from_numpy(array) for name, array in goldens.items() if name.startswith(f"{case}/in/")]
+        results = canonical.graphs["encoder"].module(*inputs)
         results = results if isinstance(results, tuple) else (results,)
         for output, result in zip(model.outputs, results, strict=True):
             answers = torch.from_numpy(goldens[f"{case}/out/{output}"])
@@ -68,22 +82,17 @@ def _encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Pro
                 real = torch.from_numpy(goldens[f"{case}/in/attention_mask"]) > 0
                 answers, result = answers[real], result[real]
             agree(answers, result, output)
-    _release(found, model.modules, built)
-    say("tracing the encoder")
-    graphs = {"encoder": trace_text_encoder(encoder, model.types > 0, model.outputs, opset)}
-    found.settings["encoding"] = model.reading()
-    return _exported(found, task, opset, graphs, goldens, None, built)
 
 
-def _release(found: Source, original: Sequence[nn.Module], built: Built) -> None:
+def _release(source: Source, original: Sequence[nn.Module], canonical: CanonicalModel) -> None:
     """The original has answered: what it holds twice goes, unless it is somebody's own."""
-    if found.owned:
-        release(original, [graph.module for graph in built.graphs.values()])
+    if source.owned:
+        release(original, [graph.module for graph in canonical.graphs.values()])
 
 
-def _generation(kind: str, built: Built, model: Seq2SeqModel | CausalModel) -> dict[str, Any]:
-    heads, size = built.head()
-    decoder = built.graphs["decoder"]
+def _generation(kind: str, canonical: CanonicalModel, model: Seq2SeqModel | CausalModel) -> dict[str, Any]:
+    heads, size = canonical.head()
+    decoder = canonical.graphs["decoder"]
     return {
         "kind": kind,
         "layers": len(decoder.stack.layers),
@@ -92,24 +101,33 @@ def _generation(kind: str, built: Built, model: Seq2SeqModel | CausalModel) -> d
         "vocab_size": decoder.module.vocabulary,
         "max_length": model.max_length,
         **model.ids,
-        **model.extras,
+        **model.search,
     }
 
 
-def _exported(found: Source, task: str, opset: int, graphs: Any, goldens: dict[str, np.ndarray], generation: Any, built: Built) -> Exported:
-    padded = built.padded_heads()
+def _exported(
+    source: Source,
+    task: str,
+    opset: int,
+    graphs: dict[str, ir.Model],
+    goldens: dict[str, np.ndarray],
+    canonical: CanonicalModel,
+    generation: dict[str, Any] | None = None,
+    encoding: dict[str, Any] | None = None,
+) -> Exported:
+    padded = canonical.padded_heads()
     return Exported(
-        name=found.name,
+        name=source.name,
         task=task,
-        family=found.family,
+        family=source.family,
         route="canonical",
         opset=opset,
         graphs=graphs,
         goldens=goldens,
         generation=generation,
-        tokenizers=found.tokenizers,
-        source_hashes=found.hashes,
-        expected=expected_fusions(built),
-        settings=found.settings | ({"padded_heads": padded} if padded else {}),
-        chat=found.chat,
+        tokenizers=source.tokenizers,
+        source_hashes=source.hashes,
+        expected=expected_fusions(canonical),
+        settings=source.settings | ({"encoding": encoding} if encoding else {}) | ({"padded_heads": padded} if padded else {}),
+        chat=source.chat,
     )

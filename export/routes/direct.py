@@ -1,6 +1,6 @@
 """The direct route: any module, traced as it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from onnxport.export.trace.axes import (
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import evaluating, on_cpu_in_float32, one_thread, unchanged
 from onnxport.export.weights import without_values
+from onnxport.progress import Progress
 
 TEXT = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 LARGEST = 64  # free axes of goldens stay at most this long where the examples are longer
@@ -147,14 +148,14 @@ def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[st
     return names
 
 
-def export_module(found: Source, adapter: Module, task: str, opset: int, say: Callable[[str], None]) -> Exported:
+def export_module(source: Source, adapter: Module, task: str, opset: int, progress: Progress) -> Exported:
     """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
     from onnxport.export.weights import module_hashes
 
     flat = flat_call(adapter)
     call, examples = flat.call, flat.examples
     with evaluating(adapter.module, call), one_thread():
-        say("running the module on its example inputs")
+        progress("running the module on its example inputs")
         try:
             with unchanged(call):
                 whole = call.whole(list(examples.values()))
@@ -167,16 +168,16 @@ def export_module(found: Source, adapter: Module, task: str, opset: int, say: Ca
         if not count:
             raise CheckpointError(f"the module gives no tensor, but {', '.join(others) or 'nothing'}; return the tensors to export")
         if others:
-            say(f"leaving out what the module gives besides tensors: {', '.join(others)}")
+            progress(f"leaving out what the module gives besides tensors: {', '.join(others)}")
         names = output_names(adapter.outputs, whole, count)
         if clash := set(names) & set(examples):
             raise CheckpointError(f"{', '.join(sorted(clash))} is the name of an input and of an output; name the outputs apart")
         dynamic, base = free_axes(adapter, call, examples)
         sizes = axis_sizes(base, dynamic)
         traced = resized(base, dynamic, traced_sizes(sizes), 0)
-        say("asking the original for golden answers")
+        progress("asking the original for golden answers")
         goldens = module_goldens(flat.original, examples, base, dynamic, names, traced_sizes(sizes))
-        say("tracing the module")
+        progress("tracing the module")
         shapes: Any = {"tensors": tuple(dynamic.get(name, {}) or None for name in traced)}
         parameters = {f"module.{name}": name for name, _ in [*adapter.module.named_parameters(), *adapter.module.named_buffers()]}
         modules = {"module": ""} | {f"module.{name}": name for name, _ in adapter.module.named_modules() if name}
@@ -184,9 +185,9 @@ def export_module(found: Source, adapter: Module, task: str, opset: int, say: Ca
         model = trace(call, inputs, shapes, list(traced), dict.fromkeys(names, ()), Names(parameters, modules), opset, "model")
     free = {name: {str(axis): label for axis, label in axes.items()} for name, axes in dynamic.items() if axes}
     return Exported(
-        name=found.name,
+        name=source.name,
         task=task,
-        family=found.family,
+        family=source.family,
         route="direct",
         opset=opset,
         graphs={"model": model},

@@ -1,4 +1,4 @@
-"""The direct route of encoders of texts: the user's own class is traced, named and answered as the canonical encoders are."""
+"""The direct route for encoders of texts: the class's own code is traced, with the names and answers of canonical encoders."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from onnxport.export.golden import Inputs, encoder_goldens, real
 from onnxport.export.source import Source
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import silence
+from onnxport.progress import Progress
 
 LONGEST = 1024  # tokens of the long golden answer: code that cuts or pads long texts shows itself there
 INSTEAD = "return it with example inputs from a factory instead, as a tensor model"
 BATCH, LENGTH = 3, 11  # of the trace; the tracer takes a 1 for a constant
 
 
-class Answering(nn.Module):
+class NamedOutputs(nn.Module):
     """The class as a function of named ids: `forward(input_ids, attention_mask, token_type_ids)` → tuple of float32 outputs.
 
     keys: the mask is handed on as transformers takes one that is finished, bool [batch, 1, 1, sequence], in place of what its own code
@@ -37,66 +38,64 @@ class Answering(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """int64 [batch, sequence] each → the outputs called `names`."""
-        kinds = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         mask = attention_mask.bool()[:, None, None, :] if self.keys else attention_mask
-        found = self.model(input_ids=input_ids, attention_mask=mask, **kinds)
-        return tuple(found[name].float() for name in self.names)
+        outputs = self.model(input_ids=input_ids, attention_mask=mask, **types)
+        return tuple(outputs[name].float() for name in self.names)
 
 
-def export_encoder(found: Source, model: EncoderModel, task: str, opset: int, say: Callable[[str], None]) -> Exported:
-    """Golden answers and graph of a model without a canonical form. CheckpointError: it answers otherwise than texts need, or torch cannot
-    trace it."""
+def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Golden answers and graph of a model without a canonical form.
+
+    CheckpointError: it answers otherwise than texts need, or torch cannot trace it.
+    """
     (module,) = model.modules
     name = type(module).__name__
-    model = replace(model, answer=_asking(model, name))
+    model = replace(model, answer=_guarded_answer(model, name))
     _check_answers(model, name)
-    goldens = encoder_goldens(model, found.tokenizers.get("source"), longest=LONGEST)
-    say("tracing the class's own code")
-    kinds = {"token_type_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)} if model.types else {}
+    goldens = encoder_goldens(model, source.tokenizers.get("source"), longest=LONGEST)
+    progress("tracing the class's own code")
+    types = {"token_type_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)} if model.types else {}
     lengths = [LENGTH, 4, 7]
     inputs: dict[str, Any] = {
         "input_ids": Inputs(1, {model.pad_id}).rows(model.rows, lengths, model.pad_id),
         "attention_mask": real(lengths).long(),
-        **kinds,
+        **types,
     }
     parameters = {f"model.{key}": key for key, _ in [*module.named_parameters(), *module.named_buffers()]}
     modules = {"model": ""} | {f"model.{key}": key for key, _ in module.named_modules() if key}
     axes = dict.fromkeys(inputs, {0: "batch", 1: "sequence"})
-    call = Answering(module, list(model.outputs), _takes_keys(module, list(model.outputs), goldens))
+    call = NamedOutputs(module, list(model.outputs), _takes_keys(module, list(model.outputs), goldens))
     graph = trace(call, inputs, axes, list(inputs), model.outputs, Names(parameters, modules), opset, "encoder")
-    found.settings |= {
-        "class": name,
-        "encoding": model.reading(),
-    }
     return Exported(
-        name=found.name,
+        name=source.name,
         task=task,
-        family=found.family,
+        family=source.family,
         route="direct",
         opset=opset,
         graphs={"encoder": graph},
         goldens=goldens,
         generation=None,
-        tokenizers=found.tokenizers,
-        source_hashes=found.hashes,
-        settings=found.settings,
+        tokenizers=source.tokenizers,
+        source_hashes=source.hashes,
+        settings=source.settings | {"class": name, "encoding": model.reading()},
     )
 
 
 def _takes_keys(module: nn.Module, names: list[str], goldens: dict[str, np.ndarray]) -> bool:
     """Whether the class answers every golden case alike with a finished mask; code that reads masks in other ways does not."""
-    call = Answering(module, names, keys=True)
+    call = NamedOutputs(module, names, keys=True)
     for case in cases(goldens, "case"):
         prefix = f"{case}/in/"
-        given = {name.removeprefix(prefix): torch.from_numpy(array) for name, array in goldens.items() if name.startswith(prefix)}
-        mask = given["attention_mask"] > 0
+        inputs = {name.removeprefix(prefix): torch.from_numpy(array) for name, array in goldens.items() if name.startswith(prefix)}
+        mask = inputs["attention_mask"] > 0
         try:
             with silence():
-                found = call(**given)
-            for name, answer in zip(names, found, strict=True):
-                wanted = torch.from_numpy(goldens[f"{case}/out/{name}"])
-                whole = wanted.shape[:2] != mask.shape
-                agree(wanted if whole else wanted[mask], answer if whole else answer[mask], name)
+                answers = call(**inputs)
+            for name, answer in zip(names, answers, strict=True):
+                expected = torch.from_numpy(goldens[f"{case}/out/{name}"])
+                whole = expected.shape[:2] != mask.shape
+                agree(expected if whole else expected[mask], answer if whole else answer[mask], name)
         except Exception:  # whatever the class's own code raises, or ParityError: not for this class
             return False
     return True
@@ -107,8 +106,8 @@ def _check_answers(model: EncoderModel, name: str) -> None:
     whatever is beside it in a batch."""
     lengths = [min(9, model.max_length or 9), min(4, model.max_length or 4)]
     ids = Inputs(2, {model.pad_id}).rows(model.rows, lengths, model.pad_id)
-    both = model.answer(_given(model, ids, real(lengths).long()))
-    alone = model.answer(_given(model, ids[1:, : lengths[1]], torch.ones(1, lengths[1], dtype=torch.long)))
+    both = model.answer(_inputs(model, ids, real(lengths).long()))
+    alone = model.answer(_inputs(model, ids[1:, : lengths[1]], torch.ones(1, lengths[1], dtype=torch.long)))
     for output, shape in model.outputs.items():
         here = both[output]
         sizes = {"batch": 2, "sequence": lengths[0]}
@@ -122,20 +121,20 @@ def _check_answers(model: EncoderModel, name: str) -> None:
             raise CheckpointError(f"{name} answers a text otherwise when it is padded in a batch, expected the same {output}; {INSTEAD}")
 
 
-def _given(model: EncoderModel, ids: Tensor, mask: Tensor) -> Arrays:
+def _inputs(model: EncoderModel, ids: Tensor, mask: Tensor) -> Arrays:
     return {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": torch.zeros_like(ids)} if model.types else {})
 
 
-def _asking(model: EncoderModel, name: str) -> Callable[[Arrays], Arrays]:
-    """Its answer, with whatever the class's own code raises as a CheckpointError."""
+def _guarded_answer(model: EncoderModel, name: str) -> Callable[[Arrays], Arrays]:
+    """The model's `answer`, which turns whatever the class's own code raises into a CheckpointError."""
 
-    def answer(given: Arrays) -> Arrays:
+    def answer(inputs: Arrays) -> Arrays:
         try:
-            return model.answer(given)
+            return model.answer(inputs)
         except Exception as error:  # the class's own code raises what it likes
             lines = [*str(error).strip().splitlines(), "no message"]
             raise CheckpointError(
-                f"{name} does not answer {' and '.join(model.outputs)} of {given['input_ids'].shape[1]} tokens "
+                f"{name} does not answer {' and '.join(model.outputs)} of {inputs['input_ids'].shape[1]} tokens "
                 f"({type(error).__name__}: {lines[0]:.200}); {INSTEAD}"
             ) from error
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError, UsageError
 from onnxport.export.exported import Exported
-from onnxport.export.onnx_file.inputs import Arrays, Given, inputs_of
+from onnxport.export.onnx_file.inputs import Arrays, GraphInput, inputs_of
 from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
 from onnxport.export.onnx_file.read import encoding, is_half, load
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.tokenizers.folder import vocabulary_problem
 from onnxport.graph.edit import dims
+from onnxport.progress import Progress
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # task → the outputs that it needs, with the number of their dimensions
@@ -25,44 +24,44 @@ TASKS: dict[str, dict[str, int]] = {
 }
 
 
-def export_onnx(found: Source, file: OnnxFile, task: str | None, opset: int | None, say: Callable[[str], None]) -> Exported:
+def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | None, progress: Progress) -> Exported:
     """Errors: UsageError (task, opset), CheckpointError (the file was refused)."""
     original = Original(file.path, file.path)
     model = load(file, opset)
     inputs = inputs_of(model.graph)
     task = task or "tensor"
     _check_task(task, inputs, model.graph)
-    say("asking the original for golden answers")
+    progress("asking the original for golden answers")
     if is_half(file.proto):
         as_it_came, original = original, Original.widened(model, file.path)
-        cases = goldens(original, inputs, say)
+        cases = goldens(original, inputs, progress)
         _check_half(as_it_came, cases)
     else:
-        cases = goldens(original, inputs, say)
+        cases = goldens(original, inputs, progress)
     settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
     if task != "tensor":
         rows = next(given.rows for given in inputs if given.name == "input_ids")
         labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
         settings["encoding"] = encoding(file, task, rows, labels)
-        for data in found.tokenizers.values():
+        for data in source.tokenizers.values():
             if rows is not None and (problem := vocabulary_problem(data, rows, "source")):
                 raise CheckpointError(f"{problem}; put the model's own tokenizer.json beside {file.path.name}")
     return Exported(
-        name=found.name,
+        name=source.name,
         task=task,
-        family=found.family,
+        family=source.family,
         route="onnx",
         opset=model.opset_imports.get("", file.opset),
         graphs={"model" if task == "tensor" else "encoder": model},
         goldens=cases,
         generation=None,
-        tokenizers={} if task == "tensor" else found.tokenizers,
-        source_hashes=found.hashes,
+        tokenizers={} if task == "tensor" else source.tokenizers,
+        source_hashes=source.hashes,
         settings=settings,
     )
 
 
-def _check_task(task: str, inputs: list[Given], graph: ir.Graph) -> None:
+def _check_task(task: str, inputs: list[GraphInput], graph: ir.Graph) -> None:
     """UsageError unless the graph's names and shapes are those that transformers uses for this task."""
     if task == "tensor":
         return
@@ -81,7 +80,7 @@ def _check_task(task: str, inputs: list[Given], graph: ir.Graph) -> None:
 
 def _check_half(as_it_came: Original, cases: Arrays) -> None:
     """CheckpointError where a half-precision file and its own nodes in float32 differ by more than half precision explains."""
-    kinds = {i.name: np.float16 for i in as_it_came.session.get_inputs() if i.type == "tensor(float16)"}
+    kinds = {i.name: np.float16 for i in as_it_came.runner.inputs.values() if i.type == "tensor(float16)"}
     given = {name[9:]: array.astype(kinds.get(name[9:], array.dtype)) for name, array in cases.items() if name.startswith("case0/in/")}
     try:
         answer = as_it_came.answer(given)

@@ -41,7 +41,7 @@ def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
 
 
 def _tokenizer(
-    model: spm.SentencePiece, reader: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special_tokens.Special
+    model: spm.SentencePiece, reader: spm.SentencePiece, ids: Mapping[str, int], codes: list[str], tokens: special_tokens.SpecialTokens
 ) -> Tokenizer:
     normalizer = spm.normalizer(model, codes)
     unknown, eos = tokens.named["unk_token"], tokens.named["eos_token"]

@@ -1,4 +1,4 @@
-"""Special and added tokens of a Hugging Face folder, read from its JSON files as transformers reads them."""
+"""SpecialTokens and added tokens of a Hugging Face folder, read from its JSON files as transformers reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
 
 @dataclass(frozen=True)
-class Special:
+class SpecialTokens:
     """`named`: eos_token → `</s>` and so on; `added`: id → added token; `files`: what was read; `config`: of tokenizer_config.json."""
 
     named: dict[str, str]
@@ -26,7 +26,7 @@ class Special:
     config: dict[str, Any]
 
 
-def read(folder: Path, ids: Mapping[str, int], defaults: Mapping[str, str]) -> Special:
+def read(folder: Path, ids: Mapping[str, int], defaults: Mapping[str, str]) -> SpecialTokens:
     """Tokens that are found in text before anything else. Those that `ids` lacks get the next ids. CheckpointError tells all gaps."""
     found = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
     config = found.get(FILES[0], {})
@@ -46,13 +46,13 @@ def read(folder: Path, ids: Mapping[str, int], defaults: Mapping[str, str]) -> S
     problems = [f"added token {t!r} has id {i}, the vocabulary says {ids[t]}" for t, i in places.items() if ids.get(t, i) != i]
     following = max([*ids.values(), *places.values()], default=-1) + 1
     for token in special:
-        if token not in places:
-            places[token] = ids.get(token, following)
-            following = max(following, places[token] + 1)
+        if token not in paths:
+            paths[token] = ids.get(token, following)
+            following = max(following, paths[token] + 1)
     if problems:
         raise CheckpointError(f"{folder} has tokens that disagree: {'; '.join(problems)}; copy its tokenizer files again")
     added = {i: _token(text, flags.get(text, {}), text in special) for text, i in sorted(places.items(), key=lambda place: place[1])}
-    return Special(texts, added, tuple(folder / name for name in found), config)
+    return SpecialTokens(texts, added, tuple(folder / name for name in found), config)
 
 
 def read_json(path: Path) -> dict[str, Any]:

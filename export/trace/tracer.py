@@ -1,4 +1,4 @@
-"""Carries a source's tensors into the canonical model, by its family's table of names, and remembers who came from where."""
+"""Tracing of a module to a checked standard ONNX graph whose nodes and initializers are named after PyTorch's modules and parameters."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.trace.optimize import optimize, unused
 from onnxport.export.user_code import silence
 
+OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
+Shapes = dict[str, tuple[int | str, ...]]
+
 
 @dataclass
 class Names:
-    """For one graph: canonical parameter → PyTorch parameter, canonical module → PyTorch module (longest prefix wins)."""
+    """Names for one graph: traced parameter → PyTorch's, traced module → PyTorch's; of modules the longest prefix counts."""
 
     parameters: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
-
-
-OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
-Shapes = dict[str, tuple[int | str, ...]]
 
 
 def check_opset(opset: int | None) -> int:

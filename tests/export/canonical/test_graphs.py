@@ -17,7 +17,7 @@ from onnxport.errors import ParityError
 from onnxport.export import CausalLM, Encoder, Seq2Seq, golden
 from onnxport.export.canonical.graphs import check_causal, check_seq2seq, expected_fusions
 from onnxport.export.exported import Exported
-from onnxport.export.pytorch.describe import causal_built, described, original_encoder, original_seq2seq, seq2seq_built
+from onnxport.export.pytorch.describe import build_causal, build_seq2seq, describe, original_encoder, original_seq2seq
 from onnxport.export.pytorch.parts import prepare
 from onnxport.export.resolve import resolve
 from onnxport.export.user_code import evaluating
@@ -33,12 +33,12 @@ from support.graph_checks import (
 def assert_canonical_equals_original(adapter: Seq2Seq | CausalLM) -> dict[str, dict[str, int]]:
     """Prefill and cached steps of the canonical model against the user's class; returns the fusions it expects."""
     parts = prepare(adapter)
-    with evaluating(*[part for part in parts.modules.values() if part is not None]):
+    with evaluating(*filter(None, (parts.transformer, parts.source_embedding, parts.target_embedding, parts.head))):
         if isinstance(adapter, Seq2Seq):
-            built = seq2seq_built(parts)
+            built = build_seq2seq(parts)
             check_seq2seq(built, golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, parts.max_length))
         else:
-            built = causal_built(parts)
+            built = build_causal(parts)
             check_causal(built, golden.causal_goldens(original_encoder(parts), parts.ids, parts.max_length))
     return expected_fusions(built)
 
@@ -172,7 +172,7 @@ def test_disagreement_with_the_original_is_a_parity_error() -> None:
         goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, parts.max_length)
         goldens["seq1/logits"][1, 0, 3] += 0.01
         with pytest.raises(ParityError, match="differ from the original's by 1.0"):
-            check_seq2seq(seq2seq_built(parts), goldens)
+            check_seq2seq(build_seq2seq(parts), goldens)
 
 
 def test_traced_graphs_of_a_folder_equal_torch_at_shapes_not_traced(from_folder: Exported) -> None:
@@ -209,7 +209,7 @@ def test_traced_classifier_equals_torch(classifier: Exported) -> None:
 def test_text_encoder_is_an_embedding_with_a_tokenizer() -> None:
     def task(**changes: Any) -> str:
         adapter = Encoder(transformer=tiny.encoder_stack(), embedding=nn.Embedding(30, 16), **changes)
-        return described(resolve(adapter)).tasks[0]
+        return describe(resolve(adapter))[1].tasks[0]
 
     assert task(tokenizer=tiny.words(30)) == "embedding"
     assert task() == "tensor"

@@ -70,7 +70,7 @@ def test_every_setting_equals_transformers(tmp_path: Path, settings: dict[str, A
     assert isinstance(adapter, HuggingFaceT5) and (found.family, found.task, adapter.max_length) == ("t5", "text2text", None)
     with evaluating(adapter.model), torch.no_grad():
         goldens = golden.seq2seq_goldens(adapter.original(), adapter.ids, adapter.max_length)
-        check_seq2seq(adapter.built(), goldens)
+        check_seq2seq(adapter.build(), goldens)
         source, mask, target = (torch.from_numpy(goldens[f"seq0/{name}"]) for name in ("source_ids", "source_mask", "target_ids"))
         theirs = model(input_ids=source, attention_mask=mask.long(), decoder_input_ids=target).logits.numpy()
     compared = np.arange(target.shape[1])[None, :] < goldens["seq0/target_lengths"][:, None]

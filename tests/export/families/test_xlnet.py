@@ -109,7 +109,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("head", "settings"), SETTINGS)
 def test_canonical_model_equals_transformers_whichever_side_is_padded(tmp_path: Path, head: str, settings: dict[str, Any]) -> None:
     model = model_of(HEADS[head], **settings)
-    found = resolve(write(model, tmp_path)).adapter.described()
+    found = resolve(write(model, tmp_path)).adapter.describe()
     built = found.build()
     assert built.graphs["encoder"].stack.layers[0].size % 8 == 0
     for lengths in ROWS:
@@ -219,7 +219,7 @@ XLNET_4 |= {"dropatt": 0.1, "init": "normal", "init_range": 0.1, "init_std": 0.0
 
 def test_config_of_transformers_4(tmp_path: Path) -> None:
     model = model_of("XLNetModel")
-    found = resolve(write(model, tmp_path, XLNET_4)).adapter.described()
+    found = resolve(write(model, tmp_path, XLNET_4)).adapter.describe()
     given = padded(batch([7]), left=False)
     torch.testing.assert_close(found.build().graphs["encoder"].module(*given.values()), model(**given).last_hidden_state)
     assert found.max_length == 512 and found.tasks == ("embedding", "tensor")

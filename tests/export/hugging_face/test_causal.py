@@ -54,7 +54,7 @@ def assert_canonical_equals_transformers(folder: Path, theirs: Any) -> Source:
     """The golden logits are the class's own, and the canonical model gives them by prefill and by cached steps."""
     found = resolve(folder)
     assert isinstance(found.adapter, HuggingFaceCausal)
-    described = found.adapter.described()
+    described = found.adapter.describe()
     with evaluating(found.adapter.model), torch.no_grad():
         goldens = golden.causal_goldens(described.original, described.ids, described.max_length)
         check_causal(described.build(), goldens)

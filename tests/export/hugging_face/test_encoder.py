@@ -46,7 +46,7 @@ def assert_equal(found: dict[str, Any], wanted: dict[str, torch.Tensor], mask: t
 def assert_canonical_equals(folder: Path, family: str, model: Any, longest: int = 48) -> Source:
     """The described original and the canonical model answer as `model` does."""
     found = resolve(folder)
-    described = found.adapter.described()
+    described = found.adapter.describe()
     encoder = described.build().graphs["encoder"].module
     for lengths in BATCHES:
         given = folders.batch(family, [min(n, longest) for n in lengths], described.types)
@@ -71,7 +71,7 @@ def test_every_family_and_head_equals_transformers(tmp_path: Path, family: str, 
     model = folders.make(family, head, size, heads, num_hidden_layers=layers, max_position_embeddings=rows)
     found = assert_canonical_equals(folders.write(tmp_path, model, family), family, model)
     tasks = {"bare": "embedding", "questions": "question-answering", "tokens": "tensor"}
-    assert found.family == family and found.task == tasks.get(head, "classification") and found.adapter.described().max_length == 48
+    assert found.family == family and found.task == tasks.get(head, "classification") and found.adapter.describe().max_length == 48
 
 
 BERT_4 = {"gradient_checkpointing": False, "position_embedding_type": "absolute", "use_cache": True, "classifier_dropout": None}

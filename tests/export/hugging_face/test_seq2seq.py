@@ -38,7 +38,7 @@ def assert_canonical_equals_transformers(folder: Path, **options: Any) -> Source
     adapter, model = found.adapter, loaded_by_transformers(folder)
     with evaluating(adapter.model):
         goldens = golden.seq2seq_goldens(adapter.original(), adapter.ids, adapter.max_length)
-        check_seq2seq(adapter.built(), goldens)
+        check_seq2seq(adapter.build(), goldens)
         for case in ("seq0", "seq1", "seq2"):
             source, mask, target = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("source_ids", "source_mask", "target_ids"))
             theirs = model(input_ids=source, attention_mask=mask.long(), decoder_input_ids=target).logits.numpy()
@@ -81,7 +81,7 @@ def test_every_setting_equals_transformers(tmp_path: Path, write: Write, setting
 def test_marian_with_vocabularies_apart(tmp_path: Path, tied: bool) -> None:
     sizes = {"vocab_size": 97, "decoder_vocab_size": 61, "share_encoder_decoder_embeddings": False, "tie_word_embeddings": tied}
     adapter = assert_canonical_equals_transformers(hf_folders.marian(tmp_path, **sizes)).adapter
-    original, decoder = adapter.original(), adapter.built().graphs["decoder"].module
+    original, decoder = adapter.original(), adapter.build().graphs["decoder"].module
     assert (original.source_rows, original.target_rows, decoder.vocabulary) == (97, 61, 61)
     assert (decoder.head is None) == tied  # a tied table stays one tensor
 
@@ -94,7 +94,7 @@ def test_a_logits_bias_of_zeros_is_left_out(tmp_path: Path) -> None:
     del tensors["final_logits_bias"]
     save_file(tensors, path, {"format": "pt"})
     adapter = assert_canonical_equals_transformers(tmp_path).adapter
-    assert adapter.built().graphs["decoder"].module.head_bias is None
+    assert adapter.build().graphs["decoder"].module.head_bias is None
 
 
 MARIAN_4 = {
@@ -193,5 +193,5 @@ def test_shards_pickles_half_precision_and_models_without_a_head(tmp_path: Path,
 
 def test_norm_of_the_embeddings_counts_among_the_fusions(tmp_path: Path) -> None:
     for write, counts in ((hf_folders.marian, (4, 6)), (hf_folders.bart, (4, 7))):  # after tokens and positions, in the decoder
-        expected = expected_fusions(resolve(write(tmp_path / write.__name__)).adapter.built())
+        expected = expected_fusions(resolve(write(tmp_path / write.__name__)).adapter.build())
         assert (expected["encoder"]["skip_layer_norm"], expected["decoder"]["skip_layer_norm"]) == counts
