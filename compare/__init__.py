@@ -1,4 +1,4 @@
-"""Measures the variants of a bundle against each other and against the original.
+"""Comparisons of a bundle's variants with each other and with the original.
 
     from onnxport.compare import compare
     report = compare("artifacts/en-de", "test.tsv", gates=["bleu_drop<=0.5"], out="artifacts/report")

@@ -1,5 +1,6 @@
-"""A metric over many inputs as sums over them, so that it can be had of any sample of the inputs; and what chance does to differences.
+"""Confidence intervals of differences between metrics, by resampling the inputs.
 
+A metric is kept as sums over its inputs, so that it can be computed for any sample of them.
 Paired bootstrap resampling (Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation"): inputs are drawn anew with
 replacement, the same ones for both sides, and the difference of the two metrics is taken again. Corpus metrics such as BLEU are computed
 from the sums of the drawn sentences' counts, not as means of sentences' scores.

@@ -1,6 +1,6 @@
-"""Readers for the data files of `--data` and `--calibrate`.
+"""Readers for the data files of `--data` and `--calibrate`: tab-separated, CSV, JSON lines, plain text and SQuAD's JSON.
 
-Every reader gives a `Dataset`; every fault is a `DataError` of one line: the file, the line, what was found and what was expected.
+`read_data` gives a `Dataset`; every fault is a `DataError` of one line: the file, the line, what was found and what was expected.
 Files may be gzipped (`.tsv.gz`). Text is UTF-8, with or without a byte-order mark.
 """
 
@@ -15,6 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import DataError
+
+Row = tuple[Any, Any, int]  # input, reference, line of the file
+
+_LONGEST_FIELD = 2**31 - 1  # of CSV; the module's own limit is 128 KiB
+_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fields are all there
+    ("pairs", ("source", "target")),
+    ("pairs", ("source", "reference")),
+    ("questions", ("question", "context", "answers")),
+    ("labelled", ("text", "pair", "label")),
+    ("labelled", ("text", "label")),
+    ("labelled", ("text", "category")),
+    ("texts", ("text",)),
+)
+_EXPECTED = "source and target; text, perhaps pair, and label; question, context and answers; or text alone"
 
 
 @dataclass(frozen=True)
@@ -62,16 +76,16 @@ def read_data(path: str | Path) -> Dataset:
     path = Path(path)
     suffixes = [s.lower() for s in path.suffixes]
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
-    kind = (suffixes[-2:-1] if zipped else suffixes[-1:]) or [""]
-    reader = READERS.get(kind[0])
+    suffix = (suffixes[-2:-1] if zipped else suffixes[-1:]) or [""]
+    reader = READERS.get(suffix[0])
     if reader is None:
-        found = "".join(suffixes[-2:] if zipped else suffixes[-1:]) or "no suffix"
-        raise DataError(f"{path}: unknown kind of data file ({found}); expected {', '.join(READERS)}, or one of them with .gz")
-    kind_of_rows, rows = reader(path, _read(path, zipped))
+        shown = "".join(suffixes[-2:] if zipped else suffixes[-1:]) or "no suffix"
+        raise DataError(f"{path}: unknown kind of data file ({shown}); expected {', '.join(READERS)}, or one of them with .gz")
+    kind, rows = reader(path, _read(path, zipped))
     if not rows:
         raise DataError(f"{path}: the file holds no rows; expected at least one")
-    references = None if kind_of_rows == "texts" else [row[1] for row in rows]
-    return Dataset(path.name, kind_of_rows, [row[0] for row in rows], references, [row[2] for row in rows])
+    references = None if kind == "texts" else [row[1] for row in rows]
+    return Dataset(path.name, kind, [row[0] for row in rows], references, [row[2] for row in rows])
 
 
 def _read(path: Path, zipped: bool) -> str:
@@ -93,44 +107,13 @@ def _read(path: Path, zipped: bool) -> str:
         raise DataError(f"{path}: line {line}: byte 0x{raw[error.start]:02x} is not valid UTF-8; save the file as UTF-8") from None
 
 
-Row = tuple[Any, Any, int]  # input, reference, line of the file
-
-_LONGEST_FIELD = 2**31 - 1  # of CSV; the module's own limit is 128 KiB
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and the lines that are not empty. Only \\n and \\r\\n end a line: a text may hold U+2028."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line:
-            yield number, line
-
-
-def _string(place: str, name: str, value: Any) -> str:
-    """`value`, a str that UTF-8 can hold. place: file and line, for the message."""
-    if not isinstance(value, str):
-        raise DataError(f"{place}: field {name!r} is a {type(value).__name__}; expected a text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise DataError(f"{place}: field {name!r} holds a lone surrogate U+{code:04X}; expected valid Unicode") from None
-    return value
-
-
-def _text(place: str, name: str, value: Any) -> str:
-    if not _string(place, name, value).strip():
-        raise DataError(f"{place}: found an empty {name}; expected text")
-    return str(value)
-
-
 def _read_tsv(path: Path, text: str) -> tuple[str, list[Row]]:
     rows: list[Row] = []
     for number, line in _lines(text):
         columns = line.split("\t")
         if len(columns) != 2:
-            found = f"{len(columns)} column{'s' if len(columns) != 1 else ''}"
-            raise DataError(f"{path}: line {number}: found {found}; expected 2 separated by a tab (source, reference)")
+            count = f"{len(columns)} column{'s' if len(columns) != 1 else ''}"
+            raise DataError(f"{path}: line {number}: found {count}; expected 2 separated by a tab (source, reference)")
         place = f"{path}: line {number}"
         rows.append((_text(place, "source", columns[0]), _text(place, "reference", columns[1]), number))
     return "pairs", rows
@@ -138,41 +121,6 @@ def _read_tsv(path: Path, text: str) -> tuple[str, list[Row]]:
 
 def _read_txt(path: Path, text: str) -> tuple[str, list[Row]]:
     return "texts", [(line, None, number) for number, line in _lines(text) if line.strip()]
-
-
-_FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fields are all there
-    ("pairs", ("source", "target")),
-    ("pairs", ("source", "reference")),
-    ("questions", ("question", "context", "answers")),
-    ("labelled", ("text", "pair", "label")),
-    ("labelled", ("text", "label")),
-    ("labelled", ("text", "category")),
-    ("texts", ("text",)),
-)
-_EXPECTED = "source and target; text, perhaps pair, and label; question, context and answers; or text alone"
-
-
-def _form(path: Path, line: int, names: Any) -> tuple[str, tuple[str, ...]]:
-    for form in _FORMS:
-        if all(name in names for name in form[1]):
-            return form
-    raise DataError(f"{path}: line {line}: found {_listed(names)}; expected {_EXPECTED}")
-
-
-def _listed(names: Any) -> str:
-    """Names of fields for a message of one line, whatever characters they hold."""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names) or "no fields"
-
-
-def _parsed(path: Path, line: int, text: str, expected: str) -> Any:
-    """The value of the JSON text that begins at `line` of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{path}: line {line + error.lineno - 1}: not valid JSON ({where}); expected {expected}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting without end
-        raise DataError(f"{path}: line {line}: JSON that cannot be read ({error}); expected {expected}") from None
 
 
 def _read_csv(path: Path, text: str) -> tuple[str, list[Row]]:
@@ -221,7 +169,36 @@ def _read_jsonl(path: Path, text: str) -> tuple[str, list[Row]]:
     return (form[0] if form else "texts"), rows
 
 
+def _read_squad(path: Path, text: str) -> tuple[str, list[Row]]:
+    if not text.strip():
+        return "questions", []
+    content = _parsed(path, 1, text, "SQuAD's layout")
+    rows: list[Row] = []
+    where = "data"
+    try:
+        for a, article in enumerate(content["data"]):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                for q, qa in enumerate(paragraph["qas"]):
+                    where = f"data[{a}].paragraphs[{p}].qas[{q}]"
+                    answers = [_string(f"{path}: {where}", "text", answer["text"]) for answer in qa["answers"]]
+                    fields = {"question": qa["question"], "context": paragraph["context"]}
+                    rows.append(({name: _text(f"{path}: {where}", name, value) for name, value in fields.items()}, answers, 0))
+    except (KeyError, TypeError) as error:
+        expected = "data[].paragraphs[].{context, qas[].{question, answers[].text}}"
+        raise DataError(f"{path}: not SQuAD's layout after {where} ({type(error).__name__}: {error}); expected {expected}") from None
+    return "questions", rows
+
+
+def _form(path: Path, line: int, names: Any) -> tuple[str, tuple[str, ...]]:
+    """The first of _FORMS whose fields are all among `names`."""
+    for form in _FORMS:
+        if all(name in names for name in form[1]):
+            return form
+    raise DataError(f"{path}: line {line}: found {_listed(names)}; expected {_EXPECTED}")
+
+
 def _row(path: Path, line: int, kind: str, names: tuple[str, ...], fields: dict[str, Any]) -> Row:
+    """The row of one object or line of CSV, whose form is `kind` with the fields `names`."""
     place = f"{path}: line {line}"
     if kind == "questions":
         answers = fields["answers"]
@@ -236,33 +213,56 @@ def _row(path: Path, line: int, kind: str, names: tuple[str, ...], fields: dict[
         label = fields[name]
         if not isinstance(label, str | int) or isinstance(label, bool):
             raise DataError(f"{place}: field {name!r} is a {type(label).__name__}; expected a text or an integer")
-        found = [_text(place, text, fields[text]) for text in texts]
-        return found[0] if len(found) == 1 else tuple(found), _string(place, name, str(label)), line
+        inputs = [_text(place, text, fields[text]) for text in texts]
+        return inputs[0] if len(inputs) == 1 else tuple(inputs), _string(place, name, str(label)), line
     values = [_text(place, name, fields[name]) for name in names]
     return values[0], values[1] if len(values) > 1 else None, line
 
 
-def _read_squad(path: Path, text: str) -> tuple[str, list[Row]]:
-    if not text.strip():
-        return "questions", []
-    content = _parsed(path, 1, text, "SQuAD's layout")
-    rows: list[Row] = []
-    where = "data"
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and the lines that are not empty. Only \\n and \\r\\n end a line: a text may hold U+2028."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if line:
+            yield number, line
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    """`value`, a str that holds more than white space."""
+    if not _string(place, name, value).strip():
+        raise DataError(f"{place}: found an empty {name}; expected text")
+    return str(value)
+
+
+def _string(place: str, name: str, value: Any) -> str:
+    """`value`, a str that UTF-8 can hold. place: file and line, for the message."""
+    if not isinstance(value, str):
+        raise DataError(f"{place}: field {name!r} is a {type(value).__name__}; expected a text")
     try:
-        for a, article in enumerate(content["data"]):
-            for p, paragraph in enumerate(article["paragraphs"]):
-                for q, qa in enumerate(paragraph["qas"]):
-                    where = f"data[{a}].paragraphs[{p}].qas[{q}]"
-                    answers = [_string(f"{path}: {where}", "text", answer["text"]) for answer in qa["answers"]]
-                    asked = {"question": qa["question"], "context": paragraph["context"]}
-                    rows.append(({name: _text(f"{path}: {where}", name, value) for name, value in asked.items()}, answers, 0))
-    except (KeyError, TypeError) as error:
-        expected = "data[].paragraphs[].{context, qas[].{question, answers[].text}}"
-        raise DataError(f"{path}: not SQuAD's layout after {where} ({type(error).__name__}: {error}); expected {expected}") from None
-    return "questions", rows
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise DataError(f"{place}: field {name!r} holds a lone surrogate U+{code:04X}; expected valid Unicode") from None
+    return value
 
 
-# Suffix -> reader: (path for messages, text) -> (kind of `data.Dataset`, rows).
+def _parsed(path: Path, line: int, text: str, expected: str) -> Any:
+    """The value of the JSON text that begins at `line` of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{path}: line {line + error.lineno - 1}: not valid JSON ({where}); expected {expected}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting without end
+        raise DataError(f"{path}: line {line}: JSON that cannot be read ({error}); expected {expected}") from None
+
+
+def _listed(names: Any) -> str:
+    """Names of fields for a message of one line, whatever characters they hold."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names) or "no fields"
+
+
+# Suffix -> reader: (path for messages, text) -> (kind of `Dataset`, rows).
 READERS: dict[str, Callable[[Path, str], tuple[str, list[Row]]]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,

@@ -1,4 +1,4 @@
-"""Gates: `[VARIANT.]METRIC OP NUMBER` against a report's variants. A metric that was not measured fails its gate.
+"""Gates on a report's metrics, `[VARIANT.]METRIC OP NUMBER`. A metric that was not measured fails its gate.
 
 `bleu_drop<=0.5` asks for a loss of at most 0.5 as it was measured; `bleu_drop_ci.high<=0.5` for one that is at most 0.5 with 95% certainty,
 chance counted against the variant; `bleu_drop_ci.low<=0` fails only when the loss is significant, chance counted for it.
@@ -95,6 +95,7 @@ def lookup(metrics: Mapping[str, Any], path: str) -> float | None:
 
 
 def _suggestion(path: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """The end of a message on a metric that was not measured: one with a close name, or all that were."""
     metrics = sorted({metric for values in variants.values() for metric in _paths(values)})
     known = metrics + [f"{name}.{metric}" for name, values in variants.items() for metric in _paths(values)]
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
@@ -105,10 +106,11 @@ def _suggestion(path: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    """Dotted paths of all numbers in `values`."""
+    paths = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _paths(value, f"{prefix}{name}.")
+            paths += _paths(value, f"{prefix}{name}.")
         elif lookup(values, name) is not None:
-            found.append(prefix + name)
-    return found
+            paths.append(prefix + name)
+    return paths

@@ -1,4 +1,4 @@
-"""The metrics of every task as statistics: outputs of one side in, `Statistic` by name out.
+"""The metrics of every task, counted as statistics: outputs of one side in, `Statistic` by name out.
 
 Shares run from 0 to 1; BLEU and chrF from 0 to 100.
 """
@@ -92,47 +92,47 @@ def _f1(answer: str, accepted: str) -> float:
     return 2 * common / (len(words) + len(expected))
 
 
-def of_labels(found: Sequence[str], labels: Sequence[str]) -> Statistics:
-    """accuracy, and macro_f1: the mean F1 of all labels that the sample's texts have or were given."""
-    names = {name: i for i, name in enumerate(dict.fromkeys([*labels, *found]))}
-    own, true = (np.array([names[name] for name in side]) for side in (found, labels))
+def of_labels(outputs: Sequence[str], labels: Sequence[str]) -> Statistics:
+    """accuracy, and macro_f1: the mean F1 of all labels that occur in the sample, as the right one or as an output."""
+    names = {name: i for i, name in enumerate(dict.fromkeys([*labels, *outputs]))}
+    own, true = (np.array([names[name] for name in side]) for side in (outputs, labels))
     rows = np.zeros((len(labels), 3, len(names)))
     places = np.arange(len(labels))
-    rows[places, 0, own] = 1  # said
-    rows[places, 1, true] = 1  # is
+    rows[places, 0, own] = 1  # the output
+    rows[places, 1, true] = 1  # the right label
     rows[places, 2] = rows[:, 0] * rows[:, 1]  # both
     return {"accuracy": mean(own == true), "macro_f1": Statistic(rows.reshape(len(labels), -1), _macro_f1)}
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    said, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
-    there = said + true
+    own, true, both = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+    there = own + true
     return np.asarray((2 * both / np.maximum(there, 1)).sum(-1) / np.maximum((there > 0).sum(-1), 1))
 
 
-def of_likelihoods(found: Sequence[dict[str, Any]]) -> Statistics:
+def of_likelihoods(likelihoods: Sequence[dict[str, Any]]) -> Statistics:
     """perplexity of {"negative_log", "tokens"} a text: exp of the mean negative log-likelihood a token. {} where no text has a token."""
-    rows = np.array([[one["negative_log"], one["tokens"]] for one in found], np.float64)
+    rows = np.array([[one["negative_log"], one["tokens"]] for one in likelihoods], np.float64)
     return {"perplexity": Statistic(rows, lambda sums: np.exp(ratio(sums)))} if rows[:, 1].sum() else {}
 
 
-def of_retrieval(questions: Any, passages: Any, owners: Sequence[int]) -> Statistics:
+def of_retrieval(questions: Any, passages: Any, passage_of: Sequence[int]) -> Statistics:
     """recall_at_k: the share of questions whose own passage is among the k nearest by cosine; ties count against it.
 
-    questions, passages: vectors [n, hidden].  owners: each question's passage.
+    questions, passages: vectors [n, hidden].  passage_of: each question's own passage.
     """
-    asked, read = unit(questions), unit(passages)
-    ranks = np.zeros(len(asked), np.int64)
-    for start in range(0, len(asked), 256):  # questions x passages is not held at once
-        scores = asked[start : start + 256] @ read.T
-        own = scores[np.arange(len(scores)), owners[start : start + 256]]
+    queries, documents = unit(questions), unit(passages)
+    ranks = np.zeros(len(queries), np.int64)
+    for start in range(0, len(queries), 256):  # questions x passages is not held at once
+        scores = queries[start : start + 256] @ documents.T
+        own = scores[np.arange(len(scores)), passage_of[start : start + 256]]
         ranks[start : start + 256] = (~(scores < own[:, None])).sum(1) - 1  # NaN counts against it too
     return {f"recall_at_{k}": mean(ranks < k) for k in RECALLS}
 
 
-def of_vectors(found: Any, reference: Any) -> Statistics:
-    """cosine: of each vector with the reference's of the same text; {} where the two have not the same size."""
-    own, other = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+def of_vectors(vectors: Any, reference: Any) -> Statistics:
+    """cosine: of each vector with the reference's of the same text; {} where the two differ in size."""
+    own, other = np.asarray(vectors, np.float64), np.asarray(reference, np.float64)
     if own.shape != other.shape:
         return {}
     cosines = (unit(own) * unit(other)).sum(1)

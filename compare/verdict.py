@@ -1,4 +1,4 @@
-"""One sentence a variant: what it costs, what it gains, and whether to deploy it. Rules, not opinions; they are all here."""
+"""The verdict on a variant, one sentence: what it costs, what it gains, and whether to deploy it. All rules are here."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from onnxport.compare.metrics import Metric, lead_metric
 
 _ALIKE = 0.07  # speeds closer than this are called the same: repeated runs on shared machines differ by as much
 _SMALLER = 0.9
-_SAME = {"agreement": 0.9, "cosine": 0.98}  # without references: the share of identical outputs, or mean cosine, to be recommended from
+_AGREEING = {"agreement": 0.9, "cosine": 0.98}  # without references: the share of identical outputs, or mean cosine, to be recommended from
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
 _ROUNDING = 1e-9
@@ -29,10 +29,10 @@ def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
     return smallest if (alike[smallest]["size_bytes"] or 0) < _SMALLER * (alike[plain]["size_bytes"] or 0) else plain
 
 
-def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, of: str = "inputs") -> dict[str, str]:
-    """variant -> sentence. of: what the data's inputs are, such as "pairs"."""
+def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, noun: str = "inputs") -> dict[str, str]:
+    """variant -> sentence. noun: what the data's inputs are, such as "pairs"."""
     chosen = best(variants, reference)
-    return {name: _sentence(name, variants, reference, chosen, of) for name in variants}
+    return {name: _sentence(name, variants, reference, chosen, noun) for name in variants}
 
 
 def significant(own: Mapping[str, Any], metric: Metric) -> bool | None:
@@ -41,7 +41,7 @@ def significant(own: Mapping[str, Any], metric: Metric) -> bool | None:
     return None if interval is None else not interval["low"] <= 0 <= interval["high"]
 
 
-def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str, of: str) -> str:
+def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str, noun: str) -> str:
     own, base = variants[name], variants[reference]
     if name == reference:
         metric = lead_metric(own)
@@ -51,11 +51,11 @@ def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: s
         if len(variants) == 1:
             return f"{text}: nothing else was measured, so nothing can be recommended"
         return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == chosen else text
-    parts = [_speed(own, reference), _size(own), _quality(own, base, of), _sameness(own)]
-    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen, of)
+    parts = [_speed(own, reference), _size(own), _quality(own, base, noun), _sameness(own)]
+    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen, noun)
 
 
-def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str, of: str) -> str:
+def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str, noun: str) -> str:
     if name == chosen:
         return "the one to deploy here"
     if name == "pytorch":
@@ -64,7 +64,7 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
         metric = lead_metric(own)
         if metric is None and _same(own) is None and _within(own) is None:
             return "nothing tells whether its answers are right, so it cannot be recommended"
-        if (unsure := _unsure(own, base, of)) is not None:
+        if (unsure := _unsure(own, base, noun)) is not None:
             return unsure
         if metric is not None and significant(own, metric) is False:
             return "its loss may be chance but is too large to deploy on: measure on more data"
@@ -100,7 +100,7 @@ def _most_lost(own: Mapping[str, Any], metric: Metric) -> float:
     return float(own[f"{metric.name}_drop"] if interval is None else interval["high"])
 
 
-def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str | None:
+def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], noun: str) -> str | None:
     """What to do where the loss is within the tolerance but its interval is not; None elsewhere."""
     metric = lead_metric(own)
     if metric is None or own.get(f"{metric.name}_drop") is None:
@@ -111,7 +111,7 @@ def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str | N
     # The half-width of an interval shrinks with the root of the number of inputs.
     factor = ((most - lost) / (limit - lost)) ** 2 if lost < limit else math.inf
     wanted = own[f"{metric.name}_drop_ci"]["n"] * factor
-    more = f"about {_round_up(wanted):,} {of}" if factor <= _MOST else f"many more {of}"
+    more = f"about {_round_up(wanted):,} {noun}" if factor <= _MOST else f"many more {noun}"
     return (
         f"not recommended on this data, for its loss may be as large as {metric.number(most, finer=1)}{metric.unit} and more than "
         f"{metric.number(limit, finer=1)}{metric.unit} is too much; measure on {more} to be sure"
@@ -126,13 +126,13 @@ def _round_up(value: float) -> int:
 
 def _same(own: Mapping[str, Any]) -> bool | None:
     """Whether agreement, or the cosine of vectors, is high enough; None where neither was measured."""
-    return next((own[name] >= least for name, least in _SAME.items() if own.get(name) is not None), None)
+    return next((own[name] >= least for name, least in _AGREEING.items() if own.get(name) is not None), None)
 
 
 def _within(own: Mapping[str, Any]) -> bool | None:
     """Whether the golden answers were reproduced within the bounds recorded at export; None where that was not measured."""
-    found: bool | None = (own.get("parity") or {}).get("within_bounds")
-    return found
+    within: bool | None = (own.get("parity") or {}).get("within_bounds")
+    return within
 
 
 def _speed(own: Mapping[str, Any], reference: str) -> str:
@@ -149,7 +149,7 @@ def _size(own: Mapping[str, Any]) -> str:
     return f"{ratio:.2f} of its size" if ratio < 1.1 else f"{ratio:.1f} times its size"
 
 
-def _quality(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str:
+def _quality(own: Mapping[str, Any], base: Mapping[str, Any], noun: str) -> str:
     metric = lead_metric(own)
     if metric is None or base.get(metric.name) is None:
         return ""
@@ -158,10 +158,10 @@ def _quality(own: Mapping[str, Any], base: Mapping[str, Any], of: str) -> str:
         return f"the same {metric.label} ({value})"
     change = own[metric.name] - base[metric.name]
     text = f"{metric.label} {metric.number(abs(change))} {'higher' if change > 0 else 'lower'} ({value} against {other}"
-    return text + _chance(metric, own, of) + ")"
+    return text + _chance(metric, own, noun) + ")"
 
 
-def _chance(metric: Metric, own: Mapping[str, Any], of: str) -> str:
+def _chance(metric: Metric, own: Mapping[str, Any], noun: str) -> str:
     """The interval of the change that the sentence tells, and whether chance alone explains it."""
     interval = own.get(f"{metric.name}_drop_ci")
     if interval is None:
@@ -169,7 +169,7 @@ def _chance(metric: Metric, own: Mapping[str, Any], of: str) -> str:
     ends = (interval["low"], interval["high"]) if own[f"{metric.name}_drop"] > 0 else (-interval["high"], -interval["low"])
     low, high = map(metric.number, ends)
     words = "95% interval" if significant(own, metric) else "within chance:"
-    return f"; {words} {low} to {high} on {interval['n']} {of}"
+    return f"; {words} {low} to {high} on {interval['n']} {noun}"
 
 
 def _sameness(own: Mapping[str, Any]) -> str:
