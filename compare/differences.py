@@ -1,4 +1,7 @@
-"""Examples of answers that differ from the reference's, with the differing words marked."""
+"""Answers that differ from the reference's: examples with the differing words marked, and how sure both sides were where they diverge.
+
+A divergence is the first new token at which two answers differ. Both sides are started again and asked how probable both tokens are.
+"""
 
 import difflib
 import math
@@ -14,8 +17,12 @@ from onnxport.errors import OnnxportError
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.tokenizer import TextTokenizer
 
-_SHOWN = 12
+_EXAMPLES = 12  # a variant
 _LONGEST = 600  # characters of a text that a report shows
+_ORDER = ("earliest", "closest", "widest")  # divergences that tell most
+_DIVERGENCES = 6  # a variant: two of each of _ORDER
+_EARLY, _SPREAD = 8, 16  # differing answers whose probabilities are asked for: the earliest, and some of all others
+_TOP = 3  # most probable tokens of a side
 
 
 def differing(work: Workload, outputs: Sequence[Any], reference: Sequence[Any]) -> list[dict[str, Any]]:
@@ -27,7 +34,7 @@ def differing(work: Workload, outputs: Sequence[Any], reference: Sequence[Any]) 
     if work.method in ("encode", "run"):
         return []
     rows = [i for i, (a, b) in enumerate(zip(outputs, reference, strict=True)) if identity(a) != identity(b)]
-    rows = [rows[i * len(rows) // _SHOWN] for i in range(_SHOWN)] if len(rows) > _SHOWN else rows
+    rows = [rows[i * len(rows) // _EXAMPLES] for i in range(_EXAMPLES)] if len(rows) > _EXAMPLES else rows
     return [
         {
             "index": i,
@@ -45,9 +52,9 @@ def marked(text: str, other: str) -> list[tuple[str, bool]]:
     """`text` in pieces: (piece, differs from `other`), word by word; joined, the pieces are `text`."""
     own, others = _words(text), _words(other)
     pieces: list[tuple[str, bool]] = []
-    for kind, start, end, _, _ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
+    for change, start, end, _, _ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
         if end > start:
-            pieces.append(("".join(own[start:end]), kind != "equal"))
+            pieces.append(("".join(own[start:end]), change != "equal"))
     return pieces
 
 
@@ -56,19 +63,13 @@ def _words(text: str) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """An input, a reference or an answer as a text that is not too long for a report."""
+    """An input, a reference or an answer as a text of at most _LONGEST characters."""
     if isinstance(value, dict):
         value = "\n".join(f"{name}: {part}" for name, part in value.items())
     elif isinstance(value, list):
         value = " ".join(map(str, value)) if value and isinstance(value[0], int) else " | ".join(map(str, value))
     text = str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-SHOWN = 6  # a variant: two of each kind
-TOP = 3
-_EARLY, _SPREAD = 8, 16  # differing answers whose probabilities are asked for: the earliest, and some of all others
-_ORDER = ("earliest", "closest", "widest")
 
 
 def divergences(
@@ -79,61 +80,61 @@ def divergences(
     bundle: Bundle,
     paths: Iterable[str] = (),
 ) -> dict[str, list[dict[str, Any]]]:
-    """Variant -> up to six informative partings from the reference: the earliest, the closest and the widest decisions.
+    """Variant -> up to six informative divergences from the reference: the earliest, the closest and the widest decisions.
 
-    specs, paths: as `measure.started`; sides are started again, for only some are asked.  bundle: whose tokenizer and end token count.
-    Each parting: index (of the input), input, why (earliest, closest, widest), position (of the first other token, among new ones), prefix
-    (what both have before it), and for "reference" and "variant": {"token": {"id", "text"} (what it chose; text is None without a tokenizer
-    and for the end), "rest" (its answer from there on), "own" and "other" (the probabilities it gives to its own token and to the other
-    side's), "top": [{"id", "text", "probability"}], "reason" (why it gives none, else None)}.
+    specs, paths: as `measurement.started`; sides are started again, for only some are asked.  bundle: whose tokenizer and end token count.
+    Each divergence: index (of the input), input, why (earliest, closest, widest), position (of the first other token, among new ones),
+    prefix (what both have before it), and for "reference" and "variant": {"token": {"id", "text"} (its choice; text is None without a
+    tokenizer and for the end), "rest" (its answer from there on), "own" and "other" (the probabilities it gives to its own token and to the
+    other side's), "top": [{"id", "text", "probability"}], "reason" (why it gives none, else None)}.
     """
+    variants = [name for name in specs if name != reference]
+    divergent: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     ends = bundle.generation.eos_ids if bundle.generation is not None else ()
-    rows = (
-        {name: candidates(outputs[name], outputs[reference], bool(ends)) for name in specs if name != reference} if work.generates else {}
-    )
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in specs if name != reference}
-    if not any(rows.values()):
-        return found
-    words = _Words(bundle)
+    rows = {name: candidates(outputs[name], outputs[reference], bool(ends)) for name in variants} if work.generates else {}
+    differing_variants = [name for name in variants if rows.get(name)]
+    if not differing_variants:
+        return divergent
+    texts = _TokenTexts(bundle)
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(Client(name, specs[name], paths=paths)) for name in [reference, *(n for n in rows if rows[n])]}
+        sides = {name: stack.enter_context(Client(name, specs[name], paths=paths)) for name in [reference, *differing_variants]}
         for client in sides.values():
             client.load()
-        for name, places in rows.items():
-            if places:
-                pairs = [_pair(outputs[reference][row]["tokens"], outputs[name][row]["tokens"], ends) for row in places]
-                asked = [[work.inputs[row], side] for row, pair in zip(places, pairs, strict=True) for side in pair]
-                scored = [_asked(sides[side], asked) for side in (reference, name)]
-                partings = [
-                    _parting(row, work, [outputs[reference][row], outputs[name][row]], pair, [_of(s, i) for s in scored], words)
-                    for i, (row, pair) in enumerate(zip(places, pairs, strict=True))
+        for name in differing_variants:
+            pairs = [_pair(outputs[reference][row]["tokens"], outputs[name][row]["tokens"], ends) for row in rows[name]]
+            requests = [[work.inputs[row], target] for row, pair in zip(rows[name], pairs, strict=True) for target in pair]
+            scores = [_scores(sides[side], requests) for side in (reference, name)]
+            divergent[name] = informative(
+                [
+                    _divergence(row, work, [outputs[reference][row], outputs[name][row]], pair, [_of_pair(s, i) for s in scores], texts)
+                    for i, (row, pair) in enumerate(zip(rows[name], pairs, strict=True))
                 ]
-                found[name] = informative(partings)
-    return found
+            )
+    return divergent
 
 
-def informative(partings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Some of the partings with `why`: the earliest, the closest decisions and the widest, in turn."""
-    left = list(partings)
-    keys = {"earliest": lambda p: p["position"], "closest": _gap, "widest": lambda p: -_gap(p)}
+def informative(divergent: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some of the divergences, each with `why`: the earliest, then the closest decisions, then the widest."""
+    left = list(divergent)
+    keys = {"earliest": lambda one: one["position"], "closest": _gap, "widest": lambda one: -_gap(one)}
     kept = []
     for why in _ORDER:
-        for parting in sorted(left, key=keys[why])[: SHOWN // len(_ORDER)]:
-            left.remove(parting)
-            kept.append(parting | {"why": why})
+        for one in sorted(left, key=keys[why])[: _DIVERGENCES // len(_ORDER)]:
+            left.remove(one)
+            kept.append(one | {"why": why})
     return kept
 
 
-def _gap(parting: Mapping[str, Any]) -> float:
-    """How clear the decision was: the logarithm of the ratio of the two probabilities on the side that tells it, the reference first."""
-    for side in (parting["reference"], parting["variant"]):
+def _gap(divergence: Mapping[str, Any]) -> float:
+    """How clear the decision was: the logarithm of the two probabilities' ratio, by the reference or, where it gives none, the variant."""
+    for side in (divergence["reference"], divergence["variant"]):
         if side["own"] is not None:
             return abs(math.log(max(side["own"], 1e-30) / max(side["other"], 1e-30)))
     return 0.0
 
 
 def candidates(outputs: Sequence[Any], reference: Sequence[Any], ends: bool) -> list[int]:
-    """Inputs whose answers differ: the earliest partings and some, evenly, of the others. ends: whether an answer's end is a token."""
+    """Inputs whose answers differ: the earliest divergences and some, evenly, of the others. ends: whether an answer's end is a token."""
     rows = []
     for i, (own, base) in enumerate(zip(outputs, reference, strict=True)):
         if own["tokens"] != base["tokens"] and identity(own) != identity(base):
@@ -152,50 +153,48 @@ def _pair(reference: Sequence[int], variant: Sequence[int], ends: Sequence[int])
     return [[*tokens[:place], tokens[place] if place < len(tokens) else ends[0]] for tokens in (reference, variant)]
 
 
-def _asked(client: Client, pairs: Sequence[Any]) -> list[Any] | str:
-    """Scores of inputs and targets, or why the side gives none."""
+def _scores(client: Client, pairs: Sequence[Any]) -> list[Any] | str:
+    """Scores of inputs with targets, or why the side gives none."""
     try:
-        found: list[Any] = client.call("score", list(pairs), top=TOP)[0]
-        return found
+        scores: list[Any] = client.call("score", list(pairs), top=_TOP)[0]
+        return scores
     except OnnxportError as error:
         return str(error)
 
 
-def _of(scored: list[Any] | str, number: int) -> list[Any] | str:
-    """The scores of the two targets of a parting."""
-    return scored if isinstance(scored, str) else scored[2 * number : 2 * number + 2]
+def _of_pair(scores: list[Any] | str, number: int) -> list[Any] | str:
+    """The scores of the two targets of one divergence."""
+    return scores if isinstance(scores, str) else scores[2 * number : 2 * number + 2]
 
 
-def _parting(
-    row: int, work: Workload, outputs: Sequence[Any], pair: Sequence[Sequence[int]], scored: Sequence[list[Any] | str], words: "_Words"
+def _divergence(
+    row: int, work: Workload, outputs: Sequence[Any], pair: Sequence[Sequence[int]], scores: Sequence[list[Any] | str], texts: "_TokenTexts"
 ) -> dict[str, Any]:
-    """outputs, pair, scored: of the reference and of the variant."""
+    """See `divergences`. outputs, pair, scores: of the reference and of the variant."""
     before = list(pair[0][:-1])
-    parting = {"index": row, "input": shown(work.inputs[row]), "position": len(before), "prefix": words.text(before)}
-    for number, (side, output, given) in enumerate(zip(("reference", "variant"), outputs, scored, strict=True)):
-        own = pair[number][-1]
-        told: dict[str, Any] = {
-            "token": words.token(before, own),
-            "rest": words.rest(before, output),
-            "own": None,
-            "other": None,
-            "top": [],
-        }
-        told["reason"] = given if isinstance(given, str) else None
-        if not isinstance(given, str):
-            own_score, other_score = given[number], given[1 - number]
-            told |= {"own": _probability(own_score["token_logprobs"][-1]), "other": _probability(other_score["token_logprobs"][-1])}
-            best = zip(own_score["top_ids"][-1], own_score["top_logprobs"][-1], strict=True)
-            told["top"] = [words.token(before, int(token)) | {"probability": _probability(logprob)} for token, logprob in best]
-        parting[side] = told
-    return parting
+    divergence = {"index": row, "input": shown(work.inputs[row]), "position": len(before), "prefix": texts.text(before)}
+    for number, (side, output, scored) in enumerate(zip(("reference", "variant"), outputs, scores, strict=True)):
+        view: dict[str, Any] = {"token": texts.token(before, pair[number][-1]), "rest": texts.rest(before, output)}
+        if isinstance(scored, str):
+            view |= {"own": None, "other": None, "top": [], "reason": scored}
+        else:
+            own, other = scored[number], scored[1 - number]
+            best = zip(own["top_ids"][-1], own["top_logprobs"][-1], strict=True)
+            view |= {
+                "own": _probability(own["token_logprobs"][-1]),
+                "other": _probability(other["token_logprobs"][-1]),
+                "top": [texts.token(before, int(token)) | {"probability": _probability(logprob)} for token, logprob in best],
+                "reason": None,
+            }
+        divergence[side] = view
+    return divergence
 
 
 def _probability(logprob: Any) -> float:
     return math.exp(min(0.0, float(logprob)))
 
 
-class _Words:
+class _TokenTexts:
     """Texts of tokens as they stand behind others."""
 
     def __init__(self, bundle: Bundle) -> None:
