@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import DataError
-from onnxport.graph.store import write
-from onnxport.runtime.processor import make_exact
+from onnxport.graph.session import opened, real
 
 BINS = 1 << 14  # over -reach..reach
 STEPS = 255  # of 8 bits
@@ -134,7 +131,6 @@ METHODS: dict[str, Callable[[Range], tuple[float, float]]] = {
 
 
 Feed = Mapping[str, np.ndarray]
-MASKS = ("attention_mask", "source_mask")
 
 
 class Collector(Protocol):
@@ -218,28 +214,17 @@ def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feed
 
     DataError: a value is NaN or infinite, which would spoil what is computed from it.
     """
-    import onnxruntime
-
-    watched = model.clone()
-    outside = {value.name for value in [*watched.graph.outputs, *watched.graph.inputs]}
-    watched.graph.outputs.extend(v for node in watched.graph for v in node.outputs if v.name in set(collectors) - outside)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    make_exact(options)
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = write({"model": watched}, Path(folder)).values()
-        session = onnxruntime.InferenceSession(str(Path(folder) / file), options, providers=["CPUExecutionProvider"])
-        inputs = {value.name for value in session.get_inputs()}
-        names = [output.name for output in session.get_outputs() if output.name in collectors]
+    with opened({"model": model}, collectors) as runners:
+        runner = runners["model"]
+        names = [name for name in runner.outputs if name in collectors]
         for feed in feeds:
-            given = {name: array for name, array in feed.items() if name in inputs}
-            real = next((feed[name].astype(bool) for name in MASKS if name in feed), None)
-            for name, array in [*zip(names, session.run(names, given) if names else [], strict=True), *feed.items()]:
+            values = next(runner.run([feed], names)) if names else {}
+            for name, array in [*values.items(), *feed.items()]:
                 if name not in collectors:
                     continue
-                found = array[real] if real is not None and array.shape[:2] == real.shape and array.ndim > 2 else array
-                found = found.reshape(-1, found.shape[-1])
-                if not np.isfinite(found).all():
+                rows = real(array, feed)
+                rows = rows.reshape(-1, rows.shape[-1])
+                if not np.isfinite(rows).all():
                     raise DataError(f"calibration gives NaN or infinity at {name}; check the model's weights and the data")
                 for collector in collectors[name]:
-                    collector.add(found)
+                    collector.add(rows)

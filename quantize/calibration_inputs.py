@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from onnxport.compare.data import Dataset, read_data
 from onnxport.errors import DataError, one_line
 from onnxport.graph.edit import attribute
 from onnxport.graph.search_graphs import remove_choice
-from onnxport.graph.store import write
+from onnxport.graph.session import answers
 from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
@@ -178,7 +177,7 @@ def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[F
         if "encoder" in found:
             found["encoder"].append({"input_ids": source[None], "source_mask": np.ones((1, len(source)), np.int32)})
     decoder = remove_choice(models["decoder"])
-    crosses = _run(models["encoder"], found["encoder"]) if "encoder" in models else [{} for _ in rows]
+    crosses = answers(models["encoder"], found["encoder"]) if "encoder" in models else [{} for _ in rows]
     for (_, target), cross, feed in zip(rows, crosses, found.get("encoder", rows), strict=True):
         mask = {"source_mask": feed["source_mask"]} if isinstance(feed, dict) else {}
         found["decoder"].append({**_prefill(decoder, target), **cross, **mask})
@@ -217,16 +216,6 @@ def window(decoder: ir.Model) -> int | None:
     """Positions of caches that hold no more than a sliding window; None for those that grow."""
     kernels = [node for node in decoder.graph if attribute(node, "sliding_window_cache", 0)]
     return int(attribute(kernels[0], "local_window_size", 0)) if kernels else None
-
-
-def _run(model: ir.Model, feeds: list[Feed]) -> list[Feed]:
-    from onnxport.runtime.sessions import Sessions
-
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = write({"model": model}, Path(folder)).values()
-        session = Sessions.choose("cpu").open(Path(folder) / file)
-        names, inputs = [o.name for o in session.get_outputs()], {i.name for i in session.get_inputs()}
-        return [dict(zip(names, session.run(names, {n: a for n, a in feed.items() if n in inputs}), strict=True)) for feed in feeds]
 
 
 FEW = 200  # rows below which a search says that they are few

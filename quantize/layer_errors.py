@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import remove_dead
-from onnxport.graph.store import write
+from onnxport.graph.session import opened, real
 from onnxport.quantize.calibration_inputs import golden_cases, window
-from onnxport.runtime.sessions import Sessions
 
 Feed = Mapping[str, np.ndarray]
 Graphs = Mapping[str, ir.Model]
@@ -95,7 +92,7 @@ def layer_errors(
     wrongs = _run(variant, names, feeds if others is None else others)
     for feed, expected, found in zip(feeds, right, wrongs, strict=True):
         for name in names:
-            a, b = (_real(side[name], feed).astype(np.float64) for side in (expected, found))
+            a, b = (_rows(side[name], feed).astype(np.float64) for side in (expected, found))
             wrong[name] += float(np.square(a - b).sum()) if np.isfinite(b).all() else float("inf")
             whole[name] += float(np.square(a - a.mean(-1, keepdims=True)).sum())
     return [{"name": layer, "relative_error": float(np.sqrt(wrong[name] / (whole[name] or 1.0)))} for layer, name in ends.items()]
@@ -151,15 +148,13 @@ def _values(graph: ir.Graph) -> set[str]:
 def _run(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
     """The named values on each feed."""
     room = window(model)
-    with _watching(model, names) as session:
-        for feed in feeds:
-            given = {i.name: _input(i, feed, room) for i in session.get_inputs()}
-            yield dict(zip(names, session.run(list(names), given), strict=True))
+    with opened({"model": _reduced(model, names)}, steady=False) as runners:
+        runner = runners["model"]
+        yield from runner.run(({name: _input(i, feed, room) for name, i in runner.inputs.items()} for feed in feeds), names)
 
 
-@contextmanager
-def _watching(model: ir.Model, names: Sequence[str]) -> Iterator[Any]:
-    """A session over a copy whose outputs are the named values, and which computes nothing else."""
+def _reduced(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy whose outputs are the named values, and which computes nothing else."""
     copy = model.clone()
     graph, wanted = copy.graph, set(names)
     values = {str(v.name): v for node in graph for v in node.outputs if v.name in wanted}
@@ -169,9 +164,7 @@ def _watching(model: ir.Model, names: Sequence[str]) -> Iterator[Any]:
     unread = [v for v in graph.inputs if not v.uses()]
     for value in unread:
         graph.inputs.remove(value)
-    with tempfile.TemporaryDirectory(prefix="onnxport-growth-") as folder:
-        (file,) = write({"model": copy}, folder).values()
-        yield Sessions.choose("cpu").open(Path(folder) / file, steady=False)
+    return copy
 
 
 def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
@@ -187,11 +180,6 @@ def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
     return np.zeros((rows, heads, room or length, size), kind)
 
 
-def _real(array: np.ndarray, feed: Feed) -> np.ndarray:
-    """The rows of a value [batch, positions, ...] that are no padding, as [rows, width]."""
-    if "seqlens_k" in feed:
-        mask = np.arange(feed["input_ids"].shape[1]) <= feed["seqlens_k"][:, None]
-    else:
-        mask = feed.get("attention_mask", feed.get("source_mask", np.ones(array.shape[:2], bool)))
-    kept = array[mask.astype(bool)] if array.shape[:2] == mask.shape else array
-    return kept.reshape(-1, array.shape[-1])
+def _rows(array: np.ndarray, feed: Feed) -> np.ndarray:
+    """A value [batch, positions, ..., width] as [rows, width], padding left out."""
+    return real(array, feed).reshape(-1, array.shape[-1])

@@ -5,29 +5,33 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
 from onnxport.errors import FusionError
 from onnxport.graph.edit import Miss, is_op
+from onnxport.graph.session import open_file
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.targets import TARGETS
-from onnxport.runtime.sessions import CPU
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def node_counts(path: str | Path) -> dict[str, int]:
     """How many nodes of each type the graph in `path` has once the CPU provider of ONNX Runtime has optimized it."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.optimized_model_filepath = str(written)
-        options.log_severity_level = 3
-        # Weights stay where they are: only the nodes are asked for.
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(str(path), options, providers=[CPU.provider], disabled_optimizers=list(CPU.disabled_optimizers))
+
+        def write_optimized(options: onnxruntime.SessionOptions) -> None:
+            options.optimized_model_filepath = str(written)
+            # Weights stay where they are: only the nodes are asked for.
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+
+        open_file(path, adjust=write_optimized)
         model = onnx.load(str(written), load_external_data=False)
     return dict(Counter(node.op_type for node in model.graph.node))
 

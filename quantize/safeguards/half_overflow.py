@@ -7,16 +7,14 @@ which a layer's result is far from float32's while what it read is near.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError
 from onnxport.graph.edit import array_of, constant
-from onnxport.graph.store import write
+from onnxport.graph.session import opened
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.half import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, halved, owners, prepared
 
@@ -96,10 +94,10 @@ def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
         names[peak.name] = str(value.name)
         graph.outputs.append(peak)
     found = dict.fromkeys(names.values(), 0.0)
-    with _session(watched) as run:
-        for feed in feeds:
-            for name, value in zip(names.values(), run(list(names), feed), strict=True):
-                found[name] = max(found[name], float(value))
+    with opened({"model": watched}) as runners:
+        for values in runners["model"].run(feeds, list(names)):
+            for peak_name, value in values.items():
+                found[names[peak_name]] = max(found[names[peak_name]], float(value))
     return found
 
 
@@ -187,10 +185,10 @@ def _errors(model: ir.Model, half: ir.Model, feeds: Sequence[Feed]) -> dict[str,
     """Relative error (root mean square) of every float value of `half`; infinite where it is not finite and the model's own is."""
     names = [str(v.name) for node in model.graph for v in node.outputs if _whole(v)]
     worst = dict.fromkeys(names, 0.0)
-    with _session(_open(model, names)) as plain, _session(_open(half, names)) as halves:
-        for feed in feeds:
-            for name, expected, got in zip(names, plain(names, feed), halves(names, feed), strict=True):
-                worst[name] = max(worst[name], _error(expected, got))
+    with opened({"plain": model, "half": half}, names) as runners:
+        for expected, got in zip(runners["plain"].run(feeds, names), runners["half"].run(feeds, names), strict=True):
+            for name in names:
+                worst[name] = max(worst[name], _error(expected[name], got[name]))
     return worst
 
 
@@ -200,37 +198,6 @@ def _error(expected: np.ndarray, got: np.ndarray) -> float:
         return float("inf")
     power = np.square(expected[real], dtype=np.float64).sum()
     return float(np.sqrt(np.square(got[real].astype(np.float64) - expected[real]).sum() / power)) if power else 0.0
-
-
-def _open(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy whose named values are outputs."""
-    copy, wanted = model.clone(), set(names)
-    wanted -= {str(v.name) for v in copy.graph.outputs}
-    copy.graph.outputs.extend(v for node in copy.graph for v in node.outputs if v.name in wanted)
-    return copy
-
-
-class _session:
-    """Runs a graph that is written to a folder for as long as that lasts: names, feed -> values."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
-
-    def __enter__(self) -> _session:
-        from onnxport.runtime.sessions import Sessions
-
-        self.folder = tempfile.TemporaryDirectory()
-        (file,) = write({"model": self.model}, Path(self.folder.name)).values()
-        self.session = Sessions.choose("cpu").open(Path(self.folder.name) / file)
-        self.inputs = {value.name for value in self.session.get_inputs()}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        del self.session
-        self.folder.cleanup()
-
-    def __call__(self, names: list[str], feed: Feed) -> Iterator[np.ndarray]:
-        return iter(self.session.run(names, {name: array for name, array in feed.items() if name in self.inputs}))
 
 
 def _few(feed: Feed) -> Feed:

@@ -8,21 +8,17 @@ HAWQ, Dong et al. 2019, with a measured error in place of curvature.)
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
 from onnxport.graph.normalize import PARAMETER, fold_constants
-from onnxport.graph.store import write
+from onnxport.graph.session import answers, opened, real
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import Linear, linears
-from onnxport.runtime.sessions import Sessions
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Answers = list[dict[str, np.ndarray]]
@@ -37,26 +33,26 @@ def to_keep(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str,
     feeds: inputs by name. The error is the root mean square of the difference over that of the answers about their mean, of the worst
     output and feed; positions that an `attention_mask` leaves out do not count. Where nothing helps, every product is kept.
     """
-    wanted = _answers(_session(model), feeds)
+    expected = answers(model, feeds)
 
-    def real(kept: dict[str, str]) -> float:
+    def whole(kept: dict[str, str]) -> float:
         quantized = quantize({ROLE: model}, Plan({**plan.schemes, **kept}))[0][ROLE]
-        return _error(_answers(_session(quantized), feeds), wanted, feeds)
+        return _error(answers(quantized, feeds), expected, feeds)
 
-    if real({}) <= most:
+    if whole({}) <= most:
         return {}
     twins, parameters, sizes = _twins(model, plan)
-    session = _session(twins)
+    with opened({ROLE: twins}) as runners:
 
-    def error(on: np.ndarray) -> float:
-        return _error(_answers(session, [{**feed, SWITCHES: on} for feed in feeds]), wanted, feeds)
+        def error(on: np.ndarray) -> float:
+            return _error(list(runners[ROLE].run({**feed, SWITCHES: on} for feed in feeds)), expected, feeds)
 
-    alone = np.array([error(one) for one in np.eye(len(parameters), dtype=bool)])
-    on, kept = np.ones(len(parameters), bool), {}
-    for i in np.argsort(-(alone**2) / np.array(sizes), kind="stable"):
-        on[i], kept[parameters[i]] = False, "fp32"
-        if not on.any() or (error(on) <= most and real(kept) <= most):
-            break
+        alone = np.array([error(one) for one in np.eye(len(parameters), dtype=bool)])
+        on, kept = np.ones(len(parameters), bool), {}
+        for i in np.argsort(-(alone**2) / np.array(sizes), kind="stable"):
+            on[i], kept[parameters[i]] = False, "fp32"
+            if not on.any() or (error(on) <= most and whole(kept) <= most):
+                break
     return kept
 
 
@@ -103,24 +99,11 @@ def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: 
         reader.replace_input_with(index, chosen)
 
 
-def _session(model: ir.Model) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        (file,) = write({ROLE: model}, Path(folder)).values()
-        return Sessions.choose().open(Path(folder) / file)
-
-
-def _answers(session: Any, feeds: Feeds) -> Answers:
-    names = [output.name for output in session.get_outputs()]
-    return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
-
-
-def _error(found: Answers, wanted: Answers, feeds: Feeds) -> float:
+def _error(found: Answers, expected: Answers, feeds: Feeds) -> float:
     worst = 0.0
-    for ours, theirs, feed in zip(found, wanted, feeds, strict=True):
-        mask = feed.get("attention_mask")
-        for name, whole in theirs.items():
-            kept = mask > 0 if mask is not None and whole.ndim > 2 and whole.shape[:2] == mask.shape else ...
-            right, difference = whole[kept].astype(np.float64), (ours[name].astype(np.float64) - whole)[kept]
+    for ours, theirs, feed in zip(found, expected, feeds, strict=True):
+        for name, answer in theirs.items():
+            right, difference = real(answer, feed).astype(np.float64), real(ours[name].astype(np.float64) - answer, feed)
             spread = _rms(right - right.mean(-1, keepdims=True)) or _rms(right) or 1.0
             worst = max(worst, _rms(difference) / spread) if np.isfinite(difference).all() else np.inf
     return worst

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxport.graph.session import answers
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.safeguards.sensitive_weights import _answers, _error, _session, to_keep
+from onnxport.quantize.safeguards.sensitive_weights import _error, to_keep
 from onnxport.quantize.schemes.apply import quantize
 
 ROWS = Plan({"*": "int8-rows"})
@@ -45,7 +46,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
 
 def error(model: ir.Model, feeds: list[dict[str, np.ndarray]], kept: dict[str, str]) -> float:
     made = quantize({"encoder": model}, Plan({**ROWS.schemes, **kept}))[0]["encoder"]
-    return _error(_answers(_session(made), feeds), _answers(_session(model), feeds), feeds)
+    return _error(answers(made, feeds), answers(model, feeds), feeds)
 
 
 def test_the_layer_with_the_outlier_is_kept(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
