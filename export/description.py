@@ -1,7 +1,7 @@
 """Descriptions of models: what the exporter needs to know of one, whatever class or library it comes from."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from onnxport.errors import UsageError
 from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.trace.tracer import Shapes
+from onnxport.runtime.bundle.manifest import EncodingConfig
 
 Arrays = dict[str, Tensor]  # by the names that the graph's inputs and outputs have
 
@@ -73,7 +74,7 @@ class EncoderModel:
 
     answer: the original as a function of `input_ids`, `attention_mask` and, with `types` > 0 token types, `token_type_ids`, int64
     [batch, sequence] → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical form, with the one role
-    `encoder`; None: its one module is traced directly. encoding: the bundle's `encoding` beside max_length, pad_id and vocab_size.
+    `encoder`; None: its one module is traced directly. encoding: how the runtime handles its texts; sizes are filled in by `encoding_config`.
     tasks: what it can do, its usual task first.
     """
 
@@ -86,12 +87,12 @@ class EncoderModel:
     max_length: int | None
     tasks: tuple[str, ...]
     types: int = 0
-    encoding: Mapping[str, Any] = field(default_factory=dict)
+    encoding: EncodingConfig = EncodingConfig()
 
-    def reading(self) -> dict[str, Any]:
-        """The bundle's `encoding`. Where all tokens are of one type, the types that a tokenizer gives are not read."""
-        sizes = {"max_length": self.max_length, "vocab_size": self.rows, "pad_id": self.pad_id}
-        return sizes | ({"kinds": False} if self.types == 1 else {}) | dict(self.encoding)
+    def encoding_config(self) -> EncodingConfig:
+        """`encoding` with the model's sizes. Where all tokens are of one type, the types that a tokenizer gives are not read."""
+        sized = replace(self.encoding, max_length=self.max_length, vocab_size=self.rows, pad_id=self.pad_id)
+        return replace(sized, token_types=False) if self.types == 1 else sized
 
 
 Model = Seq2SeqModel | CausalModel | EncoderModel

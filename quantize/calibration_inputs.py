@@ -16,6 +16,7 @@ from onnxport.graph.edit import attribute
 from onnxport.graph.search_graphs import remove_choice
 from onnxport.graph.session import answers
 from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.bundle import golden, interface
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.encoder import Encoder
@@ -102,9 +103,9 @@ def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
     found: Feeds = {"encoder": [], "decoder": []}
     for row, answer in zip(ids, answers, strict=True):
         cross = engine.encode([row])
-        found["encoder"].append({"input_ids": np.array([row], np.int64), "source_mask": np.ones((1, len(row)), np.int32)})
+        found["encoder"].append(interface.source(np.array([row], np.int64)))
         target = [engine.config.decoder_start_id or 0, *answer.tokens]
-        found["decoder"] += _steps(engine, target, {**cross.arrays, "source_mask": cross.mask})
+        found["decoder"] += _steps(engine, target, {**cross.arrays, interface.SOURCE_MASK: cross.mask})
     return found
 
 
@@ -113,26 +114,16 @@ def _steps(engine: Engine, ids: Sequence[int], more: dict[str, np.ndarray]) -> I
     config, inputs = engine.config, engine.inputs
     capacity = config.window or len(ids)
     shape = (1, config.kv_heads, capacity, config.head_size)
-    past = {f"past_{name}": np.zeros(shape, engine.cache_type) for name in engine.cache_names}
+    past = {name: np.zeros(shape, engine.cache_type) for name in engine.past}
     first = max(len(ids) - STEPS, 1)
     done = 0
     for part in [ids[:first], *([token] for token in ids[first:])]:
         after = done + len(part)
-        feed: dict[str, np.ndarray] = {
-            "input_ids": np.array([part], np.int64),
-            "position_ids": np.arange(done, after, dtype=np.int64)[None],
-            "logits_index": np.array([len(part) - 1], np.int64),
-            "seqlens_k": np.array([after - 1], np.int32),
-            "total_sequence_length": np.array(after, np.int32),
-            "query_seqlens": np.array([len(part)], np.int32),
-            **past,
-            **more,
-        }
+        feed = interface.prefill(np.array([part], np.int64), before=np.array([done], np.int64)) | past | more
         yield feed
-        given = feed | {"candidates": np.ones(1, np.int64), "suppressed": np.zeros(0, np.int64)}
-        names = [f"present_{name}" for name in engine.cache_names]
-        present = engine.decoder.run(names, {name: array for name, array in given.items() if name in inputs})
-        past = {f"past_{name}": array for name, array in zip(engine.cache_names, present, strict=True)}
+        given = feed | {interface.CANDIDATES: np.ones(1, np.int64), interface.SUPPRESSED: np.zeros(0, np.int64)}
+        present = engine.decoder.run(engine.present, {name: array for name, array in given.items() if name in inputs})
+        past = dict(zip(engine.past, present, strict=True))
         done = after
 
 
@@ -155,58 +146,38 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
 Feed = dict[str, np.ndarray]
 
 
-def golden_cases(path: Path) -> dict[str, Feed]:
-    """golden.npz by case and name."""
-    cases: dict[str, Feed] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            case, _, name = key.partition("/")
-            cases.setdefault(case, {})[name] = arrays[key]
-    return cases
-
-
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:
     """Role -> inputs by name. Of a model that generates: each row's source, and its target ids in one run over an empty cache."""
-    cases = list(golden_cases(path).values())
+    cases = list(golden.read(path).values())
     if "decoder" not in models:
         (role,) = models
-        return {role: [{name[3:]: array for name, array in case.items() if name.startswith("in/")} for case in cases]}
+        return {role: [golden.inputs(case) for case in cases]}
     found: dict[str, list[Feed]] = {role: [] for role in models}
     rows = [row for case in cases if "logits" in case for row in _rows(case)]
     for source, _ in rows:
         if "encoder" in found:
-            found["encoder"].append({"input_ids": source[None], "source_mask": np.ones((1, len(source)), np.int32)})
+            found["encoder"].append(interface.source(source[None]))
     decoder = remove_choice(models["decoder"])
     crosses = answers(models["encoder"], found["encoder"]) if "encoder" in models else [{} for _ in rows]
     for (_, target), cross, feed in zip(rows, crosses, found.get("encoder", rows), strict=True):
-        mask = {"source_mask": feed["source_mask"]} if isinstance(feed, dict) else {}
+        mask = {interface.SOURCE_MASK: feed[interface.SOURCE_MASK]} if isinstance(feed, dict) else {}
         found["decoder"].append({**_prefill(decoder, target), **cross, **mask})
     return found
 
 
 def _rows(case: Feed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Source ids (empty without an encoder) and target ids of each row, padding left out."""
-    targets = case["target_ids"] if "target_ids" in case else case["input_ids"]
-    lengths = case.get("target_lengths", case.get("lengths", np.full(len(targets), targets.shape[1]))).reshape(-1)
-    sources = case.get("source_ids")
-    for i, target in enumerate(targets):
-        source = np.zeros(0, np.int64) if sources is None else sources[i][case["source_mask"][i] > 0]
-        yield source, target[: lengths[i]]
+    targets, lengths = golden.targets(case)
+    sources = golden.sources(case) if "source_ids" in case else [[] for _ in targets]
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        yield np.array(source, np.int64), target[:length]
 
 
 def _prefill(decoder: ir.Model, ids: np.ndarray) -> Feed:
-    count = len(ids)
-    feed: Feed = {
-        "input_ids": ids[None].astype(np.int64),
-        "position_ids": np.arange(count, dtype=np.int64)[None],
-        "logits_index": np.array([count - 1], np.int64),
-        "seqlens_k": np.array([count - 1], np.int32),
-        "total_sequence_length": np.array(count, np.int32),
-        "query_seqlens": np.array([count], np.int32),
-    }
-    room = window(decoder) or count
+    feed = interface.prefill(ids[None].astype(np.int64))
+    room = window(decoder) or len(ids)
     for value in decoder.graph.inputs:
-        if str(value.name).startswith("past_") and value.shape is not None:
+        if str(value.name).startswith(interface.PAST) and value.shape is not None:
             sizes = [1, *(d if isinstance(d, int) else room for d in list(value.shape)[1:])]
             feed[str(value.name)] = np.zeros(sizes, np.float32)
     return feed

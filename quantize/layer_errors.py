@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.session import opened, real
-from onnxport.quantize.calibration_inputs import golden_cases, window
+from onnxport.quantize.calibration_inputs import window
+from onnxport.runtime.bundle import golden, interface
 
 Feed = Mapping[str, np.ndarray]
 Graphs = Mapping[str, ir.Model]
@@ -29,7 +30,6 @@ _ENDS = {
 }  # fmt: skip
 _LAYER = re.compile(r"(?:^|.*?\.)[A-Za-z_]\w*\.\d+(?=\.|$)")  # encoder.layers.0, h.11, decoder.block.3
 _FOREIGN = re.compile(r".*?(?:layer|block)s?[._]{1,3}\d+(?=\.|$)")  # encoder.layer_._0, as TensorFlow's exporter writes it
-_CACHE = re.compile(r"past_(?:key|value)_\d+$")
 
 
 def growth(reference: Graphs, variant: Graphs, goldens: str | Path) -> list[dict[str, Any]]:
@@ -37,37 +37,23 @@ def growth(reference: Graphs, variant: Graphs, goldens: str | Path) -> list[dict
 
     A decoder reads what its own encoder made, so that the error goes on from one to the other. [] where the graphs name no layers.
     """
-    cases = golden_cases(Path(goldens))
-    cases.pop("greedy", None)
+    cases = golden.read(Path(goldens))
+    cases.pop(golden.GREEDY, None)
     if "decoder" not in reference:
-        feeds = [{name[3:]: array for name, array in case.items() if name.startswith("in/")} for case in cases.values()]
+        feeds = [golden.inputs(case) for case in cases.values()]
         return [entry for role in reference for entry in layer_errors(reference[role], variant[role], feeds)]
     found: list[dict[str, Any]] = []
     crosses: list[list[Feed]] = [[{} for _ in cases] for _ in range(2)]
     if "encoder" in reference:
-        sources = [{"input_ids": case["source_ids"], "source_mask": case["source_mask"]} for case in cases.values()]
+        sources = [interface.source(case["source_ids"], case["source_mask"]) for case in cases.values()]
         found = layer_errors(reference["encoder"], variant["encoder"], sources)
         for cross, graphs in zip(crosses, (reference, variant), strict=True):
-            names = [str(v.name) for v in graphs["encoder"].graph.outputs if str(v.name).startswith("cross_")]
+            names = [str(v.name) for v in graphs["encoder"].graph.outputs if str(v.name).startswith(interface.CROSS)]
             made = _run(graphs["encoder"], names, sources)
-            cross[:] = [values | {"source_mask": given["source_mask"]} for values, given in zip(made, sources, strict=True)]
-    feeds, others = ([decoder_feed(case) | dict(one) for case, one in zip(cases.values(), cross, strict=True)] for cross in crosses)
+            cross[:] = [values | {interface.SOURCE_MASK: given[interface.SOURCE_MASK]} for values, given in zip(made, sources, strict=True)]
+    begun = [interface.prefill(*golden.targets(case)) for case in cases.values()]
+    feeds, others = ([feed | dict(one) for feed, one in zip(begun, cross, strict=True)] for cross in crosses)
     return found + layer_errors(reference["decoder"], variant["decoder"], feeds, others)
-
-
-def decoder_feed(case: Feed) -> dict[str, np.ndarray]:
-    """A golden case's ids as inputs of a fused decoder that begins: all but caches and sources."""
-    ids = case["target_ids" if "target_ids" in case else "input_ids"]
-    rows, length = ids.shape
-    lengths = np.asarray(case.get("target_lengths", case.get("lengths", np.full(rows, length)))).reshape(rows)
-    return {
-        "input_ids": ids,
-        "position_ids": np.tile(np.arange(length, dtype=np.int64), (rows, 1)),
-        "logits_index": lengths.astype(np.int64) - 1,
-        "seqlens_k": (lengths - 1).astype(np.int32),
-        "query_seqlens": lengths.astype(np.int32),
-        "total_sequence_length": np.array(length, np.int32),
-    }
 
 
 def layer_errors(
@@ -173,10 +159,10 @@ def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
     if wanted.name in feed:
         array = feed[wanted.name]
         return array.astype(kind) if kind is not None and array.dtype != kind else array
-    if not _CACHE.match(wanted.name):
+    if not wanted.name.startswith(interface.PAST):
         raise KeyError(f"the graph asks for {wanted.name}, the feed has {', '.join(feed)}")
     _, heads, _, size = wanted.shape
-    rows, length = feed["input_ids"].shape
+    rows, length = feed[interface.INPUT_IDS].shape
     return np.zeros((rows, heads, room or length, size), kind)
 
 

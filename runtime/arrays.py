@@ -1,4 +1,4 @@
-"""The sessions of one variant and what the decoding loop must know of their graphs."""
+"""Arithmetic of arrays that several stages share: padding, softmax, errors, and .npz files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxport.errors import OnnxportError, one_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +20,33 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndar
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return ids, mask
+
+
+def unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+    """The ids of each row where its mask is not 0; both [rows, longest]. ValueError, IndexError where they do not fit."""
+    return [row[real > 0].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares of a vector of logits, which add up to 1, in its dtype."""
+    powers: np.ndarray = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def rms(values: np.ndarray) -> float:
+    """The root mean square; 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+def relative_error(golden: np.ndarray, found: np.ndarray) -> float:
+    """rms of the difference over that of `golden` about its mean over the last axis; inf where the difference is not finite.
+
+    Both float64, of one shape. Where `golden` does not vary its own rms takes the place, and 1 where that is 0 too.
+    """
+    difference = golden - found
+    if not np.isfinite(difference).all():
+        return float("inf")
+    return rms(difference) / (rms(golden - golden.mean(-1, keepdims=True)) or rms(golden) or 1.0)
 
 
 # What NumPy and zipfile raise for files that are damaged, locked, of another kind or larger than memory.

@@ -1,4 +1,4 @@
-"""Models that answer in one pass: raw arrays, and texts in windows as the tasks want them."""
+"""Models that answer in one pass: they take raw arrays, or texts in windows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError, one_line
+from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from onnxport.runtime.bundle.manifest import Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
@@ -45,7 +46,7 @@ class Encoder:
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         found = self._session.get_outputs()
         self.outputs = {o.name: tuple(o.shape) for o in found}
-        tokens = self.inputs["attention_mask"].shape if "attention_mask" in self.inputs else []
+        tokens = self.inputs[ATTENTION_MASK].shape if ATTENTION_MASK in self.inputs else []
         # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
         self.by_token = {o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens}
 
@@ -57,8 +58,8 @@ class Encoder:
             raise DataError(f"the input {found}; expected arrays named {', '.join(self.inputs)}")
         for name, given in inputs.items():
             self._check(name, np.asarray(given))
-        if "input_ids" in inputs and self.config.vocab_size:
-            ids = np.asarray(inputs["input_ids"])
+        if INPUT_IDS in inputs and self.config.vocab_size:
+            ids = np.asarray(inputs[INPUT_IDS])
             if ids.min() < 0 or ids.max() >= self.config.vocab_size:
                 check_ids(ids.ravel().tolist(), self.config.vocab_size)
         try:
@@ -98,17 +99,17 @@ class Encoder:
             feeds = {name: np.full(shape, value, self._type(name)) for name, value in self._padding().items()}
             for row, i in enumerate(group):
                 encoding = windows[i].encoding
-                feeds["input_ids"][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
-                if "attention_mask" in feeds:
-                    feeds["attention_mask"][row, : lengths[i]] = 1
-                if "token_type_ids" in feeds and self.config.kinds:
-                    feeds["token_type_ids"][row, : lengths[i]] = encoding.type_ids
+                feeds[INPUT_IDS][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
+                if ATTENTION_MASK in feeds:
+                    feeds[ATTENTION_MASK][row, : lengths[i]] = 1
+                if TOKEN_TYPE_IDS in feeds and self.config.token_types:
+                    feeds[TOKEN_TYPE_IDS][row, : lengths[i]] = encoding.type_ids
             outputs = self.run(feeds)
             for row, i in enumerate(group):
                 yield windows[i], {name: array[row] for name, array in outputs.items()}
 
     def _padding(self) -> dict[str, int]:
-        known = {"input_ids": self.config.pad_id, "attention_mask": 0, "token_type_ids": self.config.pad_type_id}
+        known = {INPUT_IDS: self.config.pad_id, ATTENTION_MASK: 0, TOKEN_TYPE_IDS: self.config.pad_type_id}
         if unknown := [name for name in self.inputs if name not in known]:
             raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
         return {name: known[name] for name in self.inputs}

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxport.errors import BundleError, ParityError
-from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.arrays import relative_error
+from onnxport.runtime.bundle import golden
+from onnxport.runtime.bundle.interface import ATTENTION_MASK
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generator
@@ -32,33 +34,17 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     """
     entry = bundle.variants[variant]
     check_version(entry.min_onnxruntime, f"variant {variant} of {bundle.path}")
-    cases = read_goldens(bundle)
+    cases = golden.read_answers(bundle)
     sessions = Sessions.choose(device, threads)
     if bundle.generation is None:
         encoder = Encoder(bundle, entry, sessions, None)
         return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
     engine = Engine(bundle, entry, sessions)
-    greedy = cases.pop("greedy", None)
+    greedy = cases.pop(golden.GREEDY, None)
     differences = [pair for name, case in cases.items() for pair in _compared(name, _logits(engine, case))]
     if not differences:
         raise BundleError(f"{bundle.path}: the golden answers hold no logits to compare; export the model again")
     return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
-
-
-def read_goldens(bundle: Bundle) -> dict[str, Arrays]:
-    """golden.npz by case and name. BundleError when it is missing, unreadable, empty, or holds answers that are not finite."""
-    if bundle.golden is None:
-        raise BundleError(f"{bundle.path}: no golden answers, expected golden.npz; export the model again")
-    path = bundle.file(bundle.golden)
-    cases: dict[str, Arrays] = {}
-    for key, array in sorted(read_npz(path, BundleError, "export the model again").items()):
-        case, _, name = key.partition("/")
-        if not name.startswith("in/") and array.dtype.kind in "fc" and not np.isfinite(array).all():  # an input mask may hold -inf
-            raise BundleError(f"{path}: {key} holds values that are not finite, expected golden answers; export the model again")
-        cases.setdefault(case, {})[name] = array
-    if not cases:
-        raise BundleError(f"{path}: no golden answers in it; export the model again")
-    return cases
 
 
 def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -81,17 +67,16 @@ def _complete() -> Iterator[None]:
 def _logits(engine: Engine, case: Arrays) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(golden, found) logits [positions, vocabulary] by prefill, then by steps."""
     with _complete():
-        ids = case["target_ids" if engine.encoder is not None else "input_ids"]
-        golden, (rows, length) = case["logits"], ids.shape
-        lengths = case.get("target_lengths", case.get("lengths", np.full(rows, length)))
-        sources = _unpadded(case["source_ids"], case["source_mask"]) if engine.encoder is not None else None
+        ids, lengths = golden.targets(case)
+        expected, (rows, length) = case["logits"], ids.shape
+        sources = golden.sources(case) if engine.encoder is not None else None
         real = np.arange(length) < lengths.reshape(rows, 1)
         if not ids.size or len(sources or ids) != rows:
             raise ValueError(f"{rows} rows of {length} ids for {len(sources or ids)} sources")
     for found in (_prefilled(engine, sources, ids), _stepped(engine, sources, ids)):
-        if found.shape != golden.shape:
-            raise BundleError(f"the golden logits have shape {golden.shape}, the model gives {found.shape}; export the model again")
-        yield golden[real], found[real]
+        if found.shape != expected.shape:
+            raise BundleError(f"the golden logits have shape {expected.shape}, the model gives {found.shape}; export the model again")
+        yield expected[real], found[real]
 
 
 def _prefilled(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:
@@ -118,7 +103,7 @@ def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -
 
 def _greedy(engine: Engine, case: Arrays) -> float:
     with _complete():
-        tokens, inputs = case["tokens"], _unpadded(case["source_ids"], case["source_mask"])
+        tokens, inputs = case["tokens"], golden.sources(case)
         lengths = case["lengths"].reshape(len(inputs))
         if not tokens.size or tokens.shape[:-1] != lengths.shape:
             raise ValueError(f"greedy tokens of shape {tokens.shape} for {len(inputs)} inputs")
@@ -127,28 +112,28 @@ def _greedy(engine: Engine, case: Arrays) -> float:
     same = total = 0
     for answer, row, length in zip(answers, tokens, lengths, strict=True):
         end = [-1] if length < tokens.shape[1] else []  # the original ended here
-        golden = [*row[:length].tolist(), *end]
+        expected = [*row[:length].tolist(), *end]
         found = [*answer.tokens, *([-1] if answer.finish_reason == "eos" else [])]
-        different = [i for i, token in enumerate(golden) if i >= len(found) or found[i] != token]
-        same, total = same + (different[0] if different else len(golden)), total + len(golden)
+        different = [i for i, token in enumerate(expected) if i >= len(found) or found[i] != token]
+        same, total = same + (different[0] if different else len(expected)), total + len(expected)
     return same / max(total, 1)
 
 
 def _tensors(encoder: Encoder, case: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
     """(golden, found) of every output; positions that an attention mask leaves out are not compared."""
-    given = {n[3:]: a for n, a in case.items() if n.startswith("in/")}
-    found = encoder.run(given)
+    inputs = golden.inputs(case)
+    found = encoder.run(inputs)
     pairs = []
-    for name, golden in ((n[4:], a) for n, a in case.items() if n.startswith("out/")):
-        if name not in found or found[name].shape != golden.shape:
+    for name, expected in golden.outputs(case).items():
+        if name not in found or found[name].shape != expected.shape:
             raise BundleError(
-                f"the golden output {name} has shape {golden.shape}, the model gives {found.get(name, np.zeros(0)).shape}; export again"
+                f"the golden output {name} has shape {expected.shape}, the model gives {found.get(name, np.zeros(0)).shape}; export again"
             )
-        mask = given.get("attention_mask")
-        if mask is not None and (golden.ndim > 2 or name in encoder.by_token) and golden.shape[:2] == mask.shape:
-            pairs.append((golden[mask > 0], found[name][mask > 0]))
+        mask = inputs.get(ATTENTION_MASK)
+        if mask is not None and (expected.ndim > 2 or name in encoder.by_token) and expected.shape[:2] == mask.shape:
+            pairs.append((expected[mask > 0], found[name][mask > 0]))
         else:
-            pairs.append((np.atleast_1d(golden), np.atleast_1d(found[name])))
+            pairs.append((np.atleast_1d(expected), np.atleast_1d(found[name])))
     return pairs
 
 
@@ -156,25 +141,15 @@ def _summary(cases: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], greedy: f
     largest = relative = 0.0
     agreement, finite = 1.0, True
     pairs = [(g.astype(np.float64), f.astype(np.float64)) for case in cases for g, f in case]
-    for golden, found in pairs:
+    for expected, found in pairs:
         if not np.isfinite(found).all():
             finite = False
             continue
-        difference = golden - found
-        spread = _rms(golden - golden.mean(-1, keepdims=True)) or _rms(golden) or 1.0
-        largest, relative = max(largest, float(np.abs(difference).max(initial=0))), max(relative, _rms(difference) / spread)
+        largest, relative = max(largest, float(np.abs(expected - found).max(initial=0))), max(relative, relative_error(expected, found))
         if logits:
-            agreement = min(agreement, float((golden.argmax(-1) == found.argmax(-1)).mean()))
+            agreement = min(agreement, float((expected.argmax(-1) == found.argmax(-1)).mean()))
     result: dict[str, Any] = {"max_abs_diff": largest, "relative_error": relative, "finite": finite, "cases": len(cases)}
     return result | ({"argmax_agreement": agreement, "greedy_agreement": greedy} if logits else {})
-
-
-def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
-
-
-def _unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
-    return [row[m > 0].tolist() for row, m in zip(ids, mask, strict=True)]
 
 
 def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:

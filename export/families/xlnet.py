@@ -18,7 +18,7 @@ from torch import Tensor
 from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import Row, WeightTable, linear, norm
-from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_json
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, always
 from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames, HuggingFaceEncoder
@@ -131,7 +131,7 @@ class XLNetFamily(EncoderFamily):
     def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> XLNetEncoder:
         """The loaded model with what the folder says of texts."""
         path = folder / special_tokens.FILES[0]
-        return XLNetEncoder(self, model, read_modules(folder), special_tokens.read_json(path) if path.is_file() else {})
+        return XLNetEncoder(self, model, read_modules(folder), read_json(path) if path.is_file() else {})
 
 
 @dataclass(eq=False)
@@ -160,11 +160,12 @@ class XLNetEncoder(HuggingFaceEncoder):
         named = self.outputs()
         original = LeftPadded(self.model, list(named), by_token=any("sequence" in shape for shape in named.values()))
         model = super().describe()
-        reads = {"kinds": self._kinds(), "question_first": self.reading.get("padding_side", "left") == "right"}
-        return replace(model, answer=original.answer, encoding={**model.encoding, **reads})
+        question_first = self.reading.get("padding_side", "left") == "right"
+        encoding = replace(model.encoding, token_types=self._has_token_types(), question_first=question_first)
+        return replace(model, answer=original.answer, encoding=encoding)
 
-    def _kinds(self) -> bool:
-        """Whether transformers' tokenizer of this folder tells the kinds of tokens; without them all are alike."""
+    def _has_token_types(self) -> bool:
+        """Whether transformers' tokenizer of this folder gives token types; without them all are alike."""
         names = self.reading.get("model_input_names")
         return "token_type_ids" in (import_transformers().XLNetTokenizer.model_input_names if names is None else names)
 

@@ -266,8 +266,8 @@ class EncodingConfig:
     """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
 
     max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
-    of several), "multi" or "regression". kinds: texts tell the kinds of their tokens, else all are of kind 0. question_first: before its
-    context, as models read it whose tokenizers pad on the right.
+    of several), "multi" or "regression". token_types: the model reads the token types that a tokenizer gives, else 0 for all; `kinds` in
+    bundle.json. question_first: before its context, as models read it whose tokenizers pad on the right.
     """
 
     max_length: int | None = None
@@ -278,16 +278,18 @@ class EncodingConfig:
     normalize: bool = True
     labels: tuple[str, ...] = ()
     problem: str = "single"
-    kinds: bool = True
+    token_types: bool = True
     question_first: bool = True
 
     def as_dict(self, task: str) -> dict[str, Any]:
         """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
         always = ("max_length", "pad_id", *_READ_BY_TASK.get(task, ()))
-        section = {
-            entry.name: value for entry in fields(self) if (value := getattr(self, entry.name)) != entry.default or entry.name in always
-        }
-        return section | ({"labels": list(self.labels)} if "labels" in section else {})
+        section: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value != entry.default or entry.name in always:
+                section[{"token_types": "kinds"}.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
+        return section
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ def encoding(value: object) -> EncodingConfig:
         normalize=r.get("normalize", bool, True),
         labels=tuple(labels),
         problem=r.get("problem", (str, type(None)), None) or ("regression" if len(labels) == 1 else "single"),
-        kinds=r.get("kinds", bool, True),
+        token_types=r.get("kinds", bool, True),
         question_first=r.get("question_first", bool, True),
     )
     for name, value, known in (("pooling", config.pooling, POOLINGS), ("problem", config.problem, PROBLEMS)):

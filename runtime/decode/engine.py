@@ -1,4 +1,4 @@
-"""The sessions of one variant and what the decoding loop must know of their graphs."""
+"""The engine of a variant that generates: its sessions, and what the decoding loop needs to know of their graphs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxport.errors import BundleError, OnnxportError, TextError
 from onnxport.runtime.arrays import padded
+from onnxport.runtime.bundle import interface
 from onnxport.runtime.bundle.manifest import GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
@@ -59,22 +60,14 @@ class Engine:
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
-        self.cache_names = [f"{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")]
-        kind = self.inputs["past_key_0"].type
+        self.past, self.present = (interface.cache_names(prefix, self.config.layers) for prefix in (interface.PAST, interface.PRESENT))
+        kind = self.inputs[self.past[0]].type
         if kind not in NUMPY_TYPES:
             raise BundleError(f"variant {variant.name}: its cache is {kind}, expected a type that NumPy has; choose another precision")
         self.cache_type = np.dtype(NUMPY_TYPES[kind])
 
     def _check_decoder(self, variant: Variant) -> None:
-        needed = [
-            "input_ids",
-            "seqlens_k",
-            "total_sequence_length",
-            "candidates",
-            "suppressed",
-            *(f"past_{c}_{i}" for i in range(self.config.layers) for c in ("key", "value")),
-        ]
-        absent = [n for n in needed if n not in self.inputs]
+        absent = [name for name in interface.required_inputs(self.config.layers) if name not in self.inputs]
         if absent:
             raise BundleError(
                 f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again"
@@ -103,7 +96,7 @@ class Engine:
             return self._search[name]
 
     def new_cache(self) -> Cache:
-        """An empty cache of the kind the device needs."""
+        """An empty cache, in host memory or the device's."""
         config = self.config
         shape = (2 * config.layers, config.kv_heads, config.head_size, self.cache_type)
         if self.device.host_memory:
@@ -128,11 +121,11 @@ class Engine:
         """Run the encoder over token ids; keys and values stay where they were computed. TextError for an id the graph does not know."""
         assert self.encoder is not None
         ids, mask = padded(sources, self.config.pad_id or 0)
-        feeds = {"input_ids": ids, "source_mask": mask}
+        feeds = interface.source(ids, mask)
         binding = self.encoder.io_binding()
         for i in self.encoder.get_inputs():
             binding.bind_ortvalue_input(i.name, value_of(feeds[i.name]))
-        outputs = {o.name: o for o in self.encoder.get_outputs() if o.name.startswith("cross_")}
+        outputs = {o.name: o for o in self.encoder.get_outputs() if o.name.startswith(interface.CROSS)}
         arrays: dict[str, np.ndarray] = {}
         for name, output in outputs.items():
             if self.device.host_memory:

@@ -1,4 +1,4 @@
-"""A batch in flight: the cache, one binding of the decoder made once, and what happens to it: prefill, step, rows that come and go."""
+"""The state of a batch that decodes: its cache and the decoder's binding to it, through prefill, steps, and rows that come and go."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxport.runtime.arrays import padded
+from onnxport.runtime.bundle import interface
 from onnxport.runtime.decode.cache import CrossCache, HostCache, Move
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.sessions import empty_value, run_bound, value_of
@@ -38,7 +39,7 @@ class BestTokens:
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
         """Let a graph's outputs of these names be written here."""
-        for name in ("token", "logprob", "kept"):
+        for name in interface.BEST:
             binding.bind_ortvalue_output(name, value_of(getattr(self, name)))
 
 
@@ -72,19 +73,10 @@ class DecoderState:
         """Run all prefixes (right-padded) and leave the logits of each row's last token."""
         self._begun, longest = True, int(self.lengths.max())
         self.cache.allocate(self.rows, longest + min(self._new, FIRST_POSITIONS))
-        size = PREFILL_CHUNK if "query_seqlens" in self.engine.inputs else longest  # only then may entries be before a part
+        size = PREFILL_CHUNK if interface.QUERY_LENGTHS in self.engine.inputs else longest  # only then may entries be before a part
         for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, size):
-            after = done + real
-            feeds: dict[str, np.ndarray] = {
-                "input_ids": ids,
-                "position_ids": done[:, None] + np.arange(ids.shape[1], dtype=np.int64),
-                "logits_index": np.maximum(real, 1) - 1,
-                "seqlens_k": (np.maximum(after, 1) - 1).astype(np.int32),
-                "total_sequence_length": np.array(after.max(), np.int32),
-                "query_seqlens": real.astype(np.int32),
-            }
             self.engine.positions.add(ids.size, int(real.sum()))
-            run_bound(self.engine.decoder, self._bind(feeds))
+            run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done)))
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
@@ -99,7 +91,7 @@ class DecoderState:
         self.step()
 
     def request_top(self, count: int, suppressed: np.ndarray) -> None:
-        """What runs tell beside logits: each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
+        """Have runs give beside logits each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
         if count != self.best.token.shape[1] or suppressed is not self._suppressed:
             self._suppressed = suppressed
             self.best, self._candidates = BestTokens.empty(self.rows, count), np.array([count], np.int64)
@@ -112,9 +104,7 @@ class DecoderState:
         longest = int(at.max())
         if longest >= self.cache.capacity and self.cache.window is None:
             self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
-        self._seqlens[:] = at
-        self._position[:] = at
-        self._total[...] = longest + 1
+        interface.at_positions(self._feeds, at)
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
         if self._binding is None or self._bound is not self.cache.values or not self.engine.device.host_memory:
             self._binding, self._bound = self._bind(self._feeds), self.cache.values
@@ -159,7 +149,6 @@ class DecoderState:
             self.cross.put(place, cross, index)
             rows = slice(place * self.beams, (place + 1) * self.beams)
             self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
-
         self._narrow()
 
     def _narrow(self) -> None:
@@ -183,7 +172,7 @@ class DecoderState:
             self.cross = self.engine.select_cross(self.cross, places)
 
     def copy(self, moves: Sequence[Move]) -> None:
-        """Cache rows for beams: each target row goes on from its source row."""
+        """Copy cache rows for beams: each target row goes on from its source row."""
         if moves:
             self.cache.copy(moves, int(self.lengths.max()))
 
@@ -201,37 +190,27 @@ class DecoderState:
     def _renew(self, rows: int) -> None:
         self.active = np.ones(rows, bool)
         self.ids = np.zeros((rows, 1), np.int64)
-        self._position = np.zeros(rows, np.int64)
-        self._seqlens = np.zeros(rows, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._feeds: dict[str, np.ndarray] = {
-            "input_ids": self.ids,
-            "position_ids": self._position.reshape(rows, 1),
-            "logits_index": np.zeros(rows, np.int64),
-            "seqlens_k": self._seqlens,
-            "total_sequence_length": self._total,
-            "query_seqlens": np.ones(rows, np.int32),
-        }
+        self._feeds = interface.step(self.ids)
         self.logits = empty_value((rows, self.engine.vocab_size), np.float32, self.engine.device)
         self.best = BestTokens.empty(rows, self.best.token.shape[1])
         self._binding = None
 
     def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
         binding, wanted = self.engine.decoder.io_binding(), self.engine.inputs
-        asked = {"candidates": self._candidates, "suppressed": self._suppressed}
-        for name, array in (feeds | asked).items():
+        top = {interface.CANDIDATES: self._candidates, interface.SUPPRESSED: self._suppressed}
+        for name, array in (feeds | top).items():
             if name in wanted:
                 binding.bind_ortvalue_input(name, value_of(array))
         if self.cross is not None:
             for name, value in self.cross.values.items():
                 if name in wanted:
                     binding.bind_ortvalue_input(name, value)
-            if "source_mask" in wanted:
-                binding.bind_ortvalue_input("source_mask", value_of(self.cross.mask))
-        for name, value in zip(self.engine.cache_names, self.cache.values, strict=True):
-            binding.bind_ortvalue_input(f"past_{name}", value)
-            binding.bind_ortvalue_output(f"present_{name}", value)
-        binding.bind_ortvalue_output("logits", self.logits)
+            if interface.SOURCE_MASK in wanted:
+                binding.bind_ortvalue_input(interface.SOURCE_MASK, value_of(self.cross.mask))
+        for past, present, value in zip(self.engine.past, self.engine.present, self.cache.values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        binding.bind_ortvalue_output(interface.LOGITS, self.logits)
         self.best.bind(binding)
         return binding
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxport.errors import BundleError
+from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Text, expect, finite, weighted
 
 LOGITS = "logits"
@@ -25,14 +26,9 @@ class Classification:
     labels: tuple[str, ...]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers: np.ndarray = np.exp(logits - logits.max())
-    return powers / powers.sum()
-
-
 # What transformers' text-classification pipeline does for each problem_type; the sigmoid is written so that it cannot overflow.
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "single": _softmax,
+    "single": softmax,
     "multi": lambda logits: 0.5 * (1 + np.tanh(logits / 2)),
     "regression": lambda logits: logits,
 }

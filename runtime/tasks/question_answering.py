@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from onnxport.errors import UsageError
+from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, expect, finite
 
 START, END = "start_logits", "end_logits"
@@ -79,13 +80,8 @@ def _probabilities(starts: np.ndarray, ends: np.ndarray, encoding: Encoding, pla
     allowed = inside.copy()
     null = 0 if special[0] else len(special) - 1
     allowed[null] = True
-    first, last = (_softmax(np.where(allowed, logits.astype(np.float64), -np.inf)) for logits in (starts, ends))
+    first, last = (softmax(np.where(allowed, logits.astype(np.float64), -np.inf)) for logits in (starts, ends))
     return float(first[null] * last[null]), first * inside, last * inside
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers: np.ndarray = np.exp(logits - logits.max())
-    return powers / powers.sum()
 
 
 def _spans(first: np.ndarray, last: np.ndarray, most: int, count: int) -> Iterator[tuple[float, int, int]]:

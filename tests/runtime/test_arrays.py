@@ -1,4 +1,4 @@
-"""Whatever lies where an .npz file should be, the caller's error says so."""
+"""Whatever lies where an .npz file should be, the caller's error says so; errors are relative to what varies."""
 
 import io
 import zipfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxport.errors import DataError
-from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.arrays import padded, read_npz, relative_error, softmax, unpadded
 
 
 def saved(**arrays: np.ndarray) -> bytes:
@@ -60,3 +60,23 @@ def test_no_file(tmp_path: Path) -> None:
         read_npz(tmp_path / "a.npz", DataError, "write it anew")
     with pytest.raises(DataError, match="readable"):
         read_npz(tmp_path, DataError, "write it anew")
+
+
+def test_an_error_is_relative_to_what_varies() -> None:
+    golden = np.array([[1.0, 3.0], [5.0, 7.0]])
+    assert relative_error(golden, golden) == 0
+    assert relative_error(golden, golden + 0.5) == relative_error(golden + 100, golden + 100.5) == 0.5
+    assert relative_error(np.full((2, 2), 4.0), np.full((2, 2), 5.0)) == 0.25
+    assert relative_error(np.zeros(2), np.ones(2)) == 1
+    assert relative_error(golden, np.full_like(golden, np.nan)) == np.inf
+
+
+def test_rows_are_padded_and_back() -> None:
+    ids, mask = padded([[5, 6], [7]], 1)
+    assert ids.tolist() == [[5, 6], [7, 1]] and mask.tolist() == [[1, 1], [1, 0]]
+    assert unpadded(ids, mask) == [[5, 6], [7]]
+
+
+def test_shares_add_up_to_one() -> None:
+    shares = softmax(np.array([1e4, 1e4, -1e4], np.float32))
+    assert shares.tolist() == [0.5, 0.5, 0.0] and shares.dtype == np.float32
