@@ -58,9 +58,9 @@ def test_answers_standard_input_line_by_line() -> None:
     assert lines[0] and lines[2]
 
 
-@pytest.mark.parametrize("verb", ["inspect", "verify", "doctor"])
-def test_verbs_that_need_no_torch(verb: str) -> None:
-    result = run(verb, *([] if verb == "doctor" else [BUNDLE]))
+@pytest.mark.parametrize("command", ["inspect", "verify", "doctor"])
+def test_commands_that_need_no_torch(command: str) -> None:
+    result = run(command, *([] if command == "doctor" else [BUNDLE]))
     assert result.returncode == 0, result.stderr
 
 

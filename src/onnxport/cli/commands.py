@@ -1,19 +1,27 @@
 """The command line: one thin function a command. Heavy modules are imported by the command that needs them."""
 
+from __future__ import annotations
+
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnxport import __version__
-from onnxport.cli.console import Progress, emit, emit_json, reported
+from onnxport.cli.console import StageLines, emit, emit_json, reported
+from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.sessions import DEVICES
 
+if TYPE_CHECKING:
+    from onnxport.runtime.bundle.reader import Bundle
 
-class Verb(click.Command):
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Command(click.Command):
     """A command whose help keeps the layout of its examples and whose failures end with the contract's exit codes."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -28,10 +36,31 @@ class Verb(click.Command):
             return super().invoke(ctx)
 
 
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
+def common(function: Function) -> Function:
     """The options that every command has."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details.")(command)
-    return click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")(command)
+    return _with_options(
+        function,
+        click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors."),
+        click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details."),
+    )
+
+
+def variant_options(function: Function) -> Function:
+    """The options that `export` and `quantize` share: what variants are made with."""
+    return _with_options(
+        function,
+        click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it."),
+        click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'."),
+        click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate."),
+        click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants."),
+    )
+
+
+def _with_options(function: Function, *options: Callable[[Function], Function]) -> Function:
+    """The function with options, which help shows in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def precision_list(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -61,11 +90,18 @@ def cli() -> None:
     """From a PyTorch Transformer to an application on ONNX Runtime: export, run, compare."""
 
 
-def verb(epilog: str) -> Any:
-    return cli.command(cls=Verb, epilog=epilog)
+def command(examples: str) -> Callable[[Callable[..., None]], Command]:
+    """Makes a function a command of `cli`. examples: lines that its help ends with."""
+
+    def register(function: Callable[..., None]) -> Command:
+        made = click.command(cls=Command, epilog=examples)(function)
+        cli.add_command(made)
+        return made
+
+    return register
 
 
-@verb("""
+@command("""
     onnxport export examples/en-de --out artifacts/en-de
     onnxport export mymodel:build --out artifacts/mine --precision fp32,int8
 """)
@@ -77,66 +113,102 @@ def verb(epilog: str) -> Any:
     "default: the source's own.",
 )
 @click.option(
-    "--precision", callback=precision_list, default="fp32,fp16,int8", show_default=True, help="Variants; the first is the default one."
+    "--precision", callback=precision_list, default=",".join(DEFAULT), show_default=True, help="Variants; the first is the default one."
 )
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
-@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
-@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
-@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
+@variant_options
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
-def export(source: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def export(
+    source: str,
+    out: Path,
+    task: str | None,
+    precision: tuple[str, ...],
+    opset: int | None,
+    calibrate: Path | None,
+    budget: str | None,
+    data: Path | None,
+    threads: int | None,
+    allow_pickle: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Export SOURCE to a checked bundle.
 
     Traces it, compares with the original, fuses, makes the variants, and checks each again.
 
     SOURCE is a folder with config.json and weights, package.module:factory, or model.onnx.
     """
-    from onnxport.build.stages import build
-    from onnxport.cli.overview import overview, summary
+    from onnxport.build import build
 
-    with Progress(quiet) as progress:
-        bundle = build(source, out, progress=progress, **options)
-    if as_json:
-        emit_json(summary(bundle))
-    else:
-        emit(overview(bundle))
+    with StageLines(quiet) as progress:
+        bundle = build(
+            source,
+            out,
+            task=task,
+            precision=precision,
+            opset=opset,
+            calibrate=calibrate,
+            budget=budget,
+            data=data,
+            threads=threads,
+            allow_pickle=allow_pickle,
+            force=force,
+            progress=progress,
+        )
+    _show_bundle(bundle, as_json)
 
 
-@verb("""
+@command("""
     onnxport quantize artifacts/en-de --precision int8
     onnxport quantize artifacts/en-de --precision auto --calibrate dev.tsv --budget 'bleu_drop<=0.3'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", required=True, help="The variant to add.")
 @click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it.")
-@click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'.")
-@click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate.")
-@click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants.")
+@variant_options
 @click.option("--force", is_flag=True, help="Replace the variant if the bundle has it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
-def quantize(bundle: Path, precision: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def quantize(
+    bundle: Path,
+    precision: str,
+    plan: Path | None,
+    calibrate: Path | None,
+    budget: str | None,
+    data: Path | None,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Add one variant to BUNDLE.
 
     It is made from the fp32 variant and checked against the golden answers.
     """
-    from onnxport.build.stages import add_variant
-    from onnxport.cli.overview import overview, summary
+    from onnxport.build import add_variant
 
-    with Progress(quiet) as progress:
-        made = add_variant(bundle, precision, progress=progress, **options)
-    if as_json:
-        emit_json(summary(made))
-    else:
-        emit(overview(made))
+    with StageLines(quiet) as progress:
+        made = add_variant(
+            bundle,
+            precision,
+            plan=plan,
+            calibrate=calibrate,
+            budget=budget,
+            data=data,
+            threads=threads,
+            force=force,
+            progress=progress,
+        )
+    _show_bundle(made, as_json)
 
 
-@verb("""
+@command("""
     onnxport run artifacts/en-de "How are you?"
     onnxport run artifacts/en-de --precision int8 --beam 4 --json "How are you?"
     onnxport run artifacts/en-de < sentences.txt
@@ -183,7 +255,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
     answer(bundle, text, **options)
 
 
-@verb("""
+@command("""
     onnxport compare artifacts/en-de --data examples/en-de/test-200.tsv
     onnxport compare artifacts/en-de --data test.tsv --source examples/en-de --gate 'int8.bleu_drop<=0.5' --gate 'agreement>=0.8'
     onnxport compare artifacts/en-de --data test.tsv --baseline old/report.json --gate 'int8.speedup_change>=-0.1'
@@ -206,7 +278,26 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.option("--force", is_flag=True, help="Replace existing reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
 @common
-def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def compare(
+    bundle: Path,
+    data: Path | None,
+    precisions: tuple[str, ...] | None,
+    device: str,
+    source: str | None,
+    others: tuple[Path, ...],
+    batch: tuple[int, ...],
+    threads: int | None,
+    out: Path | None,
+    baseline: Path | None,
+    gates: tuple[str, ...],
+    beam: int | None,
+    max_new_tokens: int | None,
+    limit: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Compare the variants of BUNDLE.
 
     Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML, and the
@@ -216,8 +307,25 @@ def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: boo
     from onnxport.compare import table
 
     folder = out or Path("artifacts/reports") / bundle.resolve().name
-    with Progress(quiet) as progress:
-        report = measure(bundle, batches=batch, out=folder, progress=progress, **options)
+    with StageLines(quiet) as progress:
+        report = measure(
+            bundle,
+            data=data,
+            precisions=precisions,
+            device=device,
+            source=source,
+            others=others,
+            batches=batch,
+            threads=threads,
+            out=folder,
+            baseline=baseline,
+            gates=gates,
+            beam=beam,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            force=force,
+            progress=progress,
+        )
     try:
         if as_json:
             emit_json(report.as_dict())
@@ -228,7 +336,7 @@ def compare(bundle: Path, batch: tuple[int, ...], out: Path | None, as_json: boo
         report.raise_for_gates()
 
 
-@verb("""
+@command("""
     onnxport inspect artifacts/en-de
     onnxport inspect artifacts/en-de --json
 """)
@@ -240,17 +348,12 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
     Task, variants, sizes, fusions, parity, and where it came from.
     """
-    from onnxport.cli.overview import overview, summary
     from onnxport.runtime.bundle.reader import Bundle
 
-    opened = Bundle.open(bundle)
-    if as_json:
-        emit_json(summary(opened))
-    else:
-        emit(overview(opened))
+    _show_bundle(Bundle.open(bundle), as_json)
 
 
-@verb("""
+@command("""
     onnxport verify artifacts/en-de
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -263,7 +366,7 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     """
     from onnxport.runtime.verify import verify as check
 
-    with Progress(quiet) as progress:
+    with StageLines(quiet) as progress:
         progress(f"verifying {bundle}")
         result = check(bundle)
     if as_json:
@@ -274,7 +377,7 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
             emit(f"not part of the bundle: {name}")
 
 
-@verb("""
+@command("""
     onnxport doctor
     onnxport doctor --json
 """)
@@ -292,6 +395,15 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
         emit_json(findings)
     else:
         emit(render(findings))
+
+
+def _show_bundle(bundle: Bundle, as_json: bool) -> None:
+    from onnxport.cli.overview import overview, summary
+
+    if as_json:
+        emit_json(summary(bundle))
+    else:
+        emit(overview(bundle))
 
 
 def main() -> None:

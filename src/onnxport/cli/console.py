@@ -1,4 +1,4 @@
-"""What every command does the same way: errors to exit codes, progress to standard error, results to standard output."""
+"""Console output of all commands: results on standard output, progress and errors on standard error, errors as exit codes."""
 
 import json
 import os
@@ -15,8 +15,18 @@ from rich.markup import escape
 from onnxport.errors import OnnxportError, OutputError
 
 
-class Progress:
-    """Stages of long work on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet."""
+def emit(text: str) -> None:
+    """One result on standard output."""
+    click.echo(text)
+
+
+def emit_json(value: object) -> None:
+    """One JSON object on standard output, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+class StageLines:
+    """Progress on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
@@ -44,21 +54,11 @@ class Progress:
             self.console.print(f"{mark} {escape(stage)} [dim]({time.monotonic() - began:.1f} s)[/dim]", soft_wrap=True)
         self._stage = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "StageLines":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._finish("✓" if kind is None else "✗")
-
-
-def emit(text: str) -> None:
-    """One result on standard output."""
-    click.echo(text)
-
-
-def emit_json(value: object) -> None:
-    """One JSON object on standard output, on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What this machine can do for onnxport: processor, providers, versions, and known clashes."""
+"""The `doctor` command examines this machine: processor, providers, versions, and known clashes between wheels."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from onnxport import __version__
 from onnxport.compare.measure import energy
 from onnxport.compare.measure.machine import describe
 from onnxport.runtime.processor import X86
+from onnxport.runtime.sessions import CPU, CUDA
 
 PACKAGES = ("torch", "onnx", "onnxscript", "transformers")
 
@@ -22,12 +23,13 @@ def examine() -> dict[str, Any]:
         providers = onnxruntime.get_available_providers()
     except ImportError as error:
         problems.append(f"onnxruntime cannot be imported ({error}): pip install onnxport[cpu] or onnxport[gpu]")
+    has_cuda = CUDA.provider in providers
     if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
         problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             "uninstall both, then install the one that you need"
         )
-    elif "onnxruntime-gpu" in versions and "CUDAExecutionProvider" not in providers:
+    elif "onnxruntime-gpu" in versions and not has_cuda:
         problems.append(
             "onnxruntime-gpu is installed but offers no CUDAExecutionProvider: another wheel may have overwritten it; reinstall it"
         )
@@ -36,11 +38,11 @@ def examine() -> dict[str, Any]:
         notes.append("no VNNI: int8 takes slower kernels here, which add without loss; int8-reduced (weights of 7 bits) is quicker")
     elif facts["saturates"] is False and facts["architecture"] in X86:
         notes.append("VNNI: int8 is exact and at its quickest here; processors without it give the same answers, more slowly")
-    if "CUDAExecutionProvider" not in providers:
+    if not has_cuda:
         notes.append("no CUDA: bf16 can be neither made nor run here")
-    devices = ["cpu"] + ["cuda"] * ("CUDAExecutionProvider" in providers)
-    joules = {device: energy.available(device) for device in devices}
-    return {"onnxport": __version__, **facts, "providers": providers, "energy": joules, "problems": problems, "notes": notes}
+    devices = [CPU.name, CUDA.name] if has_cuda else [CPU.name]
+    counters = {device: energy.available(device) for device in devices}
+    return {"onnxport": __version__, **facts, "providers": providers, "energy": counters, "problems": problems, "notes": notes}
 
 
 def render(findings: dict[str, Any]) -> str:
@@ -54,7 +56,7 @@ def render(findings: dict[str, Any]) -> str:
         f"providers  {', '.join(findings['providers']) or 'none'}",
         f"packages   {packages}",
     ]
-    lines += [f"energy     {device}: {told}" for device, told in findings["energy"].items()]
+    lines += [f"energy     {device}: {counter}" for device, counter in findings["energy"].items()]
     lines += [f"problem    {text}" for text in findings["problems"]]
     lines += [f"note       {text}" for text in findings["notes"]]
     lines.append("something is wrong: see above" if findings["problems"] else "nothing is wrong")

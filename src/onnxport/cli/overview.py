@@ -1,4 +1,4 @@
-"""A bundle at a glance, as text and as a dictionary."""
+"""Overview of a bundle: its manifest as one dictionary, and a few lines for people."""
 
 from collections import Counter
 from typing import Any
@@ -13,7 +13,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def overview(bundle: Bundle) -> str:
-    """A few lines for people."""
+    """A table of the variants, below lines about the model and what the bundle was made with."""
     provenance, generation = bundle.provenance, bundle.generation
     versions = provenance.get("versions") or {}
     lines = [f"{bundle.name}  {bundle.task}, {bundle.family}, {provenance.get('route')} route, opset {provenance.get('opset')}"]
@@ -40,17 +40,17 @@ def overview(bundle: Bundle) -> str:
             )
         )
     lines.append("* the default variant; differences are to the original module's own answers")
-    lines += [told for name, variant in bundle.variants.items() if (told := _plan(name, variant))]
+    lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]
     return "\n".join(lines)
 
 
 def _plan(name: str, variant: Variant) -> str:
-    """What a search or a plan of several schemes made of the weights; "" for a recipe of one."""
+    """How many weights have each scheme, in a line; "" where a single scheme has them all and no search chose it."""
     counts = Counter(str(scheme) for pattern, scheme in variant.plan.items() if "*" not in pattern)
-    told = ", ".join(f"{count} {'weight' if count == 1 else 'weights'} {scheme}" for scheme, count in counts.most_common())
+    shares = ", ".join(f"{count} {'weight' if count == 1 else 'weights'} {scheme}" for scheme, count in counts.most_common())
     if chosen := variant.evidence.get("chosen"):
-        return f"{name}: {chosen}" + (f"; {told}" if len(counts) > 1 else "")
-    return f"{name}: {told}" if len(counts) > 1 else ""
+        return f"{name}: {chosen}" + (f"; {shares}" if len(counts) > 1 else "")
+    return f"{name}: {shares}" if len(counts) > 1 else ""
 
 
 def _number(value: object, form: str) -> str:

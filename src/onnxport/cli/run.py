@@ -1,4 +1,4 @@
-"""The `run` command: texts from arguments or standard input, arrays from .npz, answers to standard output."""
+"""The `run` command answers texts from arguments or standard input, and arrays from an .npz file."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxport.cli.console import emit, emit_json
-from onnxport.cli.run_tasks import OWN, Task, generated, task_of
+from onnxport.cli.run_tasks import OTHER_OPTIONS, Task, generated, task_of
 from onnxport.errors import DataError, OutputError, TextError, UsageError
 from onnxport.runtime import Model, load
 from onnxport.runtime.arrays import read_npz
@@ -36,7 +36,10 @@ def answer(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answers and prints; every option is the command's."""
+    """Answer texts or arrays and print the results; every option is the command's.
+
+    options: those of the model's own methods, None, False or () where the user left them out.
+    """
     if out is not None and npz is None:
         raise UsageError("--out goes with --npz: texts are answered on standard output")
     if npz is not None and (texts or stream):
@@ -48,31 +51,31 @@ def answer(
             run_arrays(model, npz, out, force, as_json)
             return
         task = task_of(model, chat)
-        given = _given(model, task, options)
+        options = _task_options(model, task, options)
         if stream:
-            _stream(model, task, texts, as_json, given)
-        elif "long" in given:
-            _answer_long(model, texts, as_json, given)
+            _stream(model, task, texts, as_json, options)
+        elif "long" in options:
+            _answer_long(model, texts, as_json, options)
         else:
-            _answer_all(model, task, texts, as_json, given)
+            _answer_all(model, task, texts, as_json, options)
 
 
-def _given(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given. UsageError for those that the task does not take."""
-    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
-    wrong = [name for name in given if (name in OWN if task.options is None else name not in task.options)]
+def _task_options(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user named. UsageError for those that the task does not take."""
+    named = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    wrong = [name for name in named if (name in OTHER_OPTIONS if task.options is None else name not in task.options)]
     if wrong:
         names = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
-        lacking = "generates no text" if task.options is not None and not OWN & set(wrong) else "has no use for it"
+        lacking = "generates no text" if task.options is not None and not OTHER_OPTIONS & set(wrong) else "has no use for it"
         raise UsageError(f"{names}: the task of this bundle is {model.task}, which {lacking}")
-    return given
+    return named
 
 
 def _answers(model: Model, task: Task, texts: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """One result a text; a blank text has an empty one."""
-    items = [task.read(text) for text in texts if text.strip()]
-    found = iter(task.ask(model, items, options) if items else ())
-    return [next(found) if text.strip() else dict(task.blank) for text in texts]
+    inputs = [task.parse(text) for text in texts if text.strip()]
+    results = iter(task.answer(model, inputs, options) if inputs else ())
+    return [next(results) if text.strip() else dict(task.blank) for text in texts]
 
 
 def _answer_lines(model: Model, task: Task, start: int, texts: list[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -97,7 +100,7 @@ def _answer_all(model: Model, task: Task, texts: tuple[str, ...], as_json: bool,
         if as_json:
             results.append(result)
         else:
-            emit(task.show(result))
+            emit(task.format(result))
     if as_json:
         emit_json({"results": results})
 
@@ -122,8 +125,8 @@ def _stream(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, opt
     chunks = [(0, list(texts))] if texts else ((start - 1, chunk) for start, chunk in lines(standard_input()))
     for start, chunk in chunks:
         for index, text in enumerate(chunk, start):
-            item = task.read(text) if text.strip() else ""
-            pieces = model.stream(model.prompt(item) if isinstance(item, list) else item, **options)
+            prompt = task.parse(text) if text.strip() else ""
+            pieces = model.stream(model.prompt(prompt) if isinstance(prompt, list) else prompt, **options)
             for piece in pieces:
                 if as_json:
                     emit_json({"index": index, "text": piece})

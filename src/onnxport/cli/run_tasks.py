@@ -1,4 +1,4 @@
-"""What `run` reads and prints, by task: a line to what the model is asked, and an answer to JSON fields and to a line."""
+"""The tasks of the `run` command: a line becomes a model's input, and an answer becomes JSON fields and a line."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,19 +17,23 @@ GENERATED = ("text", "tokens", "score", "finish_reason")
 class Task:
     """How lines of a task are answered.
 
-    read: a line that is not blank to an item; TextError. ask: items to answers' fields. show: fields to a line. blank: fields of a blank
-    line's answer. options: names of what `ask` takes; None is all.
+    parse: a line that is not blank → an input; TextError. answer: inputs → the fields of their answers. format: fields → a line. blank: the
+    fields of a blank line's answer. options: names of what `answer` takes; None for all.
     """
 
-    read: Callable[[str], Any]
-    ask: Callable[[Model, list[Any], Fields], list[Fields]]
-    show: Callable[[Fields], str]
+    parse: Callable[[str], Any]
+    answer: Callable[[Model, list[Any], Fields], list[Fields]]
+    format: Callable[[Fields], str]
     blank: Fields
     options: frozenset[str] | None
 
 
 def task_of(model: Model, chat: bool) -> Task:
-    """UsageError: a chat with a bundle that generates no text."""
+    """How the model's task is answered; chat: lines are conversations.
+
+    Raises:
+        UsageError: a chat with a bundle that generates no text.
+    """
     if model.task in GENERATING:
         return CHATTING if chat else WRITING
     if chat:
@@ -38,7 +42,7 @@ def task_of(model: Model, chat: bool) -> Task:
 
 
 def generated(result: Any, long: bool = False, n_best: int = 1) -> Fields:
-    """JSON fields of a Generation."""
+    """JSON fields of a Generation. long: with its segments; n_best: above 1 with its alternatives."""
     fields = {name: getattr(result, name) for name in GENERATED}
     if n_best > 1:
         fields["alternatives"] = [generated(one) for one in result.alternatives]
@@ -46,15 +50,15 @@ def generated(result: Any, long: bool = False, n_best: int = 1) -> Fields:
 
 
 def conversation(line: str) -> list[Fields]:
-    """Messages: a JSON list of them, an object with `messages`, or a text that a user says."""
+    """The messages of a line: a JSON list of them, an object with `messages`, or a text that a user says. TextError."""
     if line.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None  # a text that begins with a bracket
-        found = value.get("messages") if isinstance(value, dict) else value
-        if isinstance(found, list):
-            return found
+        messages = value.get("messages") if isinstance(value, dict) else value
+        if isinstance(messages, list):
+            return messages
         if value is not None:
             raise TextError('found a JSON object without "messages", expected {"messages": [{"role": ..., "content": ...}]}')
     return [{"role": "user", "content": line}]
@@ -68,59 +72,59 @@ def _object(line: str) -> Fields | None:
     return value if isinstance(value, dict) else None
 
 
-def _taken(found: Fields, needed: Sequence[str], more: Sequence[str] = ()) -> list[str]:
+def _texts_of(fields: Fields, required: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
     """The texts of an object's fields, in order, as far as they are there. TextError: one is missing, unknown or no text."""
-    wanted = ", ".join((*needed, *more))
-    for name in found:
-        if name not in needed and name not in more:
-            raise TextError(f"the JSON object has {name!r}, expected {wanted}")
-    for name in needed:
-        if name not in found:
-            raise TextError(f"the JSON object has no {name!r}, expected {wanted}")
-    for name, value in found.items():
+    expected = ", ".join((*required, *optional))
+    for name in fields:
+        if name not in required and name not in optional:
+            raise TextError(f"the JSON object has {name!r}, expected {expected}")
+    for name in required:
+        if name not in fields:
+            raise TextError(f"the JSON object has no {name!r}, expected {expected}")
+    for name, value in fields.items():
         if not isinstance(value, str):
             raise TextError(f"{name} is {type(value).__name__}, expected text")
-    return [found[name] for name in (*needed, *more) if name in found]
+    return [fields[name] for name in (*required, *optional) if name in fields]
 
 
 def _text_or_pair(line: str) -> str | tuple[str, ...]:
-    found = _object(line)
-    if found is None:
+    fields = _object(line)
+    if fields is None:
         return line
-    texts = _taken(found, ("text",), ("pair",))
+    texts = _texts_of(fields, ("text",), ("pair",))
     return texts[0] if len(texts) == 1 else tuple(texts)
 
 
 def _question(line: str) -> tuple[str, str]:
-    found = _object(line)
-    if found is None:
+    fields = _object(line)
+    if fields is None:
         raise TextError(f'{line!r:.60} is no JSON object, expected {{"question": ..., "context": ...}}')
-    question, context = _taken(found, ("question", "context"))
+    question, context = _texts_of(fields, ("question", "context"))
     return question, context
 
 
-def _generate(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+def _generate(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
     long, n_best = options.get("long") is not None, options.get("n_best", 1)
-    return [generated(result, long, n_best) for result in model.generate(items, **options)]
+    return [generated(result, long, n_best) for result in model.generate(inputs, **options)]
 
 
-def _chat(model: Model, items: list[Any], options: Fields) -> list[Fields]:
-    return [generated(result, n_best=options.get("n_best", 1)) for result in model.chat(items, **options)]
+def _chat(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    return [generated(result, n_best=options.get("n_best", 1)) for result in model.chat(inputs, **options)]
 
 
-def _encode(model: Model, items: list[Any], options: Fields) -> list[Fields]:
-    return [{"embedding": vector.tolist()} for vector in model.encode(items, **options)]
+def _encode(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    return [{"embedding": vector.tolist()} for vector in model.encode(inputs, **options)]
 
 
-def _classify(model: Model, items: list[Any], options: Fields) -> list[Fields]:
+def _classify(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
     several = model.bundle.encoding.problem == "multi"
-    found = model.classify(items, **options)
-    return [{"label": one.label, "scores": one.scores} | ({"labels": list(one.labels)} if several else {}) for one in found]
+    answers = model.classify(inputs, **options)
+    return [{"label": one.label, "scores": one.scores} | ({"labels": list(one.labels)} if several else {}) for one in answers]
 
 
-def _answer(model: Model, items: list[Any], options: Fields) -> list[Fields]:
-    found = model.answer(question=[question for question, _ in items], context=[context for _, context in items], **options)
-    answers = [asdict(one) for one in found]
+def _answer(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    spans = model.answer(question=[question for question, _ in inputs], context=[context for _, context in inputs], **options)
+    answers = [asdict(span) for span in spans]
     for fields in answers:
         alternatives = [{name: value for name, value in one.items() if name != "alternatives"} for one in fields.pop("alternatives")]
         if options.get("n_best", 1) > 1:
@@ -153,4 +157,4 @@ OTHERS = {
         frozenset({"stride", "n_best", "no_answer", "max_answer_tokens"}),
     ),
 }
-OWN = frozenset().union(*(task.options or () for task in OTHERS.values())) - {"n_best"}  # what generating does not take
+OTHER_OPTIONS = frozenset().union(*(task.options or () for task in OTHERS.values())) - {"n_best"}  # that generating does not take
