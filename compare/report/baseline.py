@@ -1,4 +1,4 @@
-"""An earlier report.json as a baseline: what changed since."""
+"""An earlier report as a baseline: the changes since, and what makes the two measurements differ."""
 
 import json
 from collections.abc import Mapping
@@ -21,6 +21,17 @@ _RELATIVE = (
     "energy.joules_per_unit",
 )
 _ABSOLUTE = (*METRICS, "agreement")
+_CONDITIONS = {  # of a measurement: path in the report -> what a sentence calls it
+    "bundle": "bundle",
+    "task": "task",
+    "reference": "reference",
+    "data.name": "data",
+    "data.count": "number of inputs",
+    "machine.cpu": "processor",
+    "machine.available_cpus": "CPUs granted",
+    "method.threads": "threads",
+    "method.batches": "batch sizes",
+}
 
 
 def read_baseline(path: str | Path) -> dict[str, Any]:
@@ -41,14 +52,14 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
 
 
 def changes(values: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, float]:
-    """What both hold: relative changes of speed, time and size (0.1 is 10% more), differences of quality. Dots become underscores."""
-    found = {}
+    """The changes of metrics that both hold: relative ones of speed, time and size (0.1 is 10% more), differences of quality. Dots become underscores."""
+    changed = {}
     for name in (*_RELATIVE, *_ABSOLUTE):
         now, then = lookup(values, name), lookup(earlier, name)
         if now is None or then is None or (name in _RELATIVE and not then):
             continue
-        found[name.replace(".", "_")] = now / then - 1 if name in _RELATIVE else now - then
-    return found
+        changed[name.replace(".", "_")] = now / then - 1 if name in _RELATIVE else now - then
+    return changed
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -56,27 +67,14 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
     now: the same fields of this report.
     """
-    told = []
+    sentences = []
     for place, what in _CONDITIONS.items():
         then, here = _at(earlier, place), _at(now, place)
         if then is not None and then != here:
-            told.append(f"{what} {_shown(then)}, here {_shown(here)}")
-    if not told:
+            sentences.append(f"{what} {_shown(then)}, here {_shown(here)}")
+    if not sentences:
         return []
-    return [f"The baseline is another measurement: {'; '.join(told)}. What changed since is not the variants' doing alone."]
-
-
-_CONDITIONS = {
-    "bundle": "bundle",
-    "task": "task",
-    "reference": "reference",
-    "data.name": "data",
-    "data.count": "number of inputs",
-    "machine.cpu": "processor",
-    "machine.available_cpus": "CPUs granted",
-    "method.threads": "threads",
-    "method.batches": "batch sizes",
-}
+    return [f"The baseline is another measurement: {'; '.join(sentences)}. What changed since is not the variants' doing alone."]
 
 
 def _at(report: Mapping[str, Any], place: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where answers part, as a page shows it: a table of the tokens both sides thought of, in place of two lists of numbers."""
+"""Divergences as a page shows them: a table of the tokens that either side found probable, and a sentence on how close they were."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,22 +10,22 @@ _TIE = 1.25  # two probabilities that are within this factor of one another
 
 
 def shown(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Variant -> {"partings", "summary"}; variants without any are left out.
+    """Variant -> {"divergences", "summary"}; variants without any are left out.
 
-    A parting: why, input, position, answers (name, before, token, rest), rows of tokens (text, sides: [{"text", "width", "chosen"}]),
-    reasons (why a side tells no probability).
+    A divergence: why, input, position, answers (name, before, token, rest), rows of tokens (text, sides: [{"text", "width", "chosen"}]),
+    reasons (why a side gives no probability).
     """
-    found = {}
-    for name, partings in content.get("divergence", {}).items():
-        if partings:
-            found[name] = {"partings": [_parting(one, content["reference"], name) for one in partings], "summary": summary(content, name)}
-    return found
+    return {
+        name: {"divergences": [_shown(one, content["reference"], name) for one in divergences], "summary": summary(content, name)}
+        for name, divergences in content.get("divergence", {}).items()
+        if divergences
+    }
 
 
 def summary(content: Mapping[str, Any], name: str) -> str:
-    """One sentence on how close the decisions were at which a variant's answers part."""
-    partings = content.get("divergence", {}).get(name) or []
-    known = [p["reference"] for p in partings if p["reference"]["own"] is not None]
+    """One sentence on how close the decisions were at which a variant's answers diverge."""
+    divergences = content.get("divergence", {}).get(name) or []
+    known = [p["reference"] for p in divergences if p["reference"]["own"] is not None]
     if not known:
         return ""
     close = sum(max(side["own"], side["other"]) <= _TIE * min(side["own"], side["other"]) for side in known)
@@ -49,8 +49,8 @@ def word(token: Mapping[str, Any]) -> str:
     return str(text).strip()
 
 
-def _parting(parting: Mapping[str, Any], reference: str, name: str) -> dict[str, Any]:
-    sides = [parting["reference"], parting["variant"]]
+def _shown(divergence: Mapping[str, Any], reference: str, name: str) -> dict[str, Any]:
+    sides = [divergence["reference"], divergence["variant"]]
     tokens: dict[int, Mapping[str, Any]] = {side["token"]["id"]: side["token"] for side in sides}
     for side in sides:
         tokens |= {top["id"]: top for top in side["top"] if top["id"] not in tokens}
@@ -72,16 +72,16 @@ def _parting(parting: Mapping[str, Any], reference: str, name: str) -> dict[str,
         for number, token in tokens.items()
     ]
     answers = [
-        {"name": who, "before": parting["prefix"], "token": _begin(side), "rest": _after(side)}
+        {"name": who, "before": divergence["prefix"], "token": _begin(side), "rest": _after(side)}
         for who, side in zip((reference, name), sides, strict=True)
     ]
     reasons = [
         f"{who} gives no probabilities: {side['reason']}" for who, side in zip((reference, name), sides, strict=True) if side["reason"]
     ]
     return {
-        "why": REASONS.get(parting["why"], parting["why"]),
-        "input": parting["input"],
-        "position": parting["position"] + 1,
+        "why": REASONS.get(divergence["why"], divergence["why"]),
+        "input": divergence["input"],
+        "position": divergence["position"] + 1,
         "answers": answers,
         "rows": rows,
         "reasons": reasons,

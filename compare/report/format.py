@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the rows of a report's main table; shared by terminal, Markdown and HTML."""
+"""Numbers and sentences as people read them, and the rows of a report's main table, for terminal, Markdown and HTML."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -63,6 +63,11 @@ def task_metrics(content: Mapping[str, Any]) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.of_task and any(metric.name in v for v in content["variants"].values())]
 
 
+def error(value: float | None) -> str:
+    """An error or a sensitivity, with two digits."""
+    return MISSING if value is None else "0" if value == 0 else f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.2g}"
+
+
 def quality(metric: Metric, value: float | None) -> str:
     """A metric as people write it: BLEU, chrF and perplexity as numbers, shares as percent."""
     if value is None:
@@ -89,11 +94,11 @@ def energy(content: Mapping[str, Any], name: str) -> str:
     return amount if joules is None else f"{amount}/{content['method']['unit'].partition('/')[0].removesuffix('s')}"
 
 
-def energy_told(content: Mapping[str, Any]) -> str:
-    """What counted the joules, or why nothing can here."""
-    found = [values["energy"] for values in content["variants"].values() if values.get("energy")]
-    told = dict.fromkeys(str(one.get("source") or one.get("reason") or "") for one in found)
-    return "; ".join(filter(None, told))
+def energy_source(content: Mapping[str, Any]) -> str:
+    """The meter that counted the joules, or why there is none."""
+    measured = [values["energy"] for values in content["variants"].values() if values.get("energy")]
+    sources = dict.fromkeys(str(one.get("source") or one.get("reason") or "") for one in measured)
+    return "; ".join(filter(None, sources))
 
 
 def _metered(content: Mapping[str, Any]) -> bool:
@@ -101,7 +106,7 @@ def _metered(content: Mapping[str, Any]) -> bool:
 
 
 def change_lines(content: Mapping[str, Any]) -> list[list[str]]:
-    """What changed since the baseline, a line a metric, a column a variant; [] without a baseline. Speeds, times and sizes in percent."""
+    """The changes since the baseline, a line a metric, a column a variant; [] without a baseline. Speeds, times and sizes in percent."""
     variants = content["variants"]
     names = list(dict.fromkeys(metric for values in variants.values() for metric in values.get("change") or {}))
     return [
@@ -110,8 +115,8 @@ def change_lines(content: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _change(metric: str, found: Mapping[str, float]) -> str:
-    value = found.get(metric)
+def _change(metric: str, changes: Mapping[str, float]) -> str:
+    value = changes.get(metric)
     if value is None:
         return MISSING
     if metric in METRICS and not METRICS[metric].share:
@@ -189,7 +194,7 @@ def headline(content: Mapping[str, Any]) -> str:
 
 
 def title(content: Mapping[str, Any]) -> str:
-    """The headline without its figures, which `reason` tells."""
+    """The headline without its figures, which are in `reason`."""
     return headline(content).partition(": deploy ")[0] + f": deploy {content['recommended']}" if _deploys(content) else headline(content)
 
 
@@ -202,8 +207,8 @@ def reason(content: Mapping[str, Any]) -> str:
     chosen = content.get("recommended")
     if chosen is None:
         return ""
-    told = str(content["verdict"].get(chosen, "")).removesuffix(": the one to deploy here")
-    return f"{told[:1].upper()}{told[1:]}."
+    verdict = str(content["verdict"].get(chosen, "")).removesuffix(": the one to deploy here")
+    return f"{verdict[:1].upper()}{verdict[1:]}."
 
 
 def machine_line(content: Mapping[str, Any]) -> str:

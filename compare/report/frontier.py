@@ -1,4 +1,4 @@
-"""The frontier: what each variant's quality costs in speed or size, and which variants no other beats in both. Inline SVG."""
+"""The frontier of quality against speed or size: the variants that no other beats in both, as inline SVG."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Quality:
-    """What stands for quality: a metric's path in a variant, its label, whether more of it is better, and its axis.
+    """The metric that stands for quality: its path in a variant, its label, whether more of it is better, and its axis.
 
     share: the axis is in percent.  log: decades are what counts, of errors.
     """
@@ -48,7 +48,7 @@ class Quality:
 
 
 def quality_of(content: Mapping[str, Any]) -> Quality | None:
-    """The lead metric; without references sameness, or the error of the golden answers; None where nothing tells of two variants."""
+    """The lead metric; without references sameness, or the error of the golden answers; None where no two variants have a metric."""
     known = [Quality(m.name, m.heading, not m.lower_is_better, m.share) for m in format.task_metrics(content)]
     known += [Quality("agreement", "Same answers"), Quality("cosine", "Cosine to the reference")]
     known.append(Quality("parity.relative_error", "Relative error of the golden answers", more_is_better=False, share=False, log=True))
@@ -61,7 +61,7 @@ def quality_of(content: Mapping[str, Any]) -> Quality | None:
 def points(content: Mapping[str, Any], along: str) -> list[Point]:
     """The variants that have both, in the report's order. along: "speed" or "size"."""
     quality, base = quality_of(content), content["variants"][content["reference"]]
-    found = []
+    measured = []
     for name, values in content["variants"].items():
         y = None if quality is None else lookup(values, quality.path)
         x = lookup(values, "throughput" if along == "speed" else "size_bytes")
@@ -75,8 +75,8 @@ def points(content: Mapping[str, Any], along: str) -> list[Point]:
         if loss and whole is not None:
             ends = sorted(quality.shown(whole - (loss[end] if quality.more_is_better else -loss[end])) for end in ("low", "high"))
             y_range = (ends[0], ends[1])
-        found.append(Point(name, x, quality.shown(y), x_range, y_range))
-    return found
+        measured.append(Point(name, x, quality.shown(y), x_range, y_range))
+    return measured
 
 
 def front(content: Mapping[str, Any], along: str) -> list[str]:
@@ -96,32 +96,32 @@ def front(content: Mapping[str, Any], along: str) -> list[str]:
 
 def draw(content: Mapping[str, Any], along: str) -> str:
     """SVG: quality upwards, always better at the top; speed or size to the right. "" where fewer than two variants have both."""
-    quality, found = quality_of(content), points(content, along)
-    if quality is None or len(found) < 2:
+    quality, measured = quality_of(content), points(content, along)
+    if quality is None or len(measured) < 2:
         return ""
     speed = along == "speed"
     unit = f"{content['method']['unit']}, batch {content['method']['batches'][0]}" if speed else "MB on disk"
     scale = 1.0 if speed else 1e6
-    furthest = max(p.x for p in found)
+    furthest = max(p.x for p in measured)
     right = nice(
-        min(max(max(p.x, *(p.x_range or (0.0,))) for p in found), 1.5 * furthest) / scale * 1.06
+        min(max(max(p.x, *(p.x_range or (0.0,))) for p in measured), 1.5 * furthest) / scale * 1.06
     )  # a wild run must not press all flat
     least, top = 1.0 if quality.log else 2.0, 100.0 if quality.share else None
-    beside = ticks([v for p in found for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
+    beside = ticks([v for p in measured for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
     below = [right * step / 4 for step in range(5)]
     label = quality.label + (" (%)" if quality.share else "")
     frame = Frame(below, beside, flipped=not quality.more_is_better)
     frame.axes([f"{v:,.0f}" if right >= 8 else f"{v:.2f}" for v in below], [quality.tick(v) for v in beside], unit, label)
     frame.note("better ↗" if speed else "↖ better", left=not speed)
-    _frontier(frame, [next(p for p in found if p.name == name) for name in front(content, along)], scale, speed)
+    _frontier(frame, [next(p for p in measured if p.name == name) for name in front(content, along)], scale, speed)
     order = list(content["variants"])
-    for p in found:
+    for p in measured:
         _whiskers(frame, p, scale, f"t{order.index(p.name) % COLORS}")
-    for p in found:
+    for p in measured:
         value = f"{10**p.y:.1e}" if quality.log else f"{p.y:.2f}"
         x = f"{format.significant(p.x)} {content['method']['unit']}" if speed else format.megabytes(p.x)
         frame.dot(p.x / scale, p.y, f"t{order.index(p.name) % COLORS}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
-    for p in sorted(found, key=lambda p: p.name != content["recommended"]):
+    for p in sorted(measured, key=lambda p: p.name != content["recommended"]):
         frame.label(p.x / scale, p.y, f"★ {p.name}" if p.name == content["recommended"] else p.name)
     return frame.svg(f"{label} against {'speed' if speed else 'size'}")
 
@@ -152,14 +152,14 @@ def _whiskers(frame: Frame, p: Point, scale: float, color: str) -> None:
 
 def explained(content: Mapping[str, Any]) -> list[str]:
     """Sentences on how to read both plots."""
-    told = ["★ is the variant to deploy." if content["recommended"] else ""]
+    sentences = ["★ is the variant to deploy." if content["recommended"] else ""]
     for along in ("speed", "size"):
         names = front(content, along)
         if names:
-            told.append(f"On the {along} frontier, where no other is better in both: {', '.join(names)}.")
+            sentences.append(f"On the {along} frontier, where no other is better in both: {', '.join(names)}.")
     every = [*points(content, "speed"), *points(content, "size")]
     if any(p.y_range for p in every):
-        told.append(f"Upright bars: 95% interval of the difference from {content['reference']}, by resampling the inputs.")
+        sentences.append(f"Upright bars: 95% interval of the difference from {content['reference']}, by resampling the inputs.")
     if any(p.x_range for p in every):
-        told.append("Level bars: speed from run to run.")
-    return [escape(text) for text in told if text]
+        sentences.append("Level bars: speed from run to run.")
+    return [escape(text) for text in sentences if text]

@@ -1,13 +1,17 @@
-"""The report as one HTML file that opens offline: styles and plots are inside, nothing is fetched."""
+"""The report as one HTML file that opens offline: styles and plots are in it, nothing is fetched."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxport.compare.differences import marked
 from onnxport.compare.metrics import lead_metric
-from onnxport.compare.report import divergence_table, evidence, format, frontier
-from onnxport.compare.report import svg as plots
+from onnxport.compare.report import divergence_table, format, frontier
+from onnxport.compare.report.evidence.layer_errors import layer_errors
+from onnxport.compare.report.evidence.plan_search import searches
+from onnxport.compare.report.evidence.sensitivity import STEPS, heat_maps
+from onnxport.compare.report.svg import COLORS, bars, first_differences
 from onnxport.extras import require
 
 _HERE = Path(__file__).parent
@@ -19,13 +23,13 @@ def require_jinja2() -> Any:
 
 
 def render_html(content: Mapping[str, Any]) -> str:
-    """`content` is `Report.as_dict()`, or a report.json that was read. Every text in it is escaped."""
+    """The page. content: `Report.as_dict()`, or a report.json that was read; every text in it is escaped."""
     jinja2 = require_jinja2()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     markup = jinja2.filters.FILTERS["safe"]
-    growth = evidence.growth(content)
+    errors = layer_errors(content)
     cards = sorted((_card(content, number, name) for number, name in enumerate(content["variants"])), key=lambda card: not card["chosen"])
     names = list(content["variants"])
     first = [content["reference"], *([content["recommended"]] if content["recommended"] else [])]  # to be seen on a narrow screen too
@@ -44,18 +48,18 @@ def render_html(content: Mapping[str, Any]) -> str:
         lines=[[line[i] for i in order] for line in format.lines(content)[1:]],
         changes=[[line[i] for i in order] for line in format.change_lines(content)],
         frontiers=[(title, markup(svg)) for title, along in _ALONG.items() if (svg := frontier.draw(content, along))],
-        frontier_told=markup(" ".join(frontier.explained(content))),
+        frontier_notes=markup(" ".join(frontier.explained(content))),
         quality_label=getattr(frontier.quality_of(content), "label", ""),
         bars=_bars(content),
         same=_same(content),
-        parting=plots.first_differences(content),
-        heat_maps=evidence.heat_maps(content),
-        steps=range(evidence.STEPS),
-        growth=None if growth is None else growth | {"svg": markup(growth["svg"])},
-        searches=evidence.searches(content),
+        first_differences=first_differences(content),
+        heat_maps=heat_maps(content),
+        steps=range(STEPS),
+        layer_errors=None if errors is None else replace(errors, svg=markup(errors.svg)),
+        searches=searches(content),
         divergence=divergence_table.shown(content),
         examples={name: [_example(e) for e in examples] for name, examples in content["examples"].items() if examples},
-        energy=format.energy_told(content),
+        energy=format.energy_source(content),
         machine=format.machine_line(content),
     )
     return text
@@ -73,15 +77,15 @@ def _bars(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     size = {"On disk": {n: v.get("size_bytes") for n, v in variants.items()}}
     memory = {"Most memory held": {n: v["peak_rss_bytes"] for n, v in variants.items()}}
     return {
-        "How long one answer takes": plots.bars(content, latency, format.milliseconds),
-        f"Throughput, {method['unit']}": plots.bars(content, speed, format.significant),
-        "Space": plots.bars(content, size, format.megabytes) + plots.bars(content, memory, format.megabytes),
+        "How long one answer takes": bars(content, latency, format.milliseconds),
+        f"Throughput, {method['unit']}": bars(content, speed, format.significant),
+        "Space": bars(content, size, format.megabytes) + bars(content, memory, format.megabytes),
     }
 
 
 def _same(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares = {n: v["agreement"] for n, v in content["variants"].items() if v["agreement"] is not None and n != content["reference"]}
-    return plots.bars(content, {"Share of identical answers": shares}, format.percent) if shares else []
+    return bars(content, {"Share of identical answers": shares}, format.percent) if shares else []
 
 
 def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
         facts.append((format.percent(values["agreement"]), "same answers"))
     return {
         "name": name,
-        "color": number % plots.COLORS,
+        "color": number % COLORS,
         "verdict": content["verdict"][name],
         "facts": facts,
         "reference": name == content["reference"],

@@ -1,4 +1,4 @@
-"""Gates as JUnit XML, which build servers show as tests: one case a gate."""
+"""Gates as JUnit XML, which build servers show as tests, one case a gate."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render_junit(content: Mapping[str, Any]) -> str:
-    """`content` is `Report.as_dict()`, or a report.json that was read. Gates that failed have their message as the failure."""
+    """JUnit XML of `Report.as_dict()`, or of a report.json that was read; a gate that failed has its message as the failure."""
     gates = content["gates"]
     failed = sum(not gate["passed"] for gate in gates)
     counts = {"tests": str(len(gates)), "failures": str(failed), "errors": "0", "skipped": "0"}

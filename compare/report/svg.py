@@ -1,4 +1,4 @@
-"""Frames of plots as inline SVG, and the widths of bars. Colours are CSS variables: the page has a light and a dark theme."""
+"""Plots for the page: frames with axes as inline SVG, bars and histograms. Colours are CSS variables, for a light and a dark theme."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Frame:
-    """A plot with two axes; `parts` are its elements so far. x, y: ticks, evenly spaced.  flipped: the axis upwards falls.  bottom, right:
-    room beside the axes."""
+    """A plot with two axes; `parts` are its elements so far.
+
+    x, y: ticks, evenly spaced.  flipped: values fall from the bottom to the top.  bottom, right: room beside the axes.
+    """
 
     def __init__(self, x: Sequence[float], y: Sequence[float], flipped: bool = False, bottom: int = _BOTTOM, right: int = _RIGHT) -> None:
         self.ticks, self.limits, self.flipped = (x, y), ((x[0], x[-1]), (y[0], y[-1])), flipped
@@ -62,7 +64,7 @@ class Frame:
         self._taken.append((a - 8, b - 8, a + 8, b + 8))
 
     def take(self, box: Box) -> None:
-        """Labels keep away from here."""
+        """Keeps labels away from a box."""
         self._taken.append(box)
 
     def label(self, x: float, y: float, name: str) -> None:
@@ -122,8 +124,8 @@ def bars(
 
 
 def first_differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per variant with differing answers: name, color, count, median and bars by position: [{"label", "count", "height"}]."""
-    found = []
+    """Histograms of variants with differing answers: name, color, count, median and bars by position: [{"label", "count", "height"}]."""
+    histograms = []
     for number, (name, values) in enumerate(content["variants"].items()):
         difference = values.get("first_difference")
         if not difference:
@@ -131,14 +133,14 @@ def first_differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         counts = {int(place): count for place, count in difference["histogram"].items()}
         bins = _bins(max(counts))
         heights = [sum(count for place, count in counts.items() if low <= place <= high) for low, high in bins]
-        shown = [
+        bins_shown = [
             {"label": str(low + 1) if low == high else f"{low + 1}–{high + 1}", "count": count, "height": round(100 * count / max(heights))}
             for (low, high), count in zip(bins, heights, strict=True)
         ]
-        found.append(
-            {"name": name, "color": number % COLORS, "count": difference["count"], "median": difference["median"] + 1, "bins": shown}
+        histograms.append(
+            {"name": name, "color": number % COLORS, "count": difference["count"], "median": difference["median"] + 1, "bins": bins_shown}
         )
-    return found
+    return histograms
 
 
 def _bins(last: int) -> list[tuple[int, int]]:

@@ -5,7 +5,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from onnxport.compare.report import divergence_table, evidence, format, frontier
+from onnxport.compare.report import divergence_table, format, frontier
+from onnxport.compare.report.evidence.layer_errors import layer_errors
+from onnxport.compare.report.evidence.plan_search import searches
+from onnxport.compare.report.evidence.sensitivity import heat_maps
 
 _WIDTH = 100  # characters of a terminal's line
 _EXAMPLES = 3  # a variant; the HTML has more
@@ -35,7 +38,7 @@ def table(report: HasContent | Mapping[str, Any]) -> str:
         why = f": {gate['message']}" if gate["message"] else f": {gate['value']:.6g}"
         lines += _wrapped(f"gate {'passed' if gate['passed'] else 'FAILED'}  {gate['expr']}{why}")
     lines += [line for note in content["notes"] for line in _wrapped(f"note: {note}")]
-    if energy := format.energy_told(content):
+    if energy := format.energy_source(content):
         lines += _wrapped(f"energy: {energy}")
     lines += ["", *_wrapped(f"{data['count']} inputs ({data['name']}); {format.machine_line(content)}")]
     return "\n".join(lines)
@@ -43,8 +46,10 @@ def table(report: HasContent | Mapping[str, Any]) -> str:
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    made = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in cells]
-    return [made[0], "-" * max(map(len, made)), *made[1:]]
+    texts = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in cells
+    ]
+    return [texts[0], "-" * max(map(len, texts)), *texts[1:]]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -52,7 +57,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
-    """`content` is `Report.as_dict()`, or a report.json that was read. Every text in it is escaped."""
+    """The report as Markdown. content: `Report.as_dict()`, or a report.json that was read; every text in it is escaped."""
     data = content["data"]
     reference = _cell(content["reference"])
     lines = [f"# {_cell(format.headline(content))}", ""]
@@ -79,46 +84,45 @@ def render_markdown(content: Mapping[str, Any]) -> str:
             lines += ["", f"## Where {_cell(name)} answers otherwise than {reference}", ""]
             if summary := divergence_table.summary(content, name):
                 lines += [f"{_cell(summary)}.", ""]
-            if told := [_parting(content, name, one) for one in content.get("divergence", {}).get(name, [])[:_EXAMPLES]]:
-                lines += [*told, ""]
+            if divergences := content.get("divergence", {}).get(name, [])[:_EXAMPLES]:
+                lines += [*(_divergence(content, name, one) for one in divergences), ""]
             lines += [f"| Input | {reference} | {_cell(name)} |", "| --- | --- | --- |"]
             lines += [f"| {_cell(e['input'])} | {_cell(e['reference'])} | {_cell(e['variant'])} |" for e in examples[:_EXAMPLES]]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _facts(content: Mapping[str, Any]) -> list[str]:
-    """What the page shows as plots, a line each."""
-    told = []
+    """The facts that the page shows as plots, a line each."""
+    facts = []
     quality = frontier.quality_of(content)
     for along in ("speed", "size"):
         names = frontier.front(content, along)
         if quality is not None and names:
-            told.append(f"No other is better in both {quality.label} and {along}: {', '.join(names)}.")
-    for found in evidence.heat_maps(content):
-        worst = "; ".join(f"{one['module']} in {one['scheme']} ({one['text']})" for one in found["worst"])
-        told.append(f"Most sensitive modules, by the {found['metric']}: {worst}.")
-    for one in evidence.searches(content):
-        facts = "; ".join(f"{what} {text}" for what, text in one["facts"])
-        told.append(f"Plan of {one['name']}: {facts + '; ' if facts else ''}plans tried: {len(one['tried'])}.")
-    if grown := evidence.growth(content):
-        ends = "; ".join(f"{row['name']} {row['cells'][0]} to {row['cells'][-1]}" for row in grown["rows"])
-        told.append(f"Relative error from {grown['layers'][0]} to {grown['layers'][-1]}: {ends}.")
-    if energy := format.energy_told(content):
-        told.append(f"Energy: {energy}.")
-    return ["", *(f"- {_cell(line)}" for line in told)] if told else []
+            facts.append(f"No other is better in both {quality.label} and {along}: {', '.join(names)}.")
+    for heat_map in heat_maps(content):
+        worst = "; ".join(f"{one.module} in {one.scheme} ({one.text})" for one in heat_map.worst)
+        facts.append(f"Most sensitive modules, by the {heat_map.metric}: {worst}.")
+    for search in searches(content):
+        own = "".join(f"{label} {text}; " for label, text in search.facts)
+        facts.append(f"Plan of {search.name}: {own}plans tried: {len(search.tried)}.")
+    if errors := layer_errors(content):
+        ends = "; ".join(f"{row.name} {row.cells[0]} to {row.cells[-1]}" for row in errors.rows)
+        facts.append(f"Relative error from {errors.layers[0]} to {errors.layers[-1]}: {ends}.")
+    if energy := format.energy_source(content):
+        facts.append(f"Energy: {energy}.")
+    return ["", *(f"- {_cell(line)}" for line in facts)] if facts else []
 
 
-def _parting(content: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> str:
+def _divergence(content: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> str:
     """Both next tokens with the probabilities that both sides give them."""
-    sides = [(content["reference"], one["reference"]), (name, one["variant"])]
-    told = []
-    for number, (_, side) in enumerate(sides):
-        other, given = sides[1 - number][1], []
-        for who, value in ((sides[number][0], side["own"]), (sides[1 - number][0], other["other"])):
-            given += [] if value is None else [f"{who} {value:.1%}"]
-        told.append(f"{divergence_table.word(side['token'])} ({', '.join(given)})" if given else divergence_table.word(side["token"]))
+    reference, variant = (content["reference"], one["reference"]), (name, one["variant"])
+    tokens = []
+    for (own_name, own), (other_name, other) in ((reference, variant), (variant, reference)):
+        shares = [f"{who} {value:.1%}" for who, value in ((own_name, own["own"]), (other_name, other["other"])) if value is not None]
+        word = divergence_table.word(own["token"])
+        tokens.append(f"{word} ({', '.join(shares)})" if shares else word)
     before = f"after {one['prefix']}: " if one["prefix"] else ""
-    return f"- {_cell(one['input'])} → {_cell(f'{before}{told[0]} or {told[1]}')}"
+    return f"- {_cell(one['input'])} → {_cell(f'{before}{tokens[0]} or {tokens[1]}')}"
 
 
 def _cell(text: str) -> str:

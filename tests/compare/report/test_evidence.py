@@ -6,7 +6,11 @@ from html.parser import HTMLParser
 import pytest
 
 from onnxport.compare import table
-from onnxport.compare.report import divergence_table, evidence, format, frontier
+from onnxport.compare.report import divergence_table, format, frontier
+from onnxport.compare.report.evidence import sensitivity
+from onnxport.compare.report.evidence.layer_errors import layer_errors
+from onnxport.compare.report.evidence.plan_search import searches
+from onnxport.compare.report.evidence.sensitivity import Cell, heat_maps
 from onnxport.compare.report.html import render_html
 from onnxport.compare.report.svg import ticks
 from onnxport.compare.report.text import render_markdown
@@ -163,33 +167,31 @@ def test_labels_cover_neither_dots_nor_each_other():
 
 
 def test_modules_are_grouped_by_layer_on_a_scale_of_powers_of_ten():
-    (found,) = evidence.heat_maps(full())
-    assert [group["layer"] for group in found["groups"]] == [
+    (drawn,) = heat_maps(full())
+    assert [layer.name for layer in drawn.layers] == [
         "outside of layers", "model.encoder.layers.0", "model.decoder.layers.2", "model.decoder.layers.10",
     ]  # fmt: skip
-    cells = {row["module"]: row["cells"] for group in found["groups"] for row in group["rows"]}
-    assert [cell["step"] for cell in cells["shared"]] == [0, 4] and [cell["step"] for cell in cells["model.decoder.layers.10.fc1"]] == [
-        4,
-        6,
-    ]
-    assert [cell["text"] for cell in cells["model.decoder.layers.2.fc1"]] == ["0.0001", "–"]
-    assert cells["model.encoder.layers.0.fc1"][0] == {"step": 0, "text": "0", "chosen": False}
-    assert [cell["chosen"] for cell in cells["shared"]] == [True, True] and found["planned"]
-    assert [one["text"] for one in found["worst"]] == ["0.1", "0.01", "0.001"]
+    cells = {row.module: row.cells for layer in drawn.layers for row in layer.rows}
+    assert [cell.step for cell in cells["shared"]] == [0, 4]
+    assert [cell.step for cell in cells["model.decoder.layers.10.fc1"]] == [4, 6]
+    assert [cell.text for cell in cells["model.decoder.layers.2.fc1"]] == ["0.0001", "–"]
+    assert cells["model.encoder.layers.0.fc1"][0] == Cell(step=0, text="0", chosen=False)
+    assert [cell.chosen for cell in cells["shared"]] == [True, True] and drawn.planned
+    assert [one.text for one in drawn.worst] == ["0.1", "0.01", "0.001"]
 
 
 def test_equal_sensitivities_are_shown_once():
     same = {"sensitivity": {"metric": "kl", "modules": MODULES}}
-    (found,) = evidence.heat_maps(full(evidence={"a": same, "b": same, "c": {}}))
-    assert found["names"] == ["a", "b"]
+    (drawn,) = heat_maps(full(evidence={"a": same, "b": same, "c": {}}))
+    assert drawn.names == ["a", "b"]
 
 
 def test_errors_by_layer_are_lines_with_the_stacks_named():
-    found = evidence.growth(full())
-    assert found["layers"] == ["encoder 0", "encoder 1", "encoder 2", "decoder 0", "decoder 1", "decoder 2"]
-    assert found["svg"].count('class="line') == 2 and ">encoder<" in found["svg"] and ">decoder<" in found["svg"]
-    one = evidence.growth(full(evidence={"int8": {"layers": LAYERS[:1]}}))
-    assert one["svg"] == "" and one["rows"][0]["cells"] == ["0.0001"]
+    errors = layer_errors(full())
+    assert errors.layers == ["encoder 0", "encoder 1", "encoder 2", "decoder 0", "decoder 1", "decoder 2"]
+    assert errors.svg.count('class="line') == 2 and ">encoder<" in errors.svg and ">decoder<" in errors.svg
+    one = layer_errors(full(evidence={"int8": {"layers": LAYERS[:1]}}))
+    assert one.svg == "" and one.rows[0].cells == ["0.0001"]
     broken = [entry | {"relative_error": None} for entry in LAYERS]  # not finite, as JSON has it
     assert "int8" in render_html(full(evidence={"int8": {"layers": broken}}))
 
@@ -197,14 +199,14 @@ def test_errors_by_layer_are_lines_with_the_stacks_named():
 def test_a_parting_lists_every_token_that_either_side_thought_of():
     found = divergence_table.shown(full())
     assert list(found) == ["int8"]
-    (parting,) = found["int8"]["partings"]
+    (parting,) = found["int8"]["divergences"]
     assert [(row["text"], [side["text"] for side in row["sides"]]) for row in parting["rows"]] == [
         ("du", ["40.0%", "30.0%"]), ("Sie", ["35.0%", "45.0%"]), ("(end)", ["<0.1%", "–"]),
     ]  # fmt: skip
     assert [[side["chosen"] for side in row["sides"]] for row in parting["rows"]] == [[True, False], [False, True], [False, False]]
     assert parting["answers"][0] == {"name": "fp32", "before": "Hallo", "token": " du", "rest": "!"}
     ids = PARTING | {"reference": told(token(90, None), "90 86 73", 0.4, 0.3, [])}
-    (parting,) = divergence_table.shown(full(divergence={"int8": [ids]}))["int8"]["partings"]
+    (parting,) = divergence_table.shown(full(divergence={"int8": [ids]}))["int8"]["divergences"]
     assert (parting["answers"][0]["token"], parting["answers"][0]["rest"]) == (" #90", " 86 73")
 
 
@@ -253,11 +255,11 @@ def test_a_module_is_framed_by_what_the_plan_gave_its_weights():
         "decoder.layers.0.attn.k.weight": "int8-blocks128",
         "decoder.layers.1.weight": "fp32",
     }
-    assert evidence._chosen(plan, "decoder.layers.0.attn", "int8-rows")
-    assert evidence._chosen(plan, "decoder.layers.0.attn (encoder)", "int8-blocks")
-    assert not evidence._chosen(plan, "decoder.layers.0.attn", "int4-blocks")
-    assert not evidence._chosen(plan, "decoder.layers.0.at", "int8-rows")
-    assert not evidence._chosen(plan, "decoder.layers.1", "int8-rows")
+    assert sensitivity._chosen(plan, "decoder.layers.0.attn", "int8-rows")
+    assert sensitivity._chosen(plan, "decoder.layers.0.attn (encoder)", "int8-blocks")
+    assert not sensitivity._chosen(plan, "decoder.layers.0.attn", "int4-blocks")
+    assert not sensitivity._chosen(plan, "decoder.layers.0.at", "int8-rows")
+    assert not sensitivity._chosen(plan, "decoder.layers.1", "int8-rows")
 
 
 def test_a_search_tells_what_its_budget_is_about():
@@ -272,18 +274,18 @@ def test_a_search_tells_what_its_budget_is_about():
             }
         }
     }
-    (found,) = evidence.searches(content)
-    assert found["tried"][0]["quality"] == "bleu_drop 0.25"
-    assert found["facts"][0] == ("budget", "bleu_drop<=0.3") and ("chosen", "int8-rows 100%") in found["facts"]
+    (search,) = searches(content)
+    assert search.tried[0].quality == "bleu_drop 0.25"
+    assert search.facts[0] == ("budget", "bleu_drop<=0.3") and ("chosen", "int8-rows 100%") in search.facts
     content["evidence"]["auto"]["budget"]["expr"] = "bleu_drop_ci.high<=0.3"
-    (found,) = evidence.searches(content)
-    assert found["tried"][0]["quality"] == "bleu 40, bleu_drop 0.25, agreement 0.9"
+    (search,) = searches(content)
+    assert search.tried[0].quality == "bleu 40, bleu_drop 0.25, agreement 0.9"
 
 
 def test_the_metric_of_a_search_is_told_in_words():
     from onnxport.quantize.auto import module_loss
 
-    assert {module_loss.KL, module_loss.ERROR} <= evidence.METRICS.keys()
+    assert {module_loss.KL, module_loss.ERROR} <= sensitivity.METRICS.keys()
 
 
 def test_one_variant_alone_is_not_folded_away():

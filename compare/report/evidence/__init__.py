@@ -1,0 +1,1 @@
+"""Evidence from when variants were made: sensitivities of modules, errors of layers, searches for plans."""
