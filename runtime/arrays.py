@@ -29,8 +29,9 @@ def unpadded(ids: np.ndarray, mask: np.ndarray) -> list[list[int]]:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Shares of a vector of logits, which add up to 1, in its dtype."""
-    powers: np.ndarray = np.exp(logits - logits.max())
-    return powers / powers.sum()
+    powers = np.exp(logits - logits.max())
+    shares: np.ndarray = powers / powers.sum()
+    return shares
 
 
 def rms(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from tokenizers import Encoding
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError, one_line
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
-from onnxport.runtime.bundle.manifest import Variant
+from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
@@ -34,21 +34,20 @@ class Window:
         return len(self.encoding)
 
 
-class Encoder:
-    """The one graph of an encoder or tensor bundle."""
+class EncoderGraph:
+    """The one graph of an encoder or tensor bundle; arrays are checked before they are run."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions) -> None:
         roles = [r for r in ("model", "encoder") if r in variant.graphs]
         if not roles:
             raise BundleError(f"{bundle.path}: variant {variant.name} has neither a model nor an encoder graph; export the model again")
-        self._session = sessions.open(bundle.file(variant.graphs[roles[0]]))
-        self.task, self.config, self._tokenizer = bundle.task, bundle.encoding, tokenizer
+        self._session, self._vocabulary = sessions.open(bundle.file(variant.graphs[roles[0]])), bundle.encoding.vocab_size
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         found = self._session.get_outputs()
         self.outputs = {o.name: tuple(o.shape) for o in found}
         tokens = self.inputs[ATTENTION_MASK].shape if ATTENTION_MASK in self.inputs else []
         # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
-        self.by_token = {o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens}
+        self.by_token = frozenset(o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name. DataError names what does not fit."""
@@ -56,67 +55,17 @@ class Encoder:
         if absent or extra:
             found = "lacks " + ", ".join(absent) if absent else "has unknown " + ", ".join(extra)
             raise DataError(f"the input {found}; expected arrays named {', '.join(self.inputs)}")
-        for name, given in inputs.items():
-            self._check(name, np.asarray(given))
-        if INPUT_IDS in inputs and self.config.vocab_size:
+        for name, array in inputs.items():
+            self._check(name, np.asarray(array))
+        if INPUT_IDS in inputs and self._vocabulary:
             ids = np.asarray(inputs[INPUT_IDS])
-            if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-                check_ids(ids.ravel().tolist(), self.config.vocab_size)
+            if ids.min() < 0 or ids.max() >= self._vocabulary:
+                check_ids(ids.ravel().tolist(), self._vocabulary)
         try:
             results = self._session.run(None, {n: np.ascontiguousarray(a) for n, a in inputs.items()})
         except Exception as e:  # ONNX Runtime's errors share no base class
             raise DataError(f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together") from e
         return dict(zip(self.outputs, results, strict=True))
-
-    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
-        """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
-
-        Of a pair the second is cut, or the first with `cut_first`.
-        TextError names a text that cannot be read, UsageError a stride that cannot be.
-        """
-        if self._tokenizer is None:
-            raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
-        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
-            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
-        pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
-        most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
-        found = []
-        for i, ((text, pair), whole) in enumerate(zip(pairs, self._tokenizer.read(pairs), strict=True)):
-            fits = most is None or len(whole) <= most
-            parts = [whole] if fits else _located(i, len(texts), self._tokenizer.cut, text, pair, most, stride, cut_first)
-            found += [Window(i, part) for part in parts]
-        return found
-
-    def each(self, windows: Sequence[Window], batch_size: int) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
-        """Every window and its row of all outputs, those of like length together: axes over tokens can be longer than the window."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size!r}, expected a whole number from 1")
-        assert self._tokenizer is not None  # windows were made with it
-        lengths = [len(window) for window in windows]
-        order = sorted(range(len(windows)), key=lengths.__getitem__)
-        for group in _groups(order, lengths, batch_size):
-            shape = (len(group), lengths[group[-1]])
-            feeds = {name: np.full(shape, value, self._type(name)) for name, value in self._padding().items()}
-            for row, i in enumerate(group):
-                encoding = windows[i].encoding
-                feeds[INPUT_IDS][row, : lengths[i]] = self._tokenizer.known(encoding.ids)
-                if ATTENTION_MASK in feeds:
-                    feeds[ATTENTION_MASK][row, : lengths[i]] = 1
-                if TOKEN_TYPE_IDS in feeds and self.config.token_types:
-                    feeds[TOKEN_TYPE_IDS][row, : lengths[i]] = encoding.type_ids
-            outputs = self.run(feeds)
-            for row, i in enumerate(group):
-                yield windows[i], {name: array[row] for name, array in outputs.items()}
-
-    def _padding(self) -> dict[str, int]:
-        known = {INPUT_IDS: self.config.pad_id, ATTENTION_MASK: 0, TOKEN_TYPE_IDS: self.config.pad_type_id}
-        if unknown := [name for name in self.inputs if name not in known]:
-            raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
-        return {name: known[name] for name in self.inputs}
-
-    def _type(self, name: str) -> str:
-        """What an input of texts is made of: int64, or what a graph from elsewhere wants."""
-        return NUMPY_TYPES.get(self.inputs[name].type, "int64")
 
     def _check(self, name: str, array: np.ndarray) -> None:
         wanted = self.inputs[name]
@@ -130,6 +79,76 @@ class Encoder:
                 raise DataError(f"{name} has size {found} on axis {axis}, expected {size}")
             if found == 0:
                 raise DataError(f"{name} is empty on axis {axis}, expected at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A model that answers in one pass, whatever runs it, and the handling of its texts.
+
+    inputs: name → numpy type. outputs: name → shape. run: arrays by name → outputs by name; DataError. by_token: outputs with an answer a
+    token.
+    """
+
+    task: str
+    config: EncodingConfig
+    tokenizer: TextTokenizer | None
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, tuple[int | str, ...]]
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+    by_token: frozenset[str] = frozenset()
+
+    @classmethod
+    def open(cls, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> Encoder:
+        """A bundle's variant, run by ONNX Runtime. BundleError."""
+        graph = EncoderGraph(bundle, variant, sessions)
+        types = {name: NUMPY_TYPES.get(value.type, "int64") for name, value in graph.inputs.items()}
+        return cls(bundle.task, bundle.encoding, tokenizer, types, graph.outputs, graph.run, graph.by_token)
+
+    def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
+        """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
+
+        Of a pair the second is cut, or the first with `cut_first`.
+        TextError names a text that cannot be read, UsageError a stride that cannot be.
+        """
+        if self.tokenizer is None:
+            raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
+            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
+        pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
+        most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
+        found = []
+        for i, ((text, pair), whole) in enumerate(zip(pairs, self.tokenizer.read(pairs), strict=True)):
+            fits = most is None or len(whole) <= most
+            parts = [whole] if fits else _located(i, len(texts), self.tokenizer.cut, text, pair, most, stride, cut_first)
+            found += [Window(i, part) for part in parts]
+        return found
+
+    def each(self, windows: Sequence[Window], batch_size: int) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
+        """Every window and its row of all outputs, those of like length together: axes over tokens can be longer than the window."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}, expected a whole number from 1")
+        assert self.tokenizer is not None  # windows were made with it
+        lengths = [len(window) for window in windows]
+        order = sorted(range(len(windows)), key=lengths.__getitem__)
+        for group in _groups(order, lengths, batch_size):
+            shape = (len(group), lengths[group[-1]])
+            feeds = {name: np.full(shape, value, self.inputs[name]) for name, value in self._padding().items()}
+            for row, i in enumerate(group):
+                encoding = windows[i].encoding
+                feeds[INPUT_IDS][row, : lengths[i]] = self.tokenizer.known(encoding.ids)
+                if ATTENTION_MASK in feeds:
+                    feeds[ATTENTION_MASK][row, : lengths[i]] = 1
+                if TOKEN_TYPE_IDS in feeds and self.config.token_types:
+                    feeds[TOKEN_TYPE_IDS][row, : lengths[i]] = encoding.type_ids
+            outputs = self.run(feeds)
+            for row, i in enumerate(group):
+                yield windows[i], {name: array[row] for name, array in outputs.items()}
+
+    def _padding(self) -> dict[str, int]:
+        known = {INPUT_IDS: self.config.pad_id, ATTENTION_MASK: 0, TOKEN_TYPE_IDS: self.config.pad_type_id}
+        if unknown := [name for name in self.inputs if name not in known]:
+            raise UsageError(f"the model reads {', '.join(unknown)}, which texts do not give; use run with arrays")
+        return {name: known[name] for name in self.inputs}
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from onnxport.errors import DeviceError, TextError, UsageError
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
-from onnxport.runtime.options import Flag, Options, Watch, stops
+from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch
 from onnxport.runtime.sessions import Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer
 
@@ -28,20 +27,134 @@ if TYPE_CHECKING:
     from onnxport.runtime.tasks.question_answering import Answer
     from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
 
+Conversation = Sequence[Mapping[str, Any]]
 
-class Tasks(ABC):
-    """The methods of a Model that are for bundles of one task."""
 
-    engine: Engine | None
-    _tokenizers: dict[str, TextTokenizer]
+def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
+    """Load a bundle.
 
-    @abstractmethod
-    def generating(self) -> Generator:
-        """The generator of a bundle that generates. UsageError for others."""
+    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
+    this process may use. verify: check every file's hash too.
+    Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
+    (the device cannot be had).
+    """
+    bundle = Bundle.open(path, verify)
+    name = bundle.default if precision is None else precision
+    if name not in bundle.variants:
+        raise UsageError(
+            f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
+        )
+    sessions = Sessions.choose(device, threads)
+    variant = bundle.variants[name]
+    check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}")
+    required = required_device(variant.target)
+    if required is not None and required.name != device:
+        raise DeviceError(
+            f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
+            f"use device {required.name} or another variant"
+        )
+    return Model(bundle, name, sessions)
 
-    @abstractmethod
-    def encoding(self) -> Encoder:
-        """The encoder of a bundle that does not generate. UsageError for others."""
+
+class Model:
+    """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
+
+    A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
+        self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
+        self._process, self._closed = os.getpid(), False
+        self._tokenizers: dict[str, TextTokenizer] = {}
+        known: dict[str, TextTokenizer] = {}
+        for role, file in bundle.tokenizers.items():
+            self._tokenizers[role] = known.setdefault(file, known.get(file) or TextTokenizer(bundle.file(file)))
+        self._generator: Generator | None = None
+        self._chat: ChatTemplate | None = None
+        self._encoder: Encoder | None = None
+        variant = bundle.variants[precision]
+        if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan tells of
+            sessions = replace(sessions, exact=False)
+        if bundle.generation is not None:
+            self.engine: Engine | None = Engine(bundle, variant, sessions)
+            self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
+        else:
+            from onnxport.runtime.encoder import Encoder
+
+            self.engine = None
+            self._encoder = Encoder.open(bundle, variant, sessions, self._source())
+
+    def generate(
+        self,
+        inputs: str | Sequence[Input],
+        *,
+        prefix: str | Sequence[Input] | None = None,
+        n_best: int = 1,
+        long: str | None = None,
+        batch_size: int = 32,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[Generation]:
+        """Answer texts or lists of token ids; a single text gives a list of one, an empty one an empty result ("empty").
+
+        Greedy, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. None leaves an option to the model:
+        the search is then that of transformers' `generate` with the model's generation config; beam=1 makes it greedy. The options are
+        those of onnxport.runtime.options.SearchOptions.
+        prefix: what answers begin with (texts or ids; not part of the result). n_best: beams to give, the others as `alternatives`.
+        long: how texts beyond the model's positions are translated or summarized: "segments" of whole sentences as long as the model takes,
+        or "sentences" one by one (for models that were trained so); the answers are put together with the text's own lines and paragraphs.
+        batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
+        Errors: UsageError (a parameter), TextError (an input).
+        """
+        search = Options.of("generate", options, n_best=n_best, batch_size=batch_size)
+        generator = self.generating()
+        many = [inputs] if isinstance(inputs, str) else inputs
+        if long is not None:
+            if prefix is not None:
+                raise UsageError("long takes no prefix: an answer is put together from many")
+            from onnxport.runtime.tasks import long_text
+
+            source, config = self._source(), generator.config
+            return long_text.generate(generator, source, config, self.task, listed(many), long, search, Watch(timeout, cancel))
+        starts = [prefix] if isinstance(prefix, str) else prefix
+        return generator.generate(listed(many), None if starts is None else listed(starts), search, Watch(timeout, cancel))
+
+    def stream(
+        self,
+        text: Input,
+        *,
+        prefix: Input | None = None,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> Stream:
+        """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end.
+
+        Parameters and errors are those of `generate`; beams are refused, since nothing of theirs is certain before the end, and a model's
+        own do not apply.
+        """
+        options.setdefault("beam", 1)
+        return self.generating().stream(text, prefix, Options.of("stream", options), Watch(timeout, cancel), self._ready)
+
+    def chat(self, messages: Conversation | Sequence[Conversation], **options: Unpack[GenerateOptions]) -> list[Generation]:
+        """The next answer of a conversation, or of each of several: lists of messages {"role": ..., "content": ...}.
+
+        options: those of `generate`. Errors: as `generate`; UsageError where the bundle has no chat template or jinja2 is not installed.
+        """
+        many = [messages] if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping) else listed(messages)
+        return self.generate([self.prompt(one) for one in many], **options)
+
+    def prompt(self, messages: Conversation) -> list[int]:
+        """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
+        tokenizer = self._ready()._source()
+        if self.bundle.chat is None or tokenizer is None:
+            raise UsageError("this bundle has no chat template; use generate with a text")
+        if self._chat is None:
+            from onnxport.runtime.tasks.chat import ChatTemplate
+
+            self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
+        return tokenizer.encode([self._chat.render(messages)], special=False)[0]
 
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32, stride: int | None = None) -> np.ndarray:
         """Vectors float32 [texts, hidden] of an embedding bundle: pooled over tokens, and of length 1 where the bundle says so.
@@ -122,166 +235,9 @@ class Tasks(ABC):
 
         return perplexity(self.likelihoods(texts, window=window, stride=stride, batch_size=batch_size))
 
-    def _scorer(self) -> Scorer:
-        from onnxport.runtime.tasks.scoring import Scorer, stepped
-
-        self.generating()
-        assert self.engine is not None  # it generates
-        return Scorer(self.engine.config, self._tokenizers.get("source"), self._tokenizers.get("target"), partial(stepped, self.engine))
-
-
-def listed(value: Any) -> list[Any]:
-    """A list of what a caller gave as many. UsageError for what cannot be iterated."""
-    if not isinstance(value, (list, tuple, np.ndarray)) and not hasattr(value, "__iter__"):
-        raise UsageError(f"inputs is {type(value).__name__}, expected a text or a list of texts or of lists of token ids")
-    return list(value)
-
-
-Conversation = Sequence[Mapping[str, Any]]
-
-
-def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
-    """Load a bundle.
-
-    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
-    this process may use. verify: check every file's hash too.
-    Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
-    (the device cannot be had).
-    """
-    bundle = Bundle.open(path, verify)
-    name = bundle.default if precision is None else precision
-    if name not in bundle.variants:
-        raise UsageError(
-            f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
-        )
-    sessions = Sessions.choose(device, threads)
-    variant = bundle.variants[name]
-    check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}")
-    required = required_device(variant.target)
-    if required is not None and required.name != device:
-        raise DeviceError(
-            f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
-            f"use device {required.name} or another variant"
-        )
-    return Model(bundle, name, sessions)
-
-
-class Model(Tasks):
-    """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
-
-    A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
-    """
-
-    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
-        self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
-        self._process, self._closed = os.getpid(), False
-        self._tokenizers: dict[str, TextTokenizer] = {}
-        known: dict[str, TextTokenizer] = {}
-        for role, file in bundle.tokenizers.items():
-            self._tokenizers[role] = known.setdefault(file, known.get(file) or TextTokenizer(bundle.file(file)))
-        self._generator: Generator | None = None
-        self._chat: ChatTemplate | None = None
-        self._encoder: Encoder | None = None
-        variant = bundle.variants[precision]
-        if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan tells of
-            sessions = replace(sessions, exact=False)
-        if bundle.generation is not None:
-            self.engine: Engine | None = Engine(bundle, variant, sessions)
-            self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
-        else:
-            from onnxport.runtime.encoder import Encoder
-
-            self.engine = None
-            self._encoder = Encoder(bundle, variant, sessions, self._source())
-
-    def generate(
-        self,
-        inputs: str | Sequence[Input],
-        *,
-        prefix: str | Sequence[Input] | None = None,
-        beam: int | None = None,
-        n_best: int = 1,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        length_penalty: float | None = None,
-        early_stopping: bool | str | None = None,
-        long: str | None = None,
-        batch_size: int = 32,
-        timeout: float | None = None,
-        cancel: Flag | None = None,
-    ) -> list[Generation]:
-        """Answer texts or lists of token ids; a single text gives a list of one, an empty one an empty result ("empty").
-
-        Greedy, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. None leaves an option to the model:
-        the search is then that of transformers' `generate` with the model's generation config; beam=1 makes it greedy. prefix: what answers
-        begin with (texts or ids; not part of the result). max_new_tokens: by default the bundle's or 128; always within the positions.
-        seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in `inputs` only. (Scores
-        move in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer.
-        long: how texts beyond the model's positions are translated or summarized: "segments" of whole sentences as long as the model takes,
-        or "sentences" one by one (for models that were trained so); the answers are put together with the text's own lines and paragraphs.
-        batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
-        Errors: UsageError (a parameter), TextError (an input).
-        """
-        options = Options(
-            beam=beam, n_best=n_best, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
-            length_penalty=length_penalty, early_stopping=early_stopping, batch_size=batch_size,
-        )  # fmt: skip
-        generator = self.generating()
-        many = [inputs] if isinstance(inputs, str) else inputs
-        if long is not None:
-            if prefix is not None:
-                raise UsageError("long takes no prefix: an answer is put together from many")
-            from onnxport.runtime.tasks import long_text
-
-            source, config = self._source(), generator.config
-            return long_text.generate(generator, source, config, self.task, listed(many), long, options, Watch(timeout, cancel))
-        starts = [prefix] if isinstance(prefix, str) else prefix
-        return generator.generate(listed(many), None if starts is None else listed(starts), options, Watch(timeout, cancel))
-
-    def stream(
-        self,
-        text: Input,
-        *,
-        prefix: Input | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        beam: int = 1,
-        length_penalty: float | None = None,
-        early_stopping: bool | str | None = None,
-        timeout: float | None = None,
-        cancel: Flag | None = None,
-    ) -> Stream:
-        """Pieces of the answer as they become certain; joined they are the text `generate` gives. `result` holds it all at the end.
-
-        Parameters and errors are those of `generate`; beams are refused, since nothing of theirs is certain before the end, and a model's
-        own do not apply.
-        """
-        options = Options(
-            beam=beam, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram, seed=seed, stop=stops(stop),
-            length_penalty=length_penalty, early_stopping=early_stopping,
-        )  # fmt: skip
-        return self.generating().stream(text, prefix, options, Watch(timeout, cancel), self._ready)
-
-    @property
-    def task(self) -> str:
-        """The bundle's task."""
-        return self.bundle.task
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
+        return self.encoding().run(inputs)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
@@ -290,31 +246,10 @@ class Model(Tasks):
             raise TextError("the bundle has no tokenizer; give token ids")
         return tokenizer.encode([text])[0]
 
-    def chat(self, messages: Conversation | Sequence[Conversation], **options: Any) -> list[Generation]:
-        """The next answer of a conversation, or of each of several: lists of messages {"role": ..., "content": ...}.
-
-        options: those of `generate`. Errors: as `generate`; UsageError where the bundle has no chat template or jinja2 is not installed.
-        """
-        many = [messages] if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping) else listed(messages)
-        return self.generate([self.prompt(one) for one in many], **options)
-
-    def prompt(self, messages: Conversation) -> list[int]:
-        """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
-        tokenizer = self._ready()._source()
-        if self.bundle.chat is None or tokenizer is None:
-            raise UsageError("this bundle has no chat template; use generate with a text")
-        if self._chat is None:
-            from onnxport.runtime.tasks.chat import ChatTemplate
-
-            self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
-        return tokenizer.encode([self._chat.render(messages)], special=False)[0]
-
-    def _source(self) -> TextTokenizer | None:
-        return self._tokenizers.get("source") or self._tokenizers.get("target")
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
-        return self.encoding().run(inputs)
+    @property
+    def task(self) -> str:
+        """The bundle's task."""
+        return self.bundle.task
 
     @property
     def padding(self) -> float:
@@ -345,6 +280,16 @@ class Model(Tasks):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _scorer(self) -> Scorer:
+        from onnxport.runtime.tasks.scoring import Scorer, stepped
+
+        self.generating()
+        assert self.engine is not None  # it generates
+        return Scorer(self.engine.config, self._tokenizers.get("source"), self._tokenizers.get("target"), partial(stepped, self.engine))
+
+    def _source(self) -> TextTokenizer | None:
+        return self._tokenizers.get("source") or self._tokenizers.get("target")
+
     def _ready(self) -> Model:
         if self._closed:
             raise UsageError("this model was closed; load it again")
@@ -353,3 +298,10 @@ class Model(Tasks):
                 f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child"
             )
         return self
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of what a caller gave as many. UsageError for what cannot be iterated."""
+    if not isinstance(value, (list, tuple, np.ndarray)) and not hasattr(value, "__iter__"):
+        raise UsageError(f"inputs is {type(value).__name__}, expected a text or a list of texts or of lists of token ids")
+    return list(value)

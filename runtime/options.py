@@ -1,4 +1,4 @@
-"""Options of a generation, checked once; and the watch that ends a call early."""
+"""Options of a search, checked once, and the watch that ends a call early."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from onnxport.errors import Cancelled, GenerationTimeout, UsageError
 
@@ -41,7 +41,7 @@ class Flag(Protocol):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How a model is searched where the caller says nothing, and its rules for tokens; the defaults are neutral.
+    """How a model is searched where the caller sets nothing, and its rules for tokens; the defaults are neutral.
 
     The meanings are those of transformers' generation config. temperature, top_k and top_p are there when the model samples by default.
     renormalize: log-probabilities are shares among the ids that may come, not of the whole vocabulary.
@@ -64,13 +64,47 @@ class SearchConfig:
     bad_words: tuple[tuple[int, ...], ...] = ()
 
 
+class SearchOptions(TypedDict, total=False):
+    """The options that every way to generate takes; None or absent leaves one to the model.
+
+    Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams with `beam` > 1.
+    max_new_tokens: by default the bundle's or 128; always within the positions. no_repeat_ngram: n-grams of that size come once (0: any
+    number). seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in the inputs only. (Scores move
+    in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer. length_penalty and
+    early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
+    sum of log-probabilities / (new tokens with eos) ** length_penalty.
+    """
+
+    beam: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    no_repeat_ngram: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    length_penalty: float | None
+    early_stopping: bool | str | None
+
+
+class GenerateOptions(SearchOptions, total=False):
+    """All keywords of `Model.generate`, which `Model.chat` hands on."""
+
+    prefix: Any
+    n_best: int
+    long: str | None
+    batch_size: int
+    timeout: float | None
+    cancel: Flag | None
+
+
 @dataclass(frozen=True)
 class Options:
-    """How to search, as a caller says it; None is left to the model, `resolve` fills it in.
+    """Checked options of a search, as a caller gave them: `resolve` fills in what is None. UsageError for a bad one.
 
-    Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams. length_penalty and
-    early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
-    sum of log-probabilities / (new tokens with eos) ** length_penalty. no_repeat_ngram: n-grams of that size come once (0: any number).
+    Their meanings are those of SearchOptions. n_best: hypotheses to return. batch_size: inputs that decode together.
     """
 
     beam: int | None = None
@@ -105,19 +139,29 @@ class Options:
         if self.beam is not None and self.beam > 1 and self._draws and self.temperature != 0:
             raise UsageError(f"beam is {self.beam} together with temperature, top_k or top_p; choose beams or sampling")
 
+    @classmethod
+    def of(cls, method: str, options: SearchOptions, **more: Any) -> Options:
+        """From the keywords of `method`, with `more` beside them. TypeError for one that is no option."""
+        for name in options:
+            if name not in SearchOptions.__annotations__:
+                raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}")
+        stop = options.get("stop")
+        texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        return cls(**{**options, "stop": texts, **more})
+
     @property
     def _draws(self) -> bool:
-        """True when something about sampling was said; temperature 0 is a way to say greedy."""
+        """True when an option of sampling is set; temperature 0 is a way to ask for greedy."""
         return self.temperature is not None or bool(self.top_k) or self.top_p is not None
 
     def resolve(self, own: SearchConfig) -> Search:
-        """Nothing left open: what the caller gave, then what the model has of its own.
+        """The search: what the caller set, then what the model has of its own.
 
-        Who says something about sampling does not get the model's beams, and who asks for beams not the model's sampling. UsageError.
+        Who sets an option of sampling does not get the model's beams, and who asks for beams not the model's sampling. UsageError.
         """
         beam = _first(self.beam, 1 if self._draws else own.beam)
         drawn = {name: _first(getattr(self, name), getattr(own, name) if beam == 1 else None) for name in ("temperature", "top_k", "top_p")}
-        said = drawn["temperature"] is not None or bool(drawn["top_k"]) or drawn["top_p"] is not None
+        samples = drawn["temperature"] is not None or bool(drawn["top_k"]) or drawn["top_p"] is not None
         if self.n_best > beam:
             raise UsageError(f"n_best is {self.n_best}, expected at most beam ({beam})")
         return Search(
@@ -125,7 +169,7 @@ class Options:
             n_best=self.n_best,
             max_new_tokens=self.max_new_tokens,
             min_new_tokens=_first(self.min_new_tokens, own.min_new_tokens),
-            sampling=said and drawn["temperature"] != 0,
+            sampling=samples and drawn["temperature"] != 0,
             temperature=_first(drawn["temperature"], 1.0),
             top_k=_first(drawn["top_k"], 0),
             top_p=_first(drawn["top_p"], 1.0),
@@ -141,7 +185,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Search:
-    """Options with nothing left open. top_k 0 and top_p 1 are off; without `sampling` the three do not count."""
+    """Options that are all set. top_k 0 and top_p 1 are off; without `sampling` the three do not count."""
 
     beam: int
     n_best: int
@@ -158,11 +202,6 @@ class Search:
     length_penalty: float
     early_stopping: bool | str
     batch_size: int
-
-
-def stops(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """`stop` as a tuple."""
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 class Watch:
@@ -184,8 +223,8 @@ class Watch:
             raise GenerationTimeout(f"the generation took more than {self._timeout} s; allow more time or fewer new tokens")
 
 
-def _first(given: Any, otherwise: Any) -> Any:
-    return otherwise if given is None else given
+def _first(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _whole(name: str, value: object, least: int) -> int:

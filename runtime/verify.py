@@ -37,7 +37,7 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     cases = golden.read_answers(bundle)
     sessions = Sessions.choose(device, threads)
     if bundle.generation is None:
-        encoder = Encoder(bundle, entry, sessions, None)
+        encoder = Encoder.open(bundle, entry, sessions, None)
         return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
     engine = Engine(bundle, entry, sessions)
     greedy = cases.pop(golden.GREEDY, None)
@@ -86,7 +86,8 @@ def _prefilled(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray)
     beginnings = [row[: t + 1].tolist() for row in ids for t in range(length)]
     state = DecoderState(engine, cross, beginnings, 1)
     state.prefill()
-    return state.logits.numpy().reshape(rows, length, -1)
+    logits: np.ndarray = state.logits.numpy().reshape(rows, length, -1)
+    return logits
 
 
 def _stepped(engine: Engine, sources: list[list[int]] | None, ids: np.ndarray) -> np.ndarray:

@@ -59,6 +59,11 @@ def read_answers(bundle: Bundle) -> Cases:
     return cases
 
 
+def teacher_forced(arrays: Arrays) -> list[dict[str, np.ndarray]]:
+    """The cases with logits of a model that generates: all but that of greedy decoding."""
+    return [case for name, case in by_case(arrays).items() if name != GREEDY]
+
+
 def inputs(case: Arrays) -> dict[str, np.ndarray]:
     """The inputs of a case of a model that does not generate, by name."""
     return {name.removeprefix(_IN): array for name, array in case.items() if name.startswith(_IN)}

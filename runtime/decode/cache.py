@@ -56,12 +56,12 @@ class HostCache:
     @property
     def rows(self) -> int:
         """Rows of the buffers."""
-        return self.array.shape[1]
+        return int(self.array.shape[1])
 
     @property
     def capacity(self) -> int:
         """Positions of the buffers."""
-        return self.array.shape[3]
+        return int(self.array.shape[3])
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New zeroed buffers for `rows` and at least `capacity` positions."""

@@ -60,9 +60,10 @@ class ChatTemplate:
         """The prompt for the next answer. TextError: no messages, or what the template refuses."""
         check(messages)
         try:
-            return self._template.render(
+            text: str = self._template.render(
                 messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True, **self._tokens
             )
+            return text
         except OnnxportError:
             raise
         except Exception as error:  # a template can fail in any way

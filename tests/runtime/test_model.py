@@ -323,3 +323,14 @@ def test_scores_that_are_not_finite_are_an_error(seq2seq: tiny.TinyModel, tmp_pa
 
 def test_data_errors_are_refusals() -> None:
     assert DataError.exit_code == TextError.exit_code == 4
+
+
+@pytest.mark.parametrize("name", ["n_best", "batch_size", "long", "beams"])
+def test_a_stream_takes_options_of_a_search_only(tiny_bundle: Path, name: str) -> None:
+    with load(tiny_bundle, threads=1) as model, pytest.raises(TypeError, match=rf"stream\(\) got an unexpected keyword argument '{name}'"):
+        model.stream("w5", **{name: 1})  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_is_named(tiny_bundle: Path) -> None:
+    with load(tiny_bundle, threads=1) as model, pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'beams'"):
+        model.generate("w5", beams=2)  # type: ignore[call-arg]
