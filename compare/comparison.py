@@ -122,9 +122,6 @@ def compare(
     return report
 
 
-Entrant = tuple[Bundle, str]  # a bundle and one of its variants
-
-
 def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle]:
     """Bundles to compare with `bundle`, by names of their own: each's name, numbered where it is taken. UsageError: another task."""
     by_name: dict[str, Bundle] = {}

@@ -19,7 +19,7 @@ from onnxport.runtime.tokenizer import TextTokenizer
 
 _EXAMPLES = 12  # a variant
 _LONGEST = 600  # characters of a text that a report shows
-_ORDER = ("earliest", "closest", "widest")  # divergences that tell most
+_ORDER = ("earliest", "closest", "widest")  # the divergences to show
 _DIVERGENCES = 6  # a variant: two of each of _ORDER
 _EARLY, _SPREAD = 8, 16  # differing answers whose probabilities are asked for: the earliest, and some of all others
 _TOP = 3  # most probable tokens of a side

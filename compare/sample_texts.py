@@ -1,4 +1,4 @@
-"""Texts and questions to measure speed and agreement on where no data was given."""
+"""Sample texts and questions, on which speed and agreement are measured where there is no data."""
 
 SENTENCES = (
     "How are you?",

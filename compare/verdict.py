@@ -12,7 +12,7 @@ _AGREEING = {"agreement": 0.9, "cosine": 0.98}  # without references: the share 
 _ERRORS = {"relative_error": "relative error", "max_abs_diff": "largest difference"}
 _NAMES = {"pytorch": "PyTorch"}
 _ROUNDING = 1e-9
-_MOST = 100  # times as much data: beyond that no number is told
+_MOST = 100  # times as much data: beyond that the sentence has no number
 
 
 def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
@@ -31,8 +31,8 @@ def best(variants: Mapping[str, Mapping[str, Any]], reference: str) -> str:
 
 def verdicts(variants: Mapping[str, Mapping[str, Any]], reference: str, noun: str = "inputs") -> dict[str, str]:
     """variant -> sentence. noun: what the data's inputs are, such as "pairs"."""
-    chosen = best(variants, reference)
-    return {name: _sentence(name, variants, reference, chosen, noun) for name in variants}
+    recommended = best(variants, reference)
+    return {name: _sentence(name, variants, reference, recommended, noun) for name in variants}
 
 
 def significant(own: Mapping[str, Any], metric: Metric) -> bool | None:
@@ -41,7 +41,7 @@ def significant(own: Mapping[str, Any], metric: Metric) -> bool | None:
     return None if interval is None else not interval["low"] <= 0 <= interval["high"]
 
 
-def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, chosen: str, noun: str) -> str:
+def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: str, recommended: str, noun: str) -> str:
     own, base = variants[name], variants[reference]
     if name == reference:
         metric = lead_metric(own)
@@ -50,13 +50,13 @@ def _sentence(name: str, variants: Mapping[str, Mapping[str, Any]], reference: s
             return f"{text}: the original model in PyTorch"
         if len(variants) == 1:
             return f"{text}: nothing else was measured, so nothing can be recommended"
-        return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == chosen else text
+        return f"{text}: the one to deploy here, for no other variant gains enough at its quality" if name == recommended else text
     parts = [_speed(own, reference), _size(own), _quality(own, base, noun), _sameness(own)]
-    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, chosen, noun)
+    return ", ".join(part for part in parts if part) + ": " + _advice(name, own, base, recommended, noun)
 
 
-def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: str, noun: str) -> str:
-    if name == chosen:
+def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], recommended: str, noun: str) -> str:
+    if name == recommended:
         return "the one to deploy here"
     if name == "pytorch":
         return "the original model in PyTorch"
@@ -75,7 +75,7 @@ def _advice(name: str, own: Mapping[str, Any], base: Mapping[str, Any], chosen: 
         return f"on this {_device(own)} it saves disk, not time"
     if slower:
         return f"no gain on this {_device(own)}"
-    return f"a sound choice, but {chosen} does better here"
+    return f"a sound choice, but {recommended} does better here"
 
 
 def _keeps_quality(own: Mapping[str, Any], base: Mapping[str, Any], is_reference: bool) -> bool:
@@ -120,7 +120,7 @@ def _unsure(own: Mapping[str, Any], base: Mapping[str, Any], noun: str) -> str |
 
 def _round_up(value: float) -> int:
     """To two digits."""
-    step = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    step: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return math.ceil(value / step) * step
 
 

@@ -1,4 +1,4 @@
-"""The energy that is spent while a side runs, where the machine can tell: RAPL for processors, NVML for NVIDIA's devices.
+"""Energy meters, where the machine has any: RAPL for processors, NVML for NVIDIA's devices.
 
 Both count everything that the package or the device does, for whomever: figures hold on a machine that does nothing else.
 """
@@ -21,7 +21,7 @@ class Meter(Protocol):
     source: str
 
     def joules(self) -> float:
-        """Since the meter was made; to be asked at least every few minutes, before a counter has begun anew twice."""
+        """Joules since the meter was made; to be read at least every few minutes, before a counter has begun anew twice."""
         ...
 
 
@@ -30,17 +30,17 @@ def meter(device: str, folder: Path = POWERCAP) -> Meter | str:
     return nvml() if DEVICES.get(device, CPU).energy == "nvml" else rapl(folder)
 
 
-def described(found: Meter | str, joules_per_unit: float | None) -> dict[str, Any]:
+def described(counter: Meter | str, joules_per_unit: float | None) -> dict[str, Any]:
     """The `energy` of a variant in a report: joules_per_unit with its source, or null with the reason."""
-    if isinstance(found, str):
-        return {"joules_per_unit": None, "reason": f"not measurable here: {found}"}
-    return {"joules_per_unit": joules_per_unit, "source": found.source}
+    if isinstance(counter, str):
+        return {"joules_per_unit": None, "reason": f"not measurable here: {counter}"}
+    return {"joules_per_unit": joules_per_unit, "source": counter.source}
 
 
 def available(device: str) -> str:
     """For `onnxport doctor`: the meter's source, or "not measurable here" with the reason."""
-    found = meter(device)
-    return f"not measurable here: {found}" if isinstance(found, str) else found.source
+    counter = meter(device)
+    return f"not measurable here: {counter}" if isinstance(counter, str) else counter.source
 
 
 class Rapl:
@@ -57,7 +57,7 @@ class Rapl:
         self._total = 0
 
     def joules(self) -> float:
-        """Since the meter was made."""
+        """Joules since the meter was made."""
         now = self._read()
         steps = (after - before for before, after in zip(self._last, now, strict=True))
         self._total += sum(step if step >= 0 else step + most for step, most in zip(steps, self._ranges, strict=True))
@@ -75,8 +75,8 @@ def rapl(folder: Path = POWERCAP) -> Rapl | str:
         return f"{folder} holds no RAPL counters, as in most virtual machines and containers"
     try:
         names = {zone: _text(zone / "name") for zone in zones}
-        chosen = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
-        return Rapl(chosen or [zone for zone, name in names.items() if name == "psys"] or zones[:1])
+        packages = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
+        return Rapl(packages or [zone for zone, name in names.items() if name == "psys"] or zones[:1])
     except PermissionError:
         return f"the RAPL counters in {folder} may be read by root only"
     except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ class Nvml:
         self._first = self._read()
 
     def joules(self) -> float:
-        """Since the meter was made."""
+        """Joules since the meter was made."""
         return (self._read() - self._first) / 1e3
 
     def _read(self) -> int:

@@ -1,4 +1,4 @@
-"""The machine a measurement was made on."""
+"""The machine that a measurement was made on: processor, memory, system and versions of packages."""
 
 import os
 import platform
@@ -43,7 +43,7 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | None:
-    """What to know of the int8 variants among `variants` on a machine; None where there is nothing."""
+    """A sentence on the int8 variants among `variants` where the processor lacks VNNI; None elsewhere. facts: see `describe`."""
     slower = [name for name in variants if name in ("int8", "int8-static")]
     if not slower or not facts["saturates"]:
         return None
@@ -56,7 +56,7 @@ def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | 
 def _saturates() -> bool | None:
     try:
         return saturates()
-    except Exception:  # a broken onnxruntime is for `doctor` to tell of, not to fail on
+    except Exception:  # a broken onnxruntime is for `doctor` to report, not to fail on
         return None
 
 
@@ -74,7 +74,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _ram_bytes() -> int | None:
-    found = re.search(r"MemTotal:\s+(\d+) kB", _text("/proc/meminfo"))
-    limits = [int(found[1]) * 1024] if found else []
+    total = re.search(r"MemTotal:\s+(\d+) kB", _text("/proc/meminfo"))
+    limits = [int(total[1]) * 1024] if total else []
     limits += [int(text) for text in [_text("/sys/fs/cgroup/memory.max").strip()] if text.isdigit()]
     return min(limits) if limits else None

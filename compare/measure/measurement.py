@@ -129,7 +129,7 @@ def _run(sides: Mapping[str, StartedSide], work: Workload, batches: Sequence[int
 
 
 def _speed(runs: _Runs, name: str, reference: str, batches: Sequence[int]) -> dict[str, Any]:
-    """The fields of a variant that tell of time and energy."""
+    """The fields of a variant for time and energy."""
     single, first = runs.singles[name], runs.timed[batches[0]]
     speedup = timing.ratio(first[name], first[reference])
     return {

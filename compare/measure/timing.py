@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: sides alternate run by run, medians are compared, and the spread is told."""
+"""Timing on a noisy machine: sides alternate run by run, medians are compared, and the spread is kept."""
 
 import statistics
 import time

@@ -48,7 +48,8 @@ def make_side(spec: dict[str, Any]) -> Side:
         raise UsageError(f"unknown kind of side {kind!r}; expected {', '.join([*BUILT_IN, 'class'])}")
     module, _, name = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)(**options)
+        side: Side = getattr(importlib.import_module(module), name)(**options)
+        return side
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"cannot import the side {place!r} ({error}); expected module:Class") from error
 

@@ -52,7 +52,10 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
 
 
 def changes(values: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, float]:
-    """The changes of metrics that both hold: relative ones of speed, time and size (0.1 is 10% more), differences of quality. Dots become underscores."""
+    """Changes of the metrics that both hold, by name with dots as underscores.
+
+    Those of speed, time and size are relative (0.1 is 10% more); those of quality are differences.
+    """
     changed = {}
     for name in (*_RELATIVE, *_ABSOLUTE):
         now, then = lookup(values, name), lookup(earlier, name)

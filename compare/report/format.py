@@ -181,16 +181,16 @@ def _any(content: Mapping[str, Any], key: str) -> bool:
 
 def headline(content: Mapping[str, Any]) -> str:
     """The whole report in one line."""
-    chosen, reference = content.get("recommended"), content["reference"]
-    if chosen is None:
+    recommended, reference = content.get("recommended"), content["reference"]
+    if recommended is None:
         return f"{content['bundle']}: {', '.join(content['variants'])} measured"
-    if chosen == reference:
-        return f"{content['bundle']}: stay with {chosen}"
-    values = content["variants"][chosen]
+    if recommended == reference:
+        return f"{content['bundle']}: stay with {recommended}"
+    values = content["variants"][recommended]
     ratio = values.get("size_ratio")
     size = f", {times(ratio)} the size" if ratio is not None else ""
     base = "PyTorch" if reference == "pytorch" else reference
-    return f"{content['bundle']}: deploy {chosen}: {times(values['speedup'])} the speed of {base}{size}"
+    return f"{content['bundle']}: deploy {recommended}: {times(values['speedup'])} the speed of {base}{size}"
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -204,10 +204,10 @@ def _deploys(content: Mapping[str, Any]) -> bool:
 
 def reason(content: Mapping[str, Any]) -> str:
     """Why, in one sentence: the verdict on the variant to deploy, without its advice, which is the headline."""
-    chosen = content.get("recommended")
-    if chosen is None:
+    recommended = content.get("recommended")
+    if recommended is None:
         return ""
-    verdict = str(content["verdict"].get(chosen, "")).removesuffix(": the one to deploy here")
+    verdict = str(content["verdict"].get(recommended, "")).removesuffix(": the one to deploy here")
     return f"{verdict[:1].upper()}{verdict[1:]}."
 
 

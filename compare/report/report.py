@@ -95,7 +95,7 @@ class Report:
 def check_out(out: str | Path, force: bool) -> None:
     """Refuses an output that exists (without `force`), is no folder or cannot be written. Raises OutputError.
 
-    To be asked before minutes are spent on measuring. Nothing is left behind but folders above `out` that had to be made.
+    To be called before minutes are spent on measuring. Nothing is left behind but folders above `out` that had to be made.
     """
     out = Path(out).absolute()
     if out.exists() and not out.is_dir():

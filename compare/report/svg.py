@@ -166,7 +166,7 @@ def ticks(values: Sequence[float], least: float, top: float | None = None, botto
 
 def nice(value: float) -> float:
     """The next of 1, 2, 4, 6, 8, 10 times a power of ten: divides well by 4."""
-    power = 10 ** math.floor(math.log10(value))
+    power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value)
 
 
