@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 MICROSOFT = "com.microsoft"
 
@@ -127,3 +128,18 @@ def remove_dead(graph: ir.Graph) -> int:
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     return removed
+
+
+def remove_metadata(model: ir.Model) -> None:
+    """Drop what would make bytes depend on where and how a graph was made: metadata and doc strings of the model and all in it."""
+    ClearMetadataAndDocStringPass()(model)  # of nodes
+    model.metadata_props.clear()
+    model.doc_string = None
+    graph = model.graph
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    values = [*graph.inputs, *graph.outputs, *graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        value.metadata_props.clear()
+        value.meta.clear()
+        value.doc_string = None

@@ -1,42 +1,16 @@
-"""Constant folding of the nodes that only rearrange weights, so that every weight a MatMul reads is an initializer."""
+"""The normal form of graphs: nodes over weights are folded, so that a MatMul reads initializers, and all shapes are filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, attribute, constant, take_over
+from onnxport.graph.edit import array_of, constant, take_over
 
+FOLDED = {"Split", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Concat"}  # what only lays weights out anew
 
-def _split(node: ir.Node, x: np.ndarray, *rest: np.ndarray) -> list[np.ndarray]:
-    axis = attribute(node, "axis", 0)
-    count = attribute(node, "num_outputs", len(node.outputs))
-    size = -(-x.shape[axis] // count)
-    sizes = rest[0].tolist() if rest else [min(size, x.shape[axis] - i * size) for i in range(count)]
-    return np.split(x, np.cumsum(sizes)[:-1], axis)
-
-
-def _transpose(node: ir.Node, x: np.ndarray) -> list[np.ndarray]:
-    return [np.ascontiguousarray(x.transpose(attribute(node, "perm", None)))]
-
-
-def _reshape(node: ir.Node, x: np.ndarray, shape: np.ndarray) -> list[np.ndarray]:
-    copied = [] if attribute(node, "allowzero", 0) else [i for i, d in enumerate(shape) if d == 0]
-    return [x.reshape([x.shape[i] if i in copied else int(d) for i, d in enumerate(shape)])]
-
-
-FOLDED: dict[str, Callable[..., list[np.ndarray]]] = {
-    "Split": _split,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Identity": lambda node, x: [x],
-    "Squeeze": lambda node, x, axes=None: [x.squeeze(None if axes is None else tuple(axes.tolist()))],
-    "Unsqueeze": lambda node, x, axes: [np.expand_dims(x, tuple(axes.tolist()))],
-    "Concat": lambda node, *parts: [np.concatenate(parts, attribute(node, "axis", 0))],
-}
 PARAMETER = "parameter"  # key in Value.meta: the PyTorch weight a folded initializer was made from
 
 
@@ -55,9 +29,8 @@ def fold_constants(graph: ir.Graph) -> int:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
             results = None if tensor is None else [tensor.numpy()]
         else:
-            arrays = [array_of(v) for v in node.inputs]
-            fold = FOLDED.get(node.op_type)
-            results = None if fold is None or not arrays or any(a is None for a in arrays) else fold(node, *arrays)
+            foldable = node.op_type in FOLDED and bool(node.inputs) and all(array_of(v) is not None for v in node.inputs)
+            results = evaluate(node) if foldable else None
         if results is None:
             continue
         origin = parameter_of(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
@@ -69,6 +42,19 @@ def fold_constants(graph: ir.Graph) -> int:
         graph.remove(node, safe=True)
         folded += 1
     return folded
+
+
+def evaluate(node: ir.Node) -> list[np.ndarray]:
+    """The outputs of a node of a graph whose inputs are all constant, by ONNX's own reference."""
+    assert node.graph is not None
+    proto = ir.to_proto(node)
+    del proto.metadata_props[:]
+    tensors = {str(value.name): ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None}
+    inputs = [onnx.helper.make_tensor_value_info(name, t.dtype.value, list(t.shape)) for name, t in tensors.items()]
+    outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs]
+    opset = onnx.helper.make_opsetid("", node.graph.opset_imports.get("", 23))
+    model = onnx.helper.make_model(onnx.helper.make_graph([proto], "fold", inputs, outputs), opset_imports=[opset])
+    return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: t.numpy() for name, t in tensors.items()}))
 
 
 def name_shapes(model: ir.Model) -> None:

@@ -22,6 +22,7 @@ from onnx import TensorProto
 
 from onnxport.graph.builder import GraphBuilder
 from onnxport.graph.edit import constant, dims, remove_dead
+from onnxport.runtime.bundle.interface import BEST, CANDIDATES, LOGITS, SUPPRESSED
 
 CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -163,9 +164,9 @@ def _best(g: GraphBuilder, logits: str, count: str, vocab: int) -> str:
 def best_graph(vocab: int) -> bytes:
     """The graph `best` for logits of this width."""
     g = GraphBuilder("best")
-    logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
-    candidates = g.input("candidates", TensorProto.INT64, [1])
-    suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
+    logits = g.input(LOGITS, TensorProto.FLOAT, ["batch", "vocab"])
+    candidates = g.input(CANDIDATES, TensorProto.INT64, [1])
+    suppressed = g.input(SUPPRESSED, TensorProto.INT64, ["ids"])
     token = _best(g, logits, g.one("Min", candidates, g.constant([vocab], np.int64)), vocab)
     logprobs = g.one("LogSoftmax", logits, axis=1)
     g.output("token", token, TensorProto.INT64, ["batch", "chosen"])
@@ -204,7 +205,7 @@ def add_choice(model: ir.Model) -> ir.Model:
     """A copy of a decoder with the inputs and outputs of the search graph `best` beside its `logits` float32 [batch, vocab]."""
     done = model.clone()
     graph = done.graph
-    logits = next(value for value in graph.outputs if value.name == "logits")
+    logits = next(value for value in graph.outputs if value.name == LOGITS)
     shape = dims(logits)
     assert shape is not None and isinstance(shape[-1], int)
     part = ir.from_proto(onnx.ModelProto.FromString(best_graph(shape[-1]))).graph
@@ -232,9 +233,9 @@ def remove_choice(model: ir.Model) -> ir.Model:
     """A copy without what `add_choice` added."""
     done = model.clone()
     graph = done.graph
-    for value in [v for v in graph.outputs if v.name in ("token", "logprob", "kept")]:
+    for value in [v for v in graph.outputs if v.name in BEST]:
         graph.outputs.remove(value)
     remove_dead(graph)
-    for value in [v for v in graph.inputs if v.name in ("candidates", "suppressed")]:
+    for value in [v for v in graph.inputs if v.name in (CANDIDATES, SUPPRESSED)]:
         graph.inputs.remove(value)
     return done

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.store import write
+from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, SEQLENS, SOURCE_MASK
 from onnxport.runtime.processor import saturates
 from onnxport.runtime.sessions import Sessions
 
@@ -102,9 +103,9 @@ def real(array: np.ndarray, feed: Feed) -> np.ndarray:
 
     Of a decoder `seqlens_k` [batch] says it, the last position that counts, else `attention_mask` or `source_mask` [batch, positions].
     """
-    if "seqlens_k" in feed and "input_ids" in feed:
-        mask = np.arange(feed["input_ids"].shape[1]) <= feed["seqlens_k"][:, None]
-    elif (name := next((name for name in ("attention_mask", "source_mask") if name in feed), None)) is not None:
+    if SEQLENS in feed and INPUT_IDS in feed:
+        mask = np.arange(feed[INPUT_IDS].shape[1]) <= feed[SEQLENS][:, None]
+    elif (name := next((name for name in (ATTENTION_MASK, SOURCE_MASK) if name in feed), None)) is not None:
         mask = feed[name].astype(bool)
     else:
         return array

@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxport.errors import OutputError
+from onnxport.graph.edit import remove_metadata
 
 WEIGHTS = "weights.bin"
 IR_VERSION = 10
@@ -88,7 +89,7 @@ def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int])
             light.graph.initializers[name].const_value = None
     for name in large:
         del light.graph.initializers[name]
-    _strip(light)
+    _anonymize(light)
     proto = ir.to_proto(light)
     del proto.graph.initializer[:]
     described = [value for value in proto.graph.value_info if value.name not in graph.initializers]
@@ -119,24 +120,14 @@ def _place(data: bytes, weights: object, places: dict[tuple[str, int], int]) -> 
     return places[key], len(data)
 
 
-def _strip(model: ir.Model) -> None:
-    """Drop what would make bytes depend on where and how the graph was made: metadata, doc strings, producer, names of nodes."""
+def _anonymize(model: ir.Model) -> None:
+    """Drop what would make bytes depend on where and how the graph was made, and shapes inside it."""
+    remove_metadata(model)
     model.ir_version = min(model.ir_version or IR_VERSION, IR_VERSION)
-    model.producer_name, model.producer_version, model.domain, model.model_version, model.doc_string = "onnxport", None, None, None, None
-    model.metadata_props.clear()
-    model.graph.doc_string = None
+    model.producer_name, model.producer_version, model.domain, model.model_version = "onnxport", None, None, None
     model.graph.name = "graph"
-    model.graph.metadata_props.clear()
-    values: Iterable[ir.Value] = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
-    for value in values:
-        value.doc_string = None
-        value.metadata_props.clear()
     for node in model.graph.all_nodes():
-        node.doc_string = None
-        node.metadata_props.clear()
         for value in node.outputs:
-            value.doc_string = None
-            value.metadata_props.clear()
             if not value.is_graph_output():
                 value.shape = None  # half the graph's bytes, and ONNX Runtime infers them again
                 value.type = None

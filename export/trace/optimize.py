@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer, rewriter
 
 from onnxport.export.user_code import silence
+from onnxport.graph.normalize import evaluate
 
 LAYOUT = {"Transpose", "Split", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Gather"}  # what tracers do to a weight on its way to a MatMul
 
@@ -62,7 +61,7 @@ def fold_parameters(graph: ir.Graph, parameters: set[str]) -> set[str]:
         if any(value.const_value is None for value in inputs) or any(value.is_graph_output() for value in node.outputs):
             continue
         alone = len(list(source.uses())) == 1
-        arrays = _evaluate(node)
+        arrays = evaluate(node)
         for i, (value, array) in enumerate(zip(node.outputs, arrays, strict=True)):
             base = source.name if len(arrays) == 1 else f"{source.name}.{i}"
             if alone and len(arrays) == 1:
@@ -78,20 +77,6 @@ def fold_parameters(graph: ir.Graph, parameters: set[str]) -> set[str]:
         if not source.uses():
             del graph.initializers[source.name]
     return made
-
-
-def _evaluate(node: ir.Node) -> list[np.ndarray]:
-    """The node's outputs by ONNX's own reference."""
-    names = [value.name if value is not None else "" for value in node.inputs]
-    proto = ir.to_proto(node)
-    del proto.metadata_props[:]
-    inputs = {name: value.const_value for name, value in zip(names, node.inputs, strict=True) if value is not None}
-    infos = [onnx.helper.make_tensor_value_info(name, tensor.dtype.value, list(tensor.shape)) for name, tensor in inputs.items()]
-    outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([proto], "fold", infos, outputs), opset_imports=[onnx.helper.make_opsetid("", 23)]
-    )
-    return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: tensor.numpy() for name, tensor in inputs.items()}))
 
 
 def unused(base: str, taken: set[Any]) -> str:

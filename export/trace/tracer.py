@@ -14,6 +14,7 @@ from torch import nn
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.trace.optimize import optimize, unused
 from onnxport.export.user_code import silence
+from onnxport.graph.edit import remove_metadata
 
 OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
 Shapes = dict[str, tuple[int | str, ...]]
@@ -93,7 +94,7 @@ def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name
     for value, (_, shape) in zip(graph.outputs, outputs.items(), strict=True):
         if shape:
             value.shape = ir.Shape(shape)
-    _strip(model)
+    remove_metadata(model)
     for domain in [domain for domain in model.opset_imports if domain != ""]:
         del model.opset_imports[domain]
     model.opset_imports[""] = opset
@@ -134,24 +135,6 @@ def _name_constants(graph: ir.Graph, parameters: set[str]) -> None:
             array = value.const_value.numpy()
             words = "_".join(map(str, array.ravel().tolist())) if array.size <= 4 else "x".join(map(str, array.shape))
             value.name = unused(f"constant/{str(value.dtype).lower()}/{words or 'empty'}{'' if array.ndim else '/scalar'}", taken)
-
-
-def _strip(model: ir.Model) -> None:
-    model.metadata_props.clear()
-    model.doc_string = None
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
-    values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        values += node.outputs
-    for value in values:
-        value.metadata_props.clear()
-        value.meta.clear()
-        value.doc_string = None
-        if value.const_value is not None:
-            value.const_value.doc_string = None
 
 
 def check(model: ir.Model, graph_name: str) -> None:
