@@ -74,7 +74,7 @@ class EncoderModel:
 
     answer: the original as a function of `input_ids`, `attention_mask` and, with `types` > 0 token types, `token_type_ids`, int64
     [batch, sequence] → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical form, with the one role
-    `encoder`; None: its one module is traced directly. encoding: how the runtime handles its texts; sizes are filled in by `encoding_config`.
+    `encoder`; None: its one module is traced directly. encoding: how the runtime handles texts, to which `encoding_config` adds sizes.
     tasks: what it can do, its usual task first.
     """
 

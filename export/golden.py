@@ -128,28 +128,28 @@ def greedy_causal(model: CausalOriginal, prompt: Tensor, eos: int | list[int] | 
 def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest: int | None = None) -> dict[str, np.ndarray]:
     """Cases `case0..` with `in/<input>` and `out/<output>`, at several shapes.
 
-    Of random ids, where a second part of each row is of the second kind of tokens if there are kinds; with a tokenizer (the bytes of a
+    Of random ids, where a second part of each row is of the second token type if there are several; with a tokenizer (the bytes of a
     tokenizer.json) of texts instead, with their special tokens in their places: on other input learned weights answer next to nothing, and
     a relative error says little. With `longest`, one more case with as many tokens as the model takes, but not more than that.
     """
     inputs = Inputs(20240229, {model.pad_id})
     shapes = [fit(lengths, model.max_length) for lengths in ENCODER_SHAPES]
-    given = [_random_inputs(inputs, model, lengths) for lengths in shapes] if tokenizer is None else text_inputs(tokenizer, model)
+    batches = [_random_inputs(inputs, model, lengths) for lengths in shapes] if tokenizer is None else text_inputs(tokenizer, model)
     if longest is not None:
         most = min(longest, model.max_length or longest)
-        given.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
+        batches.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
     result: dict[str, np.ndarray] = {}
-    for i, arrays in enumerate(given):
+    for i, arrays in enumerate(batches):
         result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}
         result |= {f"case{i}/out/{name}": tensor.numpy() for name, tensor in model.answer(arrays).items()}
     return result
 
 
 def _random_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> dict[str, Tensor]:
-    given = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
+    arrays = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
     if model.types:
-        given["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * given["attention_mask"]
-    return given
+        arrays["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * arrays["attention_mask"]
+    return arrays
 
 
 def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]]:
@@ -170,19 +170,19 @@ def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]
 
 
 def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel) -> list[tuple[int, int]]:
-    """(id, kind) of each token."""
-    found = reader.encode(text[0], text[1] if len(text) > 1 else None)
-    row = [(i, kind) for i, kind in zip(found.ids, found.type_ids, strict=True) if i < model.rows]
+    """(id, token type) of each token."""
+    encoding = reader.encode(text[0], text[1] if len(text) > 1 else None)
+    row = [(i, type_id) for i, type_id in zip(encoding.ids, encoding.type_ids, strict=True) if i < model.rows]
     return row[: model.max_length] or [(model.pad_id, 0)]
 
 
 def _padded(rows: list[list[tuple[int, int]]], model: EncoderModel) -> dict[str, Tensor]:
     lengths = [len(row) for row in rows]
-    ids, kinds = torch.full((len(rows), max(lengths)), model.pad_id), torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    ids, types = torch.full((len(rows), max(lengths)), model.pad_id), torch.zeros(len(rows), max(lengths), dtype=torch.long)
     for i, row in enumerate(rows):
-        ids[i, : len(row)], kinds[i, : len(row)] = torch.tensor([one for one, _ in row]), torch.tensor([kind for _, kind in row])
-    given = {"input_ids": ids, "attention_mask": real(lengths).long()}
-    return given | ({"token_type_ids": kinds.clamp(max=model.types - 1)} if model.types else {})
+        ids[i, : len(row)], types[i, : len(row)] = torch.tensor([one for one, _ in row]), torch.tensor([type_id for _, type_id in row])
+    arrays = {"input_ids": ids, "attention_mask": real(lengths).long()}
+    return arrays | ({"token_type_ids": types.clamp(max=model.types - 1)} if model.types else {})
 
 
 def until(row: list[int], ends: set[int]) -> list[int]:

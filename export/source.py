@@ -11,6 +11,7 @@ import onnx
 from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Seq2Seq
 from onnxport.export.description import SelfDescribing
+from onnxport.export.exported import ChatTemplate
 from onnxport.export.tokenizers.folder import tokenizer_bytes, vocabulary_problem
 
 
@@ -36,9 +37,8 @@ class OnnxFile:
 class Source:
     """What the exporter starts from.
 
-    task: what the source itself says, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
-    bytes of a tokenizer.json. settings: the model's settings, ready for JSON. chat: `template`, a text, and `tokens`, its special tokens
-    by name. owned: nobody else holds the adapter's modules.
+    task: of the source itself, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
+    bytes of a tokenizer.json. settings: the model's settings, ready for JSON. owned: nobody else holds the adapter's modules.
     """
 
     adapter: Adapter | SelfDescribing | OnnxFile
@@ -48,7 +48,7 @@ class Source:
     hashes: dict[str, str] = field(default_factory=dict)
     tokenizers: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    chat: dict[str, Any] | None = None
+    chat: ChatTemplate | None = None
     owned: bool = False
 
 

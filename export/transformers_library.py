@@ -1,11 +1,11 @@
-"""Hugging Face's transformers, imported only for its families and kept from talking."""
+"""Hugging Face's transformers: its import, only for its own folders, with its remarks and errors kept in hand."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxport.errors import CheckpointError, UsageError
+from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.user_code import silence
 from onnxport.extras import require
 
@@ -22,7 +22,9 @@ def import_transformers() -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps transformers' progress bars and remarks off the user's terminal."""
-    from transformers.utils import logging
+    from transformers import utils
+
+    logging: Any = utils.logging  # without types
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -38,11 +40,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def refusing(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises over a folder is a CheckpointError with its first line."""
+    """Whatever transformers raises over a folder is a CheckpointError with its message on one line."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:  # its validation raises many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"transformers refuses {folder}: {type(error).__name__}: {' '.join(lines)[:300]}") from error
+        raise CheckpointError(f"transformers refuses {folder}: {type(error).__name__}: {one_line(error)}") from error

@@ -1,13 +1,12 @@
-"""Leaves the user's modules and torch's global switches exactly as they were."""
+"""Running of the user's code, which leaves modules, torch's global switches and the terminal exactly as they were."""
 
-import contextlib
 import copy
 import io
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -28,44 +27,16 @@ def contained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Gives every buffer back its tensor and its values afterwards, whatever a forward did to it."""
-    buffers = [
-        (part, name, tensor, None if tensor is None else tensor.detach().clone())
-        for module in modules
-        for part in module.modules()
-        for name, tensor in part._buffers.items()
-    ]
+def silence() -> Iterator[None]:
+    """Keeps the exporter's progress lines and warnings off the user's terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for part, name, tensor, values in buffers:
-            part._buffers[name] = tensor
-            if tensor is not None and values is not None:
-                with torch.no_grad():
-                    tensor.copy_(values)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order, however many cores there are: the same answers to the last bit on every machine of a kind."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def masks_as_they_are() -> Iterator[None]:
-    """Keeps PyTorch's Transformer from asking whether a mask is causal: the answer is a branch on values, which cannot be traced."""
-    detect = transformer._detect_is_causal_mask
-    transformer._detect_is_causal_mask = lambda *arguments, **keywords: False
-    try:
-        yield
-    finally:
-        transformer._detect_is_causal_mask = detect
+        logging.disable(disabled)
 
 
 @contextmanager
@@ -99,6 +70,47 @@ def evaluating(*modules: nn.Module, fused: bool = False) -> Iterator[None]:
             part.training = mode
 
 
+@contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Gives every buffer back its tensor and its values afterwards, whatever a forward did to it."""
+    buffers = [
+        (part, name, tensor, None if tensor is None else tensor.detach().clone())
+        for module in modules
+        for part in module.modules()
+        for name, tensor in part._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for part, name, tensor, values in buffers:
+            part._buffers[name] = tensor
+            if tensor is not None and values is not None:
+                with torch.no_grad():
+                    tensor.copy_(values)
+
+
+@contextmanager
+def masks_as_they_are() -> Iterator[None]:
+    """Keeps PyTorch's Transformer from asking whether a mask is causal: the answer is a branch on values, which cannot be traced."""
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda *arguments, **keywords: False
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, however many cores there are: the same answers to the last bit on every machine of a kind."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def on_cpu_in_float32(parts: dict[str, Any]) -> dict[str, Any]:
     """The same parts where every floating tensor is float32 on the CPU, else a copy that is (ties between parts are kept)."""
     tensors = [t for part in parts.values() for t in _tensors(part)]
@@ -112,16 +124,3 @@ def _tensors(part: Any) -> list[Tensor]:
     if isinstance(part, nn.Module):
         return [*part.parameters(), *part.buffers()]
     return [part] if isinstance(part, Tensor) else []
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keeps the exporter's progress lines and warnings off the user's terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -1,35 +1,25 @@
-"""What the user named → one Source."""
+"""Weights of a source: their reading, their checks, their hashes, and giving their memory back."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onnxport.errors import CheckpointError, one_line
-
-if TYPE_CHECKING:
-    pass
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read piece by piece. CheckpointError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-
+from onnxport.errors import BundleError, CheckpointError, one_line
+from onnxport.export.config_checks import read_json
+from onnxport.runtime.bundle.reader import sha256
 
 PICKLES = ("*.pt", "*.pth", "*.bin")
+PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
+MAPS = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True)
@@ -76,19 +66,17 @@ def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
 
 
 def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFiles:
-    try:
-        places = json.loads(index.read_bytes())["weight_map"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {one_line(error)}; expected JSON with a weight_map") from error
-    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+    """Tensors of the files that an index names; CheckpointError when it and they do not agree."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
         raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
-    paths = [index.parent / name for name in sorted(set(places.values()))]
+    paths = [index.parent / name for name in sorted(set(files.values()))]
     if absent := [path.name for path in paths if not path.is_file()]:
         raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}; copy them into the folder")
     tensors: dict[str, Tensor] = {}
     for path in paths:
         found = read(path)
-        if lost := sorted(name for name, file in places.items() if file == path.name and name not in found):
+        if lost := sorted(name for name, file in files.items() if file == path.name and name not in found):
             raise CheckpointError(f"{path} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
         _join(tensors, found, path)
     return WeightFiles(tensors, [index, *paths])
@@ -104,7 +92,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
     except Exception as error:  # a damaged header can make any kind
         raise CheckpointError(f"{path} is not a whole safetensors file: {one_line(error)}; copy it again") from error
 
@@ -120,50 +109,6 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a state_dict of tensors by name")
     return dict(state)
-
-
-PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
-MAPS = Path("/proc/self/maps")
-
-
-def page_out(tensors: Iterable[Tensor]) -> int:
-    """Gives back the physical memory of tensors that are mapped from files; their values stay. Returns how many bytes that may free.
-
-    Tensors in memory of their own are left alone: they would be written to swap. Without /proc nothing happens.
-    """
-    try:
-        lines = [line.split() for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
-        return 0
-    files = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines if line[4] != "0"]  # with an inode
-    advised = 0
-    for tensor in tensors:
-        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages: the rest is its neighbours' too
-        length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if length > 0 and tensor.is_contiguous() and any(low <= begin and begin + length <= high for low, high in files):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), PAGEOUT)
-            advised += length
-    return advised
-
-
-def release(original: Iterable[nn.Module], kept: Iterable[nn.Module]) -> int:
-    """Takes the values out of the original's parameters that no module of `kept` shares; returns how many bytes that frees.
-
-    The original cannot be run afterwards: only for models that nobody but the exporter holds.
-    """
-    storages = {_storage(tensor) for module in kept for tensor in [*module.parameters(), *module.buffers()]}
-    freed: dict[int, int] = {}
-    for module in original:
-        for tensor in module.parameters():
-            if (place := _storage(tensor)) not in storages:
-                freed[place] = tensor.untyped_storage().nbytes()
-                tensor.data = torch.empty(0, dtype=tensor.dtype)
-    freed.pop(0, None)  # what had no values already
-    return sum(freed.values())
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], optional: dict[str, list[int]]) -> list[str]:
@@ -202,6 +147,14 @@ def without_values(part: nn.Module | Tensor) -> list[str]:
     return problems
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal. CheckpointError when it cannot be read."""
+    try:
+        return sha256(path)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def module_hashes(modules: dict[str, Any]) -> dict[str, str]:
     """sha256 of each module's class and state, name by name."""
     result = {}
@@ -216,3 +169,43 @@ def module_hashes(modules: dict[str, Any]) -> dict[str, str]:
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         result[name] = digest.hexdigest()
     return result
+
+
+def release(original: Iterable[nn.Module], kept: Iterable[nn.Module]) -> int:
+    """Takes the values out of the original's parameters that no module of `kept` shares; returns how many bytes that frees.
+
+    The original cannot be run afterwards: only for models that nobody but the exporter holds.
+    """
+    storages = {_storage(tensor) for module in kept for tensor in [*module.parameters(), *module.buffers()]}
+    freed: dict[int, int] = {}
+    for module in original:
+        for tensor in module.parameters():
+            if (place := _storage(tensor)) not in storages:
+                freed[place] = tensor.untyped_storage().nbytes()
+                tensor.data = torch.empty(0, dtype=tensor.dtype)
+    freed.pop(0, None)  # what had no values already
+    return sum(freed.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def page_out(tensors: Iterable[Tensor]) -> int:
+    """Gives back the physical memory of tensors that are mapped from files; their values stay. Returns how many bytes that may free.
+
+    Tensors in memory of their own are left alone: they would be written to swap. Without /proc nothing happens.
+    """
+    try:
+        lines = [line.split() for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return 0
+    files = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines if line[4] != "0"]  # with an inode
+    advised = 0
+    for tensor in tensors:
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages: the rest is its neighbours' too
+        length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if length > 0 and tensor.is_contiguous() and any(low <= begin and begin + length <= high for low, high in files):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), PAGEOUT)
+            advised += length
+    return advised

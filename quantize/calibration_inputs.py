@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +72,19 @@ def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
     return dataset
 
 
-class _Recorder(Encoder):
-    """Keeps what the encoder's graph is given."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.seen: list[dict[str, np.ndarray]] = []
-
-    def run(self, inputs: Any) -> dict[str, np.ndarray]:
-        """As Encoder."""
-        self.seen.append({name: np.array(array) for name, array in inputs.items()})
-        return super().run(inputs)
-
-
 def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[Any]) -> list[dict[str, np.ndarray]]:
-    encoder = _Recorder(bundle, bundle.variants[variant], Sessions.choose("cpu"), model._source())
+    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.choose("cpu"), model._source())
+    feeds: list[dict[str, np.ndarray]] = []
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds.append({name: np.array(array) for name, array in inputs.items()})
+        return encoder.run(inputs)
+
+    recorder = replace(encoder, run=run)
     texts = [(item["question"], item["context"]) if isinstance(item, dict) else item for item in items]
-    for _ in encoder.each(encoder.windows(texts, None, TOKENS), ROWS):
+    for _ in recorder.each(recorder.windows(texts, None, TOKENS), ROWS):
         pass
-    return encoder.seen
+    return feeds
 
 
 def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
@@ -132,7 +127,7 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
         raise DataError(f"{data}: a bundle for {bundle.task} is calibrated on texts, not on arrays")
     arrays = read_npz(data, DataError, "give a .npz of the model's input arrays")
     (role,) = bundle.variants[variant].graphs
-    encoder = Encoder(bundle, bundle.variants[variant], Sessions.choose("cpu"), None)
+    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.choose("cpu"), None)
     bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if bad:
         raise DataError(f"{data}: {bad[0]} holds NaN or infinity, expected what the model will see")

@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         x = self.embedding(ids, positions, types)
         attended = (mask != 0)[:, None, None, :]
         if isinstance(self.relative, Distances):
-            assert types is not None, "relations need kinds of tokens"
+            assert types is not None, "relations need token types"
             attended = self.relative(attended, types)
         elif self.relative is not None:
             bias = self.relative(positions[None], positions)

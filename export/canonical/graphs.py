@@ -1,6 +1,5 @@
 """Canonical graphs of a model: their check against the original's golden answers, and their trace to ONNX."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,21 @@ from onnxport.errors import ParityError
 from onnxport.export.canonical.load_weights import CanonicalGraph
 from onnxport.export.canonical.settings import skip_norms
 from onnxport.export.trace.tracer import Shapes, trace
+from onnxport.runtime.bundle import golden
+from onnxport.runtime.bundle.interface import (
+    ATTENTION_MASK,
+    CROSS,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_INDEX,
+    PAST,
+    POSITION_IDS,
+    PRESENT,
+    SELF_MASK,
+    SOURCE_MASK,
+    TOKEN_TYPE_IDS,
+    cache_names,
+)
 
 TOLERANCE = 1e-4  # of the size of an answer, where that is above 1
 
@@ -29,7 +43,7 @@ class CanonicalModel:
         return layer.kv_heads, layer.size
 
     def padded_heads(self) -> dict[str, list[int]]:
-        """Role → true size of a head and the size that the kernels are given, where they take no such heads."""
+        """Role → true size of a head and the padded size, where kernels take no heads of the true one."""
         sizes = {role: [layer.head, layer.size] for role, graph in self.graphs.items() for layer in graph.stack.layers[:1]}
         return {role: [head, size] for role, (head, size) in sizes.items() if head != size}
 
@@ -42,17 +56,17 @@ class CanonicalModel:
 def check_seq2seq(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
     """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
     names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
-    for case in cases(goldens, "seq"):
-        source, mask, ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in names)
+    for case in golden.teacher_forced(goldens):
+        source, mask, ids, lengths, logits = (torch.from_numpy(case[name]) for name in names)
         flat = canonical.graphs["encoder"].module(source, mask)
-        memory = {"source_mask": mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
+        memory = {SOURCE_MASK: mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
         _check_decoding(canonical, ids, lengths, logits, memory)
 
 
 def check_causal(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
     """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
-    for case in cases(goldens, "seq"):
-        ids, lengths, logits = (torch.from_numpy(goldens[f"{case}/{name}"]) for name in ("input_ids", "lengths", "logits"))
+    for case in golden.teacher_forced(goldens):
+        ids, lengths, logits = (torch.from_numpy(case[name]) for name in ("input_ids", "lengths", "logits"))
         _check_decoding(canonical, ids, lengths, logits, {})
 
 
@@ -62,11 +76,6 @@ def _check_decoding(canonical: CanonicalModel, ids: Tensor, lengths: Tensor, log
     compared = (torch.arange(ids.shape[1])[None, :] < lengths[:, None])[:, :, None]
     agree(logits, decoding.prefill(ids, **memory) * compared, "logits of a prefill")
     agree(logits, decoding.steps(ids, **memory) * compared, "logits of cached steps")
-
-
-def cases(goldens: Mapping[str, np.ndarray], prefix: str) -> list[str]:
-    """Names of the cases that begin with `prefix`."""
-    return sorted({name.split("/")[0] for name in goldens if name.startswith(prefix)})
 
 
 def agree(original: Tensor, canonical: Tensor, what: str) -> None:
@@ -115,21 +124,18 @@ def trace_source_encoder(canonical: CanonicalModel, opset: int) -> ir.Model:
     encoder = canonical.graphs["encoder"]
     heads, size = canonical.head()
     axes = {0: "batch", 1: "source"}
-    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "source_mask": torch.ones(3, 5, dtype=torch.int32)}
-    outputs: Shapes = {
-        f"cross_{kind}_{i}": ("batch", heads, "source", size)
-        for i in range(len(canonical.graphs["decoder"].stack.layers))
-        for kind in ("key", "value")
-    }
+    inputs = {INPUT_IDS: torch.zeros(3, 5, dtype=torch.long), SOURCE_MASK: torch.ones(3, 5, dtype=torch.int32)}
+    layers = len(canonical.graphs["decoder"].stack.layers)
+    outputs: Shapes = dict.fromkeys(cache_names(CROSS, layers), ("batch", heads, "source", size))
     return trace(encoder.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, encoder.names, opset, "encoder")
 
 
 def trace_text_encoder(graph: CanonicalGraph, types: bool, outputs: Shapes, opset: int) -> ir.Model:
     """`input_ids`, `attention_mask` and, with `types`, `token_type_ids` [batch, sequence] → `outputs`."""
     axes = {0: "batch", 1: "sequence"}
-    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    inputs = {INPUT_IDS: torch.zeros(3, 5, dtype=torch.long), ATTENTION_MASK: torch.ones(3, 5, dtype=torch.long)}
     if types:
-        inputs["token_type_ids"] = torch.zeros(3, 5, dtype=torch.long)
+        inputs[TOKEN_TYPE_IDS] = torch.zeros(3, 5, dtype=torch.long)
     return trace(graph.module, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, graph.names, opset, "encoder")
 
 
@@ -140,35 +146,31 @@ def trace_decoder(canonical: CanonicalModel, opset: int) -> ir.Model:
     heads, size = canonical.head()
     sources, batch, length, past, source = 3, 6, 4, 5, 7
     inputs: dict[str, Any] = {
-        "input_ids": torch.zeros(batch, length, dtype=torch.long),
-        "position_ids": torch.zeros(batch, length, dtype=torch.long),
-        "logits_index": torch.zeros(batch, dtype=torch.long),
-        "self_mask": torch.ones(batch, 1, length, past + length, dtype=torch.bool),
+        INPUT_IDS: torch.zeros(batch, length, dtype=torch.long),
+        POSITION_IDS: torch.zeros(batch, length, dtype=torch.long),
+        LOGITS_INDEX: torch.zeros(batch, dtype=torch.long),
+        SELF_MASK: torch.ones(batch, 1, length, past + length, dtype=torch.bool),
         "past": [(torch.zeros(batch, heads, past, size), torch.zeros(batch, heads, past, size)) for _ in range(layers)],
     }
     cache = {0: "batch", 2: "past"}
     dynamic: dict[str, Any] = {
-        "input_ids": {0: "batch", 1: "length"},
-        "position_ids": {0: "batch", 1: "length"},
-        "logits_index": {0: "batch"},
-        "self_mask": {0: "batch", 2: "length", 3: "total"},
+        INPUT_IDS: {0: "batch", 1: "length"},
+        POSITION_IDS: {0: "batch", 1: "length"},
+        LOGITS_INDEX: {0: "batch"},
+        SELF_MASK: {0: "batch", 2: "length", 3: "total"},
         "past": [(cache, cache)] * layers,
     }
-    names = [*list(inputs)[:4], *_pairs("past", layers)]
+    names = [INPUT_IDS, POSITION_IDS, LOGITS_INDEX, SELF_MASK, *cache_names(PAST, layers)]
     if cross:
-        inputs["source_mask"] = torch.ones(sources, source, dtype=torch.int32)
+        inputs[SOURCE_MASK] = torch.ones(sources, source, dtype=torch.int32)
         inputs["cross"] = [(torch.zeros(sources, heads, source, size), torch.zeros(sources, heads, source, size)) for _ in range(layers)]
         memory = {0: "source_batch", 2: "source"}
-        dynamic |= {"source_mask": {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
-        names += ["source_mask", *_pairs("cross", layers)]
+        dynamic |= {SOURCE_MASK: {0: "source_batch", 1: "source"}, "cross": [(memory, memory)] * layers}
+        names += [SOURCE_MASK, *cache_names(CROSS, layers)]
     vocabulary = decoder.module.vocabulary
-    outputs: Shapes = {"logits": ("batch", vocabulary)}
-    outputs |= dict.fromkeys(_pairs("present", layers), ("batch", heads, "total", size))
+    outputs: Shapes = {LOGITS: ("batch", vocabulary)}
+    outputs |= dict.fromkeys(cache_names(PRESENT, layers), ("batch", heads, "total", size))
     return trace(decoder.module, inputs, dynamic, names, outputs, decoder.names, opset, "decoder")
-
-
-def _pairs(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}_{kind}_{i}" for i in range(layers) for kind in ("key", "value")]
 
 
 def expected_fusions(canonical: CanonicalModel) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""A linear projection that keeps its weight as ONNX's MatMul wants it."""
+"""Building blocks of the canonical Transformer: linear projections, norms, activations and the feed-forward block."""
 
 from collections.abc import Callable
 

@@ -115,7 +115,7 @@ def decoder(weights: StackWeights, head: Named, bias: Named | None, scale: float
 
 def same_storage(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one and the same table."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    return bool(a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
 class _Loader:

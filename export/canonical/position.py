@@ -1,4 +1,4 @@
-"""Token embedding with optional absolute positions, and the tables of the other ways to tell positions."""
+"""Token embedding with optional absolute positions, and the tables of rotary and relative positions."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class Embedding(nn.Module):
         if self.scale != 1.0:
             x = x * self.scale
         if self.types is not None:
-            assert type_ids is not None, "an embedding of kinds of tokens needs them"
+            assert type_ids is not None, "an embedding of token types needs them"
             x = x + F.embedding(type_ids, self.types)
         if self.positions is not None:
             x = x + F.embedding(position_ids, self.positions)

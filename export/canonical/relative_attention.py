@@ -1,9 +1,9 @@
-"""Self attention whose scores tell distances and kinds of tokens beside contents, as XLNet has it.
+"""Self attention whose scores depend on distances and token types beside contents, as XLNet has it.
 
 Scores are those of Transformer-XL (Dai et al. 2019) with XLNet's relative encoding of segments (Yang et al. 2019): for query i and key j
-scale * ((q_i + u) k_j + (q_i + v) R r_(i-j) + (q_i + s) e_[kinds differ]). The first term is the usual attention; the other two are added
+scale * ((q_i + u) k_j + (q_i + v) R r_(i-j) + (q_i + s) e_[types differ]). The first term is the usual attention; the other two are added
 to its scores as a bias. What all keys of a query have in common does not count behind a softmax, so the last term is only the
-difference of both e, where kinds differ: one number a head and query, hence a projection of its own.
+difference of both e, where types differ: one number a head and query, hence a projection of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxport.export.canonical.settings import Layer
 
 class Relations(NamedTuple):
     """What all layers share: keys that may be seen, bool [batch, 1, 1, length]; encoded distances [2 * length, hidden] from `length`
-    positions back to `length - 1` ahead; whether two tokens are of different kinds, float 0 or 1 [batch, 1, length, length]."""
+    positions back to `length - 1` ahead; whether two tokens are of different types, float 0 or 1 [batch, 1, length, length]."""
 
     seen: Tensor
     distances: Tensor

@@ -1,4 +1,4 @@
-"""What a canonical Transformer is made of."""
+"""Settings of a canonical Transformer: its layers and their stacks."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class Layer:
 
     kv_heads: of keys and values, as many as `heads` by default. head: the true size of one. rotary: positions turn queries and keys, whose
     halves are then padded apart. scale: of scores, 1 / sqrt(head) by default. qk_eps: of RMS norms of each head's queries and keys.
-    window: positions that a query sees, its own the last; None for all. relations: scores tell distances and kinds (RelativeAttention).
+    window: positions that a query sees, its own the last; None for all. relations: see RelativeAttention.
     """
 
     heads: int
@@ -44,7 +44,7 @@ class Layer:
 
 
 def _padded(size: int) -> int:
-    """The next multiple of 8: what GroupQueryAttention asks for."""
+    """The next multiple of 8: what GroupQueryAttention needs."""
     return (size + 7) // 8 * 8
 
 
@@ -52,7 +52,7 @@ def _padded(size: int) -> int:
 class Stack:
     """Layers with an optional norm of what enters them and an optional final one.
 
-    cross: whether each layer attends to a memory. types: kinds of tokens with an embedding each, 0 for none. rotary: positions of the
+    cross: whether each layer attends to a memory. types: token types with an embedding each, 0 for none. rotary: positions of the
     tables that turn queries and keys, 0 for none. relative: entries of the table of biases by distance, 0 for none. distances: positions of
     the table of encoded distances, 0 for none.
     """

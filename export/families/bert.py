@@ -1,4 +1,4 @@
-"""BERT: layers normed after their residuals, learned positions, kinds of tokens."""
+"""BERT: layers normed after their residuals, learned positions, token types."""
 
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames

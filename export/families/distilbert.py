@@ -1,4 +1,4 @@
-"""DistilBERT: BERT's layers under other names, without kinds of tokens."""
+"""DistilBERT: BERT's layers under other names, without token types."""
 
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.config_checks import DEPTH, WIDTH, Key, dropout, integer, one_of

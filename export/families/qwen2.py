@@ -7,11 +7,11 @@ from onnxport.export.families.llama import PATHS, TABLE, gated
 from onnxport.export.hugging_face.causal import LLAMA, CausalFamily
 from onnxport.export.hugging_face.config_keys import FLAG, always
 
-KINDS = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def _kinds(value: Any) -> str | None:
-    return None if isinstance(value, list) and set(value) <= set(KINDS) else f"a list of {' and '.join(KINDS)}"
+def _layer_types(value: Any) -> str | None:
+    return None if isinstance(value, list) and set(value) <= set(LAYER_TYPES) else f"a list of {' and '.join(LAYER_TYPES)}"
 
 
 KEYS = {
@@ -19,7 +19,7 @@ KEYS = {
     "sliding_window": Key(optional(integer(1, LENGTH)), None),
     "use_sliding_window": FLAG,
     "max_window_layers": Key(optional(integer(0, LENGTH)), None),
-    "layer_types": Key(optional(_kinds), None),
+    "layer_types": Key(optional(_layer_types), None),
     "use_mrope": always(False),
 }
 

@@ -1,4 +1,4 @@
-"""T5, of version 1.0 (relu, tied) and 1.1 (gated, untied): RMS norms before the blocks, positions told by biases of distances."""
+"""T5, of version 1.0 (relu, tied) and 1.1 (gated, untied): RMS norms before the blocks, positions as biases of distances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed, transposed
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional, read_keys
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.seq2seq import HuggingFaceSeq2Seq, Seq2SeqFamily
@@ -89,13 +89,10 @@ TABLE = WeightTable(
 class T5Family(Seq2SeqFamily):
     """T5 and what differs from it in name only."""
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(given, KEYS, IGNORED | KNOWN | DERIVED_KEYS)
-        named = given.get("architectures")
-        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
-            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
-        return problems
+        _, _, problems = read_keys(config, KEYS, IGNORED | KNOWN | DERIVED_KEYS)
+        return problems + architecture_problems(config, self.classes)
 
     def vocabularies(self, config: Any) -> dict[str, int]:
         """Rows of the one table."""
@@ -168,7 +165,7 @@ def t5(model_type: str, prefix: str) -> T5Family:
         model_type=model_type,
         classes=(f"{prefix}ForConditionalGeneration", f"{prefix}Model"),
         table=TABLE,
-        task=lambda given: "text2text",
+        task=lambda config: "text2text",
         prefix="",
         settings=frozenset(KEYS),
     )

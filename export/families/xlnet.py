@@ -1,4 +1,4 @@
-"""XLNet: layers normed after their residuals, scores that tell distances and kinds of tokens, [CLS] at the end, padding on the left.
+"""XLNet: layers normed after their residuals, scores that depend on distances and token types, [CLS] at the end, padding on the left.
 
 The stream of contents alone; the other one is for training by permutations. A text's answers depend neither on what it is padded with nor
 on which side: padding is never seen, and scores know distances only. Memories of earlier segments are not fed.
@@ -28,7 +28,7 @@ from onnxport.export.hugging_face.sentence_transformers import read_modules
 from onnxport.export.tokenizers import special_tokens
 from onnxport.export.transformers_library import import_transformers
 
-LONGEST = 512  # tokens of a text where the folder does not say: no config of XLNet does, and these are what it was trained with
+LONGEST = 512  # tokens of a text where the folder has no limit: no config of XLNet does, and these are what it was trained with
 BEAMS = "XLNetForQuestionAnswering"
 
 
@@ -52,14 +52,14 @@ def _scaled(weight: Tensor, layer: Layer) -> Tensor:
     return _padded(weight, layer) * layer.score_scale
 
 
-def _kinds(weight: Tensor, layer: Layer) -> Tensor:
-    """What makes queries [n, heads, head], and behind it the keys of the same and of the other kind → the scores' difference [n, heads]."""
+def _types(weight: Tensor, layer: Layer) -> Tensor:
+    """What makes queries [n, heads, head], and behind it the keys of the same and of the other type → the scores' difference [n, heads]."""
     return (weight[:-2] * (weight[-1] - weight[-2])).sum(-1) * layer.score_scale
 
 
-def _kinds_bias(weight: Tensor, layer: Layer) -> Tensor:
+def _types_bias(weight: Tensor, layer: Layer) -> Tensor:
     """The same of one bias of queries [1, heads, head] → [heads]."""
-    return _kinds(weight, layer)[0]
+    return _types(weight, layer)[0]
 
 
 TABLE = WeightTable(
@@ -67,8 +67,8 @@ TABLE = WeightTable(
         Row(("rel_attn.q", "rel_attn.k", "rel_attn.v"), "attention.qkv.weight", _packed, "rel_attn.qkv.weight"),
         Row(("rel_attn.o",), "attention.out.weight", _merged, "rel_attn.o.weight"),
         Row(("rel_attn.r",), "attention.distance.weight", _scaled, "rel_attn.r.weight"),
-        Row(("rel_attn.q", "rel_attn.seg_embed"), "attention.kind.weight", _kinds, "rel_attn.seg_embed.weight"),
-        Row(("rel_attn.r_s_bias", "rel_attn.seg_embed"), "attention.kind.bias", _kinds_bias, "rel_attn.seg_embed.bias"),
+        Row(("rel_attn.q", "rel_attn.seg_embed"), "attention.kind.weight", _types, "rel_attn.seg_embed.weight"),
+        Row(("rel_attn.r_s_bias", "rel_attn.seg_embed"), "attention.kind.bias", _types_bias, "rel_attn.seg_embed.bias"),
         Row(("rel_attn.r_w_bias",), "attention.content_bias", _padded, "rel_attn.r_w_bias"),
         Row(("rel_attn.r_r_bias",), "attention.distance_bias", _padded, "rel_attn.r_r_bias"),
         *norm("rel_attn.layer_norm", "attention_norm"),
@@ -111,25 +111,25 @@ KEYS: dict[str, Key] = {
 class XLNetFamily(EncoderFamily):
     """EncoderFamily with what is XLNet's own in its config, tensors and adapter."""
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        problems = super().problems(given)
-        if given.get("architectures") == [BEAMS]:
+        problems = super().problems(config)
+        if config.get("architectures") == [BEAMS]:
             problems[-1] = f"architectures is {BEAMS}, whose ends are searched for each of several starts, expected {BEAMS}Simple"
         problems += [
-            f"{alias} is {given[alias]!r:.40}, expected {name}'s {given[name]!r:.40}"
+            f"{alias} is {config[alias]!r:.40}, expected {name}'s {config[name]!r:.40}"
             for alias, name in ALIASES.items()
-            if alias in given and name in given and given[alias] != given[name]
+            if alias in config and name in config and config[alias] != config[name]
         ]
         return problems
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not: the start of the stream for training, and heads where only the states count."""
         mask = r"(^|\.)mask_emb$"
-        return (mask,) if self.heads[self.class_name(given)] else (mask, r"^(?!transformer\.|word_embedding\.|layer\.)")
+        return (mask,) if self.heads[self.class_name(config)] else (mask, r"^(?!transformer\.|word_embedding\.|layer\.)")
 
     def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> XLNetEncoder:
-        """The loaded model with what the folder says of texts."""
+        """The loaded model with the folder's settings of texts."""
         path = folder / special_tokens.FILES[0]
         return XLNetEncoder(self, model, read_modules(folder), read_json(path) if path.is_file() else {})
 
@@ -176,7 +176,7 @@ class XLNetEncoder(HuggingFaceEncoder):
         config, base = self.model.config, self._base()
         path = "" if self.head is None else self.family.base
         state = dict(base.named_parameters(remove_duplicate=False))
-        # one more row of what makes queries, so that it can be joined with the keys of kinds
+        # one more row of what makes queries, so that it can be joined with the keys of token types
         state |= {name: tensor[None] for name, tensor in state.items() if name.endswith(".r_s_bias")}
         layer = Layer(
             heads=config.n_head,
@@ -214,16 +214,16 @@ class LeftPadded(TransformersEncoder):
         super().__init__(model, names)
         self.by_token = by_token
 
-    def answer(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """As TransformersEncoder; what is answered at padding is the original's for another distance, and nobody's to read."""
-        length = given["attention_mask"].shape[1]
-        padding = length - given["attention_mask"].sum(1, keepdim=True)
+        length = inputs["attention_mask"].shape[1]
+        padding = length - inputs["attention_mask"].sum(1, keepdim=True)
         places = torch.arange(length)
-        found = super().answer({name: tensor.gather(1, (places - padding) % length) for name, tensor in given.items()})
+        answers = super().answer({name: tensor.gather(1, (places - padding) % length) for name, tensor in inputs.items()})
         if not self.by_token:
-            return found
+            return answers
         rows = torch.arange(len(padding))[:, None]
-        return {name: tensor[rows, (places + padding) % length] for name, tensor in found.items()}
+        return {name: tensor[rows, (places + padding) % length] for name, tensor in answers.items()}
 
 
 FAMILIES = (

@@ -15,6 +15,7 @@ from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.description import EncoderModel
+from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.encoder import OPTIONAL_TENSORS, text_encoding
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersEncoder
@@ -39,10 +40,9 @@ UNSUPPORTED = {  # settings that another program than the class alone would have
 }
 
 
-def other_encoder(model_type: str, given: Mapping[str, Any], where: Path, known: str) -> OtherEncoder:
+def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known: str) -> OtherEncoder:
     """The family of a `model_type` that transformers knows and we do not. CheckpointError, with `known`: it is no encoder of texts."""
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto, modeling_auto
 
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(
@@ -50,7 +50,7 @@ def other_encoder(model_type: str, given: Mapping[str, Any], where: Path, known:
         )
 
     transformers = import_transformers()
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]:
         raise refuse(f"which transformers {transformers.__version__} does not know")
     named = {table: getattr(modeling_auto, table).get(model_type) for table in TABLES}
     classes = {name: TABLES[table] for table, found in named.items() for name in ([found] if isinstance(found, str) else found or [])}
@@ -60,11 +60,11 @@ def other_encoder(model_type: str, given: Mapping[str, Any], where: Path, known:
         raise refuse("of which transformers has no encoder")
     with quiet(), refusing(where.parent):
         cls = getattr(transformers, base)
-        config = cls.config_class.from_dict(dict(given))
-    if config.is_encoder_decoder:
+        model_config = cls.config_class.from_dict(dict(config))
+    if model_config.is_encoder_decoder:
         raise refuse("an encoder-decoder")
     masked, causal = (model_type in getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES") for kind in ("MASKED", "CAUSAL"))
-    if (causal and not masked) or getattr(config, "is_decoder", False):
+    if (causal and not masked) or getattr(model_config, "is_decoder", False):
         raise refuse("a decoder")
     reads = inspect.signature(cls.forward).parameters
     if lacking := [name for name in READS if name not in reads]:
@@ -88,47 +88,44 @@ class OtherEncoder:
         """Of the encoder's tensors in classes with a head."""
         return f"{self.base_prefix}."
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """What the class alone would not do; all else in a config.json is between it and transformers."""
-        problems = [f"{key} is {given[key]!r:.60}: {what} cannot be exported" for key, what in UNSUPPORTED.items() if given.get(key)]
-        named = given.get("architectures")
-        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
-            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
-        return problems
+        problems = [f"{key} is {config[key]!r:.60}: {what} cannot be exported" for key, what in UNSUPPORTED.items() if config.get(key)]
+        return problems + architecture_problems(config, self.classes)
 
-    def class_name(self, given: Mapping[str, Any]) -> str:
+    def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of `architectures`, or the one that gives hidden states."""
-        named = (given.get("architectures") or [None])[0]
+        named = (config.get("architectures") or [None])[0]
         return named if isinstance(named, str) and self.classes.get(named) is not None else self.base
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not: of hidden states, whatever is of a head."""
-        if self.class_name(given) != self.base:
+        if self.class_name(config) != self.base:
             return OPTIONAL_TENSORS
         from transformers.initialization import no_init_weights
 
         cls = getattr(import_transformers(), self.base)
         with quiet(), torch.device("meta"), no_init_weights():
-            shell = cls(cls.config_class.from_dict(dict(given)))
+            shell = cls(cls.config_class.from_dict(dict(config)))
         parts = "|".join(re.escape(name) for name, _ in [*shell.named_children(), *shell.named_parameters(recurse=False)])
         return (*OPTIONAL_TENSORS, r"(^|\.)pooler\.", rf"^(?!{re.escape(self.prefix)}|({parts})(\.|$)).*")
 
-    def task(self, given: Mapping[str, Any]) -> str | None:
+    def task(self, config: Mapping[str, Any]) -> str | None:
         """What the class is for."""
-        return self.classes[self.class_name(given)] or "embedding"
+        return self.classes[self.class_name(config)] or "embedding"
 
     def vocabularies(self, config: Any) -> dict[str, int]:
         """Rows of the one table."""
         return {"source": config.vocab_size, "target": config.vocab_size}
 
     def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> TracedEncoder:
-        """The loaded model with what the folder says of texts."""
+        """The loaded model with the folder's settings of texts."""
         return TracedEncoder(model, self.classes[type(model).__name__], read_modules(folder))
 
 
 @dataclass(eq=False)
 class TracedEncoder:
-    """An encoder of texts of transformers, whatever is inside. task: of its head, None without one. encoding: what the folder says."""
+    """An encoder of texts of transformers, whatever is inside. task: of its head, None without one. encoding: see `read_modules`."""
 
     model: Any
     task: str | None
@@ -145,7 +142,7 @@ class TracedEncoder:
 
     @cached_property
     def types(self) -> int:
-        """Kinds of tokens that it tells apart by an input."""
+        """Token types of its input `token_type_ids`, 0 without one."""
         reads = inspect.signature(self.model.forward).parameters
         return int(getattr(self.model.config, "type_vocab_size", 0) or 0) if "token_type_ids" in reads else 0
 

@@ -19,12 +19,12 @@ from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, optional, read_keys
 from onnxport.export.description import CausalModel
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import TransformersCausal
 
-ROTARY = ("default", "linear", "llama3", "yarn")  # kinds whose tables do not depend on the length of a text
+ROTARY = ("default", "linear", "llama3", "yarn")  # rope types whose tables do not depend on the length of a text
 COMMON: dict[str, Key] = {
     "vocab_size": Key(integer(1, ROWS), None),
     "tie_word_embeddings": FLAG,
@@ -76,7 +76,7 @@ OPTIONAL_TENSORS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$")  # b
 class CausalFamily:
     """A family of transformers' language models.
 
-    classes: the one with a head, then the one without. base: the decoder's name in the first. places: below the base, `tokens`, `positions`
+    classes: the one with a head, then the one without. base: the decoder's name in the first. paths: below the base, `tokens`, `positions`
     (may be missing: then positions are rotary), `norm` and `layers`. layer: settings of layer i beside heads, head and biases. widths: of a
     layer, heads, kv_heads and head.
     """
@@ -88,7 +88,6 @@ class CausalFamily:
     paths: Mapping[str, str]
     keys: Mapping[str, Key]
     layer: Callable[[Any, int], dict[str, Any]]
-    more: Callable[[Mapping[str, Any]], list[str]] = lambda given: []
     kind: Literal["causal"] = "causal"
     settings: frozenset[str] = field(default_factory=frozenset)
 
@@ -97,23 +96,20 @@ class CausalFamily:
         """Of the decoder's tensors in the class with a head."""
         return f"{self.base}."
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(given, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
-        named = given.get("architectures")
-        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in self.classes):
-            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(self.classes)}")
-        return problems + self.more(given)
+        _, _, problems = read_keys(config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
+        return problems + architecture_problems(config, self.classes)
 
-    def class_name(self, given: Mapping[str, Any]) -> str:
+    def class_name(self, config: Mapping[str, Any]) -> str:
         """The class with a head; a model without is loaded into it where its head is tied."""
         return self.classes[0]
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Buffers."""
         return OPTIONAL_TENSORS
 
-    def task(self, given: Mapping[str, Any]) -> str | None:
+    def task(self, config: Mapping[str, Any]) -> str | None:
         """The one of all language models."""
         return "text-generation"
 

@@ -1,6 +1,6 @@
-"""The config.json of Hugging Face's encoder-decoders, as transformers 4 and 5 write it: what must hold, and what does not matter."""
+"""Keys of Hugging Face's config.json, as transformers 4 and 5 write it: those that must hold, and those that do not matter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, one_of, read_keys
@@ -26,7 +26,7 @@ ACTIVATIONS = {
 
 
 def always(*values: Any) -> Key:
-    """A key that may only say what the class does anyway."""
+    """A key that may only hold what the class does anyway."""
     return Key(one_of(*values), None)
 
 
@@ -69,25 +69,31 @@ IGNORED = frozenset(
 )
 
 
-def config_problems(given: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
+def architecture_problems(config: Mapping[str, Any], classes: Iterable[str]) -> list[str]:
+    """What is wrong with `architectures`, which may be missing, or names one of the classes."""
+    named, known = config.get("architectures"), list(classes)
+    if named is None or (isinstance(named, list) and len(named) == 1 and named[0] in known):
+        return []
+    return [f"architectures is {named!r:.60}, expected one of {', '.join(known)}"]
+
+
+def config_problems(config: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
     """Everything in a config that the canonical model would not reproduce. `keys`: the family's own beside `KEYS`."""
     known = IGNORED | ALIASES.keys() | generation_settings.KNOWN | {"force_bos_token_to_be_generated"}
-    _, usable, problems = read_keys(given, {**KEYS, **keys}, known)
+    _, usable, problems = read_keys(config, {**KEYS, **keys}, known)
     problems += [
-        f"{alias} is {given[alias]!r:.40}, expected {name}'s {given[name]!r:.40}"
+        f"{alias} is {config[alias]!r:.40}, expected {name}'s {config[name]!r:.40}"
         for alias, name in ALIASES.items()
-        if alias in given and name in given and given[alias] != given[name]
+        if alias in config and name in config and config[alias] != config[name]
     ]
-    named = given.get("architectures")
-    if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in classes):
-        problems.append(f"architectures is {named!r:.60}, expected {' or '.join(f'[{name!r}]' for name in classes)}")
+    problems += architecture_problems(config, classes)
     for side in ("encoder", "decoder"):
         heads = f"{side}_attention_heads"
-        if {"d_model", heads} <= usable and given.get("d_model") and given.get(heads) and given["d_model"] % given[heads]:
-            problems.append(f"d_model {given['d_model']} does not divide by {heads} {given[heads]}")
-    sizes = given.get("vocab_size"), given.get("decoder_vocab_size")
-    if given.get("share_encoder_decoder_embeddings", True) and None not in sizes and sizes[0] != sizes[1]:
+        if {"d_model", heads} <= usable and config.get("d_model") and config.get(heads) and config["d_model"] % config[heads]:
+            problems.append(f"d_model {config['d_model']} does not divide by {heads} {config[heads]}")
+    sizes = config.get("vocab_size"), config.get("decoder_vocab_size")
+    if config.get("share_encoder_decoder_embeddings", True) and None not in sizes and sizes[0] != sizes[1]:
         problems.append(f"embeddings are shared but vocab_size is {sizes[0]} and decoder_vocab_size {sizes[1]}")
-    if given.get("force_bos_token_to_be_generated") and given.get("forced_bos_token_id") is None:
+    if config.get("force_bos_token_to_be_generated") and config.get("forced_bos_token_id") is None:
         problems.append("force_bos_token_to_be_generated is True, expected forced_bos_token_id; transformers 5 reads only that")
     return problems

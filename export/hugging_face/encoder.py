@@ -1,4 +1,4 @@
-"""Hugging Face's bidirectional encoders as transformers loads them, described for the canonical model."""
+"""Encoders of Hugging Face as transformers loads them, described for the canonical model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_keys
 from onnxport.export.description import EncoderModel
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import TransformersEncoder
 from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.runtime.bundle.manifest import EncodingConfig
 
 PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
 IDENTITY = "torch.nn.modules.linear.Identity"  # as sentence-transformers names what a cross-encoder does to its logit
@@ -87,7 +88,7 @@ class EncoderFamily:
     """An encoder family of transformers.
 
     base: the encoder's name in classes with a head. names: config's attributes for `activation`. heads: class → head, None where it gives
-    hidden states. bare: classes whose heads are for training and left out. places: below the base, `tokens`, `positions`, `types` (may be
+    hidden states. bare: classes whose heads are for training and left out. paths: below the base, `tokens`, `positions`, `types` (may be
     missing), `norm` and `layers`. offset: rows of the table of positions before position 0, from the config.
     """
 
@@ -108,29 +109,25 @@ class EncoderFamily:
         """Of the encoder's tensors in classes with a head."""
         return f"{self.base}."
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(given, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
-        named = given.get("architectures")
-        known = [*self.heads, *self.bare]
-        if named is not None and not (isinstance(named, list) and len(named) == 1 and named[0] in known):
-            problems.append(f"architectures is {named!r:.60}, expected one of {', '.join(known)}")
-        return problems
+        _, _, problems = read_keys(config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
+        return problems + architecture_problems(config, [*self.heads, *self.bare])
 
-    def class_name(self, given: Mapping[str, Any]) -> str:
+    def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of `architectures`, or the one that gives hidden states."""
-        named = (given.get("architectures") or [None])[0]
+        named = (config.get("architectures") or [None])[0]
         return named if named in self.heads else next(name for name, head in self.heads.items() if head is None)
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not."""
-        if self.heads[self.class_name(given)] is not None:
+        if self.heads[self.class_name(config)] is not None:
             return OPTIONAL_TENSORS
         return (*OPTIONAL_TENSORS, r"(^|\.)pooler\.", rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
 
-    def task(self, given: Mapping[str, Any]) -> str | None:
+    def task(self, config: Mapping[str, Any]) -> str | None:
         """What the class is for."""
-        head = self.heads[self.class_name(given)]
+        head = self.heads[self.class_name(config)]
         return "embedding" if head is None else head.task
 
     def vocabularies(self, config: Any) -> dict[str, int]:
@@ -138,28 +135,33 @@ class EncoderFamily:
         return {"source": config.vocab_size, "target": config.vocab_size}
 
     def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceEncoder:
-        """The loaded model with what the folder says of texts."""
+        """The loaded model with the folder's settings of texts."""
         return HuggingFaceEncoder(self, model, read_modules(folder))
 
 
-def text_encoding(task: str | None, config: Any, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What the runtime needs to know of a model for `task`, None for hidden states. said: what the folder says of pooling.
+def text_encoding(task: str | None, config: Any, modules: Mapping[str, Any]) -> EncodingConfig:
+    """How the runtime handles texts of a model for `task`, None for hidden states. modules: see `read_modules`.
 
     CheckpointError: labels that lack a number, or that cannot be told apart.
     """
     if task is None:
-        return {"pooling": said.get("pooling", "mean"), "normalize": said.get("normalize", False)}
+        return EncodingConfig(pooling=modules.get("pooling", "mean"), normalize=modules.get("normalize", False))
     if task != "classification":
-        return {}
+        return EncodingConfig()
     labels = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
     if not all(labels) or len(set(labels)) < len(labels):
         raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
-    return {"labels": labels, "problem": PROBLEMS.get(config.problem_type) or ("regression" if len(labels) == 1 else "single")}
+    return EncodingConfig(labels=tuple(labels), problem=problem(config.problem_type, len(labels)))
+
+
+def problem(problem_type: str | None, labels: int | None) -> str:
+    """EncodingConfig's name of a `problem_type` of transformers; by the number of labels where there is none."""
+    return PROBLEMS.get(str(problem_type)) or ("regression" if labels == 1 else "single")
 
 
 @dataclass(eq=False)
 class HuggingFaceEncoder:
-    """A loaded encoder. encoding: pooling, normalize and max_length where the folder says so."""
+    """A loaded encoder. encoding: pooling, normalize and max_length, see `read_modules`."""
 
     family: EncoderFamily
     model: Any
@@ -255,7 +257,7 @@ class HuggingFaceEncoder:
         return StackWeights(stack, family.table, path, state, named, positions, 1.0, norms_around, paths["layers"], types)
 
     def _positions(self, base: Any) -> tuple[Any, tuple[str, Any] | None]:
-        """The table of positions, and that of kinds of tokens; a single kind is added to all positions."""
+        """The table of positions, and that of token types; a single type is added to all positions."""
         table, place = base.get_submodule(self.family.paths["positions"]).weight, self.family.paths.get("types")
         if place is None:
             return table, None

@@ -1,10 +1,10 @@
-"""A family of transformers, as the reader of Hugging Face's folders asks for it."""
+"""Protocols of the families of transformers: what the reader of Hugging Face's folders asks of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel
+from onnxport.export.description import Model
 
 
 class Decoding(NamedTuple):
@@ -15,7 +15,7 @@ class Decoding(NamedTuple):
 
 
 class Adapter(Protocol):
-    """A loaded model with what its decoding needs. `kind`, as of its family, and what every side of a comparison has to know."""
+    """A loaded model with what its decoding needs."""
 
     @property
     def model(self) -> Any:
@@ -25,39 +25,39 @@ class Adapter(Protocol):
     def max_length(self) -> int | None:
         """Positions; None where there is no bound."""
 
-    def describe(self) -> Seq2SeqModel | CausalModel | EncoderModel:
-        """The model as one of the three kinds."""
+    def describe(self) -> Model:
+        """Its description."""
 
 
 class Family(Protocol):
-    """A module of this package has one, called FAMILY.
-
-    kind: of all its models. prefix: of tensor names, which a model that was saved without its head leaves out. settings: keys of
-    config.json that a bundle's manifest repeats.
-    """
+    """Models of one model_type; those with a table of weight names stand in `onnxport.export.families`."""
 
     @property
-    def model_type(self) -> str: ...
+    def model_type(self) -> str:
+        """Its name in a config.json."""
 
     @property
-    def kind(self) -> Literal["seq2seq", "causal", "encoder"]: ...
+    def kind(self) -> Literal["seq2seq", "causal", "encoder"]:
+        """What all its models are."""
 
     @property
-    def prefix(self) -> str: ...
+    def prefix(self) -> str:
+        """The start of tensor names that a model saved without its head leaves out."""
 
     @property
-    def settings(self) -> frozenset[str]: ...
+    def settings(self) -> frozenset[str]:
+        """Keys of config.json that a bundle's manifest repeats."""
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
 
-    def class_name(self, given: Mapping[str, Any]) -> str:
+    def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of transformers that a folder with this config.json is loaded with."""
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Patterns of tensor names that may be there or not, and do not matter."""
 
-    def task(self, given: Mapping[str, Any]) -> str | None:
+    def task(self, config: Mapping[str, Any]) -> str | None:
         """Its task; None for the usual one of its kind."""
 
     def vocabularies(self, config: Any) -> dict[str, int]:

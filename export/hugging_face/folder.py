@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import read_json
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
 from onnxport.export.source import Source
@@ -20,25 +20,25 @@ from onnxport.export.transformers_library import import_transformers, quiet, ref
 from onnxport.export.weights import file_hash, read_hugging_face_weights, weight_problems
 
 
-def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
+def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source:
     """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
-    if problems := family.problems(given):
+    if problems := family.problems(config):
         raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
     transformers = import_transformers()
     files = read_hugging_face_weights(folder, allow_pickle)
     used, settings = {folder / "config.json", *files.paths}, None
     with quiet(), refusing(folder):
-        cls = getattr(transformers, family.class_name(given))
-        config = cls.config_class.from_dict(dict(given))
+        cls = getattr(transformers, family.class_name(config))
+        model_config = cls.config_class.from_dict(dict(config))
         if family.kind != "encoder":
             settings, settings_file = _generation_config(transformers, folder)
             used.add(settings_file)
-        optional_tensors = family.optional_tensors(given)
-        expected, optional, tensors = _shapes(cls, config, files.tensors, family.prefix, optional_tensors)
+        optional_tensors = family.optional_tensors(config)
+        expected, optional, tensors = _shapes(cls, model_config, files.tensors, family.prefix, optional_tensors)
     problems = weight_problems(tensors, expected, optional)
-    sizes = family.vocabularies(config)
+    sizes = family.vocabularies(model_config)
     decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
     tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
     misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
@@ -49,13 +49,13 @@ def read(family: Family, folder: Path, given: dict[str, Any], allow_pickle: bool
     adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding)
     template, template_files = chat_template.read(folder) if family.kind == "causal" and tokenizers else (None, [])
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
-    plain = {name: value for name, value in sorted(given.items()) if name in family.settings}
-    task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(given)
+    plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
+    task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(config)
     return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template, owned=True)
 
 
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
-    """What a transformers GenerationConfig says, and what is wrong with it."""
+    """The decoding of a transformers GenerationConfig, and what is wrong with it."""
     ids, problems = generation_settings.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
     ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
     search, worse = generation_settings.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
@@ -67,13 +67,7 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
     path = folder / "generation_config.json"
     own = path.is_file()
     if own:
-        try:
-            given = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(given, dict):
-            raise CheckpointError(f"{path} holds a JSON {type(given).__name__}, not an object")
-        if unknown := sorted(given.keys() - generation_settings.KNOWN):
+        if unknown := sorted(read_json(path).keys() - generation_settings.KNOWN):
             raise CheckpointError(f"{path}: {', '.join(unknown)} is not a known setting; remove it")
     else:
         path = folder / "config.json"
@@ -104,7 +98,7 @@ def _shapes(
         groups.setdefault(source, {source}).add(target)
     optional = {name for group in groups.values() if len(group & tensors.keys()) for name in group}
     for source, group in groups.items():
-        if not group & tensors.keys():  # one missing name is told for all
+        if not group & tensors.keys():  # one missing name stands for all
             optional |= group - {source}
     made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *optional_tensors]
     optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}

@@ -1,4 +1,4 @@
-"""The generation settings of a Hugging Face folder: what the decoding loop of a bundle is told, and what it cannot do."""
+"""Generation settings of a Hugging Face folder as those of a bundle, and what a bundle cannot do."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -125,7 +125,7 @@ def read_generation(config: Any, rows: int, ends: list[int], starts: bool) -> tu
     """A transformers GenerationConfig as a bundle's settings, only what changes something, and everything that a bundle cannot do.
 
     `rows`: the vocabulary of the answers; `ends`: the ids that end one; `starts`: see special_ids. A language model's lengths count the
-    prompt where they are not of new tokens: then they say nothing of answers.
+    prompt where they are not of new tokens: then they do not bound answers.
     """
     ids, found = _Ids(rows), {}  # type: _Ids, dict[str, Any]
     sampling = config.do_sample is True

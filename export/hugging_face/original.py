@@ -63,11 +63,11 @@ class TransformersEncoder:
     def __init__(self, model: Any, names: list[str], first: int = 0) -> None:
         self.model, self.names, self.first, self.modules = model, names, first, [model]
 
-    def answer(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [batch, sequence] → outputs by name."""
-        length = given["input_ids"].shape[1]
+        length = inputs["input_ids"].shape[1]
         numbered = {"position_ids": torch.arange(self.first, self.first + length)[None]} if self.first else {}
-        found = self.model(**given, **numbered)
+        found = self.model(**inputs, **numbered)
         return {name: found[name] for name in self.names}
 
 

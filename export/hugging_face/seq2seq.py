@@ -46,15 +46,15 @@ class Seq2SeqFamily:
     prefix: str = "model."
     settings: frozenset[str] = SETTINGS
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        return config_problems(given, self.keys, self.classes)
+        return config_problems(config, self.keys, self.classes)
 
-    def class_name(self, given: Mapping[str, Any]) -> str:
+    def class_name(self, config: Mapping[str, Any]) -> str:
         """The class that generates; a model without its head is loaded into it too."""
         return self.classes[0]
 
-    def optional_tensors(self, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Every tensor matters."""
         return ()
 

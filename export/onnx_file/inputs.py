@@ -1,4 +1,4 @@
-"""Seeded inputs of a foreign graph: what its names, types, shapes and tables tell of them."""
+"""Seeded inputs of a foreign graph, made by the names, types, shapes and tables that it has for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxport.export.trace.axes import other_sizes
 from onnxport.graph.edit import dims
 
 KEPT = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Add", "Where", "Clip", "Max", "Min")  # ids are ids behind them
-UNNAMED_IDS = 2  # of integers that look up no table: they may be kinds, flags or masks
+UNNAMED_IDS = 2  # of integers that look up no table: they may be token types, flags or masks
 START = {"batch": 2, "other": 5}  # sizes to begin with; further axes are longer, so that no two are alike
 Arrays = dict[str, np.ndarray]
 
@@ -79,7 +79,7 @@ def _rows(value: ir.Value, depth: int) -> Iterator[int]:
 
 def sizes(inputs: list[GraphInput]) -> list[dict[str, int]]:
     """Sizes of the free axes, several times: the first ones apart from each other, then those of `other_sizes`."""
-    labels = list(dict.fromkeys(label for given in inputs for label in given.labels()))
+    labels = list(dict.fromkeys(label for entry in inputs for label in entry.labels()))
     if not labels:
         return [{}]
     first = batches(inputs)
@@ -90,30 +90,30 @@ def sizes(inputs: list[GraphInput]) -> list[dict[str, int]]:
 
 def batches(inputs: list[GraphInput]) -> set[str]:
     """Free axes that come first in some input."""
-    return {given.shape[0][0][0] for given in inputs if given.shape and not isinstance(given.shape[0], int) and given.shape[0][0]}
+    return {entry.shape[0][0][0] for entry in inputs if entry.shape and not isinstance(entry.shape[0], int) and entry.shape[0][0]}
 
 
 def tied(inputs: list[GraphInput], axes: int) -> list[GraphInput]:
     """The first `axes` axes of all inputs, where they are free, called alike: exporters often leave them without a common name."""
 
-    def shape(given: GraphInput) -> tuple[int | tuple[tuple[str, ...], int], ...]:
-        return tuple(((f"axis{i}",), 0) if i < axes and not isinstance(size, int) else size for i, size in enumerate(given.shape))
+    def shape(entry: GraphInput) -> tuple[int | tuple[tuple[str, ...], int], ...]:
+        return tuple(((f"axis{i}",), 0) if i < axes and not isinstance(size, int) else size for i, size in enumerate(entry.shape))
 
-    return [GraphInput(given.name, given.dtype, shape(given), given.rows) for given in inputs]
+    return [GraphInput(entry.name, entry.dtype, shape(entry), entry.rows) for entry in inputs]
 
 
-def arrays(inputs: list[GraphInput], chosen: dict[str, int], seed: int) -> Arrays:
+def arrays(inputs: list[GraphInput], free: dict[str, int], seed: int) -> Arrays:
     """An array for each input. Masks are ones in the first case, and ragged rows in the others; the longest row is whole."""
     random = np.random.default_rng([20240229, seed])
-    return {given.name: _array(given, _shape(given, chosen), random, seed > 0) for given in inputs}
+    return {entry.name: _array(entry, _shape(entry, free), random, seed > 0) for entry in inputs}
 
 
-def _shape(given: GraphInput, chosen: dict[str, int]) -> tuple[int, ...]:
-    return tuple(s if isinstance(s, int) else sum(chosen[label] for label in s[0]) + s[1] for s in given.shape)
+def _shape(entry: GraphInput, free: dict[str, int]) -> tuple[int, ...]:
+    return tuple(s if isinstance(s, int) else sum(free[label] for label in s[0]) + s[1] for s in entry.shape)
 
 
-def _array(given: GraphInput, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
-    name, kind = given.name.lower(), given.dtype.kind
+def _array(entry: GraphInput, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
+    name, kind = entry.name.lower(), entry.dtype.kind
     made: np.ndarray
     if "mask" in name or name == "use_cache_branch":
         made = np.ones(shape)
@@ -122,11 +122,11 @@ def _array(given: GraphInput, shape: tuple[int, ...], random: np.random.Generato
             lengths[0] = shape[1]
             made = np.arange(shape[1])[None] < lengths[:, None]
     elif "position_ids" in name and shape:
-        made = np.broadcast_to(np.arange(shape[-1]) % (given.rows or shape[-1]), shape)
+        made = np.broadcast_to(np.arange(shape[-1]) % (entry.rows or shape[-1]), shape)
     elif kind == "b":
         made = random.random(shape) < 0.5
     elif kind in "iu":
-        made = random.integers(0, given.rows or UNNAMED_IDS, shape)
+        made = random.integers(0, entry.rows or UNNAMED_IDS, shape)
     else:
         made = random.standard_normal(shape)
-    return np.asarray(made).astype(given.dtype)
+    return np.asarray(made).astype(entry.dtype)

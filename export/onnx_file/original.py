@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onnxport.errors import BundleError, CheckpointError, one_line
 from onnxport.export.onnx_file.inputs import Arrays, GraphInput, arrays, batches, sizes, tied
 from onnxport.graph.session import open_file
 from onnxport.graph.store import write
+from onnxport.progress import Progress
 
 TIED = (0, 1, 2)  # how many leading axes all inputs share, tried in this order
 HALF_ERROR = 3e-2  # of a half-precision file against itself in float32, relative
@@ -45,22 +45,22 @@ class Original:
         return next(self.runner.run([inputs]))
 
 
-def goldens(original: Original, inputs: list[GraphInput], progress: Callable[[str], None]) -> Arrays:
+def goldens(original: Original, inputs: list[GraphInput], progress: Progress) -> Arrays:
     """`case{i}/in/...` and `case{i}/out/...` at several sizes of the free axes.
 
     CheckpointError: it runs at none, or its answers are not finite, change from run to run, or are no arrays of numbers.
     """
     inputs, first = _runnable(original, inputs)
     found = first
-    for chosen in sizes(inputs)[1:]:
+    for size in sizes(inputs)[1:]:
         try:
-            given = arrays(inputs, chosen, len(found))
+            feed = arrays(inputs, size, len(found))
             case = f"case{len({name.split('/')[0] for name in found})}"
-            found = found | _case(case, given, original.answer(given))
+            found = found | _case(case, feed, original.answer(feed))
         except CheckpointError as problem:
-            progress(f"leaving out golden answers at {chosen}: {problem}")
+            progress(f"leaving out golden answers at {size}: {problem}")
         except Exception as error:  # a size the graph itself does not take is no golden
-            progress(f"leaving out golden answers at {chosen}: {one_line(error, 120)}")
+            progress(f"leaving out golden answers at {size}: {one_line(error, 120)}")
     if not any(name.startswith("case0/out/") and array.size for name, array in found.items()):
         raise CheckpointError("the model answers nothing; export it with the outputs that are wanted")
     return found
@@ -75,13 +75,13 @@ def _runnable(original: Original, inputs: list[GraphInput]) -> tuple[list[GraphI
     for single, count in itertools.product((False, True), TIED):
         named = tied(inputs, count) if count else inputs
         begin = sizes(named)[0]
-        given = arrays(named, begin | dict.fromkeys(batches(named), 1) if single else begin, 0)
+        feed = arrays(named, begin | dict.fromkeys(batches(named), 1) if single else begin, 0)
         try:
-            answer, again = original.answer(given), original.answer(given)
+            answer, again = original.answer(feed), original.answer(feed)
         except Exception as error:  # ONNX Runtime's errors share no base class
             reasons.append(one_line(error))
             continue
-        case = _case("case0", given, answer)
+        case = _case("case0", feed, answer)
         for name, array in answer.items():
             if not np.array_equal(array, again[name]):
                 raise CheckpointError(f"output {name} is another each time the model runs; export it in eval mode, without random numbers")
@@ -89,10 +89,10 @@ def _runnable(original: Original, inputs: list[GraphInput]) -> tuple[list[GraphI
     raise CheckpointError(f"the model does not run on inputs as it declares them, export it with axes that are free: {reasons[0]}")
 
 
-def _case(case: str, given: Arrays, answer: dict[str, Any]) -> Arrays:
+def _case(case: str, feed: Arrays, answer: dict[str, Any]) -> Arrays:
     for name, array in answer.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             raise CheckpointError(f"output {name} is no tensor of numbers; export the model with tensors alone")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"the model answers NaN or infinity in {name}; check its weights")
-    return {f"{case}/in/{name}": array for name, array in given.items()} | {f"{case}/out/{name}": array for name, array in answer.items()}
+    return {f"{case}/in/{name}": array for name, array in feed.items()} | {f"{case}/out/{name}": array for name, array in answer.items()}

@@ -1,12 +1,11 @@
-"""A `model.onnx` of whatever exporter as a source: what is checked before anything runs, and what lies beside it."""
+"""ONNX files of whatever exporter as a source: their checks before anything runs, what lies beside them, and their standard graph."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,27 +15,26 @@ from google.protobuf.message import DecodeError
 from onnxscript import version_converter
 
 from onnxport.errors import CheckpointError, UsageError, one_line
-from onnxport.export.source import OnnxFile
+from onnxport.export.config_checks import read_json
+from onnxport.export.hugging_face.encoder import problem
+from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.source import OnnxFile, Source
+from onnxport.export.tokenizers.folder import tokenizer_bytes
 from onnxport.export.user_code import silence
-
-if TYPE_CHECKING:
-    from onnxport.export.source import Source
-
+from onnxport.export.weights import file_hash
+from onnxport.runtime.bundle.manifest import EncodingConfig
 
 FAMILY = "onnx"
+OLDEST = 18  # opset: reductions take their axes as an input from here on, as the nodes of int8 do
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+FLOAT = ir.DataType.FLOAT
 
 
 def read_onnx(path: Path) -> Source:
     """The file, and the tokenizer, config and pooling beside it (or above it where the folder is called onnx). CheckpointError."""
-    from onnxport.export.hugging_face.sentence_transformers import read_modules
-    from onnxport.export.source import Source
-    from onnxport.export.tokenizers.folder import tokenizer_bytes
-    from onnxport.export.weights import file_hash
-
     proto = _parsed(path)
     hashes = {path.name: file_hash(path)}
-    for name, file in _data_files(proto, path):
-        hashes[name] = file_hash(file)
+    hashes |= {name: file_hash(data) for name, data in _data_files(proto, path)}
     above = path.parent.parent if path.absolute().parent.name == "onnx" else path.parent
 
     def beside(name: str) -> Path:
@@ -46,9 +44,10 @@ def read_onnx(path: Path) -> Source:
     if beside("tokenizer.json").is_file():
         data = tokenizer_bytes(beside("tokenizer.json"))
         tokenizers = {"source": data, "target": data}
-    config = _config(beside("config.json"))
-    found = OnnxFile(path, proto, config, read_modules(beside("modules.json").parent))
-    return Source(found, path.stem if path.stem != "model" else path.absolute().parent.name, FAMILY, None, hashes, tokenizers)
+    config = read_json(beside("config.json")) if beside("config.json").is_file() else {}
+    file = OnnxFile(path, proto, config, read_modules(beside("modules.json").parent))
+    name = path.stem if path.stem != "model" else path.absolute().parent.name
+    return Source(file, name, FAMILY, hashes=hashes, tokenizers=tokenizers)
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -94,6 +93,12 @@ def _data_files(proto: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]
         yield name, file
 
 
+def is_half(proto: onnx.ModelProto) -> bool:
+    """Whether a model computes in half precision somewhere."""
+    halves = {int(kind) for kind in HALF}
+    return any(v.type.tensor_type.elem_type in halves for v in proto.graph.input) or any(t.data_type in halves for t in tensors(proto))
+
+
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """All tensors of a model: weights and constants, those of inner graphs and functions too."""
     yield from _of_graph(proto.graph)
@@ -118,42 +123,23 @@ def _of_nodes(nodes: Any) -> Iterator[onnx.TensorProto]:
                 yield from _of_graph(graph)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON; copy it again, or move it away") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(config).__name__}, expected an object; copy it again, or move it away")
-    return config
-
-
-def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) -> dict[str, Any]:
-    """What the runtime must know of texts; rows: of the token table; labels: the last dimension of `logits`."""
-    from onnxport.export.hugging_face.encoder import PROBLEMS
-
+def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) -> EncodingConfig:
+    """How the runtime handles texts. rows: of the token table; labels: the last dimension of `logits`."""
     config = file.config
     positions = config.get("max_position_embeddings")
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") and isinstance(positions, int):
         positions -= int(config.get("pad_token_id") or 0) + 1  # positions begin behind the padding's own
-    found: dict[str, Any] = {"max_length": file.encoding.get("max_length") or positions, "pad_id": int(config.get("pad_token_id") or 0)}
-    if rows is not None:
-        found["vocab_size"] = rows
+    sizes: dict[str, Any] = {"max_length": file.encoding.get("max_length") or positions, "pad_id": int(config.get("pad_token_id") or 0)}
+    sizes["vocab_size"] = rows
     if task == "embedding":
-        found |= {"pooling": file.encoding.get("pooling", "mean"), "normalize": file.encoding.get("normalize", False)}
+        pooling, normalize = file.encoding.get("pooling", "mean"), file.encoding.get("normalize", False)
+        return EncodingConfig(**sizes, pooling=pooling, normalize=normalize)
     if task == "classification":
         names = config.get("id2label")
         known = isinstance(names, dict) and labels is not None and set(names) == {str(i) for i in range(labels)}
-        found["labels"] = [str(names[str(i)]) for i in range(labels or 0)] if known and isinstance(names, dict) else None
-        found["problem"] = PROBLEMS.get(str(config.get("problem_type"))) or ("regression" if labels == 1 else "single")
-    return found
-
-
-OLDEST = 18  # reductions take their axes as an input from here on, as the nodes of int8 do
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-FLOAT = ir.DataType.FLOAT
+        texts = tuple(str(names[str(i)]) for i in range(labels or 0)) if known and isinstance(names, dict) else ()
+        return EncodingConfig(**sizes, labels=texts, problem=problem(config.get("problem_type"), labels))
+    return EncodingConfig(**sizes)
 
 
 def load(file: OnnxFile, opset: int | None) -> ir.Model:
@@ -233,10 +219,3 @@ def _inner(node: ir.Node) -> list[ir.Graph]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             found += attribute.value
     return found
-
-
-def is_half(proto: onnx.ModelProto) -> bool:
-    """Whether a model computes in half precision somewhere."""
-
-    halves = {int(kind) for kind in HALF}
-    return any(v.type.tensor_type.elem_type in halves for v in proto.graph.input) or any(t.data_type in halves for t in tensors(proto))

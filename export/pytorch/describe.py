@@ -14,10 +14,14 @@ from onnxport.export.pytorch.parts import Parts, prepare
 from onnxport.export.pytorch.transformer import stack_weights
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.weights import module_hashes
+from onnxport.runtime.bundle.manifest import EncodingConfig
 
 
 def describe(source: Source, hashed: bool = True) -> tuple[Source, Model]:
-    """The source with checked settings and, with `hashed`, hashes of the adapter's parts where it has none; and its model. CheckpointError."""
+    """The source with checked settings, and its model. CheckpointError: the adapter's parts are not what a model needs.
+
+    hashed: the source gets hashes of the adapter's parts where it has none.
+    """
     adapter = source.adapter
     assert not isinstance(adapter, Module | OnnxFile), "a module of no known kind is traced directly, a file is a graph already"
     if not isinstance(adapter, Seq2Seq | CausalLM | Encoder):
@@ -62,7 +66,7 @@ def _encoder_model(adapter: Encoder, parts: Parts, reads_text: bool) -> EncoderM
         pad_id=parts.ids["pad_id"],
         max_length=parts.max_length,
         tasks=tasks[::-1] if reads_text and parts.head is None else tasks,
-        encoding={"pooling": "cls" if adapter.pooling == "first" else "mean"},
+        encoding=EncodingConfig(pooling="cls" if adapter.pooling == "first" else "mean"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The config.json of our folder for PyTorch's own Transformer, key by key."""
+"""Folders of torch.nn.Transformer in the layout of onnxport: config.json, weights and tokenizers."""
 
 import math
 import warnings
@@ -16,7 +16,6 @@ from onnxport.export.tokenizers.folder import tokenizer_bytes, vocabulary_proble
 from onnxport.export.weights import file_hash, read_weights, weight_problems
 
 TASKS = ("translation", "summarization", "text2text")
-
 KEYS: dict[str, Key] = {
     "architecture": Key(text),
     "d_model": Key(integer(1, WIDTH)),
@@ -43,11 +42,41 @@ KEYS: dict[str, Key] = {
     "task": Key(optional(one_of(*TASKS)), None),
     "name": Key(optional(text), None),
 }
+SETTINGS = frozenset(  # arguments of torch.nn.Transformer
+    "d_model nhead num_encoder_layers num_decoder_layers dim_feedforward activation norm_first layer_norm_eps bias".split()
+)
 
 
-def read_config(given: dict[str, Any], where: str) -> dict[str, Any]:
-    """Every key with its default filled in; CheckpointError tells all problems at once."""
-    config, usable, problems = read_keys(given, KEYS)
+def read(folder: Path, values: dict[str, Any], allow_pickle: bool) -> Source:
+    """The folder as a Seq2Seq around torch.nn.Transformer. CheckpointError names all gaps of config, weights and tokenizers at once."""
+    config = read_config(values, str(folder / "config.json"))
+    files = read_weights(folder, allow_pickle)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch remarks on its own fused path
+        transformer = nn.Transformer(**{name: config[name] for name in SETTINGS}, batch_first=True, dropout=0.0)
+    expected = _expected_shapes(transformer, config)
+    optional = {"head.bias": [config["target_vocab_size"]]}
+    if config["positions"] == "sinusoidal":
+        optional["positions.weight"] = [config["max_length"], config["d_model"]]
+    problems = weight_problems(files.tensors, expected, optional)
+    tokenizers, tokenizer_files, vocabulary_problems = _tokenizers(folder, config)
+    if problems := [*problems, *vocabulary_problems]:
+        raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
+    tensors = {name: tensor.float() for name, tensor in files.tensors.items()}
+    state = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
+    transformer.load_state_dict(state, assign=True)
+    adapter = _adapter(transformer, tensors, config)
+    hashes = {path.name: file_hash(path) for path in sorted([folder / "config.json", *files.paths, *tokenizer_files])}
+    settings = {
+        name: value for name, value in config.items() if name not in ("name", "task", "dropout", "batch_first") and value is not None
+    }
+    name = config["name"] or folder.resolve().name
+    return Source(adapter, name, config["architecture"], config["task"], hashes, tokenizers, settings, owned=True)
+
+
+def read_config(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Every key with its default filled in; CheckpointError names all problems at once."""
+    config, usable, problems = read_keys(values, KEYS)
     problems += [text for names, text in _relations(config, usable) if names <= usable]
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
@@ -55,7 +84,7 @@ def read_config(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _relations(config: dict[str, Any], usable: set[str]) -> list[tuple[set[str], str]]:
-    """What is wrong between keys: (the keys it takes, what to say)."""
+    """What is wrong between keys: (the keys that must be usable, the message)."""
     found = []
     if {"d_model", "nhead"} <= usable and config["d_model"] % config["nhead"]:
         found.append(({"d_model", "nhead"}, f"d_model {config['d_model']} does not divide by nhead {config['nhead']}"))
@@ -70,56 +99,6 @@ def _relations(config: dict[str, Any], usable: set[str]) -> list[tuple[set[str],
             if {name, side} <= usable and config[name] is not None and config[name] >= config[side]:
                 found.append((set(), f"{name} is {config[name]} but {side} is {config[side]}"))
     return found
-
-
-SETTINGS = (
-    "d_model",
-    "nhead",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "dim_feedforward",
-    "activation",
-    "norm_first",
-    "layer_norm_eps",
-    "bias",
-)
-
-
-def sinusoidal(length: int, size: int) -> Tensor:
-    """The table [length, size] of "Attention Is All You Need", section 3.5: sines in even columns, cosines in odd ones."""
-    position = torch.arange(length, dtype=torch.float32)[:, None]
-    rate = torch.exp(torch.arange(0, size, 2, dtype=torch.float32) * (-math.log(10000.0) / size))
-    table = torch.zeros(length, size)
-    table[:, 0::2] = torch.sin(position * rate)
-    table[:, 1::2] = torch.cos(position * rate)[:, : size // 2]
-    return table
-
-
-def read(folder: Path, given: dict[str, Any], allow_pickle: bool) -> Source:
-    """The folder as a Seq2Seq around torch.nn.Transformer. CheckpointError tells all gaps of config, weights and tokenizers at once."""
-    config = read_config(given, str(folder / "config.json"))
-    files = read_weights(folder, allow_pickle)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch remarks on its own fused path
-        transformer = nn.Transformer(**{name: config[name] for name in SETTINGS}, batch_first=True, dropout=0.0)
-    expected = _expected_shapes(transformer, config)
-    optional = {"head.bias": [config["target_vocab_size"]]}
-    if config["positions"] == "sinusoidal":
-        optional["positions.weight"] = [config["max_length"], config["d_model"]]
-    problems = weight_problems(files.tensors, expected, optional)
-    tokenizers, tokenizer_files, more = _tokenizers(folder, config)
-    if problems := [*problems, *more]:
-        raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
-    tensors = {name: tensor.float() for name, tensor in files.tensors.items()}
-    state = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
-    transformer.load_state_dict(state, assign=True)
-    adapter = _adapter(transformer, tensors, config)
-    hashes = {path.name: file_hash(path) for path in sorted([folder / "config.json", *files.paths, *tokenizer_files])}
-    settings = {
-        name: value for name, value in config.items() if name not in ("name", "task", "dropout", "batch_first") and value is not None
-    }
-    name = config["name"] or folder.resolve().name
-    return Source(adapter, name, config["architecture"], config["task"], hashes, tokenizers, settings, owned=True)
 
 
 def _expected_shapes(transformer: nn.Transformer, config: dict[str, Any]) -> dict[str, list[int]]:
@@ -171,3 +150,13 @@ def _adapter(transformer: nn.Transformer, tensors: dict[str, Tensor], config: di
         decoder_start_id=config["decoder_start_id"],
         max_length=config["max_length"],
     )
+
+
+def sinusoidal(length: int, size: int) -> Tensor:
+    """The table [length, size] of "Attention Is All You Need", section 3.5: sines in even columns, cosines in odd ones."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, size, 2, dtype=torch.float32) * (-math.log(10000.0) / size))
+    table = torch.zeros(length, size)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)[:, : size // 2]
+    return table

@@ -1,4 +1,4 @@
-"""The user's own class behind plain functions of ids: golden answers come from here, never from the canonical model."""
+"""Originals of torch.nn.Transformer: the user's own modules as functions of ids, which give the golden answers."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def embed(ids: Tensor, table: nn.Embedding, positions: Tensor | None, scale: flo
 
 def answer_rows(table: nn.Embedding, head: nn.Linear | None) -> int:
     """Ids that can be both answered and taken: the smaller of the head's and the table's rows."""
-    return table.num_embeddings if head is None else min(table.num_embeddings, head.out_features)
+    return int(table.num_embeddings if head is None else min(table.num_embeddings, head.out_features))
 
 
 class OriginalSeq2Seq:

@@ -1,4 +1,4 @@
-"""PyTorch's own Transformer: the table of its names."""
+"""PyTorch's own Transformer for the canonical model: the table of its weights, the checks of its modules, and its settings."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -81,7 +81,6 @@ LAYER_MODULES = {
 }
 TABLE = WeightTable(ENCODER_LAYER, DECODER_LAYER, CROSS_PROJECTION, LAYER_MODULES)
 
-
 INSTEAD = "use Module(...) to trace it as it is"
 EXACT = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 EXACT_MODULES = (
@@ -133,15 +132,20 @@ def check_exact(modules: dict[str, nn.Module | None], wanted: dict[str, type]) -
     """Refuses, with all reasons at once, modules that are not exactly of the `wanted` class with exactly PyTorch's parts inside."""
     problems = []
     for name, module in modules.items():
-        if module is None:
-            continue
-        if type(module) is not wanted[name]:
+        if module is not None and type(module) is not wanted[name]:
             problems.append(f"{name} is a {type(module).__name__}, not exactly torch.nn.{wanted[name].__name__}")
-        elif isinstance(module, nn.Module):
+        elif module is not None:
             problems += found_problems(module, name)
-    transformer = modules["transformer"]
-    inside = transformer.modules() if isinstance(transformer, nn.Module) else []
-    attentions = [part for part in inside if isinstance(part, nn.MultiheadAttention)]
+    if isinstance(modules["transformer"], nn.Module):
+        problems += _stack_problems(modules["transformer"])
+    if problems:
+        raise CheckpointError(f"this model has no canonical form: {'; '.join(dict.fromkeys(problems))}; {INSTEAD}")
+
+
+def _stack_problems(transformer: nn.Module) -> list[str]:
+    """What the canonical stacks cannot have: parts that disagree in their order of axes or their width, and stacks of other classes."""
+    problems = []
+    attentions = [part for part in transformer.modules() if isinstance(part, nn.MultiheadAttention)]
     orders = {part.batch_first for part in [*attentions, *([transformer] if isinstance(transformer, nn.Transformer) else [])]}
     if len(orders) > 1:
         problems.append("transformer has parts with batch_first and parts without")
@@ -151,8 +155,7 @@ def check_exact(modules: dict[str, nn.Module | None], wanted: dict[str, type]) -
         for side, kind in (("encoder", nn.TransformerEncoder), ("decoder", nn.TransformerDecoder)):
             if type(getattr(transformer, side)) is not kind:
                 problems.append(f"transformer.{side} is not exactly torch.nn.{kind.__name__}")
-    if problems:
-        raise CheckpointError(f"this model has no canonical form: {'; '.join(dict.fromkeys(problems))}; {INSTEAD}")
+    return problems
 
 
 def read_layer(layer: nn.Module, path: str) -> Layer:

@@ -1,4 +1,4 @@
-"""The runtime's handling of texts around the original of an encoder."""
+"""The original model in PyTorch behind the methods of a loaded bundle: it generates, encodes, classifies, answers and scores."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +20,8 @@ from onnxport.export.routes.direct import flat_call, output_names
 from onnxport.export.source import OnnxFile
 from onnxport.export.transformers_library import quiet
 from onnxport.export.user_code import evaluating
-from onnxport.runtime.bundle.manifest import GenerationConfig, encoding, generation
+from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
+from onnxport.runtime.bundle.manifest import GenerationConfig, generation
 from onnxport.runtime.decode.generator import Input
 from onnxport.runtime.encoder import Encoder as TextEncoder
 from onnxport.runtime.encoder import Text
@@ -30,75 +31,8 @@ from onnxport.runtime.tasks.question_answering import Answer, answer
 from onnxport.runtime.tasks.scoring import Likelihood, Row, Scored, Scorer
 from onnxport.runtime.tokenizer import TextTokenizer
 
-
-class OriginalText(TextEncoder):
-    """The runtime's way from texts to answers around the original of an encoder."""
-
-    def __init__(self, model: EncoderModel, task: str, tokenizer: TextTokenizer | None) -> None:
-        self.task, self._tokenizer, self._model = task, tokenizer, model
-        self.config = encoding(model.reading())
-        self.inputs = dict.fromkeys(["input_ids", "attention_mask"] + ["token_type_ids"] * (model.types > 0))
-        self.outputs = dict(model.outputs)
-
-    def _type(self, name: str) -> str:
-        return "int64"
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by name in and out."""
-        with evaluating(*self._model.modules, fused=True):
-            found = self._model.answer({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()})
-            return {name: tensor.numpy() for name, tensor in found.items()}
-
-
-LOGITS = 2**26  # numbers of logits that are held at once
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """int64 ids and int32 mask [rows, longest], padded on the right."""
-    lengths = [len(row) for row in rows]
-    ids = torch.full((len(rows), max(lengths)), pad)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
-    return ids, real(lengths)
-
-
-def settings(model: Seq2SeqModel | CausalModel) -> GenerationConfig:
-    """What the runtime would know of the model: enough to make rows of its texts."""
-    if isinstance(model, Seq2SeqModel):
-        sizes = {"kind": "seq2seq", "vocab_size": model.original.target_rows, "source_vocab_size": model.original.source_rows}
-    else:
-        sizes = {"kind": "causal", "vocab_size": model.original.rows}
-    found = generation({"layers": 1, "kv_heads": 1, "head_size": 1, "max_length": model.max_length, **sizes, **model.ids})
-    assert found is not None
-    return found
-
-
-def score(model: Seq2SeqModel | CausalModel, pad: int, rows: Sequence[Row], top: int) -> None:
-    """Fills in what the rows wait for, as many rows together as `LOGITS` allows."""
-    longest = max(len(row.prefix) + len(row.target) for row in rows)
-    size = max(1, LOGITS // (longest * settings(model).vocab_size))
-    with evaluating(*model.original.modules, fused=True):
-        for start in range(0, len(rows), size):
-            group = rows[start : start + size]
-            target, _ = padded([[*row.prefix, *row.target][:-1] for row in group], pad)
-            if isinstance(model, Seq2SeqModel):
-                source, mask = padded([row.source for row in group], pad)
-                logits = model.original.decode(target, model.original.encode(source, mask), mask)
-            else:
-                logits = model.original.causal(target)
-            for row, line in zip(group, logits, strict=True):
-                _fill(row, line[len(row.prefix) - 1 :][: len(row.target)].float().log_softmax(-1), top)
-
-
-def _fill(row: Row, logprobs: Tensor, top: int) -> None:
-    """Scores of a row from log-probabilities [target, vocabulary]."""
-    places = slice(len(row.found.tokens) - len(row.target), None)
-    row.found.token_logprobs[places] = logprobs[torch.arange(len(row.target)), torch.tensor(list(row.target))].numpy()
-    best, ids = logprobs.topk(top)
-    row.found.top_ids[places], row.found.top_logprobs[places] = ids.numpy(), best.numpy()
-
-
 NEW_TOKENS = 128
+LOGITS = 2**26  # numbers of logits that are held at once
 
 
 class PyTorchReference:
@@ -137,8 +71,8 @@ class PyTorchReference:
     ) -> list[dict[str, Any]]:
         """Greedy or beam search. One {text, tokens (without end), score} an input: summed log-probabilities, over the length with beams.
 
-        A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` or `beam` is what they
-        say, and elsewhere 0 and 1.
+        A Hugging Face folder goes through transformers' `generate` and its own settings; None as `min_new_tokens` or `beam` leaves them
+        to these, and elsewhere is 0 and 1.
         """
         if not isinstance(self.described, Seq2SeqModel | CausalModel):
             raise UsageError(f"a {type(self.adapter).__name__} does not generate")
@@ -229,10 +163,10 @@ class PyTorchReference:
             names = output_names(self.adapter.outputs, self.call.whole(tensors), len(outputs))
             return {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)}
 
-    def _encoder(self, task: str) -> OriginalText:
+    def _encoder(self, task: str) -> TextEncoder:
         if not isinstance(self.described, EncoderModel):
             raise UsageError(f"a {type(self.adapter).__name__} does not encode")
-        return OriginalText(self.described, task, self.tokenizers.get("source"))
+        return original_encoder(self.described, task, self.tokenizers.get("source"))
 
     def _scorer(self) -> Scorer:
         model = self.described
@@ -259,3 +193,60 @@ class PyTorchReference:
 
     def _text(self, tokens: list[int]) -> str | None:
         return self.tokenizers["target"].decode(tokens) if "target" in self.tokenizers else None
+
+
+def original_encoder(model: EncoderModel, task: str, tokenizer: TextTokenizer | None) -> TextEncoder:
+    """The runtime's handling of texts around the original of an encoder."""
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with evaluating(*model.modules, fused=True):
+            outputs = model.answer({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()})
+            return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    inputs = dict.fromkeys([INPUT_IDS, ATTENTION_MASK] + [TOKEN_TYPE_IDS] * (model.types > 0), "int64")
+    return TextEncoder(task, model.encoding_config(), tokenizer, inputs, model.outputs, run)
+
+
+def settings(model: Seq2SeqModel | CausalModel) -> GenerationConfig:
+    """What the runtime would know of the model: enough to make rows of its texts."""
+    if isinstance(model, Seq2SeqModel):
+        sizes = {"kind": "seq2seq", "vocab_size": model.original.target_rows, "source_vocab_size": model.original.source_rows}
+    else:
+        sizes = {"kind": "causal", "vocab_size": model.original.rows}
+    config = generation({"layers": 1, "kv_heads": 1, "head_size": 1, "max_length": model.max_length, **sizes, **model.ids})
+    assert config is not None
+    return config
+
+
+def score(model: Seq2SeqModel | CausalModel, pad: int, rows: Sequence[Row], top: int) -> None:
+    """Fills in what the rows wait for, as many rows together as `LOGITS` allows."""
+    longest = max(len(row.prefix) + len(row.target) for row in rows)
+    size = max(1, LOGITS // (longest * settings(model).vocab_size))
+    with evaluating(*model.original.modules, fused=True):
+        for start in range(0, len(rows), size):
+            group = rows[start : start + size]
+            target, _ = padded([[*row.prefix, *row.target][:-1] for row in group], pad)
+            if isinstance(model, Seq2SeqModel):
+                source, mask = padded([row.source for row in group], pad)
+                logits = model.original.decode(target, model.original.encode(source, mask), mask)
+            else:
+                logits = model.original.causal(target)
+            for row, line in zip(group, logits, strict=True):
+                _fill(row, line[len(row.prefix) - 1 :][: len(row.target)].float().log_softmax(-1), top)
+
+
+def _fill(row: Row, logprobs: Tensor, top: int) -> None:
+    """Scores of a row from log-probabilities [target, vocabulary]."""
+    places = slice(len(row.found.tokens) - len(row.target), None)
+    row.found.token_logprobs[places] = logprobs[torch.arange(len(row.target)), torch.tensor(list(row.target))].numpy()
+    best, ids = logprobs.topk(top)
+    row.found.top_ids[places], row.found.top_logprobs[places] = ids.numpy(), best.numpy()
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """int64 ids and int32 mask [rows, longest], padded on the right."""
+    lengths = [len(row) for row in rows]
+    ids = torch.full((len(rows), max(lengths)), pad)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    return ids, real(lengths)

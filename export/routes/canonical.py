@@ -1,7 +1,6 @@
 """The canonical route: a model's weights go into the canonical Transformer, which is checked against the original, then traced."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +11,6 @@ from onnxport.export import golden
 from onnxport.export.canonical.graphs import (
     CanonicalModel,
     agree,
-    cases,
     check_causal,
     check_seq2seq,
     expected_fusions,
@@ -25,6 +23,10 @@ from onnxport.export.exported import Exported
 from onnxport.export.source import Source
 from onnxport.export.weights import release
 from onnxport.progress import Progress
+from onnxport.runtime.bundle.golden import by_case, inputs, outputs
+from onnxport.runtime.bundle.interface import ATTENTION_MASK, TEXT_INPUTS
+from onnxport.runtime.bundle.manifest import EncodingConfig, GenerationConfig
+from onnxport.runtime.bundle.manifest import generation as generation_config
 
 CHECKING = "checking the canonical model against the original"
 
@@ -41,7 +43,7 @@ def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, p
     graphs = {"encoder": trace_source_encoder(canonical, opset)}
     progress("tracing the decoder")
     graphs["decoder"] = trace_decoder(canonical, opset)
-    generation = _generation("seq2seq", canonical, model) | {"source_vocab_size": source_rows}
+    generation = _generation("seq2seq", canonical, model, source_vocab_size=source_rows)
     return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
@@ -54,7 +56,7 @@ def export_causal(source: Source, model: CausalModel, task: str, opset: int, pro
     _release(source, model.original.modules, canonical)
     progress("tracing the decoder")
     graphs = {"decoder": trace_decoder(canonical, opset)}
-    generation = _generation("causal", canonical, model) | {"window": canonical.window()}
+    generation = _generation("causal", canonical, model, window=canonical.window())
     return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
@@ -68,18 +70,18 @@ def export_encoder(source: Source, model: EncoderModel, task: str, opset: int, p
     _release(source, model.modules, canonical)
     progress("tracing the encoder")
     graphs = {"encoder": trace_text_encoder(canonical.graphs["encoder"], model.types > 0, model.outputs, opset)}
-    return _exported(source, task, opset, graphs, goldens, canonical, encoding=model.reading())
+    return _exported(source, task, opset, graphs, goldens, canonical, encoding=model.encoding_config())
 
 
 def _check_encoder(canonical: CanonicalModel, model: EncoderModel, goldens: Mapping[str, np.ndarray]) -> None:
-    for case in cases(goldens, "case"):
-        inputs = [torch.from_numpy(array) for name, array in goldens.items() if name.startswith(f"{case}/in/")]
-        results = canonical.graphs["encoder"].module(*inputs)
+    for case in by_case(goldens).values():
+        arrays = inputs(case)
+        results = canonical.graphs["encoder"].module(*(torch.from_numpy(arrays[name]) for name in TEXT_INPUTS if name in arrays))
         results = results if isinstance(results, tuple) else (results,)
         for output, result in zip(model.outputs, results, strict=True):
-            answers = torch.from_numpy(goldens[f"{case}/out/{output}"])
+            answers = torch.from_numpy(outputs(case)[output])
             if "sequence" in model.outputs[output]:  # nobody reads what is answered at padding
-                real = torch.from_numpy(goldens[f"{case}/in/attention_mask"]) > 0
+                real = torch.from_numpy(arrays[ATTENTION_MASK]) > 0
                 answers, result = answers[real], result[real]
             agree(answers, result, output)
 
@@ -90,10 +92,10 @@ def _release(source: Source, original: Sequence[nn.Module], canonical: Canonical
         release(original, [graph.module for graph in canonical.graphs.values()])
 
 
-def _generation(kind: str, canonical: CanonicalModel, model: Seq2SeqModel | CausalModel) -> dict[str, Any]:
+def _generation(kind: str, canonical: CanonicalModel, model: Seq2SeqModel | CausalModel, **sizes: int | None) -> GenerationConfig:
     heads, size = canonical.head()
     decoder = canonical.graphs["decoder"]
-    return {
+    section = {
         "kind": kind,
         "layers": len(decoder.stack.layers),
         "kv_heads": heads,
@@ -102,7 +104,11 @@ def _generation(kind: str, canonical: CanonicalModel, model: Seq2SeqModel | Caus
         "max_length": model.max_length,
         **model.ids,
         **model.search,
+        **sizes,
     }
+    config = generation_config(section)
+    assert config is not None, "there is a section"
+    return config
 
 
 def _exported(
@@ -112,8 +118,8 @@ def _exported(
     graphs: dict[str, ir.Model],
     goldens: dict[str, np.ndarray],
     canonical: CanonicalModel,
-    generation: dict[str, Any] | None = None,
-    encoding: dict[str, Any] | None = None,
+    generation: GenerationConfig | None = None,
+    encoding: EncodingConfig | None = None,
 ) -> Exported:
     padded = canonical.padded_heads()
     return Exported(
@@ -125,9 +131,10 @@ def _exported(
         graphs=graphs,
         goldens=goldens,
         generation=generation,
+        encoding=encoding,
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
         expected=expected_fusions(canonical),
-        settings=source.settings | ({"encoding": encoding} if encoding else {}) | ({"padded_heads": padded} if padded else {}),
+        settings=source.settings | ({"padded_heads": padded} if padded else {}),
         chat=source.chat,
     )

@@ -26,11 +26,57 @@ from onnxport.export.trace.axes import (
 )
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import evaluating, on_cpu_in_float32, one_thread, unchanged
-from onnxport.export.weights import without_values
+from onnxport.export.weights import module_hashes, without_values
 from onnxport.progress import Progress
 
 TEXT = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 LARGEST = 64  # free axes of goldens stay at most this long where the examples are longer
+
+
+def export_module(source: Source, adapter: Module, task: str, opset: int, progress: Progress) -> Exported:
+    """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
+    flat = flat_call(adapter)
+    call, examples = flat.call, flat.examples
+    with evaluating(adapter.module, call), one_thread():
+        progress("running the module on its example inputs")
+        try:
+            with unchanged(call):
+                whole = call.whole(list(examples.values()))
+        except Exception as error:
+            raise CheckpointError(f"the module does not run on its example inputs: {type(error).__name__}: {one_line(error)}") from error
+        leaves = pytree.tree_leaves(whole)
+        count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+        others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
+        if not count:
+            raise CheckpointError(f"the module gives no tensor, but {', '.join(others) or 'nothing'}; return the tensors to export")
+        if others:
+            progress(f"leaving out what the module gives besides tensors: {', '.join(others)}")
+        names = output_names(adapter.outputs, whole, count)
+        if clash := set(names) & set(examples):
+            raise CheckpointError(f"{', '.join(sorted(clash))} is the name of an input and of an output; name the outputs apart")
+        dynamic, base = free_axes(adapter, call, examples)
+        sizes = axis_sizes(base, dynamic)
+        traced = resized(base, dynamic, traced_sizes(sizes), 0)
+        progress("asking the original for golden answers")
+        goldens = module_goldens(flat.original, examples, base, dynamic, names, traced_sizes(sizes))
+        progress("tracing the module")
+        shapes: Any = {"tensors": tuple(dynamic.get(name, {}) or None for name in traced)}
+        parameters = {f"module.{name}": name for name, _ in [*adapter.module.named_parameters(), *adapter.module.named_buffers()]}
+        modules = {"module": ""} | {f"module.{name}": name for name, _ in adapter.module.named_modules() if name}
+        inputs = {"": tuple(traced.values())}
+        model = trace(call, inputs, shapes, list(traced), dict.fromkeys(names, ()), Names(parameters, modules), opset, "model")
+    free = {name: {str(axis): label for axis, label in axes.items()} for name, axes in dynamic.items() if axes}
+    return Exported(
+        name=source.name,
+        task=task,
+        family=source.family,
+        route="direct",
+        opset=opset,
+        graphs={"model": model},
+        goldens=goldens,
+        source_hashes=module_hashes({"module": adapter.module}),
+        settings={"free_axes": free},
+    )
 
 
 class Call(nn.Module):
@@ -69,13 +115,6 @@ class Call(nn.Module):
         return tuple(outputs)
 
 
-def _key(entry: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
 @dataclass(frozen=True)
 class Flat:
     """A module as a function of named tensors: `call` is what is traced, in float32 on the CPU, and `original` what gives golden answers:
@@ -90,13 +129,13 @@ def flat_call(adapter: Module) -> Flat:
     """The adapter's module and examples, flat. CheckpointError for inputs that are none, and for weights that cannot be right."""
     if not isinstance(adapter.module, nn.Module):
         raise CheckpointError(f"Module needs a torch.nn.Module, got a {type(adapter.module).__name__}")
-    given = adapter.inputs
-    if isinstance(given, Tensor):
-        given = (given,)
-    if not isinstance(given, Mapping | tuple | list) or not given:
-        raise CheckpointError(f"Module needs example inputs by name or in order, got {type(given).__name__} {given!r:.40}")
-    keywords = isinstance(given, Mapping)
-    inputs = dict(given) if keywords else tuple(given)
+    example = adapter.inputs
+    if isinstance(example, Tensor):
+        example = (example,)
+    if not isinstance(example, Mapping | tuple | list) or not example:
+        raise CheckpointError(f"Module needs example inputs by name or in order, got {type(example).__name__} {example!r:.40}")
+    keywords = isinstance(example, Mapping)
+    inputs = dict(example) if keywords else tuple(example)
     leaves, spec = pytree.tree_flatten_with_path(inputs)
     names = argument_names(adapter.module, len(inputs))
     tensors: dict[str, Tensor] = {}
@@ -116,8 +155,8 @@ def flat_call(adapter: Module) -> Flat:
     module = on_cpu_in_float32({"module": adapter.module})["module"]
     call = Call(module, spec, constants, keywords)
     state = [*adapter.module.parameters(), *adapter.module.buffers(), *tensors.values()]
-    kinds = {tensor.dtype for tensor in state if tensor.is_floating_point()}
-    exact = torch.float64 in kinds and kinds <= {torch.float32, torch.float64} and {t.device.type for t in state} == {"cpu"}
+    dtypes = {tensor.dtype for tensor in state if tensor.is_floating_point()}
+    exact = torch.float64 in dtypes and dtypes <= {torch.float32, torch.float64} and {t.device.type for t in state} == {"cpu"}
     original = Call(adapter.module, spec, constants, keywords, [tensor.dtype for tensor in tensors.values()]) if exact else call
     examples = {name: tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu() for name, tensor in tensors.items()}
     return Flat(call, original, examples)
@@ -129,12 +168,12 @@ def _broken(module: nn.Module) -> list[str]:
     return weights + [f"{name} holds NaN" for name, value in module.named_buffers() if torch.isnan(value).any()]
 
 
-def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[str]:
+def output_names(wanted: Sequence[str] | None, whole: Any, count: int) -> list[str]:
     """The user's names, or the keys of the module's own output, or output, output_1, ..."""
-    if given is not None:
-        if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) and name for name in given):
-            raise CheckpointError(f'outputs is {given!r:.60}, expected a list of names as ["logits"]')
-        names = list(given)
+    if wanted is not None:
+        if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not all(isinstance(name, str) and name for name in wanted):
+            raise CheckpointError(f'outputs is {wanted!r:.60}, expected a list of names as ["logits"]')
+        names = list(wanted)
         if len(names) != count or len(set(names)) != count:
             raise CheckpointError(f"outputs names {len(names)} ({', '.join(names)}), and the module gives {count} tensors; name each once")
         return names
@@ -148,54 +187,11 @@ def output_names(given: Sequence[str] | None, whole: Any, count: int) -> list[st
     return names
 
 
-def export_module(source: Source, adapter: Module, task: str, opset: int, progress: Progress) -> Exported:
-    """Traces a Module adapter at sizes that nothing can mistake for constants, and answers it at others."""
-    from onnxport.export.weights import module_hashes
-
-    flat = flat_call(adapter)
-    call, examples = flat.call, flat.examples
-    with evaluating(adapter.module, call), one_thread():
-        progress("running the module on its example inputs")
-        try:
-            with unchanged(call):
-                whole = call.whole(list(examples.values()))
-        except Exception as error:
-            first = str(error).strip().splitlines()[:1]
-            raise CheckpointError(f"the module does not run on its example inputs: {type(error).__name__}: {''.join(first)}") from error
-        leaves = pytree.tree_leaves(whole)
-        count = sum(isinstance(leaf, Tensor) for leaf in leaves)
-        others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
-        if not count:
-            raise CheckpointError(f"the module gives no tensor, but {', '.join(others) or 'nothing'}; return the tensors to export")
-        if others:
-            progress(f"leaving out what the module gives besides tensors: {', '.join(others)}")
-        names = output_names(adapter.outputs, whole, count)
-        if clash := set(names) & set(examples):
-            raise CheckpointError(f"{', '.join(sorted(clash))} is the name of an input and of an output; name the outputs apart")
-        dynamic, base = free_axes(adapter, call, examples)
-        sizes = axis_sizes(base, dynamic)
-        traced = resized(base, dynamic, traced_sizes(sizes), 0)
-        progress("asking the original for golden answers")
-        goldens = module_goldens(flat.original, examples, base, dynamic, names, traced_sizes(sizes))
-        progress("tracing the module")
-        shapes: Any = {"tensors": tuple(dynamic.get(name, {}) or None for name in traced)}
-        parameters = {f"module.{name}": name for name, _ in [*adapter.module.named_parameters(), *adapter.module.named_buffers()]}
-        modules = {"module": ""} | {f"module.{name}": name for name, _ in adapter.module.named_modules() if name}
-        inputs = {"": tuple(traced.values())}
-        model = trace(call, inputs, shapes, list(traced), dict.fromkeys(names, ()), Names(parameters, modules), opset, "model")
-    free = {name: {str(axis): label for axis, label in axes.items()} for name, axes in dynamic.items() if axes}
-    return Exported(
-        name=source.name,
-        task=task,
-        family=source.family,
-        route="direct",
-        opset=opset,
-        graphs={"model": model},
-        goldens=goldens,
-        generation=None,
-        source_hashes=module_hashes({"module": adapter.module}),
-        settings={"free_axes": free},
-    )
+def _key(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
 
 
 def free_axes(adapter: Module, call: Call, examples: dict[str, Tensor]) -> tuple[dict[str, Axes], dict[str, Tensor]]:

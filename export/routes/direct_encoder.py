@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxport.errors import CheckpointError
-from onnxport.export.canonical.graphs import TOLERANCE, agree, cases
+from onnxport.errors import CheckpointError, one_line
+from onnxport.export.canonical.graphs import TOLERANCE, agree
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.exported import Exported
 from onnxport.export.golden import Inputs, encoder_goldens, real
@@ -19,6 +19,8 @@ from onnxport.export.source import Source
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import silence
 from onnxport.progress import Progress
+from onnxport.runtime.bundle import golden
+from onnxport.runtime.bundle.interface import ATTENTION_MASK
 
 LONGEST = 1024  # tokens of the long golden answer: code that cuts or pads long texts shows itself there
 INSTEAD = "return it with example inputs from a factory instead, as a tensor model"
@@ -75,25 +77,24 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
         opset=opset,
         graphs={"encoder": graph},
         goldens=goldens,
-        generation=None,
+        encoding=model.encoding_config(),
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
-        settings=source.settings | {"class": name, "encoding": model.reading()},
+        settings=source.settings | {"class": name},
     )
 
 
 def _takes_keys(module: nn.Module, names: list[str], goldens: dict[str, np.ndarray]) -> bool:
     """Whether the class answers every golden case alike with a finished mask; code that reads masks in other ways does not."""
     call = NamedOutputs(module, names, keys=True)
-    for case in cases(goldens, "case"):
-        prefix = f"{case}/in/"
-        inputs = {name.removeprefix(prefix): torch.from_numpy(array) for name, array in goldens.items() if name.startswith(prefix)}
-        mask = inputs["attention_mask"] > 0
+    for case in golden.by_case(goldens).values():
+        inputs = {name: torch.from_numpy(array) for name, array in golden.inputs(case).items()}
+        mask = inputs[ATTENTION_MASK] > 0
         try:
             with silence():
                 answers = call(**inputs)
             for name, answer in zip(names, answers, strict=True):
-                expected = torch.from_numpy(goldens[f"{case}/out/{name}"])
+                expected = torch.from_numpy(golden.outputs(case)[name])
                 whole = expected.shape[:2] != mask.shape
                 agree(expected if whole else expected[mask], answer if whole else answer[mask], name)
         except Exception:  # whatever the class's own code raises, or ParityError: not for this class
@@ -132,10 +133,9 @@ def _guarded_answer(model: EncoderModel, name: str) -> Callable[[Arrays], Arrays
         try:
             return model.answer(inputs)
         except Exception as error:  # the class's own code raises what it likes
-            lines = [*str(error).strip().splitlines(), "no message"]
             raise CheckpointError(
                 f"{name} does not answer {' and '.join(model.outputs)} of {inputs['input_ids'].shape[1]} tokens "
-                f"({type(error).__name__}: {lines[0]:.200}); {INSTEAD}"
+                f"({type(error).__name__}: {one_line(error, 200)}); {INSTEAD}"
             ) from error
 
     return answer

@@ -1,4 +1,4 @@
-"""From an ONNX file to a standard graph with golden answers: the way of a source that no PyTorch class stands behind."""
+"""The onnx route: an ONNX file made elsewhere becomes a standard graph with golden answers of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     else:
         cases = goldens(original, inputs, progress)
     settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
+    config = None
     if task != "tensor":
-        rows = next(given.rows for given in inputs if given.name == "input_ids")
+        rows = next(entry.rows for entry in inputs if entry.name == "input_ids")
         labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
-        settings["encoding"] = encoding(file, task, rows, labels)
+        config = encoding(file, task, rows, labels)
         for data in source.tokenizers.values():
             if rows is not None and (problem := vocabulary_problem(data, rows, "source")):
                 raise CheckpointError(f"{problem}; put the model's own tokenizer.json beside {file.path.name}")
@@ -54,7 +55,7 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         opset=model.opset_imports.get("", file.opset),
         graphs={"model" if task == "tensor" else "encoder": model},
         goldens=cases,
-        generation=None,
+        encoding=config,
         tokenizers={} if task == "tensor" else source.tokenizers,
         source_hashes=source.hashes,
         settings=settings,
@@ -67,7 +68,7 @@ def _check_task(task: str, inputs: list[GraphInput], graph: ir.Graph) -> None:
         return
     if task not in TASKS:
         raise UsageError(f"task {task} is not possible for an ONNX file; possible: tensor, {', '.join(TASKS)}")
-    named, outputs = {given.name for given in inputs}, {str(value.name): dims(value) for value in graph.outputs}
+    named, outputs = {entry.name for entry in inputs}, {str(value.name): dims(value) for value in graph.outputs}
     if "input_ids" not in named or not named <= set(TEXT_INPUTS):
         raise UsageError(f"task {task} needs inputs among {', '.join(TEXT_INPUTS)}, found {', '.join(sorted(named))}; use --task tensor")
     for name, rank in TASKS[task].items():
@@ -80,10 +81,10 @@ def _check_task(task: str, inputs: list[GraphInput], graph: ir.Graph) -> None:
 
 def _check_half(as_it_came: Original, cases: Arrays) -> None:
     """CheckpointError where a half-precision file and its own nodes in float32 differ by more than half precision explains."""
-    kinds = {i.name: np.float16 for i in as_it_came.runner.inputs.values() if i.type == "tensor(float16)"}
-    given = {name[9:]: array.astype(kinds.get(name[9:], array.dtype)) for name, array in cases.items() if name.startswith("case0/in/")}
+    halves = {i.name: np.float16 for i in as_it_came.runner.inputs.values() if i.type == "tensor(float16)"}
+    feed = {name[9:]: array.astype(halves.get(name[9:], array.dtype)) for name, array in cases.items() if name.startswith("case0/in/")}
     try:
-        answer = as_it_came.answer(given)
+        answer = as_it_came.answer(feed)
     except Exception:  # ONNX Runtime's CPU has no half-precision kernel for one of its nodes: float32 is all there is
         return
     for name, array in answer.items():

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import read_json
+from onnxport.export.exported import ChatTemplate
 from onnxport.export.tokenizers import special_tokens
 
 FILE = "chat_template.jinja"  # newer than the key of tokenizer_config.json, and before it
 KEY = "chat_template"
 
 
-def read(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """`template`, a text, and `tokens`, the special tokens' texts by name, and the files read; (None, []) without a template.
+def read(folder: Path) -> tuple[ChatTemplate | None, list[Path]]:
+    """The template and the files read; (None, []) without a template.
 
     Of several templates the one called "default" counts. CheckpointError when a file is damaged.
     """
     files = [folder / name for name in special_tokens.FILES[:2] if (folder / name).is_file()]
-    config, *mapped = [special_tokens.read_json(path) for path in files] if files else [{}]
+    config, *mapped = [read_json(path) for path in files] if files else [{}]
     if files and files[0].name != special_tokens.FILES[0]:
         config, mapped = {}, [config]
     named = {**config, **(mapped[0] if mapped and "added_tokens_decoder" not in config else {})}
@@ -32,7 +34,7 @@ def read(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     if template is None:
         return None, []
     texts = {name: special_tokens.content(value) for name, value in named.items() if name.endswith("_token")}
-    return {"template": template, "tokens": {name: found for name, found in sorted(texts.items()) if found}}, files
+    return ChatTemplate(template, {name: text for name, text in sorted(texts.items()) if text}), files
 
 
 def _template(value: Any, folder: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, processors
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import read_json
 from onnxport.export.tokenizers import sentencepiece as spm
 from onnxport.export.tokenizers import special_tokens
 
@@ -17,9 +18,7 @@ DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 def convert(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
     """Tokenizers of both sides, and the files they came from. ({}, []) without any such file; CheckpointError names all that is missing."""
-    separate = (
-        special_tokens.read_json(config).get("separate_vocabs", False) if (config := folder / special_tokens.FILES[0]).is_file() else False
-    )
+    separate = read_json(config).get("separate_vocabs", False) if (config := folder / special_tokens.FILES[0]).is_file() else False
     names = [*PIECES, "vocab.json", *(["target_vocab.json"] if separate else [])]
     missing = [name for name in names if not (folder / name).is_file()]
     if len(missing) == len(names):

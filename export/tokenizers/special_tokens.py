@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from onnxport.errors import CheckpointError, one_line
+from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import read_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")  # transformers' order
 FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -18,7 +18,7 @@ FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """`named`: eos_token → `</s>` and so on; `added`: id → added token; `files`: what was read; `config`: of tokenizer_config.json."""
+    """named: eos_token → `</s>` and so on. added: id → added token. files: what was read. config: of tokenizer_config.json."""
 
     named: dict[str, str]
     added: dict[int, AddedToken]
@@ -27,48 +27,40 @@ class SpecialTokens:
 
 
 def read(folder: Path, ids: Mapping[str, int], defaults: Mapping[str, str]) -> SpecialTokens:
-    """Tokens that are found in text before anything else. Those that `ids` lacks get the next ids. CheckpointError tells all gaps."""
-    found = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
-    config = found.get(FILES[0], {})
+    """Tokens that are found in text before anything else; those that `ids` lacks get the next ids.
+
+    CheckpointError names all that have two ids.
+    """
+    files = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
+    config = files.get(FILES[0], {})
     named: dict[str, Any] = {**defaults, **config}
-    given: dict[int, dict[str, Any]] = {}
+    added_by_id: dict[int, dict[str, Any]] = {}
     if "added_tokens_decoder" in config:  # then the two older files are not read
-        given = {int(i): token for i, token in config["added_tokens_decoder"].items()}
+        added_by_id = {int(i): token for i, token in config["added_tokens_decoder"].items()}
     else:
-        named |= found.get(FILES[1], {})
-        given = {int(i): {"content": text} for text, i in found.get(FILES[2], {}).items()}
+        named |= files.get(FILES[1], {})
+        added_by_id = {int(i): {"content": text} for text, i in files.get(FILES[2], {}).items()}
     texts = {name: content(named[name]) for name in named if name.endswith("_token") and content(named[name])}
     extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
     special = list(dict.fromkeys([*(texts[n] for n in NAMES if n in texts), *texts.values(), *map(content, _values(extra))]))
     flags = {content(value): value for value in [*named.values(), *_values(extra)] if isinstance(value, dict) and "content" in value}
-    flags |= {token["content"]: token for token in given.values()}
-    places = {token["content"]: i for i, token in given.items()}
-    problems = [f"added token {t!r} has id {i}, the vocabulary says {ids[t]}" for t, i in places.items() if ids.get(t, i) != i]
-    following = max([*ids.values(), *places.values()], default=-1) + 1
+    flags |= {token["content"]: token for token in added_by_id.values()}
+    added_ids = {token["content"]: i for i, token in added_by_id.items()}
+    problems = [f"added token {t!r} has id {i}, the vocabulary says {ids[t]}" for t, i in added_ids.items() if ids.get(t, i) != i]
+    following = max([*ids.values(), *added_ids.values()], default=-1) + 1
     for token in special:
-        if token not in paths:
-            paths[token] = ids.get(token, following)
-            following = max(following, paths[token] + 1)
+        if token not in added_ids:
+            added_ids[token] = ids.get(token, following)
+            following = max(following, added_ids[token] + 1)
     if problems:
         raise CheckpointError(f"{folder} has tokens that disagree: {'; '.join(problems)}; copy its tokenizer files again")
-    added = {i: _token(text, flags.get(text, {}), text in special) for text, i in sorted(places.items(), key=lambda place: place[1])}
-    return SpecialTokens(texts, added, tuple(folder / name for name in found), config)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. CheckpointError when the file holds anything else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} cannot be read as JSON ({one_line(e)}); copy it again") from e
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object; copy it again")
-    return value
+    added = {i: _token(text, flags.get(text, {}), text in special) for text, i in sorted(added_ids.items(), key=lambda pair: pair[1])}
+    return SpecialTokens(texts, added, tuple(folder / name for name in files), config)
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Token → id, the ids 0, 1, 2... each once. CheckpointError tells what is not so."""
-    ids = read_json(path)
+    """Token → id, the ids 0, 1, 2... each once. CheckpointError names what is not so."""
+    ids: dict[str, int] = read_json(path)
     if wrong := [token for token, i in ids.items() if not isinstance(i, int) or isinstance(i, bool) or i < 0]:
         raise CheckpointError(f"{path} has ids that are not whole numbers, first for {wrong[0]!r}; copy it again")
     if len(set(ids.values())) != len(ids):

@@ -140,7 +140,7 @@ def _free_axes(call: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Axes]:
     try:
         with silence():
             program = torch.export.export(call, tuple(tensors.values()), dynamic_shapes=shapes, strict=False)
-    except Exception:  # not traceable with anything free; the trace itself will tell why, or succeed with nothing free
+    except Exception:  # not traceable with anything free; the trace itself will fail with a reason, or succeed with nothing free
         return {}
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(tensors) :]
     labels: dict[str, str] = {}
@@ -164,13 +164,13 @@ def axis_sizes(tensors: Mapping[str, Tensor], dynamic: Mapping[str, Axes]) -> di
 
 def traced_sizes(sizes: dict[str, int]) -> dict[str, int]:
     """Sizes to trace at: at least 2, no two alike, the user's own where they are already so."""
-    chosen: dict[str, int] = {}
+    result: dict[str, int] = {}
     for label, size in sizes.items():
         candidate = max(size, 2)
-        while candidate in chosen.values():
+        while candidate in result.values():
             candidate += 1
-        chosen[label] = candidate
-    return chosen
+        result[label] = candidate
+    return result
 
 
 def other_sizes(sizes: dict[str, int]) -> list[dict[str, int]]:
@@ -200,9 +200,9 @@ def _may_shuffle(tensor: Tensor) -> bool:
     """Ids and real numbers may change places; masks (two values at most, or infinities) may not: a row could lose all of its keys."""
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() < 2:
         return False
-    if tensor.is_floating_point():
-        return bool(torch.isfinite(tensor).all()) and tensor.unique().numel() > 2
-    return tensor.unique().numel() > 2
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return False
+    return bool(tensor.unique().numel() > 2)
 
 
 def _shuffled(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,10 +25,10 @@ class Decoding:
 
     def __init__(self, exported: Exported) -> None:
         self.decoder, self.generation = session(exported.graphs["decoder"], "decoder"), exported.generation
-        self.layers = exported.generation["layers"]
+        self.layers = exported.generation.layers
 
     def empty(self, batch: int) -> list[np.ndarray]:
-        shape = (batch, self.generation["kv_heads"], 0, self.generation["head_size"])
+        shape = (batch, self.generation.kv_heads, 0, self.generation.head_size)
         return [np.zeros(shape, np.float32) for _ in range(2 * self.layers)]
 
     def call(self, ids: np.ndarray, past: list[np.ndarray], index: int, memory: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxport import __version__
+from onnxport.runtime.bundle.manifest import ChatConfig
 from onnxport.runtime.bundle.writer import Staging
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _files(exported: Exported, search: dict[str, bytes]) -> dict[str, bytes]:
     files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}
     files |= {_search_file(name): content for name, content in search.items()}
     if exported.chat is not None:
-        files[CHAT] = exported.chat["template"].encode()
+        files[CHAT] = exported.chat.text.encode()
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(sorted(exported.goldens.items()))
     np.savez_compressed(buffer, **arrays)  # no time of day in it: the bytes are repeatable
@@ -61,24 +62,25 @@ def _search_graphs(exported: Exported) -> dict[str, bytes]:
         return {}
     from onnxport.graph.search_graphs import search_graphs
 
-    return search_graphs(2 * exported.generation["layers"], exported.generation["vocab_size"])
+    return search_graphs(2 * exported.generation.layers, exported.generation.vocab_size)
 
 
 def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: str) -> dict[str, Any]:
+    encoding = None if exported.encoding is None else exported.encoding.as_dict(exported.task)
     versions = {package: importlib.metadata.version(package) for package in VERSIONED if _installed(package)}
     return {
         "name": exported.name or name,
         "task": exported.task,
         "family": exported.family,
         "default": default,
-        "generation": exported.generation,
-        "encoding": exported.settings.get("encoding"),
-        "chat": None if exported.chat is None else {"template": CHAT, "tokens": exported.chat["tokens"]},
+        "generation": None if exported.generation is None else exported.generation.as_dict(),
+        "encoding": encoding,
+        "chat": None if exported.chat is None else ChatConfig(CHAT, exported.chat.tokens).as_dict(),
         "golden": GOLDEN,
         "tokenizers": _tokenizer_files(exported),
         "search": {graph: _search_file(graph) for graph in search},
         "variants": {},
-        "settings": exported.settings,
+        "settings": exported.settings | ({} if encoding is None else {"encoding": encoding}),
         "provenance": {
             "route": exported.route,
             "opset": exported.opset,

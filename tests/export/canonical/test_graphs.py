@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from support.graph_checks import (
     assert_seq2seq_graphs_equal_original,
     assert_tensor_graph_equals_original,
 )
+
+pytestmark = pytest.mark.xdist_group("traced models")
 
 
 def assert_canonical_equals_original(adapter: Seq2Seq | CausalLM) -> dict[str, dict[str, int]]:
@@ -179,14 +182,14 @@ def test_traced_graphs_of_a_folder_equal_torch_at_shapes_not_traced(from_folder:
     assert_seq2seq_graphs_equal_original(from_folder)
     assert_seq2seq_graphs_equal_original(from_folder, beams=3)
     assert from_folder.route == "canonical" and from_folder.task == "translation" and from_folder.name == "tiny-en-de"
-    assert from_folder.generation["head_size"] == 16  # a head of 10, padded
+    assert from_folder.generation.head_size == 16  # a head of 10, padded
 
 
 def test_traced_graphs_of_an_adapter_equal_torch(separate: Exported) -> None:
     assert_seq2seq_graphs_equal_original(separate)
     assert_seq2seq_graphs_equal_original(separate, beams=2)
-    assert separate.generation | {"layers": 2, "vocab_size": 25, "source_vocab_size": 30, "decoder_start_id": 3} == separate.generation
-    assert separate.generation["max_length"] == 12 and separate.task == "text2text"
+    assert replace(separate.generation, layers=2, vocab_size=25, source_vocab_size=30, decoder_start_id=3) == separate.generation
+    assert separate.generation.max_length == 12 and separate.task == "text2text"
     assert set(separate.tokenizers) == {"source", "target"} and separate.tokenizers["source"] != separate.tokenizers["target"]
 
 
@@ -197,7 +200,7 @@ def test_traced_causal_graph_equals_torch_in_chunks(causal: Exported) -> None:
     for size in (2, 3, 4):
         ends = [min(start + size, ids.shape[1]) - 1 for start in range(0, ids.shape[1], size)]
         assert abs(decoding.in_chunks(ids, {}, size) - whole[:, ends]).max() < 1e-4
-    assert causal.task == "text-generation" and causal.generation["kind"] == "causal"
+    assert causal.task == "text-generation" and causal.generation.kind == "causal"
 
 
 def test_traced_classifier_equals_torch(classifier: Exported) -> None:

@@ -96,7 +96,7 @@ def test_a_folder_carries_its_chat_template(tmp_path: Path) -> None:
     make(folder, "gpt2", chat_template=TEMPLATE, bos_token="<|endoftext|>", eos_token={"__type": "AddedToken", "content": "<|endoftext|>"})
     (folder / "config.json").write_text(json.dumps(config))
     found = resolve(folder)
-    assert found.chat == {"template": TEMPLATE, "tokens": dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")}
+    assert found.chat == chat_template.ChatTemplate(TEMPLATE, dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>"))
     assert {"vocab.json", "merges.txt", "tokenizer_config.json"} <= found.hashes.keys()
 
 
@@ -107,11 +107,14 @@ def test_where_a_chat_template_may_be(tmp_path: Path) -> None:
     assert chat_template.read(tmp_path) == (None, [])
     several = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     config.write_text(json.dumps({"pad_token": None, "eos_token": "</s>", "chat_template": several}))
-    assert chat_template.read(tmp_path) == ({"template": "d", "tokens": {"eos_token": "</s>"}}, [config])
+    assert chat_template.read(tmp_path) == (chat_template.ChatTemplate("d", {"eos_token": "</s>"}), [config])
     (own := tmp_path / "chat_template.jinja").write_text("own")
-    assert chat_template.read(tmp_path) == ({"template": "own", "tokens": {"eos_token": "</s>"}}, [config, own])
+    assert chat_template.read(tmp_path) == (chat_template.ChatTemplate("own", {"eos_token": "</s>"}), [config, own])
     (mapped := tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<s>"}}))
-    assert chat_template.read(tmp_path) == ({"template": "own", "tokens": {"bos_token": "<s>", "eos_token": "</s>"}}, [config, mapped, own])
+    assert chat_template.read(tmp_path) == (
+        chat_template.ChatTemplate("own", {"bos_token": "<s>", "eos_token": "</s>"}),
+        [config, mapped, own],
+    )
     config.write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(CheckpointError, match="chat_template that is int"):
         chat_template.read(tmp_path)

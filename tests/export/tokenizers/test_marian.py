@@ -199,7 +199,7 @@ def test_damaged_and_disagreeing_files_are_refused_in_one_line(tmp_path: Path) -
 
     refused("source.spm", None, "has no source.spm")
     refused("target.spm", b"\xff\xfe\x00damaged", "not a SentencePiece model")
-    refused("vocab.json", b'{"a": 0', "cannot be read as JSON")
+    refused("vocab.json", b'{"a": 0', "is not valid JSON")
     refused("vocab.json", b"[1, 2]", "JSON list")
     refused("vocab.json", b'{"</s>": 0, "<unk>": 0}', "2 tokens and 1 different ids")
     refused("vocab.json", b'{"</s>": 0, "<unk>": 5}', "no gaps")
