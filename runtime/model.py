@@ -73,7 +73,7 @@ class Model:
         self._chat: ChatTemplate | None = None
         self._encoder: Encoder | None = None
         variant = bundle.variants[precision]
-        if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan tells of
+        if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan names
             sessions = replace(sessions, exact=False)
         if bundle.generation is not None:
             self.engine: Engine | None = Engine(bundle, variant, sessions)
@@ -204,7 +204,7 @@ class Model:
         return answer(self.encoding(), pairs, n_best, max_answer_tokens, no_answer, batch_size, stride, window)
 
     def score(self, inputs: str | Sequence[Input], targets: str | Sequence[Input], *, top: int = 0, batch_size: int = 32) -> list[Scored]:
-        """What a model that generates thinks of given answers: the log-probability of each target's tokens, a Scored a target.
+        """Scores of answers under a model that generates: the log-probability of each target's tokens, a Scored a target.
 
         inputs: texts or lists of ids: sources of an encoder-decoder; prompts of a language model, which may be empty (its bos then stands
         before the target; without one the first token has nothing before it and scores NaN). targets: texts or ids. A text is tokenized on

@@ -1,8 +1,8 @@
-"""Products of uint8 and int8, exact on every processor.
+"""What of the processor the runtime must know: its cores, and whether it saturates products of uint8 and int8.
 
-x86 processors without VNNI add pairs of such products in 16 bits, which saturate: 2 * 255 * 127 > 32767. There ONNX Runtime is told to
+x86 processors without VNNI add pairs of such products in 16 bits, which saturate: 2 * 255 * 127 > 32767. There a session is set to
 read weights that could get there as uint8 (their values and zero points plus 128) and takes kernels that add in 32 bits: the same sums as
-with VNNI, somewhat slower. Where VNNI is, those kernels would cost far more, so the processor is asked first.
+with VNNI, somewhat slower. Where VNNI is, those kernels would cost far more, so the processor is tested first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBE = (
 
 @functools.cache
 def saturates() -> bool:
-    """Whether ONNX Runtime's usual kernels lose sums of products of uint8 and int8 on this processor: asked once, by the worst case."""
+    """Whether ONNX Runtime's usual kernels lose sums of products of uint8 and int8 on this processor; tested once, with the worst case."""
     if platform.machine() not in X86:
         return False
     import numpy as np
@@ -42,7 +42,7 @@ def saturates() -> bool:
 
 
 def make_exact(options: onnxruntime.SessionOptions) -> None:
-    """Tells a session to come to add products of 8 bits without loss."""
+    """Set the options of a session so that it adds products of 8 bits without loss."""
     if saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
 

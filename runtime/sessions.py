@@ -1,4 +1,4 @@
-"""Devices and ONNX Runtime sessions on them: the asked device or an error, threads that fit the machine, one setting for all of a model."""
+"""Devices, and ONNX Runtime sessions on them: the requested device or an error, and one setting for all sessions of a model."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
-    """Run into the bound outputs. OnnxportError with what ONNX Runtime says."""
+    """Run into the bound outputs. OnnxportError with ONNX Runtime's reason."""
     try:
         session.run_with_iobinding(binding)
     except Exception as e:  # ONNX Runtime's errors share no base class

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with checks; and text that grows as tokens arrive."""
+"""A bundle's tokenizer: text to token ids and back, with checks, and text that grows as tokens arrive."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ class TextTokenizer:
         pairs = [[part, *parts] if cut_first else [*parts, part] for part in (long, *long.overflowing)]
         return [self._tokenizer.post_process(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
 
-    def _read(self, given: Sequence[Any], special: bool) -> list[Encoding]:
-        for one in given:
+    def _read(self, texts: Sequence[Any], special: bool) -> list[Encoding]:
+        for one in texts:
             for text in one if isinstance(one, tuple) else (one,):
                 check_text(text)
         try:
-            return list(self._tokenizer.encode_batch(list(given), add_special_tokens=special))
+            return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=special))
         except BaseException as e:
             if not _is_refusal(e):
                 raise
-            if len(given) > 1:  # find the text
-                return [self._read([one], special)[0] for one in given]
+            if len(texts) > 1:  # find the one that is refused
+                return [self._read([one], special)[0] for one in texts]
             reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise TextError(f"the tokenizer cannot encode {given[0]!r:.60} ({reason}); change the text or give token ids") from e
+            raise TextError(f"the tokenizer cannot encode {texts[0]!r:.60} ({reason}); change the text or give token ids") from e
 
     @property
     def specials(self) -> int:
@@ -128,8 +128,8 @@ def _beginnings(tokenizer: Tokenizer) -> tuple[str, ...]:
     """How texts may begin that the tokenizer's decoder rewrites after it joined all tokens (`Replace` behind `Fuse`)."""
     state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
     steps = state.get("decoders", [])
-    kinds = [step["type"] for step in steps]
-    late = steps[kinds.index("Fuse") :] if "Fuse" in kinds else []
+    types = [step["type"] for step in steps]
+    late = steps[types.index("Fuse") :] if "Fuse" in types else []
     patterns = [step["pattern"].get("String", "") for step in late if step["type"] == "Replace"]
     return tuple(sorted({pattern[:size] for pattern in patterns for size in range(1, len(pattern))}))
 

@@ -1,4 +1,7 @@
-"""Replaying the golden answers: how far a variant is from the original class, through the sessions that `generate` uses."""
+"""Verification of a bundle: its files, and how far each variant is from the golden answers of the original class.
+
+Golden answers are replayed through the sessions that `generate` uses.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,29 @@ from onnxport.runtime.sessions import CPU, Sessions, check_version, required_dev
 Arrays = dict[str, np.ndarray]
 
 
+def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
+    """Check everything that can be checked on this machine.
+
+    Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
+    found now}, each on the CPU where it was not made for CUDA alone. BundleError for a changed, missing or unloadable file; DeviceError for
+    a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
+    that the manifest records.
+    """
+    bundle = Bundle.open(path, verify=True)
+    sessions = Sessions.choose("cpu", threads)
+    for file in bundle.search.values():
+        sessions.open(bundle.file(file))
+    variants = {}
+    for name, variant in bundle.variants.items():
+        device = required_device(variant.target) or CPU
+        variants[name] = replay(bundle, name, device.name, threads)
+        check_bounds(name, variant.parity.get("bounds", {}), variants[name])
+    return {
+        "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
+        "variants": variants,
+    }  # fmt: skip
+
+
 def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """Compare a variant with the bundle's goldens.
 
@@ -47,12 +73,48 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
 
 
+def check_bounds(
+    name: str, bounds: Mapping[str, float], found: Mapping[str, Any], advice: str = "export the model again on this version"
+) -> None:
+    """ParityError when what was `found` of variant `name` breaks a bound: agreements have a least value, all else a greatest.
+
+    Nothing passes by absence: not a variant without bounds, nor a metric that was not measured.
+    """
+    if not found.get("finite"):
+        raise ParityError(f"variant {name}: values that are not finite, expected the golden answers; {advice}")
+    if not isinstance(bounds, Mapping) or not bounds:
+        raise ParityError(f"variant {name}: no bounds are recorded, expected at least relative_error; {advice}")
+    for metric, bound in bounds.items():
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise ParityError(f"variant {name}: the bound of {metric} is {bound!r}, expected a number; {advice}")
+        value, agreement = found.get(metric), metric.endswith("agreement")
+        if value is None or not (value >= bound if agreement else value <= bound):
+            relation = "at least" if agreement else "at most"
+            shown = "not measured" if value is None else f"{value:.3g}"
+            raise ParityError(f"variant {name}: {metric} is {shown}, expected {relation} {bound:g}; {advice}")
+
+
 def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The pairs of a case that hold values. BundleError without any: a case that compares nothing must not pass."""
     found = [pair for pair in pairs if pair[0].size]
     if not found:
         raise BundleError(f"the golden case {name} has no outputs to compare; export the model again")
     return found
+
+
+def _summary(cases: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], greedy: float | None, logits: bool = False) -> dict[str, Any]:
+    largest = relative = 0.0
+    agreement, finite = 1.0, True
+    pairs = [(g.astype(np.float64), f.astype(np.float64)) for case in cases for g, f in case]
+    for expected, found in pairs:
+        if not np.isfinite(found).all():
+            finite = False
+            continue
+        largest, relative = max(largest, float(np.abs(expected - found).max(initial=0))), max(relative, relative_error(expected, found))
+        if logits:
+            agreement = min(agreement, float((expected.argmax(-1) == found.argmax(-1)).mean()))
+    result: dict[str, Any] = {"max_abs_diff": largest, "relative_error": relative, "finite": finite, "cases": len(cases)}
+    return result | ({"argmax_agreement": agreement, "greedy_agreement": greedy} if logits else {})
 
 
 @contextlib.contextmanager
@@ -136,62 +198,3 @@ def _tensors(encoder: Encoder, case: Arrays) -> list[tuple[np.ndarray, np.ndarra
         else:
             pairs.append((np.atleast_1d(expected), np.atleast_1d(found[name])))
     return pairs
-
-
-def _summary(cases: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], greedy: float | None, logits: bool = False) -> dict[str, Any]:
-    largest = relative = 0.0
-    agreement, finite = 1.0, True
-    pairs = [(g.astype(np.float64), f.astype(np.float64)) for case in cases for g, f in case]
-    for expected, found in pairs:
-        if not np.isfinite(found).all():
-            finite = False
-            continue
-        largest, relative = max(largest, float(np.abs(expected - found).max(initial=0))), max(relative, relative_error(expected, found))
-        if logits:
-            agreement = min(agreement, float((expected.argmax(-1) == found.argmax(-1)).mean()))
-    result: dict[str, Any] = {"max_abs_diff": largest, "relative_error": relative, "finite": finite, "cases": len(cases)}
-    return result | ({"argmax_agreement": agreement, "greedy_agreement": greedy} if logits else {})
-
-
-def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
-    """Check everything that can be checked on this machine.
-
-    Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
-    found now}, each on the CPU where it was not made for CUDA alone. BundleError for a changed, missing or unloadable file; DeviceError for
-    a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
-    that the manifest records.
-    """
-    bundle = Bundle.open(path, verify=True)
-    sessions = Sessions.choose("cpu", threads)
-    for file in bundle.search.values():
-        sessions.open(bundle.file(file))
-    variants = {}
-    for name, variant in bundle.variants.items():
-        device = required_device(variant.target) or CPU
-        variants[name] = replay(bundle, name, device.name, threads)
-        check_bounds(name, variant.parity.get("bounds", {}), variants[name])
-    return {
-        "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
-        "variants": variants,
-    }  # fmt: skip
-
-
-def check_bounds(
-    name: str, bounds: Mapping[str, float], found: Mapping[str, Any], advice: str = "export the model again on this version"
-) -> None:
-    """ParityError when what was `found` of variant `name` breaks a bound: agreements have a least value, all else a greatest.
-
-    Nothing passes by absence: not a variant without bounds, nor a metric that was not measured.
-    """
-    if not found.get("finite"):
-        raise ParityError(f"variant {name}: values that are not finite, expected the golden answers; {advice}")
-    if not isinstance(bounds, Mapping) or not bounds:
-        raise ParityError(f"variant {name}: no bounds are recorded, expected at least relative_error; {advice}")
-    for metric, bound in bounds.items():
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-            raise ParityError(f"variant {name}: the bound of {metric} is {bound!r}, expected a number; {advice}")
-        value, agreement = found.get(metric), metric.endswith("agreement")
-        if value is None or not (value >= bound if agreement else value <= bound):
-            relation = "at least" if agreement else "at most"
-            shown = "not measured" if value is None else f"{value:.3g}"
-            raise ParityError(f"variant {name}: {metric} is {shown}, expected {relation} {bound:g}; {advice}")

@@ -1,4 +1,4 @@
-"""The manifest's parts as frozen dataclasses, and their checked reading from JSON values."""
+"""The parts of bundle.json as frozen dataclasses, their checked reading from JSON values, and their writing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
     "top_k": (int,),
     "top_p": (int, float),
 }
+POOLINGS = ("mean", "cls", "last")
+PROBLEMS = ("single", "multi", "regression")
+_READ_BY_TASK = {"embedding": ("pooling", "normalize"), "classification": ("labels", "problem")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class GenerationConfig:
     window: int | None = None  # positions a cache holds where every layer has this sliding window
 
     def plain(self) -> GenerationConfig:
-        """The same model without wishes of its own: greedy, every token allowed, none forced."""
+        """The same model without a search of its own: greedy, every token allowed, none forced."""
         return replace(self, search=SearchConfig())
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,9 +97,47 @@ class GenerationConfig:
         return section | {key: [list(i) if isinstance(i, tuple) else i for i in section[key]] for key in lists if key in section}
 
 
-def _one_or_several(ids: tuple[int, ...]) -> int | list[int] | None:
-    """One id as itself, several as a list, none as None."""
-    return list(ids) if len(ids) > 1 else ids[0] if ids else None
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
+
+    max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
+    of several), "multi" or "regression". token_types: the model reads the token types that a tokenizer gives, else 0 for all; `kinds` in
+    bundle.json. question_first: before its context, as models read it whose tokenizers pad on the right.
+    """
+
+    max_length: int | None = None
+    pad_id: int = 0
+    pad_type_id: int = 0
+    vocab_size: int | None = None
+    pooling: str = "mean"
+    normalize: bool = True
+    labels: tuple[str, ...] = ()
+    problem: str = "single"
+    token_types: bool = True
+    question_first: bool = True
+
+    def as_dict(self, task: str) -> dict[str, Any]:
+        """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
+        always = ("max_length", "pad_id", *_READ_BY_TASK.get(task, ()))
+        section: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value != entry.default or entry.name in always:
+                section[{"token_types": "kinds"}.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
+        return section
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How a conversation becomes a prompt. template: path of a Jinja template; tokens: special tokens by name, which it may use."""
+
+    template: str
+    tokens: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `chat` section of bundle.json."""
+        return {"template": self.template, "tokens": dict(self.tokens)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +168,7 @@ class Variant:
 
 
 class Reader:
-    """Takes typed fields out of a JSON object and says which field is wrong."""
+    """Takes typed fields out of a JSON object; errors name the field that is wrong."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -162,7 +203,7 @@ class Reader:
         return found
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Token ids given as a number or a list; empty when absent or null. BundleError."""
+        """Token ids from a number or a list; empty when absent or null. BundleError."""
         found = self.get(key, (int, list, type(None)), None)
         ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
         if not all(type(i) is int for i in ids):
@@ -233,77 +274,6 @@ def search_config(r: Reader) -> SearchConfig:
     )
 
 
-def variant(name: str, value: object) -> Variant:
-    """One entry of `variants`. BundleError."""
-    r = Reader(value, f"variants.{name}")
-    files = r.get("files", list)
-    if not all(isinstance(f, str) for f in files):
-        raise BundleError(f"{MANIFEST}: variants.{name}.files must hold paths; export the model again")
-    oldest = r.get("min_onnxruntime", (str, type(None)), None)
-    if oldest is not None and not re.fullmatch(r"\d+(\.\d+)*", oldest):
-        raise BundleError(f"{MANIFEST}: variants.{name}.min_onnxruntime is {oldest!r}, expected a version such as 1.23; upgrade onnxport")
-    return Variant(
-        name=name,
-        files=tuple(files),
-        bytes=r.natural("bytes"),
-        graphs=r.strings("graphs"),
-        target=r.get("target", str, "any"),
-        plan=r.get("plan", dict, {}),
-        fusions=r.get("fusions", dict, {}),
-        parity=r.get("parity", dict, {}),
-        evidence=r.get("evidence", dict, {}),
-        min_onnxruntime=oldest,
-    )
-
-
-POOLINGS = ("mean", "cls", "last")
-PROBLEMS = ("single", "multi", "regression")
-_READ_BY_TASK = {"embedding": ("pooling", "normalize"), "classification": ("labels", "problem")}
-
-
-@dataclass(frozen=True)
-class EncodingConfig:
-    """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
-
-    max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
-    of several), "multi" or "regression". token_types: the model reads the token types that a tokenizer gives, else 0 for all; `kinds` in
-    bundle.json. question_first: before its context, as models read it whose tokenizers pad on the right.
-    """
-
-    max_length: int | None = None
-    pad_id: int = 0
-    pad_type_id: int = 0
-    vocab_size: int | None = None
-    pooling: str = "mean"
-    normalize: bool = True
-    labels: tuple[str, ...] = ()
-    problem: str = "single"
-    token_types: bool = True
-    question_first: bool = True
-
-    def as_dict(self, task: str) -> dict[str, Any]:
-        """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
-        always = ("max_length", "pad_id", *_READ_BY_TASK.get(task, ()))
-        section: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if value != entry.default or entry.name in always:
-                section[{"token_types": "kinds"}.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
-        return section
-
-
-@dataclass(frozen=True)
-class ChatConfig:
-    """How a conversation becomes a prompt. template: path of a Jinja template; tokens: special tokens by name, which it may use."""
-
-    template: str
-    tokens: Mapping[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The `chat` section of bundle.json."""
-        return {"template": self.template, "tokens": dict(self.tokens)}
-
-
 def encoding(value: object) -> EncodingConfig:
     """The `encoding` section; defaults when it is null. BundleError."""
     r = Reader({} if value is None else value, "encoding")
@@ -338,3 +308,31 @@ def chat(value: object) -> ChatConfig | None:
         return None
     r = Reader(value, "chat")
     return ChatConfig(r.get("template", str), r.strings("tokens"))
+
+
+def variant(name: str, value: object) -> Variant:
+    """One entry of `variants`. BundleError."""
+    r = Reader(value, f"variants.{name}")
+    files = r.get("files", list)
+    if not all(isinstance(f, str) for f in files):
+        raise BundleError(f"{MANIFEST}: variants.{name}.files must hold paths; export the model again")
+    oldest = r.get("min_onnxruntime", (str, type(None)), None)
+    if oldest is not None and not re.fullmatch(r"\d+(\.\d+)*", oldest):
+        raise BundleError(f"{MANIFEST}: variants.{name}.min_onnxruntime is {oldest!r}, expected a version such as 1.23; upgrade onnxport")
+    return Variant(
+        name=name,
+        files=tuple(files),
+        bytes=r.natural("bytes"),
+        graphs=r.strings("graphs"),
+        target=r.get("target", str, "any"),
+        plan=r.get("plan", dict, {}),
+        fusions=r.get("fusions", dict, {}),
+        parity=r.get("parity", dict, {}),
+        evidence=r.get("evidence", dict, {}),
+        min_onnxruntime=oldest,
+    )
+
+
+def _one_or_several(ids: tuple[int, ...]) -> int | list[int] | None:
+    """One id as itself, several as a list, none as None."""
+    return list(ids) if len(ids) > 1 else ids[0] if ids else None

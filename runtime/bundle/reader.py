@@ -1,6 +1,6 @@
-"""The bundle: a folder whose bundle.json lists and hashes every file. Reading and checking; `staging` writes.
+"""Reading and checking a bundle, the folder whose bundle.json lists and hashes every file; `writer` writes it.
 
-Frozen dataclasses mirror the manifest. Every fault is a BundleError of one line; nothing of a damaged bundle is used.
+Frozen dataclasses (see `manifest`) mirror bundle.json. Every fault is a BundleError of one line; nothing of a damaged bundle is used.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Bundle:
         return self.path / name
 
     def check_files(self, verify: bool) -> None:
-        """Presence, kind and size of the listed files; with `verify` their hashes. BundleError names the file."""
+        """Check that the listed files are there and of their sizes; with `verify` also their hashes. BundleError names the file."""
         root = self.path.resolve()
         for name, entry in sorted(self.files.items()):
             path = self.path / name

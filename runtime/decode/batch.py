@@ -157,7 +157,7 @@ class EncodedSources(Generic[T]):
 
     def _encode(self, waiting: deque[T], count: int) -> bool:
         """Encode the next sources; False when there are none."""
-        # Rows on a device cannot be moved one by one: what is wanted there is encoded at once, and nothing else.
+        # Rows on a device cannot be moved one by one: there the sources of one batch are encoded at once, and no others.
         size = SOURCES_AHEAD if self._engine.device.host_memory else count
         group: list[T] = []
         while waiting and len(group) < size:

@@ -61,10 +61,10 @@ class Engine:
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
         self.past, self.present = (interface.cache_names(prefix, self.config.layers) for prefix in (interface.PAST, interface.PRESENT))
-        kind = self.inputs[self.past[0]].type
-        if kind not in NUMPY_TYPES:
-            raise BundleError(f"variant {variant.name}: its cache is {kind}, expected a type that NumPy has; choose another precision")
-        self.cache_type = np.dtype(NUMPY_TYPES[kind])
+        found = self.inputs[self.past[0]].type
+        if found not in NUMPY_TYPES:
+            raise BundleError(f"variant {variant.name}: its cache is {found}, expected a type that NumPy has; choose another precision")
+        self.cache_type = np.dtype(NUMPY_TYPES[found])
 
     def _check_decoder(self, variant: Variant) -> None:
         absent = [name for name in interface.required_inputs(self.config.layers) if name not in self.inputs]

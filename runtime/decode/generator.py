@@ -1,4 +1,4 @@
-"""From a call's inputs to its results: ids, limits, a batch shared with other calls, search, text."""
+"""The way from a call's inputs to its results: ids, limits, a batch shared with other calls, search, text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Generation:
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
     log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
     "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
-    alternatives: the next best beams when n_best asks for them. segments: how many a long text was answered in.
+    alternatives: the next best beams, with n_best. segments: how many a long text was answered in.
     """
 
     text: str | None
@@ -62,7 +62,7 @@ class Generator:
 
     @property
     def config(self) -> GenerationConfig:
-        """What it knows of the model."""
+        """The model's settings that it searches by."""
         return self._config
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
@@ -100,7 +100,7 @@ class Generator:
         return shared.run(call, watch)
 
     def _rows(self, search: Search, streaming: bool = False) -> Callable[[Request], Row]:
-        """Makes rows: with a stream of text where text is asked for at every step, and random numbers of their own."""
+        """Makes rows: with a stream of text where every step needs text, and random numbers of their own."""
         seed = secrets.randbits(63) if search.seed is None else search.seed
 
         def make(request: Request) -> Row:
@@ -167,18 +167,18 @@ class Generator:
         return result
 
     def _limit(self, source: Sequence[int], begin: Sequence[int], options: Options, search: Search, where: str) -> int:
-        """The most new tokens: what was asked for, within the model's positions (the last new token is never read).
+        """The most new tokens: the caller's limit or the model's, within the model's positions (the last new token is never read).
 
         UsageError where the caller's own min_new_tokens are more; the model's give way.
         """
-        wanted, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
+        preferred, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
         if most is None:
-            limit = wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens)
+            limit = preferred or max(DEFAULT_NEW_TOKENS, search.min_new_tokens)
         else:
             longest = max(len(source), len(begin))
             if longest > most:
                 raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
-            limit = min(wanted or max(DEFAULT_NEW_TOKENS, search.min_new_tokens), most - len(begin) + 1)
+            limit = min(preferred or max(DEFAULT_NEW_TOKENS, search.min_new_tokens), most - len(begin) + 1)
         if options.min_new_tokens is not None and limit < options.min_new_tokens:
             raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
         return limit
@@ -226,7 +226,7 @@ def _where(index: int, count: int) -> str:
 
 
 def _located(check, *arguments, where: str):  # type: ignore[no-untyped-def]
-    """`check` with the input's place in front of what it says."""
+    """`check` with the input's place in front of its message."""
     try:
         return check(*arguments)
     except TextError as e:

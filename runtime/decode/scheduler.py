@@ -1,6 +1,6 @@
 """Calls from several threads share one batch: whichever of them is there steps it, the others wait for their results.
 
-There is no thread of our own. A call puts its inputs into the queue; one call at a time leads, that is, steps the batch until its own
+No thread is started for this. A call puts its inputs into the queue; one call at a time leads, that is, steps the batch until its own
 inputs are done, then hands over. A batch that breaks is given up: the inputs of the other calls start again, the leader's alone.
 """
 

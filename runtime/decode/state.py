@@ -196,16 +196,16 @@ class DecoderState:
         self._binding = None
 
     def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
-        binding, wanted = self.engine.decoder.io_binding(), self.engine.inputs
+        binding, inputs = self.engine.decoder.io_binding(), self.engine.inputs
         top = {interface.CANDIDATES: self._candidates, interface.SUPPRESSED: self._suppressed}
         for name, array in (feeds | top).items():
-            if name in wanted:
+            if name in inputs:
                 binding.bind_ortvalue_input(name, value_of(array))
         if self.cross is not None:
             for name, value in self.cross.values.items():
-                if name in wanted:
+                if name in inputs:
                     binding.bind_ortvalue_input(name, value)
-            if interface.SOURCE_MASK in wanted:
+            if interface.SOURCE_MASK in inputs:
                 binding.bind_ortvalue_input(interface.SOURCE_MASK, value_of(self.cross.mask))
         for past, present, value in zip(self.engine.past, self.engine.present, self.cache.values, strict=True):
             binding.bind_ortvalue_input(past, value)

@@ -180,7 +180,7 @@ class BeamSelector:
                 self._processed = BestSearch(self._engine, self._processor.processed, self.scores.size, min(count, self._engine.vocab_size))
             self._processor.run(rules)
             best = self._processed.run()
-            # What the graph gives is normalized; the share that was kept takes it back.
+            # The graph normalizes its log-probabilities; adding the share that was kept takes that back.
             logprob = best.logprob if rules.renormalize else best.logprob + self._processor.kept[:, None]
         if np.isnan(logprob).any():
             raise _not_finite()
@@ -240,10 +240,10 @@ class SearchGraph:
         self._session = engine.search(name)
         self._binding = self._session.io_binding()
         self._arrays, self._copied = arrays, not engine.device.host_memory
-        read, given = {i.name for i in self._session.get_inputs()}, {*values, *arrays}
-        if read != given:
+        read, bound = {i.name for i in self._session.get_inputs()}, {*values, *arrays}
+        if read != bound:
             raise BundleError(
-                f"search graph {name!r} reads {', '.join(sorted(read))}, expected {', '.join(sorted(given))}; export the model again"
+                f"search graph {name!r} reads {', '.join(sorted(read))}, expected {', '.join(sorted(bound))}; export the model again"
             )
         for key, value in values.items():
             self._binding.bind_ortvalue_input(key, value)

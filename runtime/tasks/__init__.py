@@ -1,1 +1,1 @@
-"""What only one task needs at run time; each module is imported when it is used."""
+"""Tasks of the runtime, one a module, each imported when it is first used."""

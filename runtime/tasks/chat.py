@@ -1,4 +1,4 @@
-"""Conversations to prompts, by the chat template that came with the model."""
+"""Chat: conversations become prompts by the chat template that came with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, to labels."""
+"""Classification of texts, or of pairs of them."""
 
 from __future__ import annotations
 

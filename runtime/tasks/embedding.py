@@ -1,4 +1,4 @@
-"""Texts to vectors."""
+"""Embedding: texts become vectors."""
 
 from __future__ import annotations
 

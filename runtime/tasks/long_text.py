@@ -1,4 +1,7 @@
-"""Text in sentences that joined are the text again, by rules: where it is not sure, two sentences stay one."""
+"""Long texts, answered in segments: each is as many whole sentences as the model takes, and the answers keep the text's own space.
+
+Sentences are found by rules: where these are not sure, two sentences stay one. Joined, sentences and the space between are the text again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from onnxport.runtime.decode.generator import Generation, Generator
 from onnxport.runtime.options import Options, Watch
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
+WAYS = ("segments", "sentences")
+UNLIMITED = 512  # tokens of a segment where a model has no last position
+_CLAUSE = re.compile(r"[,;:–—]\s|[，；：、]")
 # An end: marks, what closes behind them, and space; marks of Chinese and Japanese need no space.
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*")
 _LAST_WORD = re.compile(r"[^\s\"'“‘«(\[]*$")
@@ -26,68 +32,51 @@ _LISTED = re.compile(r"[-*•–—]\s|\(?\w{1,3}[.)]\s")
 WRAPPED = 40  # characters: a line that is longer may be wrapped, so that its sentence goes on in the next
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """text: without space around it. after: the space that follows. breaks: True where a line or paragraph ends with it."""
+def generate(
+    generator: Generator,
+    tokenizer: TextTokenizer | None,
+    config: GenerationConfig,
+    task: str,
+    texts: Sequence[object],
+    way: str,
+    options: Options,
+    watch: Watch,
+) -> list[Generation]:
+    """A Generation a text: its segments' answers with the text's own space between them, so that lines and paragraphs stay.
 
-    text: str
-    after: str
-    breaks: bool
-
-
-def sentences(text: str) -> tuple[str, list[Sentence]]:
-    """The space before the text, and its sentences: joined with what is after them they are the text."""
-    body = text.lstrip()
-    found: list[Sentence] = []
-    for line, after in _lines(body):
-        cuts = [0, *_ends(line), len(line)]
-        for start, end in zip(cuts, cuts[1:], strict=False):
-            part = line[start:end]
-            bare = part.rstrip()
-            if bare:
-                found.append(Sentence(bare, part[len(bare) :], False))
-        last = found.pop()
-        found.append(Sentence(last.text, last.after + after, True))
-    return text[: len(text) - len(body)], found
-
-
-def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """Lines with the space behind them; wrapped ones are one, with their line ends inside."""
-    start = line = 0
-    for match in _BREAK.finditer(text):
-        before, space = text[line : match.start()], match.group()
-        wrapped = space.count("\n") == 1 and len(before) >= WRAPPED and before[-1] not in ".!?…:"
-        if not wrapped or _LISTED.match(text, match.end()):
-            yield text[start : match.start()], space
-            start = match.end()
-        line = match.end()
-    if start < len(text):
-        bare = text[start:].rstrip()
-        yield bare, text[start + len(bare) :]
+    tokens and log-probabilities follow one another, score is their sum; finish_reason is "length" where any segment's is. Without
+    max_new_tokens a segment's answer may be as long as the model's positions allow, a summary as long as the model's own settings say.
+    UsageError: what does not go with segments.
+    """
+    if way not in WAYS:
+        raise UsageError(f"long is {way!r}, expected one of {', '.join(WAYS)}")
+    if config.kind != "seq2seq":
+        raise UsageError(f"long is for models that translate or summarize; this bundle's task is {task}")
+    if options.n_best > 1 or options.stop:
+        raise UsageError("long takes neither n_best nor stop: segments are put together from one whole answer each")
+    if tokenizer is None:
+        raise TextError("the bundle has no tokenizer, so it cannot read text; give token ids that are short enough")
+    for text in texts:
+        check_text(text)
+    segmenter = Segmenter(tokenizer, config.max_length or UNLIMITED, way)
+    cut = [segmenter.cut(str(text)) for text in texts]
+    if options.max_new_tokens is None and config.max_new_tokens is None and task != "summarization":
+        options = replace(options, max_new_tokens=config.max_length or UNLIMITED)
+    answers = iter(generator.generate([one.text for _, segments in cut for one in segments], None, options, watch))
+    return [_together(before, segments, [next(answers) for _ in segments]) for before, segments in cut]
 
 
-def _ends(line: str) -> Iterator[int]:
-    for match in _END.finditer(line):
-        following = _SPACE.match(line, match.end()).end()  # type: ignore[union-attr]
-        first = line[following : following + 2].lstrip("\"'“‘«([¿¡—–-")[:1]
-        if not first.islower() and _closes(line[max(0, match.start() - 32) : match.start()], match.group(), first):
-            yield following
-
-
-def _closes(before: str, marks: str, following: str) -> bool:
-    """False where a point belongs to an abbreviation, an initial, or a short number that may count something."""
-    if marks[0] != "." or marks.startswith(".."):
-        return True
-    found = _LAST_WORD.search(before)
-    word = found.group() if found else ""
-    single = len(word) == 1 and word.isupper() and word != "I"
-    counted = following.isdigit() and word.lower() in ("no", "nos")
-    return not (word.lower() in _ABBREVIATIONS or single or counted or (word.isdigit() and len(word) < 3))
-
-
-WAYS = ("segments", "sentences")
-UNLIMITED = 512  # tokens of a segment where a model has no last position
-_CLAUSE = re.compile(r"[,;:–—]\s|[，；：、]")
+def _together(before: str, segments: Sequence[Segment], answers: Sequence[Generation]) -> Generation:
+    text = before + "".join((answer.text or "") + segment.after for segment, answer in zip(segments, answers, strict=True))
+    reasons = {answer.finish_reason for answer in answers} - {"empty"}
+    return Generation(
+        text,
+        [token for answer in answers for token in answer.tokens],
+        float(sum(answer.score for answer in answers)),
+        [value for answer in answers for value in answer.token_logprobs],
+        "length" if "length" in reasons else "eos" if reasons else "empty",
+        segments=len(segments),
+    )
 
 
 @dataclass(frozen=True)
@@ -152,6 +141,11 @@ class Segmenter:
         return [len(ids) for ids in self._tokenizer.encode([one.text for one in found], special=False)]
 
 
+def _joined(group: Sequence[Sentence]) -> Segment:
+    inner = "".join(one.text + one.after for one in group[:-1])
+    return Segment(_unwrapped(inner) + group[-1].text, group[-1].after)
+
+
 def _unwrapped(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ", text)
 
@@ -166,53 +160,60 @@ def _place(text: str, start: int, end: int) -> int:
     return start + spaces[-1] if spaces else max(end, start + 1)
 
 
-def _joined(group: Sequence[Sentence]) -> Segment:
-    inner = "".join(one.text + one.after for one in group[:-1])
-    return Segment(_unwrapped(inner) + group[-1].text, group[-1].after)
+@dataclass(frozen=True)
+class Sentence:
+    """text: without space around it. after: the space that follows. breaks: True where a line or paragraph ends with it."""
+
+    text: str
+    after: str
+    breaks: bool
 
 
-def generate(
-    generator: Generator,
-    tokenizer: TextTokenizer | None,
-    config: GenerationConfig,
-    task: str,
-    texts: Sequence[object],
-    way: str,
-    options: Options,
-    watch: Watch,
-) -> list[Generation]:
-    """A Generation a text: its segments' answers with the text's own space between them, so that lines and paragraphs stay.
-
-    tokens and log-probabilities follow one another, score is their sum; finish_reason is "length" where any segment's is. Without
-    max_new_tokens a segment's answer may be as long as the model's positions allow, a summary as long as the model's own settings say.
-    UsageError: what does not go with segments.
-    """
-    if way not in WAYS:
-        raise UsageError(f"long is {way!r}, expected one of {', '.join(WAYS)}")
-    if config.kind != "seq2seq":
-        raise UsageError(f"long is for models that translate or summarize; this bundle's task is {task}")
-    if options.n_best > 1 or options.stop:
-        raise UsageError("long takes neither n_best nor stop: segments are put together from one whole answer each")
-    if tokenizer is None:
-        raise TextError("the bundle has no tokenizer, so it cannot read text; give token ids that are short enough")
-    for text in texts:
-        check_text(text)
-    segmenter = Segmenter(tokenizer, config.max_length or UNLIMITED, way)
-    cut = [segmenter.cut(str(text)) for text in texts]
-    if options.max_new_tokens is None and config.max_new_tokens is None and task != "summarization":
-        options = replace(options, max_new_tokens=config.max_length or UNLIMITED)
-    answers = iter(generator.generate([one.text for _, segments in cut for one in segments], None, options, watch))
-    return [_together(before, segments, [next(answers) for _ in segments]) for before, segments in cut]
+def sentences(text: str) -> tuple[str, list[Sentence]]:
+    """The space before the text, and its sentences: joined with what is after them they are the text."""
+    body = text.lstrip()
+    found: list[Sentence] = []
+    for line, after in _lines(body):
+        cuts = [0, *_ends(line), len(line)]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            part = line[start:end]
+            bare = part.rstrip()
+            if bare:
+                found.append(Sentence(bare, part[len(bare) :], False))
+        last = found.pop()
+        found.append(Sentence(last.text, last.after + after, True))
+    return text[: len(text) - len(body)], found
 
 
-def _together(before: str, segments: Sequence[Segment], answers: Sequence[Generation]) -> Generation:
-    text = before + "".join((answer.text or "") + segment.after for segment, answer in zip(segments, answers, strict=True))
-    reasons = {answer.finish_reason for answer in answers} - {"empty"}
-    return Generation(
-        text,
-        [token for answer in answers for token in answer.tokens],
-        float(sum(answer.score for answer in answers)),
-        [value for answer in answers for value in answer.token_logprobs],
-        "length" if "length" in reasons else "eos" if reasons else "empty",
-        segments=len(segments),
-    )
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Lines with the space behind them; wrapped ones are one, with their line ends inside."""
+    start = line = 0
+    for match in _BREAK.finditer(text):
+        before, space = text[line : match.start()], match.group()
+        wrapped = space.count("\n") == 1 and len(before) >= WRAPPED and before[-1] not in ".!?…:"
+        if not wrapped or _LISTED.match(text, match.end()):
+            yield text[start : match.start()], space
+            start = match.end()
+        line = match.end()
+    if start < len(text):
+        bare = text[start:].rstrip()
+        yield bare, text[start + len(bare) :]
+
+
+def _ends(line: str) -> Iterator[int]:
+    for match in _END.finditer(line):
+        following = _SPACE.match(line, match.end()).end()  # type: ignore[union-attr]
+        first = line[following : following + 2].lstrip("\"'“‘«([¿¡—–-")[:1]
+        if not first.islower() and _closes(line[max(0, match.start() - 32) : match.start()], match.group(), first):
+            yield following
+
+
+def _closes(before: str, marks: str, following: str) -> bool:
+    """False where a point belongs to an abbreviation, an initial, or a short number that may count something."""
+    if marks[0] != "." or marks.startswith(".."):
+        return True
+    found = _LAST_WORD.search(before)
+    word = found.group() if found else ""
+    single = len(word) == 1 and word.isupper() and word != "I"
+    counted = following.isdigit() and word.lower() in ("no", "nos")
+    return not (word.lower() in _ABBREVIATIONS or single or counted or (word.isdigit() and len(word) < 3))

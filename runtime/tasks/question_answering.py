@@ -1,4 +1,4 @@
-"""Answers to questions as spans of a context.
+"""Question answering: answers are spans of a context.
 
 The rules are those of transformers' question-answering pipeline (transformers 4, pipelines/question_answering.py). Windows have at most 384
 tokens. In each, probabilities of starts and ends are a softmax over the context's tokens and the token that stands for "no answer"; the

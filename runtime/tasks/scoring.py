@@ -1,4 +1,4 @@
-"""What a model thinks of texts that are given: the log-probability of every token, and the likelihood of long texts in windows.
+"""Scoring of texts: the log-probability of every token under a model, and the likelihood of long texts in windows.
 
 The decoder gives the logits of one position a run, so rows go through the cache a token at a time, many rows together; no more than one
 step's logits are ever held. What stands before the first scored token is prefilled in chunks.
@@ -81,11 +81,11 @@ class Scorer:
         seq2seq = self._config.kind == "seq2seq"
         vocabulary = (self._config.source_vocab_size if seq2seq else None) or self._config.vocab_size
         rows, found = [], []
-        for i, (given, wanted) in enumerate(zip(inputs, targets, strict=True)):
-            source = _ids(given, self._source, vocabulary, f"input {i}", True)
-            target = _ids(wanted, self._target, self._config.vocab_size, f"target {i}", seq2seq)
+        for i, (before, after) in enumerate(zip(inputs, targets, strict=True)):
+            source = _ids(before, self._source, vocabulary, f"input {i}", True)
+            target = _ids(after, self._target, self._config.vocab_size, f"target {i}", seq2seq)
             if seq2seq:
-                target = self._labels(target) if isinstance(wanted, str) else target
+                target = self._labels(target) if isinstance(after, str) else target
                 if not source:
                     raise TextError(f"input {i} is empty, expected what the target answers; leave the pair out")
             start = self._config.decoder_start_id if seq2seq else self._config.bos_id
@@ -121,7 +121,7 @@ class Scorer:
                 yield Row(i, (), ids[begin:first], ids[first:end], _room(ids[first:end], 0))
 
     def _labels(self, target: list[int]) -> list[int]:
-        """A text's ids as the model writes them: without the start that it is given, with the end that it must find."""
+        """A text's ids as the model writes them: without the start, which it does not write, and with the end, which it does."""
         ends = self._config.eos_ids
         if target and target[0] == self._config.decoder_start_id and target[0] not in ends:
             target = target[1:]
@@ -199,14 +199,14 @@ def _room(target: Sequence[int], top: int) -> Scored:
     return Scored(list(target), *values)
 
 
-def _ids(given: Input, tokenizer: TextTokenizer | None, vocabulary: int, where: str, special: bool) -> list[int]:
+def _ids(text: Input, tokenizer: TextTokenizer | None, vocabulary: int, where: str, special: bool) -> list[int]:
     try:
-        if not isinstance(given, str) and hasattr(given, "__len__") and not isinstance(given, (bytes, bytearray, dict)):
-            return check_ids(given, vocabulary)
-        check_text(given)
+        if not isinstance(text, str) and hasattr(text, "__len__") and not isinstance(text, (bytes, bytearray, dict)):
+            return check_ids(text, vocabulary)
+        check_text(text)
         if tokenizer is None:
             raise TextError("is text, but the bundle has no tokenizer; give token ids")
-        return check_ids(tokenizer.encode([str(given)], special)[0], vocabulary)
+        return check_ids(tokenizer.encode([str(text)], special)[0], vocabulary)
     except TextError as error:
         raise TextError(f"{where}: {error}") from None
 
