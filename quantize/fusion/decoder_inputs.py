@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from onnxport.errors import FusionError
 from onnxport.graph.edit import attribute, constant, dims, is_op, new_node, take_over
-from onnxport.quantize.fusion.group_query_attention import MASK, TOTAL
 from onnxport.quantize.fusion.rule import Outcome
+from onnxport.runtime.bundle.interface import PAST, SELF_MASK, TOTAL_LENGTH
 
 
 def drop_mask(graph: ir.Graph, role: str, outcome: Outcome) -> None:
@@ -16,13 +16,13 @@ def drop_mask(graph: ir.Graph, role: str, outcome: Outcome) -> None:
 
     Raises `FusionError` if anything but a Shape still reads the mask, or if a dimension is to be had nowhere else.
     """
-    gone = [v for v in graph.inputs if v.name == MASK or (v.name or "").startswith("past_")]
+    gone = [v for v in graph.inputs if v.name == SELF_MASK or (v.name or "").startswith(PAST)]
     providers = [v for v in graph.inputs if v not in gone]
     for value in gone:
         for use in list(value.uses()):
             if is_op(use.node, "Shape"):
                 _from_elsewhere(graph, use.node, value, providers, role)
-    for value in [v for v in graph.inputs if v.name == MASK]:
+    for value in [v for v in graph.inputs if v.name == SELF_MASK]:
         if value.uses():
             readers = {use.node.name for use in value.uses()}
             reasons = [m for m in outcome.misses.get("group_query_attention", []) if m.split(":")[0] in readers] or [
@@ -30,21 +30,22 @@ def drop_mask(graph: ir.Graph, role: str, outcome: Outcome) -> None:
             ]
             raise FusionError(
                 f"{role}: group_query_attention was applied to {outcome.counts['group_query_attention']} layers, expected all that read "
-                f"'{MASK}'; the first miss is {reasons[0]}; export every layer alike or leave the graph unfused"
+                f"'{SELF_MASK}'; the first miss is {reasons[0]}; export every layer alike or leave the graph unfused"
             )
         graph.inputs.remove(value)
 
 
 def _from_elsewhere(graph: ir.Graph, node: ir.Node, value: ir.Value, providers: list[ir.Value], role: str) -> None:
+    """Replaces a Shape of an input that goes, `value`, by dimensions of `providers`."""
     shape = dims(value) or ()
     start, end = attribute(node, "start", 0), attribute(node, "end", len(shape))
     parts: list[ir.Value] = []
-    total = next((v for v in graph.inputs if v.name == TOTAL), None)
+    total = next((v for v in graph.inputs if v.name == TOTAL_LENGTH), None)
     for axis, dim in list(enumerate(shape))[start:end]:
         if isinstance(dim, int):
             parts.append(constant(graph, f"dim_{dim}", np.array([dim], np.int64)))
             continue
-        if value.name == MASK and axis == 3 and total is not None:  # how many entries there are after this call
+        if value.name == SELF_MASK and axis == 3 and total is not None:  # how many entries there are after this call
             parts.append(_as_dimension(graph, total))
             continue
         found = next(((v, (dims(v) or ()).index(dim)) for v in providers if dim in (dims(v) or ())), None)

@@ -29,8 +29,8 @@ from onnxport.graph.edit import (
     take_over,
 )
 from onnxport.quantize.fusion.rule import Rule
+from onnxport.runtime.bundle.interface import QUERY_LENGTHS, SELF_MASK, SEQLENS, SOURCE_MASK, TOTAL_LENGTH
 
-MASK, TOTAL, MEMORY = "self_mask", "total_sequence_length", "source_mask"
 BIAS, LENGTHS = 10, 16  # places of the kernel's inputs attention_bias and query_seqlens
 
 
@@ -46,6 +46,8 @@ class Head:
 
 @dataclass
 class Match:
+    """A layer's cached attention, from the packed projection to the merged answer."""
+
     attention: ir.Node
     split: ir.Node
     heads: tuple[Head, Head, Head]
@@ -72,7 +74,7 @@ def _heads(value: ir.Value, what: str) -> Head:
 
 def _seen(value: ir.Value) -> tuple[int, ir.Value | None]:
     """The window and the bias that a mask is made of, beside the graph input; (-1, None) for the input itself."""
-    if value.is_graph_input() and value.name == MASK:
+    if value.is_graph_input() and value.name == SELF_MASK:
         return -1, None
     node = value.producer()
     if is_op(node, "Where"):
@@ -85,7 +87,7 @@ def _seen(value: ir.Value) -> tuple[int, ir.Value | None]:
             width = array_of(source(other.producer(), 1)) if is_op(other.producer(), "Less") else None
             if width is not None and width.size == 1:
                 return int(width.item()), _seen(mask)[1]
-    raise Miss(f"the mask is '{value.name}', which is not made of the graph input '{MASK}' as a window or a bias would be")
+    raise Miss(f"the mask is '{value.name}', which is not made of the graph input '{SELF_MASK}' as a window or a bias would be")
 
 
 def _joined(value: ir.Value, what: str) -> tuple[ir.Value, ir.Value]:
@@ -99,14 +101,17 @@ def _joined(value: ir.Value, what: str) -> tuple[ir.Value, ir.Value]:
 
 
 class GroupQueryAttention(Rule):
+    """Attention over a cache and the new keys and values becomes one kernel that keeps the cache itself."""
+
     name = "group_query_attention"
     anchor = "Attention"
     kernel = "GroupQueryAttention"
 
     def pattern(self, node: ir.Node) -> Match:
+        """As `Rule`."""
         mask = optional(node, 3)
         if mask is None:
-            raise Miss(f"the mask is absent, expected the graph input '{MASK}'")
+            raise Miss(f"the mask is absent, expected the graph input '{SELF_MASK}'")
         window, bias = _seen(mask)
         past_key, new_key = _joined(source(node, 1), "key")
         past_value, new_value = _joined(source(node, 2), "value")
@@ -127,43 +132,25 @@ class GroupQueryAttention(Rule):
         return Match(node, split, (found[0], found[1], found[2]), past, present, back[0].node, window, bias)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
-        (batch, heads, length, size), key, value = (known_dims(head.value, 4, "heads") for head in match.heads)
-        if not isinstance(heads, int) or not isinstance(size, int) or not isinstance(key[1], int):
-            raise Miss(f"heads and head size are not known: {heads}, {size}")
-        if key != value or key[3] != size or heads % key[1]:
-            raise Miss(f"{heads} query heads of size {size} do not fit keys {key} and values {value}")
-        if size % 8:
-            raise Miss(f"head size {size} is not a multiple of 8, as GroupQueryAttention demands")
-        packed = known_dims(source(match.split), 3, "the packed projection")
-        if packed != (batch, length, (heads + 2 * key[1]) * size):
-            raise Miss(f"the packed projection is {packed}, expected {(batch, length, (heads + 2 * key[1]) * size)}")
-        merged = dims(match.merged.outputs[0])
-        if merged != (batch, length, heads * size):
-            raise Miss(f"the merged answer is {merged}, expected {(batch, length, heads * size)}")
-        turns = [head.rotary for head in match.heads]
-        if turns[2] is not None or (turns[0] is None) != (turns[1] is None):
-            raise Miss("positions turn other heads than those of queries and keys")
-        if turns[0] is not None and turns[1] is not None:
-            tables = [[turn.inputs[i] for i in (1, 2, 3)] for turn in (turns[0], turns[1])]
-            if tables[0] != tables[1] or any(attribute(turn, "interleaved", 0) for turn in (turns[0], turns[1])):
-                raise Miss("queries and keys are not turned alike by halves")
-            if len(dims(source(turns[0], 1)) or ()) != 2 or not source(turns[0], 3).is_graph_input():
-                raise Miss("positions are turned by tables that the kernel cannot read")
-        if match.bias is not None and dims(match.bias) is not None and len(dims(match.bias) or ()) != 4:
+        """As `Rule`."""
+        _check_sizes(match)
+        _check_positions(match.heads)
+        if match.bias is not None and len(dims(match.bias) or (0,) * 4) != 4:
             raise Miss(f"the bias of scores has shape {dims(match.bias)}, expected 4 dimensions")
         if match.heads[2].norm is not None:
             raise Miss("values are normed")
         if attribute(match.attention, "is_causal", 0) or attribute(match.attention, "softcap", 0.0):
             raise Miss("Attention with is_causal or softcap beside a mask")
-        if len(match.attention.outputs) > 1 and any(v.uses() for v in match.attention.outputs[1:]):
+        if any(v.uses() for v in match.attention.outputs[1:]):
             raise Miss("further outputs of Attention are used")
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         _, heads, _, _ = known_dims(match.heads[0].value, 4, "query")
         _, kv_heads, _, size = known_dims(match.heads[1].value, 4, "key")
         batch = match.past[0].shape[0]  # check() has seen four dimensions
-        lengths = _input(graph, "seqlens_k", [batch])
-        total = _input(graph, TOTAL, [])
+        lengths = _input(graph, SEQLENS, [batch])
+        total = _input(graph, TOTAL_LENGTH, [])
         attributes: dict[str, object] = {"num_heads": heads, "kv_num_heads": kv_heads}
         if "scale" in match.attention.attributes:
             attributes["scale"] = float(match.attention.attributes["scale"].value)
@@ -179,13 +166,44 @@ class GroupQueryAttention(Rule):
             inputs += [rotary.inputs[1], rotary.inputs[2]]
         if match.bias is not None:
             inputs += [None] * (BIAS - len(inputs)) + [match.bias]
-        if not any(value.name == MEMORY for value in graph.inputs):
-            inputs += [None] * (LENGTHS - len(inputs)) + [_input(graph, "query_seqlens", [batch])]
+        if not any(value.name == SOURCE_MASK for value in graph.inputs):
+            inputs += [None] * (LENGTHS - len(inputs)) + [_input(graph, QUERY_LENGTHS, [batch])]
         node = new_node(graph, match.merged, self.kernel, inputs, attributes, [match.merged.outputs[0], *match.present])
         for past, present, new in zip(match.past, match.present, node.outputs[1:], strict=True):
             past.shape = new.shape = ir.Shape([batch, kv_heads, "capacity", size])
             take_over(present, new)
         take_over(match.merged.outputs[0], node.outputs[0])
+
+
+def _check_sizes(match: Match) -> None:
+    """Heads, head size, the packed projection and the merged answer fit each other and the kernel."""
+    (batch, heads, length, size), key, value = (known_dims(head.value, 4, "heads") for head in match.heads)
+    if not isinstance(heads, int) or not isinstance(size, int) or not isinstance(key[1], int):
+        raise Miss(f"heads and head size are not known: {heads}, {size}")
+    if key != value or key[3] != size or heads % key[1]:
+        raise Miss(f"{heads} query heads of size {size} do not fit keys {key} and values {value}")
+    if size % 8:
+        raise Miss(f"head size {size} is not a multiple of 8, as GroupQueryAttention demands")
+    packed = known_dims(source(match.split), 3, "the packed projection")
+    if packed != (batch, length, (heads + 2 * key[1]) * size):
+        raise Miss(f"the packed projection is {packed}, expected {(batch, length, (heads + 2 * key[1]) * size)}")
+    merged = dims(match.merged.outputs[0])
+    if merged != (batch, length, heads * size):
+        raise Miss(f"the merged answer is {merged}, expected {(batch, length, heads * size)}")
+
+
+def _check_positions(heads: tuple[Head, Head, Head]) -> None:
+    """Queries and keys are turned alike, by tables that the kernel can read, or not at all."""
+    query, key, value = (head.rotary for head in heads)
+    if value is not None or (query is None) != (key is None):
+        raise Miss("positions turn other heads than those of queries and keys")
+    if query is None or key is None:
+        return
+    tables = [[turn.inputs[i] for i in (1, 2, 3)] for turn in (query, key)]
+    if tables[0] != tables[1] or any(attribute(turn, "interleaved", 0) for turn in (query, key)):
+        raise Miss("queries and keys are not turned alike by halves")
+    if len(dims(source(query, 1)) or ()) != 2 or not source(query, 3).is_graph_input():
+        raise Miss("positions are turned by tables that the kernel cannot read")
 
 
 def bound_cache(graph: ir.Graph) -> None:

@@ -17,6 +17,7 @@ from onnxport.graph.edit import array_of, constant
 from onnxport.graph.session import opened
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.half import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, halved, owners, prepared
+from onnxport.runtime.bundle.interface import PRESENT
 
 HALF = ir.DataType.FLOAT16
 Feed = Mapping[str, np.ndarray]
@@ -104,7 +105,7 @@ def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
 def _whole(value: ir.Value) -> bool:
     """Whether a float value is all told by the inputs: a cache as wide as a window is not, behind what was read."""
     producer = value.producer()
-    cache = producer is not None and producer.op_type in ATTENTION and str(value.name).startswith("present_")
+    cache = producer is not None and producer.op_type in ATTENTION and str(value.name).startswith(PRESENT)
     return value.dtype == FLOAT and bool(value.name) and not cache
 
 

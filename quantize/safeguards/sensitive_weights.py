@@ -19,6 +19,7 @@ from onnxport.graph.session import answers, opened, real
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import Linear, linears
+from onnxport.runtime.arrays import relative_error
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Answers = list[dict[str, np.ndarray]]
@@ -103,11 +104,6 @@ def _error(found: Answers, expected: Answers, feeds: Feeds) -> float:
     worst = 0.0
     for ours, theirs, feed in zip(found, expected, feeds, strict=True):
         for name, answer in theirs.items():
-            right, difference = real(answer, feed).astype(np.float64), real(ours[name].astype(np.float64) - answer, feed)
-            spread = _rms(right - right.mean(-1, keepdims=True)) or _rms(right) or 1.0
-            worst = max(worst, _rms(difference) / spread) if np.isfinite(difference).all() else np.inf
+            golden, values = (real(array, feed).astype(np.float64) for array in (answer, ours[name]))
+            worst = max(worst, relative_error(golden, values))
     return worst
-
-
-def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0

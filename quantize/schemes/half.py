@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +11,7 @@ from onnxport.graph.edit import array_of, attribute, constant
 from onnxport.graph.normalize import fold_constants, name_shapes, parameter_of
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.linear import linears
+from onnxport.runtime.bundle.interface import is_cache
 
 LARGEST = float(np.finfo(np.float16).max)
 MASKED = float(np.finfo(np.float32).max) / 2  # beyond: not a number that is computed with, but a mask's infinity
@@ -60,7 +59,6 @@ def _beyond(value: ir.Value) -> bool:
     return bool((magnitude[magnitude < MASKED] > LARGEST).any())
 
 
-CACHES = re.compile(r"(past|present|cross)_(key|value)_\d+$")  # as our decoders call them; a foreign graph's keep their type
 FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
 FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
 KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -69,8 +67,9 @@ KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 def to_half(model: ir.Model, plan: Plan) -> ir.Model:
     """A copy of a float32 graph, standard or fused, in the half precision of `plan`; layers that are fp32 in it compute in float32.
 
-    Caches (`past_*`, `present_*`, `cross_*`) become half; every other float input or output keeps float32 at the boundary. A weight beyond
-    float16's range stays as it is, with what is computed from it. Raises `CheckpointError` for a graph with control flow.
+    Caches by the names of our decoders (`past_*`, `present_*`, `cross_*`) become half; a foreign graph's and every other float input or
+    output keep float32 at the boundary. A weight beyond float16's range stays as it is, with what is computed from it. Raises
+    `CheckpointError` for a graph with control flow.
     """
     assert plan.half is not None
     copy = prepared(model)
@@ -81,7 +80,7 @@ def to_half(model: ir.Model, plan: Plan) -> ir.Model:
         if node not in exact:
             _halve_node(node, kind)
     for value in graph.inputs:
-        if value.dtype == FLOAT and CACHES.match(value.name or ""):
+        if value.dtype == FLOAT and is_cache(value.name):
             value.type = ir.TensorType(kind)
     _cast(graph, exact, kind)
     _outputs(graph, kind)
@@ -179,7 +178,7 @@ def _casted(graph: ir.Graph, value: ir.Value, kind: ir.DataType, name: str) -> i
 
 def _outputs(graph: ir.Graph, kind: ir.DataType) -> None:
     for i, value in enumerate(list(graph.outputs)):
-        wanted = kind if CACHES.match(value.name or "") else FLOAT
+        wanted = kind if is_cache(value.name) else FLOAT
         if value.dtype not in (FLOAT, kind) or value.dtype == wanted:
             continue
         name = str(value.name)
