@@ -17,6 +17,7 @@ class Miss(Exception):
 
 
 def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
+    """Whether there is a node, and it is of this type."""
     return node is not None and node.op_type == op_type and node.domain == domain
 
 
@@ -30,6 +31,7 @@ def produced_by(value: ir.Value | None, op_type: str, what: str) -> ir.Node:
 
 
 def source(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input of a node, or a miss where it has none at that place."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         raise Miss(f"{node.op_type} '{node.name}' has no input {index}")
@@ -37,6 +39,7 @@ def source(node: ir.Node, index: int = 0) -> ir.Value:
 
 
 def optional(node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a node, or None."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
@@ -48,6 +51,7 @@ def dims(value: ir.Value) -> tuple[int | str, ...] | None:
 
 
 def known_dims(value: ir.Value, rank: int, what: str) -> tuple[int | str, ...]:
+    """`dims` of a value that has `rank` of them, or a miss that calls it `what`."""
     found = dims(value)
     if found is None or len(found) != rank:
         raise Miss(f"{what} '{value.name}' has shape {found}, expected {rank} dimensions")
@@ -55,6 +59,7 @@ def known_dims(value: ir.Value, rank: int, what: str) -> tuple[int | str, ...]:
 
 
 def same_shape(a: Sequence[int | str] | None, b: Sequence[int | str] | None) -> bool:
+    """Whether two shapes, as `dims` gives them, are known and equal."""
     return a is not None and b is not None and "?" not in a and tuple(a) == tuple(b)
 
 
@@ -67,11 +72,13 @@ def array_of(value: ir.Value | None) -> np.ndarray | None:
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """The value of a node's attribute, or `default`."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
 
 def only_use(value: ir.Value) -> bool:
+    """Whether one node reads the value, at one place, and it is no output of the graph."""
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 

@@ -139,9 +139,9 @@ class WeightsOnDisk:
     def __init__(self, graphs: dict[str, Any], folder: str) -> None:
         self.graphs, self._folder = graphs, folder
         write(graphs, folder)
-        self.let_go()
+        self.release_weights()
 
-    def let_go(self) -> None:
+    def release_weights(self) -> None:
         """Gives back what was read since, and all that nobody holds any more."""
         reread(self.graphs, self._folder)
         collect()

@@ -1,4 +1,4 @@
-"""The graph that ONNX Runtime really runs: written by it after its own optimizations, and counted."""
+"""A check of the kernels that really run: ONNX Runtime writes the graph after its own optimizations, and its nodes are counted."""
 
 from __future__ import annotations
 

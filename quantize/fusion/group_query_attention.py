@@ -135,7 +135,7 @@ class GroupQueryAttention(Rule):
         """As `Rule`."""
         _check_sizes(match)
         _check_positions(match.heads)
-        if match.bias is not None and len(dims(match.bias) or (0,) * 4) != 4:
+        if match.bias is not None and dims(match.bias) is not None and len(dims(match.bias) or ()) != 4:
             raise Miss(f"the bias of scores has shape {dims(match.bias)}, expected 4 dimensions")
         if match.heads[2].norm is not None:
             raise Miss("values are normed")

@@ -35,6 +35,8 @@ BIAS = 5  # the place of the kernel's input attention_bias
 
 @dataclass
 class Match:
+    """An attention without a cache of its own."""
+
     attention: ir.Node
     query: ir.Value  # [batch, heads, length, head_size]
     flat: tuple[ir.Value, ir.Value, ir.Value]  # query as [.., hidden] or 4-D if it must be reshaped; key and value as 3-D or 4-D
@@ -85,11 +87,14 @@ def _padding(mask: ir.Value) -> ir.Value:
 
 
 class MultiHeadAttention(Rule):
+    """Attention of an encoder, or over what an encoder made, becomes one kernel that reads projections as they are."""
+
     name = "multi_head_attention"
     anchor = "Attention"
     kernel = "MultiHeadAttention"
 
     def pattern(self, node: ir.Node) -> Match:
+        """As `Rule`."""
         if optional(node, 4) is not None:
             raise Miss("Attention has a past of its own")
         query, key, value = (source(node, i) for i in range(3))
@@ -108,13 +113,8 @@ class MultiHeadAttention(Rule):
         return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask and _padding(mask), bias, uses[0].node)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
-        query, key, value = (known_dims(source(match.attention, i), 4, "heads") for i in range(3))
-        if not isinstance(query[1], int) or not isinstance(query[3], int):
-            raise Miss(f"heads and head size are not known: {query}")
-        if query[1] != key[1] or key[1] != value[1] or query[3] != key[3] or key[:3] != value[:3]:
-            raise Miss(f"query {query}, key {key} and value {value} differ in heads or size")
-        if not same_shape(query[:1], key[:1]):
-            raise Miss(f"query {query} and key {key} differ in batch")
+        """As `Rule`."""
+        key = _check_heads(match.attention)
         if match.flat[0] is match.query:
             produced_by(produced_by(match.query, "Transpose", "query").inputs[0], "Reshape", "query")
         if match.mask is not None and not same_shape(known_dims(match.mask, 2, "mask"), (key[0], key[2])):
@@ -131,6 +131,7 @@ class MultiHeadAttention(Rule):
             raise Miss("further outputs of Attention are used")
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         batch, heads, length, size = known_dims(match.query, 4, "query")
         _, _, _, value_size = known_dims(source(match.attention, 2), 4, "value")
         assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
@@ -154,6 +155,18 @@ class MultiHeadAttention(Rule):
         node = new_node(graph, match.attention, self.kernel, inputs, attributes, [like])
         # The Reshapes behind it see the same numbers in the same order, so they stay right whatever shape they ask for.
         take_over(match.back.outputs[0], node.outputs[0])
+
+
+def _check_heads(attention: ir.Node) -> tuple[int | str, ...]:
+    """Heads of queries, keys and values fit each other; the dimensions of the keys."""
+    query, key, value = (known_dims(source(attention, i), 4, "heads") for i in range(3))
+    if not isinstance(query[1], int) or not isinstance(query[3], int):
+        raise Miss(f"heads and head size are not known: {query}")
+    if query[1] != key[1] or key[1] != value[1] or query[3] != key[3] or key[:3] != value[:3]:
+        raise Miss(f"query {query}, key {key} and value {value} differ in heads or size")
+    if not same_shape(query[:1], key[:1]):
+        raise Miss(f"query {query} and key {key} differ in batch")
+    return key
 
 
 def _int32(graph: ir.Graph, mask: ir.Value) -> ir.Value:

@@ -1,4 +1,4 @@
-"""A rewrite rule, its application to a graph, and the outcome."""
+"""Rewrite rules: what a rule is, how rules are applied to a graph, and the outcome."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ class Rule(ABC):
     kernel: ClassVar[str]  # op type of the node that stands for one rewrite in the finished graph; "" if the rule only removes nodes
 
     @abstractmethod
-    def pattern(self, node: ir.Node) -> Any: ...
+    def pattern(self, node: ir.Node) -> Any:
+        """The nodes and values around the anchor `node`, as the other two methods take them. Raises `Miss`."""
 
     def check(self, graph: ir.Graph, match: Any) -> None:  # noqa: B027 - most rules that only remove nodes have nothing more to check
-        pass
+        """Raises `Miss` where shapes or attributes of what was matched do not fit the kernel."""
 
     @abstractmethod
-    def rewrite(self, graph: ir.Graph, match: Any) -> None: ...
+    def rewrite(self, graph: ir.Graph, match: Any) -> None:
+        """Puts the kernel in the place of what was matched; edits `graph`."""
 
 
 @dataclass

@@ -28,6 +28,8 @@ from onnxport.quantize.fusion.rule import Rule
 
 @dataclass
 class Match:
+    """A residual sum with the norm behind it. bias: of the projection that is one of the terms."""
+
     norm: ir.Node
     add: ir.Node
     terms: tuple[ir.Value, ir.Value]
@@ -52,11 +54,14 @@ def _with_bias(value: ir.Value, width: object) -> tuple[ir.Value, ir.Value] | No
 
 
 class SkipLayerNorm(Rule):
+    """Add and LayerNormalization become one kernel."""
+
     name = "skip_layer_norm"
     anchor = "LayerNormalization"
     kernel = "SkipLayerNormalization"
 
     def pattern(self, node: ir.Node) -> Match:
+        """As `Rule`."""
         add = produced_by(source(node), "Add", "the input of the norm")
         terms = [source(add, 0), source(add, 1)]
         shape = dims(add.outputs[0])
@@ -69,6 +74,7 @@ class SkipLayerNorm(Rule):
         return Match(node, add, (terms[0], terms[1]), None)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         a, b = (dims(v) for v in match.terms)
         if not same_shape(a, b):
             raise Miss(f"the terms of the sum have shapes {a} and {b}, expected equal ones")
@@ -85,6 +91,7 @@ class SkipLayerNorm(Rule):
             raise Miss("mean or deviation of the norm are used")
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         total = match.add.outputs[0]
         goes_on = len(total.uses()) > 1 or total.is_graph_output()
         out = match.norm.outputs[0]

@@ -35,6 +35,8 @@ KEY_TURNED = (0, 2, 3, 1)  # the same and that of the product in one
 
 @dataclass
 class Match:
+    """An attention that is written out."""
+
     softmax: ir.Node
     query: ir.Value  # [batch, length, heads, size]
     key: tuple[ir.Value, bool]  # with True as the query, else [batch, heads, source, size]
@@ -117,11 +119,14 @@ def _sizes(value: tuple[ir.Value, bool]) -> tuple[int | str, int | str]:
 
 
 class SoftmaxAttention(Rule):
+    """Products around a Softmax become MultiHeadAttention."""
+
     name = "softmax_attention"
     anchor = "Softmax"
     kernel = "MultiHeadAttention"
 
     def pattern(self, node: ir.Node) -> Match:
+        """As `Rule`."""
         scores, bias, where = source(node), None, None
         if is_op(choice := scores.producer(), "Where"):
             low = _number(source(choice, 2))
@@ -159,6 +164,7 @@ class SoftmaxAttention(Rule):
         return Match(node, query, (key, behind), _heads(source(answer, 1), "the value"), scale, bias, where, back[0].node)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         if attribute(match.softmax, "axis", -1) not in (-1, 3):
             raise Miss("the Softmax is not over the last axis")
         sizes = [_sizes(found) for found in ((match.query, True), match.key, match.value)]
@@ -177,6 +183,7 @@ class SoftmaxAttention(Rule):
             raise Miss("the answer's heads are not merged by a Reshape")
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
         heads, size = _sizes((match.query, True))
         value_size = _sizes(match.value)[1]
         assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)

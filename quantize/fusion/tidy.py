@@ -1,4 +1,4 @@
-"""Reshapes that change nothing, and chains of Reshapes of which only the last counts."""
+"""Small repairs: Reshapes that change nothing, chains of Reshapes of which only the last counts, masks that do not broadcast."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class SameShape(Rule):
     kernel = ""
 
     def pattern(self, node: ir.Node) -> ir.Node:
+        """As `Rule`."""
         if not same_shape(dims(source(node)), dims(node.outputs[0])):
             raise Miss("the shapes differ or are not known")
         if node.outputs[0].is_graph_output() and (source(node).is_graph_input() or source(node).is_graph_output()):
@@ -24,6 +25,7 @@ class SameShape(Rule):
         return node
 
     def rewrite(self, graph: ir.Graph, match: ir.Node) -> None:
+        """As `Rule`."""
         if match.outputs[0].is_graph_output():
             take_over(match.outputs[0], source(match))
         else:
@@ -39,6 +41,7 @@ class ReshapeOfReshape(Rule):
     kernel = ""
 
     def pattern(self, node: ir.Node) -> tuple[ir.Node, ir.Node]:
+        """As `Rule`."""
         inner = produced_by(source(node), "Reshape", "the input")
         shape = source(node, 1)
         if attribute(node, "allowzero", 0) == 0:
@@ -53,22 +56,27 @@ class ReshapeOfReshape(Rule):
         return node, inner
 
     def rewrite(self, graph: ir.Graph, match: tuple[ir.Node, ir.Node]) -> None:
+        """As `Rule`."""
         node, inner = match
         node.replace_input_with(0, source(inner))
 
 
 class MaskBroadcast(Rule):
+    """A mask that is the same for all queries is spread over them: kernels of Attention do not broadcast it."""
+
     name = "mask_broadcast"
     anchor = "Attention"
     kernel = ""
 
     def pattern(self, node: ir.Node) -> tuple[ir.Node, ir.Value]:
+        """As `Rule`."""
         mask = optional(node, 3)
         if mask is None:
             raise Miss("there is no mask")
         return node, mask
 
     def check(self, graph: ir.Graph, match: tuple[ir.Node, ir.Value]) -> None:
+        """As `Rule`."""
         node, mask = match
         shape, query = dims(mask), dims(source(node))
         if shape is None or len(shape) < 2 or shape[-2] != 1:
@@ -77,6 +85,7 @@ class MaskBroadcast(Rule):
             raise Miss(f"the query {query} has not several positions")
 
     def rewrite(self, graph: ir.Graph, match: tuple[ir.Node, ir.Value]) -> None:
+        """As `Rule`."""
         node, mask = match
         int64 = ir.TensorType(ir.DataType.INT64)
         length = ir.Value(name=f"{node.outputs[0].name}/length", type=int64, shape=ir.Shape([1]))

@@ -1,4 +1,4 @@
-"""Where a graph multiplies by a weight or looks one up: what every scheme starts from."""
+"""The products with a weight and the lookups of one in a graph: what every scheme starts from."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Linear:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(K, N)."""
         return self.weight.shape[0], self.weight.shape[1]
 
 
