@@ -131,10 +131,10 @@ def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, f
 
     assert staging.manifest is not None
     with store.on_disk(fused.graphs, staging.path) as weights:
-        builder = VariantBuilder(staging, fused, options, folder, progress, weights.let_go)
+        builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
         for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
             builder.add(name)
-            weights.let_go()
+            weights.release_weights()
     variants = staging.manifest["variants"]
     staging.manifest["variants"] = {name: variants[name] for name in options.precisions}
 
