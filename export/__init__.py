@@ -1,4 +1,4 @@
-"""From a PyTorch Transformer to standard ONNX and golden answers. torch lives here and nowhere else; it is imported when first used."""
+"""Export of a PyTorch Transformer to standard ONNX with golden answers. Only this room uses torch, which is imported when first needed."""
 
 from typing import TYPE_CHECKING, Any
 

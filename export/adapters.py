@@ -1,4 +1,4 @@
-"""How a user names the parts of a model of their own."""
+"""Adapters, in which users hand over the parts of a model of their own."""
 
 from __future__ import annotations
 

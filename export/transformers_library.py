@@ -1,4 +1,4 @@
-"""Hugging Face's transformers: its import, only for its own folders, with its remarks and errors kept in hand."""
+"""Import of Hugging Face's transformers, whose progress bars and remarks are hidden and whose errors become CheckpointErrors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

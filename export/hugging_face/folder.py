@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's layout: config.json, generation_config.json, weights, tokenizers."""
+"""Folders in Hugging Face's layout: config.json, generation_config.json, weights and tokenizers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
 from onnxport.export.source import Source
 from onnxport.export.tokenizers import chat_template
-from onnxport.export.tokenizers.folder import vocabulary_problem
+from onnxport.export.tokenizers.folder import hugging_face, vocabulary_problem
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.export.weights import file_hash, read_hugging_face_weights, weight_problems
+
+Shapes = dict[str, list[int]]
 
 
 def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source:
@@ -39,10 +41,10 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         expected, optional, tensors = _shapes(cls, model_config, files.tensors, family.prefix, optional_tensors)
     problems = weight_problems(tensors, expected, optional)
     sizes = family.vocabularies(model_config)
-    decoding, more = (None, []) if settings is None else _decoding(family, settings, sizes)
-    tokenizers, tokenizer_files = _tokenizers(folder, family.model_type)
+    decoding, setting_problems = (None, []) if settings is None else _decoding(family, settings, sizes)
+    tokenizers, tokenizer_files = hugging_face(folder, family.model_type)
     misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
-    if problems := [*problems, *more, *misfit]:
+    if problems := [*problems, *setting_problems, *misfit]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths
     del files, tensors  # transformers reads them again
@@ -58,12 +60,12 @@ def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Dec
     """The decoding of a transformers GenerationConfig, and what is wrong with it."""
     ids, problems = generation_settings.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
     ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
-    search, worse = generation_settings.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
-    return Decoding(ids, search), [*problems, *worse]
+    search, search_problems = generation_settings.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
+    return Decoding(ids, search), [*problems, *search_problems]
 
 
 def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
-    """What `generate` would go by, and its file: generation_config.json, or in its absence the keys that older configs have."""
+    """The settings of `generate` and their file: generation_config.json, or in its absence the keys that older configs have."""
     path = folder / "generation_config.json"
     own = path.is_file()
     if own:
@@ -75,9 +77,6 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
         folder, config_file_name=path.name, local_files_only=True, **({} if own else {"_from_model_config": True})
     )
     return config, path
-
-
-Shapes = dict[str, list[int]]
 
 
 def _shapes(
@@ -100,9 +99,9 @@ def _shapes(
     for source, group in groups.items():
         if not group & tensors.keys():  # one missing name stands for all
             optional |= group - {source}
-    made = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *optional_tensors]
-    optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in made)}
-    tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in made)}
+    patterns = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *optional_tensors]
+    optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in patterns)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in patterns)}
     return (
         {name: shape for name, shape in shapes.items() if name not in optional},
         {name: shape for name, shape in shapes.items() if name in optional},
@@ -126,7 +125,7 @@ def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str,
 
 
 def _load(cls: Any, folder: Path, paths: list[Path], optional_tensors: tuple[str, ...]) -> Any:
-    """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors` tensors."""
+    """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors`."""
     with quiet(), refusing(folder):
         model, report = cls.from_pretrained(
             folder,
@@ -141,9 +140,3 @@ def _load(cls: Any, folder: Path, paths: list[Path], optional_tensors: tuple[str
     if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
     return model.requires_grad_(False)
-
-
-def _tokenizers(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[Path]]:
-    from onnxport.export.tokenizers.folder import hugging_face
-
-    return hugging_face(folder, model_type)

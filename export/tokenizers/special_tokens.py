@@ -1,4 +1,4 @@
-"""SpecialTokens and added tokens of a Hugging Face folder, read from its JSON files as transformers reads them."""
+"""Special and added tokens of a Hugging Face folder, read from its JSON files as transformers reads them."""
 
 from __future__ import annotations
 
