@@ -70,7 +70,7 @@ def open_file(
     adjust: Callable[[onnxruntime.SessionOptions], None] | None = None,
 ) -> Runner:
     """A runner over an ONNX file. adjust: changes the options of its session. All else as `opened`."""
-    sessions = sessions or Sessions.choose("cpu")
+    sessions = sessions or Sessions.on("cpu")
     return Runner(sessions.open(path, steady, adjust=adjust if optimize else _as_it_stands))
 
 

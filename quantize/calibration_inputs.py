@@ -45,7 +45,7 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
         raise DataError(f"{data}: this bundle has no tokenizer, so it is calibrated on a .npz of its input arrays, not on texts")
     dataset = read_data(data)
     texts = texts_of(dataset, bundle, data).inputs
-    model = Model(bundle, variant, Sessions.choose("cpu"))
+    model = Model(bundle, variant, Sessions.on("cpu"))
     chosen = [texts[i] for i in places(len(texts), most)]
     if model.engine is None:
         return {next(iter(bundle.variants[variant].graphs)): _encoder_feeds(bundle, variant, model, chosen)}
@@ -73,7 +73,7 @@ def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
 
 
 def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[Any]) -> list[dict[str, np.ndarray]]:
-    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.choose("cpu"), model._source())
+    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.on("cpu"), model._source())
     feeds: list[dict[str, np.ndarray]] = []
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,7 +127,7 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
         raise DataError(f"{data}: a bundle for {bundle.task} is calibrated on texts, not on arrays")
     arrays = read_npz(data, DataError, "give a .npz of the model's input arrays")
     (role,) = bundle.variants[variant].graphs
-    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.choose("cpu"), None)
+    encoder = Encoder.open(bundle, bundle.variants[variant], Sessions.on("cpu"), None)
     bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if bad:
         raise DataError(f"{data}: {bad[0]} holds NaN or infinity, expected what the model will see")

@@ -44,7 +44,7 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
         raise UsageError(
             f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
         )
-    sessions = Sessions.choose(device, threads)
+    sessions = Sessions.on(device, threads)
     variant = bundle.variants[name]
     check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}")
     required = required_device(variant.target)

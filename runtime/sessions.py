@@ -89,7 +89,7 @@ class Sessions:
     exact: bool = True
 
     @classmethod
-    def choose(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
+    def on(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
         """Sessions for a device; threads: None is all cores of this process.
 
         UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had.

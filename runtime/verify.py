@@ -36,7 +36,7 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
     that the manifest records.
     """
     bundle = Bundle.open(path, verify=True)
-    sessions = Sessions.choose("cpu", threads)
+    sessions = Sessions.on("cpu", threads)
     for file in bundle.search.values():
         sessions.open(bundle.file(file))
     variants = {}
@@ -61,7 +61,7 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     entry = bundle.variants[variant]
     check_version(entry.min_onnxruntime, f"variant {variant} of {bundle.path}")
     cases = golden.read_answers(bundle)
-    sessions = Sessions.choose(device, threads)
+    sessions = Sessions.on(device, threads)
     if bundle.generation is None:
         encoder = Encoder.open(bundle, entry, sessions, None)
         return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)

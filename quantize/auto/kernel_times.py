@@ -1,4 +1,4 @@
-"""The time that each scheme really takes on this machine, by shapes of weights and numbers of rows.
+"""Measured times of each scheme's kernels on this machine, by shapes of weights and numbers of rows.
 
 A graph of nothing but the kernels of one scheme runs in ONNX Runtime over as many weights as the model has, so that they come from where
 they come from in the model: memory, or a cache that holds them all. Schemes alternate run by run, and medians count.
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.graph.session import open_file
 from onnxport.quantize.modules import Group, Use
-from onnxport.quantize.plan import Plan
+from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
 
@@ -34,7 +34,11 @@ BYTE = 1e-16  # seconds: of plans that are equally fast the smallest is taken
 
 @dataclass(frozen=True)
 class Load:
-    """How often a graph runs for one answer, and over how many rows. head_rows: of a projection to the vocabulary of `head` entries."""
+    """How often a graph runs for one answer, and over how many rows.
+
+    role: the graph's. rows: of a product, in one run. times: runs for one answer. head, head_rows: a projection to a vocabulary of `head`
+    entries has this many rows instead; 0 where it has no other number.
+    """
 
     role: str
     rows: int
@@ -45,7 +49,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel's time depends on."""
+    """A product [rows, k] × [k, n], on which a kernel's time depends. transposed: the weight is stored as [n, k]; biased: a sum follows."""
 
     k: int
     n: int
@@ -55,7 +59,7 @@ class Shape:
 
     @property
     def key(self) -> str:
-        """For files."""
+        """The shape as a name, for the journal."""
         return f"{self.k}x{self.n}{'t' if self.transposed else ''}{'b' if self.biased else ''}:{self.rows}"
 
 
@@ -76,27 +80,16 @@ def _rows(use: Use, load: Load) -> int:
     return load.head_rows if load.head == use.n and load.head_rows else load.rows
 
 
-def seconds(group: Group, scheme: str, loads: Sequence[Load], times: Times) -> float:
-    """What a group costs in one answer, plus as good as nothing for its bytes."""
-    return sum(count * times[shape.key][kernel(scheme)] for shape, count in shapes_of(group, loads)) + BYTE * nbytes(group, scheme)
-
-
-def nbytes(group: Group, scheme: str) -> float:
-    """About how much its weights take."""
-    return group.values * (4 if scheme == "fp32" else 0.5 if scheme.startswith("int4") else 1)
-
-
-@lru_cache
-def kernel(scheme: str) -> str:
-    """The scheme without what changes numbers but not the time they take."""
-    for word in ("-hqq", "-gptq", "-minmax", "-percentile", "-entropy", "-mse"):
-        scheme = scheme.replace(word, "")
-    return scheme
+def seconds(group: Group, scheme_name: str, loads: Sequence[Load], times: Times) -> float:
+    """Seconds of a group in one answer, plus as good as nothing for its bytes."""
+    chosen = scheme(scheme_name)
+    nbytes = group.values * chosen.bits / 8
+    return sum(count * times[shape.key][chosen.kernel] for shape, count in shapes_of(group, loads)) + BYTE * nbytes
 
 
 def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | None = None) -> dict[str, float]:
     """Seconds of one product by scheme. values: weights of the whole model."""
-    names = sorted({kernel(name) for name in schemes})
+    names = sorted({scheme(name).kernel for name in schemes})
     copies = int(np.clip(min(values, MOST_VALUES) // (shape.k * shape.n), 1, MOST_COPIES))
     x = np.random.default_rng(0).standard_normal((shape.rows, shape.k)).astype(np.float32)
     runs: dict[str, Callable[[], Any]] = {}
@@ -104,7 +97,7 @@ def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | No
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "products.onnx"
             file.write_bytes(_graph(shape, name, copies, x))
-            runner = open_file(file, Sessions.choose("cpu", threads))
+            runner = open_file(file, Sessions.on("cpu", threads))
         runs[name] = partial(runner.session.run, [next(iter(runner.outputs))], dict.fromkeys(runner.inputs, x))
     return {name: found / copies for name, found in alternate(runs).items()}
 
@@ -126,7 +119,7 @@ def alternate(
     return {name: statistics.median(found) for name, found in taken.items()}
 
 
-def _graph(shape: Shape, scheme: str, copies: int, x: np.ndarray) -> bytes:
+def _graph(shape: Shape, scheme_name: str, copies: int, x: np.ndarray) -> bytes:
     """A model of `copies` products with inputs and weights of their own; ONNX Runtime computes outputs that nobody fetches too."""
     random = np.random.default_rng(1)
     weight = random.standard_normal((shape.k, shape.n)).astype(np.float32)
@@ -142,8 +135,8 @@ def _graph(shape: Shape, scheme: str, copies: int, x: np.ndarray) -> bytes:
         helper.make_graph(nodes, "product", ends[:1], ends[1:], [stored, *bias]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
     )
     model = ir.from_proto(proto)
-    if scheme != "fp32":
-        (model,) = quantize({"model": model}, Plan({"*": scheme}), {"model": [{"x": x}]})[0].values()
+    if scheme_name != FP32.name:
+        (model,) = quantize({"model": model}, Plan({"*": scheme_name}), {"model": [{"x": x}]})[0].values()
     return _copied(ir.to_proto(model), copies)
 
 
@@ -169,4 +162,4 @@ def _copied(proto: onnx.ModelProto, copies: int) -> bytes:
             added.ClearField("name")
             for names in (added.input, added.output):
                 names[:] = [name if not name or name in shared else f"{name}#{copy}" for name in names]
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())

@@ -79,7 +79,7 @@ class Measurements:
         self.graphs, self.feeds, self.progress, self.work = graphs, feeds, progress, work
         self.release_weights, self.threads = release_weights, options.threads
         self.bundle = staging.preview()
-        self.sessions = Sessions.choose(CPU.name, options.threads)
+        self.sessions = Sessions.on(CPU.name, options.threads)
         self.trials = TrialVariants(staging, graphs, feeds, release_weights)
         self.groups = groups(graphs)
         self.schemes = GENERATING if self.bundle.generation is not None else ANSWERING

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from onnxport.errors import BundleError, OnnxportError
+from onnxport.runtime.bundle.interface import BEST, CANDIDATES, LOGITS, SUPPRESSED
 from onnxport.runtime.decode.constraints import Rules
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.state import NO_IDS, BestTokens
@@ -222,9 +223,9 @@ class BestSearch:
 
     def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, count: int) -> None:
         self.best = BestTokens.empty(rows, count)
-        arrays = {"candidates": np.array([count], np.int64), "suppressed": NO_IDS}
-        self._graph = SearchGraph(engine, "best", {"logits": logits}, arrays)
-        for name in ("token", "logprob", "kept"):
+        arrays = {CANDIDATES: np.array([count], np.int64), SUPPRESSED: NO_IDS}
+        self._graph = SearchGraph(engine, "best", {LOGITS: logits}, arrays)
+        for name in BEST:
             self._graph.bind_output(name, value_of(getattr(self.best, name)))
 
     def run(self) -> BestTokens:

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxport.build.stages import build
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.sessions import Sessions
-from support import hf_folders
 from support.commands import invoke
 
 
@@ -22,10 +20,9 @@ def sources(count: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def lively(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model whose answers hang on its inputs, which those of a random tied model rarely do."""
-    made = tmp_path_factory.mktemp("lively")
-    return build(hf_folders.marian(made / "source", seed=3), made / "bundle", precision=("fp32", "int8"))
+def lively(marian: Path) -> Bundle:
+    """A model whose answers depend on its inputs, which those of a random tied model rarely do."""
+    return Bundle.open(marian / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,7 @@ def model(lively: Bundle) -> Model:
 @pytest.mark.parametrize("count", [1, 4, 16, 64])
 def test_rows_of_the_encoder_are_equal_to_the_last_bit(lively: Bundle, count: int) -> None:
     """Whoever stands beside them, padded or not."""
-    session = Sessions.choose("cpu", 1).open(lively.file(lively.variants["int8"].graphs["encoder"]))
+    session = Sessions.on("cpu", 1).open(lively.file(lively.variants["int8"].graphs["encoder"]))
     text, others = [5, 9, 30, 4, 11, 0], sources(63, seed=1)
 
     def keys(rows: list[list[int]], width: int) -> np.ndarray:
@@ -72,9 +69,8 @@ def test_a_text_is_answered_alone_as_in_a_ragged_batch(model: Model, beam: int) 
         np.testing.assert_allclose([alone.score, *alone.token_logprobs], [found.score, *found.token_logprobs], rtol=0, atol=4e-6)
 
 
-def test_int8_weight_is_made_by_export_and_by_quantize(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    assert invoke("export", model_folder, "--out", made, "--precision", "fp32,int8-weight", "-q").exit_code == 0
+def test_int8_weight_is_made_by_export_and_by_quantize(plain_bundle: Bundle, bundle: Bundle, tmp_path: Path) -> None:
+    made = plain_bundle.path
     added = shutil.copytree(bundle.path, tmp_path / "added")
     (link := tmp_path / "link").symlink_to(added)
     result = invoke("quantize", link, "--precision", "int8-weight", "--json", "-q")

@@ -40,9 +40,9 @@ def test_cores_are_the_least_of_all_limits(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_threads_given_are_threads_used() -> None:
-    options = Sessions.choose("cpu", 3).options()
+    options = Sessions.on("cpu", 3).options()
     assert options.intra_op_num_threads == 3
-    assert Sessions.choose("cpu").threads == cores()
+    assert Sessions.on("cpu").threads == cores()
 
 
 def test_more_threads_than_cores_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:

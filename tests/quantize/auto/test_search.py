@@ -12,6 +12,7 @@ from onnxport.quantize.auto.kernel_times import Load, Shape, measure, seconds
 from onnxport.quantize.auto.knapsack import frontier, isotonic, point, search
 from onnxport.quantize.auto.module_loss import OutputLoss
 from onnxport.quantize.modules import groups, module_of, plan_of
+from onnxport.quantize.plan import scheme
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
 
@@ -33,7 +34,7 @@ def measured(tools):
     shape = ["batch", "length", WIDTH]
     graphs = {"model": tools.build(nodes, {"x": shape}, {"last_hidden_state": shape}, weights)}
     every = groups(graphs)
-    meter = OutputLoss(graphs, [{"x": rng.standard_normal((4, 8, WIDTH)).astype(np.float32)}], Sessions.choose("cpu", 1))
+    meter = OutputLoss(graphs, [{"x": rng.standard_normal((4, 8, WIDTH)).astype(np.float32)}], Sessions.on("cpu", 1))
 
     def real(picks):
         if not any(picks):
@@ -140,3 +141,16 @@ def test_measurements_are_kept_while_the_key_is_the_same(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         Journal(tmp_path / "file", "a").get("plans", "one", lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("fp32", "fp32"),
+        ("int8-static-entropy-tensor", "int8-static-tensor"),
+        ("int4-blocks64-asym-hqq", "int4-blocks64-asym"),
+        ("int8-rows-reduced", "int8-rows-reduced"),
+    ],
+)
+def test_schemes_that_differ_in_numbers_alone_are_timed_once(name, kernel):
+    assert scheme(name).kernel == scheme(kernel).name == kernel

@@ -122,7 +122,7 @@ def test_the_runtime_adds_without_loss_on_every_processor(tools, tmp_path, rows,
     nodes.append(("MatMulInteger", ["x", "w" if turned else "fc.weight"], ["y"]))
     model = tools.build(nodes, {"x": ("uint8", ["n", 64])}, {"y": ("int32", ["n", 16])}, {"fc.weight": weight})
     write({"model": model}, tmp_path)
-    session = Sessions.choose("cpu", 1).open(tmp_path / "model.onnx")
+    session = Sessions.on("cpu", 1).open(tmp_path / "model.onnx")
     np.testing.assert_array_equal(session.run(None, feed)[0], right)
 
 
