@@ -26,6 +26,7 @@ GRAMMAR = (
     "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
     f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym, -hqq, -gptq"
 )
+_NUMBERS = re.compile(r"-(hqq|gptq|minmax|percentile|entropy|mse)")
 _STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?(?P<reduced>-reduced)?")
 
 
@@ -53,6 +54,21 @@ class Scheme:
     def needs(self) -> str | None:
         """What must be known of a layer's input: "hessian", "range" or nothing."""
         return "hessian" if self.solver == "gptq" else "range" if self.kind == "static" else None
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """About how much storage a weight takes; scales of rows or blocks are left out."""
+        return self.bits / 8
+
+    @property
+    def kernel(self) -> str:
+        """The name of a scheme that takes the same time: without what only changes numbers, the solver and how ranges are found."""
+        return self.name.removesuffix(f"-{self.solver}").replace(f"-{self.range}", "")
+
+    @property
+    def kernel(self) -> str:
+        """The simplest scheme whose products take the same time: the name without what changes numbers alone."""
+        return _NUMBERS.sub("", self.name)
 
 
 FP32 = Scheme("fp32", "fp32")

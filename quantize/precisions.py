@@ -1,4 +1,4 @@
-"""The precisions that a variant can have, a row each.
+"""A table of the precisions that a variant can have.
 
 A precision's bound is on `relative_error`: the root mean square of the difference over that of the golden logits (or outputs) about their
 mean. It means the same on learned and on random weights, where agreements of tokens depend on how near two tokens are. A variant beyond its

@@ -1,4 +1,4 @@
-"""A variant's graphs are made here: from fused graphs in float32, by the recipe of a precision or by a plan."""
+"""The recipe of a variant makes its graphs from fused graphs in float32, by a precision's own plan or by a given one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fastest plan within a budget: predicted by sums over modules, then measured for real.
+"""The knapsack search finds the fastest plan within a budget: predicted by sums over modules, then measured for real.
 
 Each group of weights gets one of its options. Time is a sum over groups, and so, nearly, is the loss while it is small: both are quadratic
 forms of errors that have little to do with each other. The best plans by these sums are a front, found exactly by dynamic programming
@@ -155,7 +155,7 @@ def _changes(costs: Table, losses: Table, picks: Picks) -> Iterator[Point]:
 def isotonic(losses: Sequence[float], badness: Sequence[float]) -> list[float]:
     """What was measured, evened out so that more predicted loss is never better: least squares by pooling neighbours (Ayer et al. 1955).
 
-    The fastest of many plans that hold by a sample's chance would not hold on other data; its neighbours tell.
+    The fastest of many plans that hold by a sample's chance would not hold on other data; its neighbours show that.
     """
     order = sorted(range(len(losses)), key=lambda i: losses[i])
     blocks: list[list[float]] = []  # sum, count

@@ -37,37 +37,34 @@ class _InProcessClient:
 
 
 class Quality:
-    """Measures variants on a workload; the first that is measured is the reference.
-
-    bundle: that of the reference, by the name `fp32`. work: see `compare.workload`.
-    """
+    """Measures variants on a workload, against the fp32 variant of `bundle`. work: see `compare.workload`."""
 
     def __init__(self, bundle: Bundle, work: Workload, sessions: Sessions) -> None:
         self._work, self._sessions = work, sessions
-        self._outputs, self._beside = self._answers(bundle, "fp32")
-        self._statistics = measurement.statistics_of(work, self._outputs, self._beside, self._outputs)
-        self.reference = self.values(bundle, "fp32", (self._outputs, self._beside))
+        self._outputs, self._extra = self._answers(bundle, "fp32")
+        self._statistics = measurement.statistics_of(work, self._outputs, self._extra, self._outputs)
+        self.reference = self.values(bundle, "fp32", (self._outputs, self._extra))
 
     def values(self, bundle: Bundle, name: str, answers: tuple[list[Any], list[Any]] | None = None) -> dict[str, Any]:
         """A variant's metrics, with their drops and intervals, by the names that a report has for them."""
-        outputs, beside = answers or self._answers(bundle, name)
+        outputs, extra = answers or self._answers(bundle, name)
         parity = replay(bundle, name, self._sessions.device, self._sessions.threads)
-        found: dict[str, Any] = {key: parity[key] for key in PARITY if isinstance(parity.get(key), int | float)}
+        values: dict[str, Any] = {key: parity[key] for key in PARITY if isinstance(parity.get(key), int | float)}
         if not parity.get("finite"):
             return {}
         if self._work.method != "run":
-            own = measurement.statistics_of(self._work, outputs, beside, self._outputs)
-            found |= metrics.agreement(outputs, self._outputs) | metrics.values(own)
-            found |= metrics.drops(found, metrics.values(self._statistics)) | metrics.drop_intervals(own, self._statistics)
-        return found
+            own = measurement.statistics_of(self._work, outputs, extra, self._outputs)
+            values |= metrics.agreement(outputs, self._outputs) | metrics.values(own)
+            values |= metrics.drops(values, metrics.values(self._statistics)) | metrics.drop_intervals(own, self._statistics)
+        return values
 
     def _answers(self, bundle: Bundle, name: str) -> tuple[list[Any], list[Any]]:
         if self._work.method == "run":
             return [], []
         sides = {name: cast(Client, _InProcessClient(bundle, name, self._sessions))}
         outputs, _ = measurement.answers(sides, self._work, BATCH)
-        beside = measurement.request_outputs(sides, self._work.extra_request)[0][name] if self._work.extra_request is not None else []
-        return outputs[name], beside
+        extra = measurement.request_outputs(sides, self._work.extra_request)[0][name] if self._work.extra_request is not None else []
+        return outputs[name], extra
 
 
 def seconds(

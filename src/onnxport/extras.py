@@ -1,4 +1,4 @@
-"""Optional packages: imported when they are needed, or named with the extra that brings them."""
+"""Optional packages are imported when they are needed; one that is missing is named with the extra that installs it."""
 
 from __future__ import annotations
 

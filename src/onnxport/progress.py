@@ -1,4 +1,4 @@
-"""Progress: how long work tells whoever waits for it which stage begins."""
+"""Progress is a function that long work calls with the name of each stage as it begins."""
 
 from collections.abc import Callable
 

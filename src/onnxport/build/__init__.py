@@ -1,4 +1,4 @@
-"""The order of the stages, from a source to a bundle."""
+"""The build of a bundle: the order of the stages, from a source to checked variants."""
 
 from onnxport.build.stages import add_variant, build
 
