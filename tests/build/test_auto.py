@@ -11,17 +11,13 @@ from onnxport.build.stages import build
 from onnxport.cli import overview
 from onnxport.quantize.auto import kernel_times, plan_quality
 from onnxport.quantize.auto.journal import Journal
+from onnxport.quantize.plan import scheme
 from onnxport.runtime.bundle.reader import Bundle
 from support import encoder_folders
 from support.commands import assert_refused, invoke
 from support.translation_folder import WORDS
 
 TIMES = {"fp32": 4.0, "int8-rows": 2.0, "int8-blocks32": 1.5, "int4-blocks32-asym": 1.0}
-
-
-@pytest.fixture(scope="module")
-def plain(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build(str(model_folder), tmp_path_factory.mktemp("plain") / "tiny", precision=("fp32",))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +37,7 @@ def known() -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture
-def made(plain: Bundle, known: dict[str, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def made(plain_bundle: Bundle, known: dict[str, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle, and beside it the sensitivities that earlier searches measured."""
     save, load = Journal.forget, Journal.__init__
 
@@ -56,7 +52,7 @@ def made(plain: Bundle, known: dict[str, dict[str, float]], tmp_path: Path, monk
 
     monkeypatch.setattr(Journal, "forget", keep)
     monkeypatch.setattr(Journal, "__init__", begin)
-    return Path(shutil.copytree(plain.path, tmp_path / "tiny"))
+    return Path(shutil.copytree(plain_bundle.path, tmp_path / "tiny"))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +64,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: sum(TIMES.get(scheme.removesuffix("-hqq"), 4.0) for scheme in plan) / len(plan) for name, plan in plans.items()}
 
     def product(shape: kernel_times.Shape, schemes: set[str], *_: object) -> dict[str, float]:
-        return {kernel_times.kernel(name): TIMES[kernel_times.kernel(name)] * shape.n / 1e6 for name in schemes}
+        return {scheme(name).kernel: TIMES[scheme(name).kernel] * shape.n / 1e6 for name in schemes}
 
     monkeypatch.setattr("onnxport.quantize.auto.search.MOST_PLANS", 8)
     monkeypatch.setattr(kernel_times, "measure", product)
