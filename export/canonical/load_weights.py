@@ -52,13 +52,13 @@ class StackWeights:
     relative: Named | None = None
 
     def embedding(self) -> Embedding:
-        """The canonical embedding of this weights, without values."""
+        """The canonical embedding in front of the stack, without values."""
         (rows, hidden), stack = self.tokens[1].shape, self.stack
         positions = None if self.positions is None else len(self.positions[1])
         return Embedding(rows, hidden, positions, self.scale, stack.embedding_eps, stack.types)
 
     def name(self, below: str) -> str:
-        """The full name of what is called `below` below `path`."""
+        """The full name of a part that `path` calls `below`."""
         return f"{self.path}.{below}" if self.path else below
 
 

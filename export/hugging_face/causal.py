@@ -77,8 +77,7 @@ class CausalFamily:
     """A family of transformers' language models.
 
     classes: the one with a head, then the one without. base: the decoder's name in the first. paths: below the base, `tokens`, `positions`
-    (may be missing: then positions are rotary), `norm` and `layers`. layer: settings of layer i beside heads, head and biases. widths: of a
-    layer, heads, kv_heads and head.
+    (may be missing: then positions are rotary), `norm` and `layers`. layer: settings of layer i beside heads, head and biases.
     """
 
     model_type: str
