@@ -34,10 +34,10 @@ def check(bench: Bench) -> Iterator[Row]:
 
 def encoder(bench: Bench) -> Iterator[Row]:
     """Items a second: a batch of 8 rows of 128 tokens through `run`; the sentences of --data through `encode`."""
-    given = arrays()
+    inputs = arrays()
 
     def run(side: Client, number: int) -> tuple[float, int]:
-        return side.time("run", given)[0][0], BATCH
+        return side.time("run", inputs)[0][0], BATCH
 
     yield make_row(bench, "encoder", f"{BATCH} x {LENGTH}", "items/s", bench.alternate(run, bench.rounds))
     texts = bench.texts().limited(bench.limit).inputs

@@ -171,8 +171,8 @@ class HandBuilt:
                 self.arrays[f"past_{part}_{layer}"] = np.zeros((batch, heads, -(-steps // 8) * 8, size), np.float32)
                 self.arrays[f"cross_{part}_{layer}"] = np.random.default_rng(1).standard_normal((batch, heads, source, size), np.float32)
         self.values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()}
-        for given in self.session.get_inputs():
-            self.binding.bind_ortvalue_input(given.name, self.values[given.name])
+        for one in self.session.get_inputs():
+            self.binding.bind_ortvalue_input(one.name, self.values[one.name])
         for made in self.session.get_outputs():
             self.binding.bind_ortvalue_output(made.name, self.values[made.name.replace("present", "past")])
         self.bound = (batch, source, steps)
@@ -182,13 +182,13 @@ class HandBuilt:
         wanted = (len(inputs), len(inputs[0]), max_new_tokens)
         if self.bound != wanted:
             self.bind(*wanted)
-        arrays, said = self.arrays, np.zeros((len(inputs), max_new_tokens), np.int64)
+        arrays, tokens = self.arrays, np.zeros((len(inputs), max_new_tokens), np.int64)
         arrays["ids"][:] = 5
         for step in range(max_new_tokens):
             arrays["place"][:], arrays["before"][:], arrays["total"][...] = step, step, step + 1
             self.session.run_with_iobinding(self.binding)
-            arrays["ids"][:] = said[:, step : step + 1] = arrays["next"][:, :, 0]
-        return [{"text": None, "tokens": row} for row in said.tolist()]
+            arrays["ids"][:] = tokens[:, step : step + 1] = arrays["next"][:, :, 0]
+        return [{"text": None, "tokens": row} for row in tokens.tolist()]
 
 
 @click.command(help=__doc__)

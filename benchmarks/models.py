@@ -158,11 +158,11 @@ def compare(small: MarianMTModel, wide: MarianMTModel, folder: Path, data: Path,
     answers: list[list[str]] = [[], []]
     for text in rows.inputs:
         ids = torch.tensor([tokenizer(text).input_ids])
-        for model, said in zip((small, wide), answers, strict=True):
+        for model, texts in zip((small, wide), answers, strict=True):
             found = model.eval().generate(ids, do_sample=False, num_beams=1, max_new_tokens=64, bad_words_ids=[[model.config.pad_token_id]])
-            said.append(tokenizer.decode(found[0][1:], skip_special_tokens=True))
+            texts.append(tokenizer.decode(found[0][1:], skip_special_tokens=True))
     same = sum(one == other for one, other in zip(*answers, strict=True))
-    bleu = [translation(said, rows.references or [])["bleu"] for said in answers]
+    bleu = [translation(texts, rows.references or [])["bleu"] for texts in answers]
     click.echo(f"{same} of {len(rows)} greedy answers are equal; BLEU {bleu[0]:.2f} small, {bleu[1]:.2f} grown")
 
 

@@ -27,7 +27,7 @@ from onnxport.compare.measure.machine import describe
     "--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, help="By default check and what suits the model."
 )
 @click.option(
-    "--side", "asked", multiple=True, help="`SYSTEM PRECISION`, all by default; of ours any variant that `onnxport quantize` makes."
+    "--side", "names", multiple=True, help="`SYSTEM PRECISION`, all by default; of ours any variant that `onnxport quantize` makes."
 )
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--rounds", type=int, default=9, show_default=True, help="A third of them for whole test sets.")
@@ -38,7 +38,7 @@ from onnxport.compare.measure.machine import describe
 def main(
     source: Path,
     workloads: tuple[str, ...],
-    asked: tuple[str, ...],
+    names: tuple[str, ...],
     threads: str,
     rounds: int,
     data: Path | None,
@@ -47,15 +47,15 @@ def main(
     out: Path | None,
 ) -> None:
     kind = sides.kind_of(source)
-    chosen = sides.choose(kind, asked)
+    selected = sides.select(kind, names)
     out = out or Path("build/bench") / source.name
     models = out / "models"
     models.mkdir(parents=True, exist_ok=True)
-    sides.prepare(source, models, environments, chosen)
+    sides.prepare(source, models, environments, selected)
     results: dict[str, Any] = {"source": source.name, "rounds": rounds, "machine": describe(["onnx"]), "about": {}, "rows": []}
     for count in map(int, threads.split(",")):
         with ExitStack() as stack:
-            clients = {name: stack.enter_context(sides.start(name, models, environments, count)) for name in chosen}
+            clients = {name: stack.enter_context(sides.start(name, models, environments, count)) for name in selected}
             for name, client in clients.items():
                 results["about"][name] = client.load()["about"]
             bench = Bench(clients, models, environments, count, rounds, data, limit, kind)

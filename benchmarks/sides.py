@@ -53,13 +53,13 @@ def kind_of(source: Path) -> str:
     return str(kind)
 
 
-def choose(kind: str, asked: tuple[str, ...]) -> list[str]:
-    """The sides asked for, or all of the kind. Raises ClickException for one that is not known."""
+def select(kind: str, names: tuple[str, ...]) -> list[str]:
+    """The named sides, or all of the kind. Raises ClickException for one that is not known."""
     known = [f"{system} {precision}" for system, precisions in SYSTEMS[kind].items() for precision in precisions]
-    for side in asked:
+    for side in names:
         if side not in known and not side.startswith(f"{OURS} "):
             raise click.ClickException(f"{side!r} is no side for {kind}; expected {', '.join(known)}, or another variant of ours")
-    return list(asked) or known
+    return list(names) or known
 
 
 def prepare(source: Path, models: Path, environments: Path, sides: list[str]) -> None:

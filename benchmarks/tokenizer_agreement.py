@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--limit", type=int, default=10000)
     parser.add_argument("--side", choices=("source", "target"), default="source")
-    given = parser.parse_args()
-    texts = given.texts.read_text(encoding="utf-8").split("\n")[: given.limit]
-    result = compare(given.folder, [text for text in texts if text], given.side)
+    arguments = parser.parse_args()
+    texts = arguments.texts.read_text(encoding="utf-8").split("\n")[: arguments.limit]
+    result = compare(arguments.folder, [text for text in texts if text], arguments.side)
     print(json.dumps(result, ensure_ascii=False, indent=1))
 
 

@@ -51,8 +51,8 @@ def loss_of(model: nn.Module, batch: list[Pair]) -> Tensor:
     pad = model.config.pad_token_id
     source = pad_sequence([torch.tensor(pair[0]) for pair in batch], True, pad)
     target = pad_sequence([torch.tensor(pair[1]) for pair in batch], True, pad)
-    given = torch.cat([target.new_full((len(batch), 1), pad), target[:, :-1]], 1)
-    hidden = model.model(input_ids=source, attention_mask=(source != pad).long(), decoder_input_ids=given, use_cache=False)[0]
+    decoder_ids = torch.cat([target.new_full((len(batch), 1), pad), target[:, :-1]], 1)
+    hidden = model.model(input_ids=source, attention_mask=(source != pad).long(), decoder_input_ids=decoder_ids, use_cache=False)[0]
     real = target != pad
     return F.cross_entropy(model.lm_head(hidden[real]), target[real], label_smoothing=0.1)
 

@@ -28,14 +28,14 @@ def source_ids(batch: int, length: int = SOURCE_TOKENS) -> list[list[int]]:
 
 def longer(data: Dataset, least_words: int = 32) -> Dataset:
     """Neighbouring sentences joined until a text has `least_words`, with their first references: 40 to 80 tokens of Tatoeba's."""
-    texts, references, words, said = [], [], [], []
+    texts, references, words, sentences = [], [], [], []
     for text, reference in zip(data.inputs, data.references or [], strict=True):
         words.append(text)
-        said.append(reference[0])
+        sentences.append(reference[0])
         if sum(len(one.split()) for one in words) >= least_words:
             texts.append(" ".join(words))
-            references.append([" ".join(said)])
-            words, said = [], []
+            references.append([" ".join(sentences)])
+            words, sentences = [], []
     return Dataset(f"{data.name}, joined", data.kind, texts, references, [0] * len(texts))
 
 

@@ -36,8 +36,8 @@ def retrieval(model: Model, text: str, limit: int | None) -> dict[str, float]:
     """Whether the paragraph of a question is the nearest of all paragraphs, or among ten."""
     contexts = list(dict.fromkeys(row[1] for row in squad(text, None)))
     rows = squad(text, limit)
-    owners = [contexts.index(row[1]) for row in rows]
-    found = of_retrieval(model.encode([row[0] for row in rows]), model.encode(contexts), owners)
+    passage_of = [contexts.index(row[1]) for row in rows]
+    found = of_retrieval(model.encode([row[0] for row in rows]), model.encode(contexts), passage_of)
     return {"rows": len(rows), **values(found)}
 
 

@@ -145,10 +145,10 @@ class Peer:
         self._room(len(inputs))
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), False)
         prompts = [(token, i, row, i == len(ids) - 1) for row, ids in enumerate(inputs) for i, token in enumerate(ids)]
-        said = [self._decode(prompts)]
+        steps = [self._decode(prompts)]
         for step in range(max_new_tokens - 1):
-            said.append(self._decode([(token, len(inputs[row]) + step, row, True) for row, token in enumerate(said[-1])]))
-        return [{"text": None, "tokens": list(row)} for row in zip(*said, strict=True)]
+            steps.append(self._decode([(token, len(inputs[row]) + step, row, True) for row, token in enumerate(steps[-1])]))
+        return [{"text": None, "tokens": list(row)} for row in zip(*steps, strict=True)]
 
 
 if __name__ == "__main__":

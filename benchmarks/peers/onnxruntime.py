@@ -45,7 +45,7 @@ class Peer:
         self.session = onnxruntime.InferenceSession(
             str(self.folder / f"{self.precision}.onnx"), options, providers=["CPUExecutionProvider"]
         )
-        self.names = [given.name for given in self.session.get_inputs()]
+        self.names = [one.name for one in self.session.get_inputs()]
         self.tokenizer = Tokenizer.from_file(str(self.folder / "plain" / "tokenizer.json"))
 
     def about(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class Peer:
         ids = [one.ids for one in self.tokenizer.encode_batch(inputs)]
         answers = [numpy.empty(0)] * len(ids)
         for rows in batches(list(map(len, ids)), batch_size):
-            given = feeds([ids[i] for i in rows], 0)
-            for i, vector in zip(rows, mean(self.run(given)["last_hidden_state"], given["attention_mask"]), strict=True):
+            inputs_by_name = feeds([ids[i] for i in rows], 0)
+            for i, vector in zip(rows, mean(self.run(inputs_by_name)["last_hidden_state"], inputs_by_name["attention_mask"]), strict=True):
                 answers[i] = vector
         return numpy.stack(answers)
 

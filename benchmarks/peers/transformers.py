@@ -73,8 +73,8 @@ class Peer:
                     min_new_tokens=min_new_tokens,
                     max_new_tokens=max_new_tokens,
                 )
-            given = batch["input_ids"].shape[1] if self.kind == "causal" else 1
-            answers |= zip(rows, map(self._answer, found[:, given:].tolist()), strict=True)
+            prompt = batch["input_ids"].shape[1] if self.kind == "causal" else 1
+            answers |= zip(rows, map(self._answer, found[:, prompt:].tolist()), strict=True)
         return [answers[i] for i in range(len(ids))]
 
     def _answer(self, tokens: list[int]) -> dict[str, Any]:
@@ -97,8 +97,8 @@ class Peer:
         ids = self.tokenizer(inputs).input_ids
         answers = [numpy.empty(0)] * len(ids)
         for rows in batches(list(map(len, ids)), batch_size):
-            given = feeds([ids[i] for i in rows], self.tokenizer.pad_token_id)
-            for i, vector in zip(rows, mean(self.run(given)["last_hidden_state"], given["attention_mask"]), strict=True):
+            arrays = feeds([ids[i] for i in rows], self.tokenizer.pad_token_id)
+            for i, vector in zip(rows, mean(self.run(arrays)["last_hidden_state"], arrays["attention_mask"]), strict=True):
                 answers[i] = vector
         return numpy.stack(answers)
 

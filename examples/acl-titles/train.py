@@ -81,8 +81,8 @@ def main() -> None:
     titles = []
     with torch.inference_mode():
         for start in range(0, len(test), 16):
-            given = [row[0] for row in test[start : start + 16]]
-            batch = tokenizer(given, truncation=True, max_length=LONGEST, padding=True, return_tensors="pt", return_token_type_ids=False)
+            sources = [row[0] for row in test[start : start + 16]]
+            batch = tokenizer(sources, truncation=True, max_length=LONGEST, padding=True, return_tensors="pt", return_token_type_ids=False)
             titles += tokenizer.batch_decode(model.generate(**batch, num_beams=4), skip_special_tokens=True)
     chrf = sacrebleu.corpus_chrf(titles, [[row[1] for row in test]]).score
     print(f"chrF {chrf:.2f} on {len(test)} abstracts of test.jsonl.gz; the first: {titles[0]!r}")

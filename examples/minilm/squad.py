@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForQuestionAnswering
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import batches, train
 
-Row = tuple[list[int], list[int], int, int]  # ids, kinds, first and last token of the answer
+Row = tuple[list[int], list[int], int, int]  # ids, token types, first and last token of the answer
 
 
 def read(path: Path) -> list[tuple[str, str, int, int]]:

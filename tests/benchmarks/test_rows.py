@@ -105,10 +105,10 @@ def test_every_peer_has_its_requirements_and_its_adapter():
 def test_sides_are_those_of_the_models_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     kind = sides.kind_of(tmp_path)
-    assert {"genai int4-32", "llama_cpp q4_0", "onnxport int8-weight"} <= set(sides.choose(kind, ()))
-    assert sides.choose(kind, ("onnxport mine", "genai fp32")) == ["onnxport mine", "genai fp32"]
+    assert {"genai int4-32", "llama_cpp q4_0", "onnxport int8-weight"} <= set(sides.select(kind, ()))
+    assert sides.select(kind, ("onnxport mine", "genai fp32")) == ["onnxport mine", "genai fp32"]
     with pytest.raises(click.ClickException, match="'onnxruntime int8' is no side for llama"):
-        sides.choose(kind, ("onnxruntime int8",))
+        sides.select(kind, ("onnxruntime int8",))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(click.ClickException, match="'mamba', expected marian, gpt2, llama, bert"):
         sides.kind_of(tmp_path)
