@@ -25,7 +25,7 @@ TASKS: dict[str, dict[str, int]] = {
 
 
 def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | None, progress: Progress) -> Exported:
-    """Errors: UsageError (task, opset), CheckpointError (the file was refused)."""
+    """Standard graph and golden answers of an ONNX file. Errors: UsageError (task, opset), CheckpointError (the file was refused)."""
     original = Original(file.path, file.path)
     model = load(file, opset)
     inputs = inputs_of(model.graph)
