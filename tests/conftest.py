@@ -1,4 +1,4 @@
-"""The tiny translation model and its bundle, made once in a run."""
+"""Exported models that many tests read, each made once in a run, and which tests a worker runs together."""
 
 from __future__ import annotations
 
@@ -8,21 +8,67 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.once import made_once
+
 if TYPE_CHECKING:
     from onnxport.runtime.bundle.reader import Bundle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tiny models gain nothing from threads
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests of a file, for they share its fixtures; a mark `xdist_group` joins files that share more."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).as_posix()))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny translation model, not yet exported."""
     from support import translation_folder
 
-    return translation_folder.write_model(tmp_path_factory.mktemp("source") / "tiny")
+    return made_once(tmp_path_factory, "model", lambda made: translation_folder.write_model(made / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its bundle, in the usual precisions."""
     from onnxport.build.stages import build
+    from onnxport.runtime.bundle.reader import Bundle
 
-    return build(str(model_folder), tmp_path_factory.mktemp("bundles") / "tiny")
+    return Bundle.open(made_once(tmp_path_factory, "bundle", lambda made: build(str(model_folder), made / "tiny")) / "tiny")
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its bundle as `onnxport export --precision fp32,int8-weight` makes it."""
+    from onnxport.runtime.bundle.reader import Bundle
+    from support.commands import invoke
+
+    def make(made: Path) -> None:
+        result = invoke("export", model_folder, "--out", made / "tiny", "--precision", "fp32,int8-weight", "-q")
+        assert result.exit_code == 0, result.output
+
+    return Bundle.open(made_once(tmp_path_factory, "plain", make) / "tiny")
+
+
+@pytest.fixture(scope="session")
+def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Marian model whose answers depend on its inputs, in `source`, and its bundle of fp32 and int8 in `bundle`."""
+
+    def make(made: Path) -> None:
+        from transformers import MarianMTModel
+
+        from onnxport.build.stages import build
+        from support import hf_folders
+
+        own = {"num_beams": 4, "bad_words_ids": [[96]], "renormalize_logits": True, "max_length": 15, "length_penalty": 0.8}
+        hf_folders.marian(made / "source", seed=3, generation=own)
+        tuned = MarianMTModel.from_pretrained(made / "source")
+        tuned.final_logits_bias[0, 0] += 0.5  # so that ends come early and late
+        tuned.save_pretrained(made / "source")
+        build(made / "source", made / "bundle", precision=("fp32", "int8"))
+
+    return made_once(tmp_path_factory, "marian", make)

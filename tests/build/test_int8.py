@@ -20,9 +20,14 @@ def sources(count: int, seed: int = 0) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def lively(marian: Path) -> Bundle:
-    """A model whose answers depend on its inputs, which those of a random tied model rarely do."""
-    return Bundle.open(marian / "bundle")
+def lively(marian: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model whose answers depend on its inputs, which those of a random tied model rarely do, without settings of its own."""
+    path = Path(shutil.copytree(marian / "bundle", tmp_path_factory.mktemp("lively") / "bundle"))
+    manifest = json.loads((path / "bundle.json").read_text())
+    for name in ("bad_words", "beam", "length_penalty", "max_new_tokens", "renormalize"):
+        del manifest["generation"][name]
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return Bundle.open(path)
 
 
 @pytest.fixture(scope="module")

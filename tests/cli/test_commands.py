@@ -69,9 +69,8 @@ def test_doctor_tells_versions_and_providers() -> None:
     assert findings["versions"]["onnxruntime"]
 
 
-def test_quantize_makes_the_variant_that_export_makes(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    out = tmp_path / "b"
-    assert invoke("export", model_folder, "--out", out, "--precision", "fp32", "-q").exit_code == 0
+def test_quantize_makes_the_variant_that_export_makes(plain_bundle: Bundle, bundle: Bundle, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(plain_bundle.path, tmp_path / "b"))
     assert_refused(invoke("quantize", out, "--precision", "fp32"), 6, "--force")
     result = invoke("quantize", out, "--precision", "int8", "--json", "-q")
     assert result.exit_code == 0, result.output

@@ -29,19 +29,6 @@ def test_only_what_is_not_shared_goes() -> None:
     assert release([original, shared, tied], [kept]) == 0
 
 
-def test_an_exported_folder_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    freed: list[int] = []
-
-    def watched(original, kept):
-        freed.append(release(original, kept))
-        return freed[-1]
-
-    monkeypatch.setattr(canonical, "release", watched)
-    folder = causal_folders.write(tmp_path / "llama", "llama")
-    stages.export(folder)
-    assert freed and freed[0] > 0
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="pages of a process are counted in /proc")
 def test_what_is_mapped_leaves_memory_and_keeps_its_values(tmp_path: Path) -> None:
     path = tmp_path / "mapped.safetensors"
@@ -68,16 +55,25 @@ def _resident(path: Path) -> int:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mapped files are told in /proc")
-def test_layers_of_a_folder_leave_memory_when_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_folder_is_released_and_its_layers_leave_memory_when_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[int] = []
     layers: list[int] = []
 
-    def watched(tensors: list[Tensor]) -> int:
+    def watched_release(original, kept):
+        freed.append(release(original, kept))
+        return freed[-1]
+
+    def watched_page_out(tensors: list[Tensor]) -> int:
         layers.append(page_out(tensors))
         return layers[-1]
 
-    monkeypatch.setattr(load_weights, "page_out", watched)
+    monkeypatch.setattr(canonical, "release", watched_release)
+    monkeypatch.setattr(load_weights, "page_out", watched_page_out)
     folder = causal_folders.write(tmp_path / "llama", "llama")
     stages.export(folder)
+    assert freed and freed[0] > 0
     count = json.loads((folder / "config.json").read_bytes())["num_hidden_layers"]
-    assert len(layers) == count and sum(layers) > 0
+    assert len(layers) == count
+    assert sum(layers) > 0 or sys.platform != "linux"  # mapped files are named in /proc

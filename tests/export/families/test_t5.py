@@ -19,6 +19,7 @@ from onnxport.export.families.t5 import HuggingFaceT5
 from onnxport.export.resolve import resolve
 from onnxport.export.user_code import evaluating
 from onnxport.runtime import load
+from onnxport.runtime.bundle.reader import Bundle
 
 TINY: dict[str, Any] = {
     "vocab_size": 101,
@@ -77,13 +78,26 @@ def test_every_setting_equals_transformers(tmp_path: Path, settings: dict[str, A
     assert abs(goldens["seq0/logits"] - theirs)[compared].max() < 1e-4
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("T5", {}), ("MT5", GATED)])
-def test_answers_are_those_of_transformers(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Bundle]:
+    """A T5 with few and near distances: transformers' model and our bundle."""
+    made = tmp_path_factory.mktemp("t5")
+    model = write(made / "model", relative_attention_max_distance=20, relative_attention_num_buckets=8)
+    return model, build(made / "model", made / "bundle", precision=("fp32",))
+
+
+@pytest.fixture(scope="module")
+def mt5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Bundle]:
+    made = tmp_path_factory.mktemp("mt5")
+    return write(made / "model", "MT5", **GATED), build(made / "model", made / "bundle", precision=("fp32",))
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_answers_are_those_of_transformers(request: pytest.FixtureRequest, kind: str) -> None:
     """64 tokens alone, in a batch of five lengths, and in a batch of two whose rows are replaced as they finish; and four beams."""
-    model = write(tmp_path / "model", kind, **settings)
-    bundle = build(tmp_path / "model", tmp_path / "bundle", precision=("fp32",))
-    assert bundle.family == kind.lower() and bundle.variants["fp32"].parity["max_abs_diff"] < 1e-4
-    runtime, random = load(tmp_path / "bundle", threads=1), np.random.default_rng(1)
+    model, bundle = request.getfixturevalue(kind)
+    assert bundle.family == kind and bundle.variants["fp32"].parity["max_abs_diff"] < 1e-4
+    runtime, random = load(bundle.path, threads=1), np.random.default_rng(1)
     sources = [random.integers(3, 101, length).tolist() for length in (5, 1, 9, 3, 30)]
     longest = max(map(len, sources))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in sources])
@@ -99,11 +113,9 @@ def test_answers_are_those_of_transformers(tmp_path: Path, kind: str, settings: 
     assert len({tuple(row) for row in greedy}) == 5
 
 
-def test_rows_that_join_a_running_batch_answer_as_alone(tmp_path: Path) -> None:
+def test_rows_that_join_a_running_batch_answer_as_alone(t5: tuple[Any, Bundle]) -> None:
     """Rows end at different steps, so those that take their place start while others are far on: biases differ by row."""
-    write(tmp_path / "model", relative_attention_max_distance=20, relative_attention_num_buckets=8)
-    build(tmp_path / "model", tmp_path / "bundle", precision=("fp32",))
-    runtime, random = load(tmp_path / "bundle", threads=1), np.random.default_rng(3)
+    runtime, random = load(t5[1].path, threads=1), np.random.default_rng(3)
     sources = [random.integers(3, 101, length).tolist() for length in random.integers(1, 20, 12)]
     alone = [runtime.generate([source], beam=1, max_new_tokens=40)[0].tokens for source in sources]
     assert [found.tokens for found in runtime.generate(sources, beam=1, max_new_tokens=40, batch_size=3)] == alone

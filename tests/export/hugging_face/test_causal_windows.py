@@ -127,17 +127,19 @@ def test_parts_of_a_prompt_depend_on_its_own_length_only() -> None:
         assert [real for _, _, real in pieces] == list(np.diff([max(0, len(row) - left) for left in (12, 8, 4, 0)]))
 
 
-@pytest.mark.parametrize("window", [5, 512])
-def test_half_precision_is_not_misled_by_what_a_cache_does_not_hold_yet(tmp_path: Path, window: int) -> None:
+def write_windowed(folder: Path, window: int) -> Path:
+    return causal_folders.write(folder, "mistral", num_hidden_layers=2, sliding_window=window)
+
+
+def test_half_precision_is_not_misled_by_what_a_cache_does_not_hold_yet(tmp_path: Path) -> None:
     """A cache as wide as a window that the golden answers do not fill."""
-    folder = causal_folders.write(tmp_path / "model", "mistral", num_hidden_layers=2, sliding_window=window)
-    bundle = build(folder, tmp_path / "bundle", precision=("fp32", "fp16"))
+    bundle = build(write_windowed(tmp_path / "model", 512), tmp_path / "bundle", precision=("fp32", "fp16"))
     assert bundle.variants["fp16"].plan == {"*": "fp16"}
 
 
-def test_a_bundle_says_its_window(tmp_path: Path) -> None:
-    folder = causal_folders.write(tmp_path / "model", "mistral", num_hidden_layers=1, sliding_window=5)
-    bundle = build(folder, tmp_path / "bundle", precision=("fp32", "int8"))
+def test_a_bundle_has_its_window_in_every_precision(tmp_path: Path) -> None:
+    bundle = build(write_windowed(tmp_path / "model", 5), tmp_path / "bundle", precision=("fp32", "fp16", "int8"))
+    assert bundle.variants["fp16"].plan == {"*": "fp16"}
     assert bundle.generation is not None and bundle.generation.window == 5
     answers = [
         load(tmp_path / "bundle", precision="int8", threads=1).generate(given, max_new_tokens=9) for given in (prompts(30), prompts(30, 4))

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert lacking
     kept = [token for token in ids if token not in lacking]
     (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(kept)}))
-    return hf_folders.marian(path, seed=4, vocab_size=len(kept))
+    return hf_folders.marian(path, seed=4, vocab_size=len(kept), encoder_layers=1, decoder_layers=1)
 
 
 def test_entries_that_are_no_ids_are_not_counted(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from onnxport.graph import store
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.fusion.check import check_runs
 from support import tiny_torch as tiny
+
+pytestmark = pytest.mark.xdist_group("traced models")
 
 
 def interface(values: Any) -> dict[str, tuple[str, list[Any]]]:
@@ -114,23 +115,6 @@ def test_nothing_of_this_machine_is_in_the_bytes(from_folder: Exported, plain: E
             for mark in (b".py", b"site-packages", b"File ", b"pkg.torch", *places):
                 assert mark not in data, mark
             assert not model.doc_string and not model.graph.metadata_props
-
-
-def test_same_bytes_from_another_folder_and_process(tmp_path: Path, from_folder: Exported) -> None:
-    copy = tiny.write_folder(tmp_path / "elsewhere" / "tiny-en-de", tokenizer=40, num_decoder_layers=1)
-    code = (
-        "import sys, hashlib, onnx_ir as ir\nfrom onnxport.export import export\ne = export(sys.argv[1])\n"
-        "for role, model in sorted(e.graphs.items()):\n"
-        "    print(hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest())\n"
-        "for name, value in sorted(e.goldens.items()):\n    print(name, hashlib.sha256(value.tobytes()).hexdigest())\n"
-        "print(e.source_hashes)\n"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", code, str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
-    lines = [hashlib.sha256(as_bytes(model)).hexdigest() for _, model in sorted(from_folder.graphs.items())]
-    lines += [f"{name} {hashlib.sha256(value.tobytes()).hexdigest()}" for name, value in sorted(from_folder.goldens.items())]
-    assert result.stdout.splitlines() == [*lines, str(from_folder.source_hashes)]
 
 
 def test_hashes_are_of_the_files(folder: Path, from_folder: Exported) -> None:

@@ -10,14 +10,11 @@ import pytest
 import torch
 from transformers import MarianMTModel
 
-from onnxport.build.stages import build
 from onnxport.runtime import load
-from support import hf_folders
 
 from .test_transformers_settings import NAMES
 
-PAD, EOS, NEW = 96, 0, 14
-OWN = {"num_beams": 4, "bad_words_ids": [[PAD]], "renormalize_logits": True, "max_length": NEW + 1, "length_penalty": 0.8}
+PAD, EOS = 96, 0
 SETTINGS: dict[str, dict[str, Any]] = {
     "its own": {},
     "greedy": {"beam": 1},
@@ -35,20 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The original in `source` and its bundle in `whole`."""
-    made = tmp_path_factory.mktemp("marian")
-    hf_folders.marian(made / "source", seed=3, generation=OWN)
-    tuned = MarianMTModel.from_pretrained(made / "source")
-    tuned.final_logits_bias[0, EOS] += 0.5  # so that ends come early and late
-    tuned.save_pretrained(made / "source")
-    build(made / "source", made / "whole", precision=("fp32",))
-    return made
-
-
-@pytest.fixture(scope="module")
-def original(folder: Path) -> MarianMTModel:
-    return MarianMTModel.from_pretrained(folder / "source").eval()
+def original(marian: Path) -> MarianMTModel:
+    return MarianMTModel.from_pretrained(marian / "source").eval()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +62,8 @@ def expected(original: MarianMTModel, sources: list[list[int]], settings: dict[s
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_answers_are_those_of_generate(folder: Path, original: MarianMTModel, sources: list[list[int]], name: str) -> None:
-    path = Path(shutil.copytree(folder / "whole", folder / "copy", dirs_exist_ok=True))
+def test_answers_are_those_of_generate(marian: Path, original: MarianMTModel, sources: list[list[int]], tmp_path: Path, name: str) -> None:
+    path = Path(shutil.copytree(marian / "bundle", tmp_path / "copy"))
     manifest = json.loads((path / "bundle.json").read_text())
     manifest["generation"] |= SETTINGS[name]
     (path / "bundle.json").write_text(json.dumps(manifest))
