@@ -77,3 +77,8 @@ def test_same_bytes_from_two_folders(model_folder: Path, bundle: Bundle, tmp_pat
             content = file.read_bytes()
             assert str(tmp_path).encode() not in content, file
             assert os.fsencode(ROOT) not in content, file
+
+
+def test_every_variant_names_the_oldest_onnx_runtime_that_runs_it(bundle: Bundle) -> None:
+    for name, variant in bundle.variants.items():
+        assert variant.min_onnxruntime is not None, name
