@@ -55,4 +55,5 @@ class GraphBuilder:
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="onnxport")
         onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString(deterministic=True)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data

@@ -62,11 +62,6 @@ class Scheme:
 
     @property
     def kernel(self) -> str:
-        """The name of a scheme that takes the same time: without what only changes numbers, the solver and how ranges are found."""
-        return self.name.removesuffix(f"-{self.solver}").replace(f"-{self.range}", "")
-
-    @property
-    def kernel(self) -> str:
         """The simplest scheme whose products take the same time: the name without what changes numbers alone."""
         return _NUMBERS.sub("", self.name)
 

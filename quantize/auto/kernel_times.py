@@ -83,8 +83,8 @@ def _rows(use: Use, load: Load) -> int:
 def seconds(group: Group, scheme_name: str, loads: Sequence[Load], times: Times) -> float:
     """Seconds of a group in one answer, plus as good as nothing for its bytes."""
     chosen = scheme(scheme_name)
-    nbytes = group.values * chosen.bits / 8
-    return sum(count * times[shape.key][chosen.kernel] for shape, count in shapes_of(group, loads)) + BYTE * nbytes
+    run = sum(count * times[shape.key][chosen.kernel] for shape, count in shapes_of(group, loads))
+    return run + BYTE * group.values * chosen.bytes_per_weight
 
 
 def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | None = None) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Carrying out a plan: every product and every lookup of a graph gets the kernel of its weight's scheme."""
+"""Plans are carried out: every product and every lookup of a graph gets the kernel of its weight's scheme."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -33,53 +33,57 @@ def quantize(
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
 
     Weights of linear layers and token embeddings change; biases, norms, positions and everything between stay float32, as do caches and
-    logits. The second result maps the PyTorch name of each weight to its scheme, a block's size told (`int8-blocks128`); it is a plan
-    itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are calibrated.
+    logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks (`int8-blocks128`); it is a
+    plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are calibrated.
 
     UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. CheckpointError: nothing changes.
     """
-    done = {role: model.clone() for role, model in models.items()}
-    found = {}
-    for role, copy in done.items():
+    copies = {role: model.clone() for role, model in models.items()}
+    products: dict[str, list[tuple[Linear, Scheme]]] = {}
+    tables: dict[str, list[tuple[Lookup, Scheme]]] = {}
+    for role, copy in copies.items():
         fold_constants(copy.graph)
-        found[role] = (list(linears(copy.graph)), list(lookups(copy.graph)))
-    plan.check(part.parameter for groups in found.values() for group in groups for part in group)
-    became: dict[str, str] = {}
+        products[role] = [(linear, plan.of(linear.parameter) if changeable(linear) else FP32) for linear in linears(copy.graph)]
+        tables[role] = [(lookup, plan.of(lookup.parameter) if changeable(lookup) else FP32) for lookup in lookups(copy.graph)]
+    looked_up = [table for pairs in tables.values() for table, _ in pairs]
+    plan.check([linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up])
+    statistics = {role: _statistics(role, models[role], products[role], feeds) for role in copies}
     weights = blockwise.Weights()
-    schemes = {
-        role: [(linear, plan.of(linear.parameter) if changeable(linear) else FP32) for linear in products]
-        for role, (products, _) in found.items()
-    }
-    seen = {role: _statistics(role, models[role], products, feeds) for role, products in schemes.items()}
-    for role, products in schemes.items():  # all graphs before any is changed: a weight may have uses in several
-        for linear, chosen in products:
-            if chosen.needs == "hessian":
-                weights.see(linear.weight.T, seen[role].hessian(linear.x))
-        for table in found[role][1]:
-            if plan.of(table.parameter).needs == "hessian":
-                weights.look_up(table.table)
-    for role, copy in done.items():
-        tables = found[role][1]
-        _products(copy.graph, schemes[role], seen[role], weights, became)
-        for table in tables:
-            chosen = plan.of(table.parameter) if changeable(table) else FP32
-            _note(became, table.parameter, chosen, _lookup(copy.graph, table, chosen, weights))
+    for role in copies:  # all graphs before any is changed: a weight may have uses in several
+        for linear, scheme in products[role]:
+            if scheme.needs == "hessian":
+                weights.see(linear.weight.T, statistics[role].hessian(linear.x))
+    for table in looked_up:
+        if plan.of(table.parameter).needs == "hessian":
+            weights.look_up(table.table)
+    became: dict[str, str] = {}
+    for role, copy in copies.items():
+        kernels = _Kernels(copy.graph, statistics[role], weights)
+        for linear, scheme in products[role]:
+            _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
+        for table, scheme in tables[role]:
+            _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
         remove_dead(copy.graph)
         copy.graph.sort()
-    if set(plan.schemes.values()) != {"fp32"} and set(became.values()) <= {"fp32"}:
+    _check_change(plan, became)
+    return copies, dict(sorted(became.items()))
+
+
+def _check_change(plan: Plan, became: dict[str, str]) -> None:
+    wanted = set(plan.schemes.values()) - {"fp32"}
+    if wanted and set(became.values()) <= {"fp32"}:
         raise CheckpointError(
-            f"no weight of this model can be {', '.join(sorted(set(plan.schemes.values()) - {'fp32'}))}: it has no linear layer of at "
-            f"least {FEWEST_INPUTS} inputs and no token embedding that the plan changes; leave this precision out"
+            f"no weight of this model can be {', '.join(sorted(wanted))}: it has no linear layer of at least {FEWEST_INPUTS} inputs and no "
+            "token embedding that the plan changes; leave this precision out"
         )
-    return done, dict(sorted(became.items()))
 
 
 def _statistics(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> Statistics:
     """What calibrated schemes must know of the inputs of their layers. Names of values are the same in a graph and its clone."""
     needs: dict[str, set[str]] = {}
-    for linear, chosen in products:
-        if chosen.needs is not None:
-            needs.setdefault(str(linear.x.name), set()).add(chosen.needs)
+    for linear, scheme in products:
+        if scheme.needs is not None:
+            needs.setdefault(str(linear.x.name), set()).add(scheme.needs)
     if not needs:
         return Statistics({}, {})
     if feeds is None or not feeds.get(role):
@@ -87,42 +91,54 @@ def _statistics(role: str, model: ir.Model, products: Sequence[tuple[Linear, Sch
     return watch(model, needs, feeds[role])
 
 
-def _products(
-    graph: ir.Graph, products: Sequence[tuple[Linear, Scheme]], seen: Statistics, weights: blockwise.Weights, became: dict[str, str]
-) -> None:
-    by_rows: dict[ir.Value, int8.Quantized] = {}  # activations that were quantized once for all products that read them
-    by_range: dict[tuple[ir.Value, str], ir.Value] = {}
-    for linear, chosen in products:
+class _Kernels:
+    """Puts kernels into one graph; activations are quantized once for all products that read them. Methods give what a weight became."""
+
+    def __init__(self, graph: ir.Graph, statistics: Statistics, weights: blockwise.Weights) -> None:
+        self.graph, self.statistics, self.weights = graph, statistics, weights
+        self.by_rows: dict[ir.Value, int8.Quantized] = {}
+        self.by_range: dict[tuple[ir.Value, str], ir.Value] = {}
+
+    def keep(self, part: Linear | Lookup, scheme: Scheme) -> str:
+        return FP32.name
+
+    def product_by_rows(self, linear: Linear, scheme: Scheme) -> str:
         x = linear.x
-        if chosen.kind == "fp32":
-            _note(became, linear.parameter, chosen, "fp32")
-        elif chosen.kind == "rows":
-            if x not in by_rows:
-                by_rows[x] = int8.quantize_rows(graph, linear.node, x)
-            int8.replace_rows(graph, linear, by_rows[x], chosen)
-            _note(became, linear.parameter, chosen, chosen.name)
-        elif chosen.kind == "static":
-            if (x, chosen.range) not in by_range:
-                by_range[x, chosen.range] = int8.quantize_activation(graph, linear.node, x, seen.range(x, chosen.range), chosen.range)
-            int8.replace_static(graph, linear, by_range[x, chosen.range], chosen)
-            _note(became, linear.parameter, chosen, chosen.name)
-        else:
-            _note(became, linear.parameter, chosen, blockwise.replace_linear(graph, linear, chosen, weights))
+        if x not in self.by_rows:
+            self.by_rows[x] = int8.quantize_rows(self.graph, linear.node, x)
+        int8.replace_rows(self.graph, linear, self.by_rows[x], scheme)
+        return scheme.name
+
+    def product_by_range(self, linear: Linear, scheme: Scheme) -> str:
+        x, method = linear.x, scheme.range
+        if (x, method) not in self.by_range:
+            self.by_range[x, method] = int8.quantize_activation(self.graph, linear.node, x, self.statistics.range(x, method), method)
+        int8.replace_static(self.graph, linear, self.by_range[x, method], scheme)
+        return scheme.name
+
+    def product_in_blocks(self, linear: Linear, scheme: Scheme) -> str:
+        return blockwise.replace_linear(self.graph, linear, scheme, self.weights)
+
+    def lookup_by_rows(self, lookup: Lookup, scheme: Scheme) -> str:
+        int8.replace_lookup(self.graph, lookup, scheme)
+        return scheme.name
+
+    def lookup_in_blocks(self, lookup: Lookup, scheme: Scheme) -> str:
+        return blockwise.replace_lookup(self.graph, lookup, scheme, self.weights)
 
 
-def _lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: blockwise.Weights) -> str:
-    """A table has no activations: what is static elsewhere is, here too, 8 bit with a scale for each of its rows."""
-    if chosen.kind == "fp32":
-        return "fp32"
-    if chosen.kind == "blocks":
-        return blockwise.replace_lookup(graph, lookup, chosen, weights)
-    int8.replace_lookup(graph, lookup, chosen)
-    return chosen.name
+# Kind of a scheme → how a product gets its kernel, and how a lookup does.
+KINDS: dict[str, tuple[Callable[[_Kernels, Linear, Scheme], str], Callable[[_Kernels, Lookup, Scheme], str]]] = {
+    "fp32": (_Kernels.keep, _Kernels.keep),
+    "rows": (_Kernels.product_by_rows, _Kernels.lookup_by_rows),
+    "static": (_Kernels.product_by_range, _Kernels.lookup_by_rows),  # a table has no activations
+    "blocks": (_Kernels.product_in_blocks, _Kernels.lookup_in_blocks),
+}
 
 
-def _note(became: dict[str, str], parameter: str, chosen: Scheme, told: str) -> None:
-    """What a weight became; where its uses have blocks of several sizes that is what was chosen, which tells each use its own again."""
-    names = {told, *became.get(parameter, told).split("+")}
+def _note(became: dict[str, str], parameter: str, scheme: Scheme, name: str) -> None:
+    """What a weight became; where its uses have blocks of several sizes that is the plan's scheme, which gives each use its own again."""
+    names = {name, *became.get(parameter, name).split("+")}
     schemes = names - {"fp32"}
-    one = schemes.pop() if len(schemes) == 1 else chosen.name
+    one = schemes.pop() if len(schemes) == 1 else scheme.name
     became[parameter] = f"{one}+fp32" if "fp32" in names and one != "fp32" else one

@@ -1,4 +1,4 @@
-"""What of a graph in half precision computes in float32: layers that a plan names, and what hangs on them."""
+"""Graphs in half precision (fp16, bf16), but for what computes in float32: layers that a plan names, and what follows them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
 def halved(array: np.ndarray, kind: ir.DataType) -> np.ndarray:
     """In half precision. The lowest number of float32 stands for minus infinity in masks; the lowest of the half does the same."""
     half, lowest = np.dtype(kind.numpy()), np.finfo(np.float32).min / 2
-    largest = float(ml_dtypes.finfo(half).max)
+    largest = float(ml_dtypes.finfo(half).max)  # type: ignore[no-untyped-call]
     masked = np.where(array <= lowest, -largest, array) if array.size and array.min() <= lowest else array
     return masked.astype(half)
 

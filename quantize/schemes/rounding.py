@@ -40,7 +40,7 @@ class Grid:
 
     def nearest(self, blocks: np.ndarray) -> np.ndarray:
         """blocks float [N, blocks, size] -> the nearest codes, uint8 of the same shape."""
-        codes = np.rint(blocks / self.scale[:, :, None]) + self.offset[:, :, None]
+        codes: np.ndarray = np.rint(blocks / self.scale[:, :, None]) + self.offset[:, :, None]
         return codes.clip(self.least, (1 << self.bits) - 1).astype(np.uint8)
 
     def values(self, codes: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@ def _usual(largest: np.ndarray) -> np.ndarray:
     A unit behind a ReLU may be silent on all inputs that were run and speak on the next: it must not be made large by then.
     """
     met = largest[largest > 0]
-    return np.maximum(largest, max(float(np.median(met)) if met.size else 0.0, SMALLEST))
+    usual: np.ndarray = np.maximum(largest, max(float(np.median(met)) if met.size else 0.0, SMALLEST))
+    return usual
 
 
 def _divide(graph: ir.Graph, x: ir.Value, group: Sequence[Linear], scale: np.ndarray) -> None:
