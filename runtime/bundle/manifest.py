@@ -119,7 +119,7 @@ class EncodingConfig:
 
     def as_dict(self, task: str) -> dict[str, Any]:
         """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
-        always = ("max_length", "pad_id", *_READ_BY_TASK.get(task, ()))
+        always = ("max_length", "pad_id", *(("problem",) if self.labels else ()), *_READ_BY_TASK.get(task, ()))
         section: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)

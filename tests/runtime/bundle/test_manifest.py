@@ -39,6 +39,7 @@ def test_generation_is_written_as_it_was_read(section: dict[str, Any]) -> None:
         ("classification", {"max_length": None, "pad_id": 0, "vocab_size": 99, "labels": ["a", "b"], "problem": "multi"}),
         ("question-answering", {"max_length": 64, "pad_id": 0, "vocab_size": 99, "kinds": False, "question_first": False}),
         ("tensor", {"max_length": 64, "pad_id": 0, "vocab_size": 99, "pooling": "cls"}),
+        ("tensor", {"max_length": 64, "pad_id": 0, "vocab_size": 99, "labels": ["a", "b"], "problem": "single"}),
     ],
 )
 def test_encoding_is_written_as_it_was_read(task: str, section: dict[str, Any]) -> None:
