@@ -25,6 +25,7 @@ from onnxport.graph.edit import constant, dims, remove_dead
 from onnxport.runtime.bundle.interface import BEST, CANDIDATES, LOGITS, SUPPRESSED
 
 CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+PREFIX = "choice/"
 
 
 def _mass(g: GraphBuilder, logits: str, largest: str) -> str:
@@ -196,9 +197,6 @@ def search_graphs(cache_inputs: int, vocab: int) -> dict[str, bytes]:
     if cache_inputs == 0:
         return graphs
     return {**graphs, "reorder": reorder_graph(cache_inputs), "reorder_float16": reorder_graph(cache_inputs, "float16")}
-
-
-PREFIX = "choice/"
 
 
 def add_choice(model: ir.Model) -> ir.Model:

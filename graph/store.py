@@ -1,4 +1,4 @@
-"""Writing a variant: one small graph file a role, and one file of weights that all of them map.
+"""Files of a variant: one small graph file a role, and one file of weights that all of them map; written, and read again on demand.
 
 Tensors with the same bytes are stored once, whatever graph, name or shape they have: a tied embedding and projection cost their bytes once.
 """

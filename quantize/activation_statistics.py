@@ -1,4 +1,4 @@
-"""The range of activations that 8 bits should hold, told by calibration: a histogram of bounded size and four ways to read it."""
+"""Statistics of activations on calibration data: ranges that 8 bits should hold, Hessians and peaks, collected while a graph runs."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was seen of values, by their names."""
+    """Hessians and ranges of values, by their names."""
 
     hessians: Mapping[str, Hessian]
     ranges: Mapping[str, Range]

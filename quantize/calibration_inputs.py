@@ -1,4 +1,4 @@
-"""Calibration data as what the graphs of a bundle really read: tokens of texts, and decode steps over a cache that was really filled."""
+"""Inputs that graphs are calibrated on, as they really read them: made from a file of data, or from a bundle's golden answers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ FEWEST, MOST = 8, 128  # texts
 TOKENS = 256  # of a text; what comes after tells little more
 STEPS = 4  # the last tokens of each text are read one by one
 ROWS = 16  # of a batch of an encoder
+FEW = 200  # rows below which a search says that they are few
+Feed = dict[str, np.ndarray]
 
 
 def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp32") -> Feeds:
@@ -138,9 +140,6 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
     return {role: [arrays]}
 
 
-Feed = dict[str, np.ndarray]
-
-
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:
     """Role -> inputs by name. Of a model that generates: each row's source, and its target ids in one run over an empty cache."""
     cases = list(golden.read(path).values())
@@ -182,9 +181,6 @@ def window(decoder: ir.Model) -> int | None:
     """Positions of caches that hold no more than a sliding window; None for those that grow."""
     kernels = [node for node in decoder.graph if attribute(node, "sliding_window_cache", 0)]
     return int(attribute(kernels[0], "local_window_size", 0)) if kernels else None
-
-
-FEW = 200  # rows below which a search says that they are few
 
 
 def calibrated_on(data: Path) -> int:

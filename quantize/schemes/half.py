@@ -21,6 +21,9 @@ NORMS = {
     "GroupNormalization", "InstanceNormalization", "BatchNormalization",
 }  # fmt: skip
 ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}  # in the type of their caches, always
+FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
+FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
+KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 def owners(graph: ir.Graph) -> dict[ir.Node, str]:
@@ -57,11 +60,6 @@ def _beyond(value: ir.Value) -> bool:
     array = array_of(value)
     magnitude = np.abs(array) if array is not None else np.zeros(0)
     return bool((magnitude[magnitude < MASKED] > LARGEST).any())
-
-
-FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
-FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
-KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 def to_half(model: ir.Model, plan: Plan) -> ir.Model:

@@ -1,6 +1,6 @@
-"""INT8 with one scale per row of activations and one per column of weights.
+"""INT8 weights with a scale per column, and activations with a scale per row or one that calibration gives.
 
-A row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone.
+By rows, a row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone.
 The kernel multiplies uint8 (zero point 128) by int8. Processors without VNNI may add pairs of products in 16 bits, which saturate at
 extreme values: 2 * 255 * 127 > 32767. Int8 activations would avoid that, but are many times slower where VNNI exists; weights of a
 reduced range, -64..64, avoid it everywhere, for 2 * 255 * 64 = 32640.

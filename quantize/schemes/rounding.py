@@ -1,4 +1,4 @@
-"""Integers in blocks, as ONNX Runtime's MatMulNBits and GatherBlockQuantized store them.
+"""Integers in blocks, as ONNX Runtime's MatMulNBits and GatherBlockQuantized store them, and rounding to the nearest of them.
 
 Both operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
+PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,6 @@ def in_blocks(weight: np.ndarray, size: int) -> np.ndarray:
     padded = np.zeros((n, blocks * size), np.float32)
     padded[:, :k] = weight
     return padded.reshape(n, blocks, size)
-
-
-STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
-PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
 
 
 def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, importance: np.ndarray | None = None) -> Blocks:
