@@ -97,5 +97,6 @@ def test_no_texts_give_no_vectors_and_a_run_changes_nothing() -> None:
     ids = np.array([[3, 4, 5]])
     headless = Encoder(transformer=tiny.encoder_stack(), embedding=embedding, tokenizer=tokenizer)
     assert PyTorchReference(headless).encode([]).shape == (0, 16)
-    assert reference.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"].shape == (1, 3)
-    assert reference.model.pooling is None
+    first, again = (reference.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"] for _ in range(2))
+    assert first.shape == (1, 3) and np.array_equal(first, again)
+    assert model.pooling == "first" and model.transformer.training
