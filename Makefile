@@ -6,7 +6,9 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 ROOMS := compare export graph quantize runtime
 
-.PHONY: demo test lint types unit wheel clean
+INSTALL := pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint types unit wheel constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -14,10 +16,10 @@ demo: .venv/ready
 
 test: lint types unit wheel
 
-.venv/ready: pyproject.toml Makefile
+.venv/ready: pyproject.toml Makefile constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable '.[cpu,export,compare,dev]'
+	$(BIN)/$(INSTALL) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	PYTHONWARNINGS=ignore $(BIN)/$(INSTALL) --editable '.[cpu,export,compare,dev]'
 	touch $@
 
 # The rooms stand at the root and under src; linters of imports and types get the package as links.
@@ -36,8 +38,10 @@ lint: .venv/ready $(LINKED)
 types: .venv/ready $(LINKED)
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p onnxport
 
+# One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
+WORKERS ?= 2
 unit: .venv/ready
-	$(BIN)/python -m pytest tests --ignore tests/wheel
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel -n $(WORKERS) --dist loadgroup
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -45,8 +49,15 @@ wheel: .venv/ready
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log 2>&1 || (cat build/wheel/log; false)
 	$(BIN)/onnxport export examples/en-de --out build/wheel/bundle --quiet > /dev/null
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install --quiet "$$(ls build/wheel/*.whl)[cpu]" pytest
+	build/wheel/venv/bin/$(INSTALL) "$$(ls build/wheel/*.whl)[cpu]" pytest
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+
+# The versions that tests run with, as pip resolves them in a fresh environment; any build of torch will do, so its suffix goes.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	build/constraints/bin/pip install --quiet '.[cpu,export,compare,dev]'
+	build/constraints/bin/pip freeze --exclude onnxport --exclude-editable | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^triton==/d' > constraints.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info
