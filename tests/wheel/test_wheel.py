@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_package_comes_from_the_wheel() -> None:
 
     assert "site-packages" in (onnxport.runtime.__file__ or "")
     assert importlib.util.find_spec("runtime") is None
+
+
+def test_the_wheel_holds_every_package() -> None:
+    import onnxport
+
+    listed = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    root = Path(onnxport.__file__ or "").parent.parent
+    assert all((root.joinpath(*name.split(".")) / "__init__.py").is_file() for name in listed)
+    assert sorted(listed) == sorted(".".join(file.parent.relative_to(root).parts) for file in (root / "onnxport").rglob("__init__.py"))
 
 
 def test_runtime_imports_nothing_heavier_than_its_three_packages() -> None:
