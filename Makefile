@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready

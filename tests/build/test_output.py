@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.runtime.bundle.reader import Bundle
@@ -65,11 +66,12 @@ def test_interrupt_during_export_leaves_nothing(model_folder: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(300)  # a whole export in another process
 def test_same_bytes_from_two_folders(model_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     source = Path(shutil.copytree(model_folder, tmp_path / "elsewhere" / "tiny"))
     command = [*COMMAND, "export", source.name, "--out", str(tmp_path / "again"), "-q"]
     environment = os.environ | {"PYTHONHASHSEED": "77"}
-    subprocess.run(command, check=True, cwd=source.parent, stdout=subprocess.DEVNULL, env=environment, timeout=120)
+    subprocess.run(command, check=True, cwd=source.parent, stdout=subprocess.DEVNULL, env=environment, timeout=240)
     again = Bundle.open(tmp_path / "again")
     assert again.files == bundle.files and again.provenance["source"] == bundle.provenance["source"]
     for file in again.path.rglob("*"):

@@ -30,8 +30,6 @@ from support.graph_checks import (
     assert_tensor_graph_equals_original,
 )
 
-pytestmark = pytest.mark.xdist_group("traced models")
-
 
 def assert_canonical_equals_original(adapter: Seq2Seq | CausalLM) -> dict[str, dict[str, int]]:
     """Prefill and cached steps of the canonical model against the user's class; returns the fusions it expects."""

@@ -16,8 +16,6 @@ from onnxport.export.reference.model import PyTorchReference
 from support import tiny_torch as tiny
 from support.plain_beam import beam_search
 
-pytestmark = pytest.mark.xdist_group("traced models")
-
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> PyTorchReference:

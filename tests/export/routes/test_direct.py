@@ -16,8 +16,6 @@ from onnxport.export.exported import Exported
 from onnxport.export.trace.axes import conventional, resized
 from support.graph_checks import assert_tensor_graph_equals_original, session
 
-pytestmark = pytest.mark.xdist_group("traced models")
-
 
 def test_transformer_traced_from_a_batch_of_one_is_right_everywhere(plain: Exported) -> None:
     assert_tensor_graph_equals_original(plain)

@@ -24,8 +24,6 @@ from onnxport.quantize.fusion import fuse
 from onnxport.quantize.fusion.check import check_runs
 from support import tiny_torch as tiny
 
-pytestmark = pytest.mark.xdist_group("traced models")
-
 
 def interface(values: Any) -> dict[str, tuple[str, list[Any]]]:
     return {value.name: (value.dtype.name, [d if isinstance(d, int) else d.value for d in value.shape]) for value in values}
