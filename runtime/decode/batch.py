@@ -148,12 +148,13 @@ class EncodedSources(Generic[T]):
         return taken
 
     def admissible(self, waiting: deque[T], most: int) -> int:
-        """How many of the next `most` can join a batch that runs: those that decode from a single token."""
+        """How many of the next `most` can join a batch that runs: those that were not given up and decode from a single token."""
         if not self._engine.admits_while_running:
             return 0
+        ready = [decoding for decoding, _ in self._ready if not decoding.done]
         # By index: another thread may append to the queue meanwhile, which an iterator does not bear.
-        coming = [decoding for decoding, _ in self._ready] + [waiting[i] for i in range(min(most, len(waiting)))]
-        return sum(1 for _ in takewhile(lambda decoding: len(decoding.request.prefix) == 1, coming[:most]))
+        queued = [waiting[i] for i in range(min(most, len(waiting))) if not waiting[i].done]
+        return sum(1 for _ in takewhile(lambda decoding: len(decoding.request.prefix) == 1, [*ready, *queued][:most]))
 
     def _encode(self, waiting: deque[T], count: int) -> bool:
         """Encode the next sources; False when there are none."""

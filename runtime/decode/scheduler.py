@@ -2,6 +2,9 @@
 
 No thread is started for this. A call puts its inputs into the queue; one call at a time leads, that is, steps the batch until its own
 inputs are done, then hands over. A batch that breaks is given up: the inputs of the other calls start again, the leader's alone.
+
+Only the leader touches the batch and what waits for it. A call that leaves early never changes them under a step: the leader drops its
+inputs before the next one.
 """
 
 from __future__ import annotations
@@ -48,13 +51,15 @@ class SharedBatch(Generic[T]):
         self._make_batch = make_batch
         self._calls: list[SharedCall[T]] = []
         self._leader: SharedCall[T] | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # of an RLock: what holds it may call what takes it
         self._clear()
 
     def _clear(self) -> None:
         self._batch: Steps[T] | None = None
         self._waiting: deque[T] = deque()
         self._owner: dict[int, SharedCall[T]] = {}
+        self._left_early: list[SharedCall[T]] = []
+        self._entered = 0  # calls that had inputs in this batch: with one alone, what breaks it is that call's own fault
 
     @property
     def idle(self) -> bool:
@@ -90,12 +95,25 @@ class SharedBatch(Generic[T]):
             self._calls.remove(call)
             for decoding in call.decodings:
                 self._owner.pop(id(decoding), None)
-                decoding.drop()
+            self._left_early.append(call)
+            if self._leader is None:
+                self._drop()
             if not self._calls:
                 self._clear()
             self._changed.notify_all()
 
+    def _drop(self) -> None:
+        """Give up the inputs of calls that have left; nobody steps the batch meanwhile."""
+        with self._changed:
+            gone, self._left_early = self._left_early, []
+            for call in gone:
+                for decoding in call.decodings:
+                    decoding.drop()
+            if gone:
+                self._waiting = deque(decoding for decoding in self._waiting if not decoding.done)
+
     def _queue(self, call: SharedCall[T]) -> None:
+        self._entered += 1
         self._owner |= {id(decoding): call for decoding in call.decodings}
         self._waiting.extend(decoding for decoding in call.decodings if not decoding.done)
 
@@ -112,6 +130,7 @@ class SharedBatch(Generic[T]):
         """Step until the call's inputs are done, or a broken batch sends it on alone."""
         while call.left:
             watch.check()
+            self._drop()
             try:
                 self._batch = self._batch or self._make_batch()
                 self._count(self._batch.step(self._waiting), call)
@@ -137,14 +156,16 @@ class SharedBatch(Generic[T]):
                 self._changed.notify_all()
 
     def _break_up(self, leader: SharedCall[T]) -> bool:
-        """Give up the batch; True when others had inputs in it, which start again."""
+        """Give up the batch; True when others had inputs in it. Those that have not left meanwhile start again."""
         with self._changed:
-            others = [call for call in self._calls if call is not leader and not call.alone]
+            shared = self._entered > 1
+            self._drop()
             self._clear()
-            for call in others:
-                call.restart()
-                self._queue(call)
-            return bool(others)
+            for call in self._calls:
+                if call is not leader and not call.alone:
+                    call.restart()
+                    self._queue(call)
+            return shared
 
     def _alone(self, call: SharedCall[T], watch: Watch) -> Sequence[T]:
         """The call's inputs in a batch of their own: what fails now is their own fault."""
