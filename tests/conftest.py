@@ -13,6 +13,7 @@ from support.once import made_once
 if TYPE_CHECKING:
     from onnxport.runtime.bundle.reader import Bundle
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests may import onnxruntime before onnxport
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tiny models gain nothing from threads
 
 

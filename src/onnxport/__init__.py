@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from onnxport.telemetry import switch_off
+
 if TYPE_CHECKING:
     from onnxport.runtime import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
+
+switch_off()  # before anything of ours can import onnxruntime
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from onnxport import __version__
+from onnxport import __version__, telemetry
 from onnxport.compare.measure import energy
 from onnxport.compare.measure.machine import describe
 from onnxport.runtime.processor import X86
@@ -40,9 +40,12 @@ def examine() -> dict[str, Any]:
         notes.append("VNNI: int8 is exact and at its quickest here; processors without it give the same answers, more slowly")
     if not has_cuda:
         notes.append("no CUDA: bf16 can be neither made nor run here")
+    if telemetry.state() != "off":
+        notes.append(f"ONNX Runtime's telemetry is {telemetry.state()}: unset it, or set it to 1, for silence")
     devices = [CPU.name, CUDA.name] if has_cuda else [CPU.name]
     counters = {device: energy.available(device) for device in devices}
-    return {"onnxport": __version__, **facts, "providers": providers, "energy": counters, "problems": problems, "notes": notes}
+    found = {"providers": providers, "telemetry": telemetry.state(), "energy": counters, "problems": problems, "notes": notes}
+    return {"onnxport": __version__, **facts, **found}
 
 
 def render(findings: dict[str, Any]) -> str:
@@ -55,6 +58,7 @@ def render(findings: dict[str, Any]) -> str:
         f"memory     {findings['ram_bytes'] / 2**30:.1f} GiB" if findings["ram_bytes"] else "memory     unknown",
         f"providers  {', '.join(findings['providers']) or 'none'}",
         f"packages   {packages}",
+        f"telemetry  {findings['telemetry']}",
     ]
     lines += [f"energy     {device}: {counter}" for device, counter in findings["energy"].items()]
     lines += [f"problem    {text}" for text in findings["problems"]]
