@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxport.errors import OnnxportError, one_line
+from onnxport.files import open_regular
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,19 +55,54 @@ def relative_error(golden: np.ndarray, found: np.ndarray) -> float:
 
 
 # What NumPy and zipfile raise for files that are damaged, locked, of another kind or larger than memory.
-_UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, TypeError, KeyError, RuntimeError, MemoryError)
+_UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, TypeError, KeyError, RuntimeError, MemoryError, OverflowError)
+MOST_UNPACKED = 1 << 32  # bytes of the compressed arrays of a file: a small one could fill the memory
+_MOST_ARRAYS = 1 << 16
 
 
 def read_npz(path: str | Path, error: type[OnnxportError], advice: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file by name; Python objects are never loaded. `error`, ending in `advice`, when it cannot be read whole."""
+    """All arrays of an .npz file by name; Python objects are never loaded. `error`, ending in `advice`, when it cannot be read whole.
+
+    Memory is asked for only where the file holds what its headers say: an array's own size is that of its member of the archive.
+    """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            found = {name: arrays[name] for name in arrays.files}
-            for name, array in found.items():
-                if not isinstance(array, np.ndarray):  # NumPy gives other members as bytes
-                    raise ValueError(f"{name} is no array")
-            return found
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            unpacked = sum(member.file_size for member in members if member.compress_type != zipfile.ZIP_STORED)
+            if len(members) > _MOST_ARRAYS or unpacked > MOST_UNPACKED:
+                raise ValueError(f"it holds {len(members)} arrays that take {unpacked} bytes, expected at most {MOST_UNPACKED}")
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
     except _UNREADABLE as e:
         raise error(f"{path}: not a readable .npz file of plain arrays ({one_line(e)}); {advice}") from None
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An .npz file of arrays of any names: numpy.savez cannot take one that is called `file`."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    return buffer.getvalue()
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One member of an archive. ValueError: it is no array, or not of the size that its header says."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member.filename} is an array of version {version}")
+        shape, fortran, dtype = _HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} has {member.file_size - file.tell()} bytes of values, its header says {size}")
+        return np.ndarray(shape, dtype, bytearray(file.read(size)), order="F" if fortran else "C")
+
+
+_HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}

@@ -23,6 +23,12 @@ SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
     "top_k": (int,),
     "top_p": (int, float),
 }
+MOST = (1 << 31) - 1  # of ids, positions, sizes
+MOST_BYTES = (1 << 63) - 1
+MOST_LAYERS = 1 << 12
+MOST_OF_A_HEAD = 1 << 16  # also of heads
+MOST_OF_WINDOW = 1 << 20  # positions
+MOST_BEAMS = 1 << 12
 POOLINGS = ("mean", "cls", "last")
 PROBLEMS = ("single", "multi", "regression")
 _READ_BY_TASK = {"embedding": ("pooling", "normalize"), "classification": ("labels", "problem")}
@@ -195,18 +201,20 @@ class Reader:
             raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to paths; export the model again")
         return dict(found)
 
-    def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False) -> Any:
-        """A whole number from `smallest`, or None where `null` allows it. BundleError."""
+    def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False, most: int = MOST) -> Any:
+        """A whole number from `smallest` to `most`, or None where `null` allows it. BundleError."""
         found = self.get(key, (int, type(None)) if null else int, default)
-        if found is not None and found is not default and found < smallest:
-            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {found}, expected at least {smallest}; export the model again")
+        if found is not None and found is not default and not smallest <= found <= most:
+            bound = f"at least {smallest}" if found < smallest else f"at most {most}"
+            shown = found if abs(found) < 1 << 64 else f"a number of {found.bit_length()} bits"
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} is {shown}, expected {bound}; export the model again")
         return found
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids from a number or a list; empty when absent or null. BundleError."""
         found = self.get(key, (int, list, type(None)), None)
         ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
-        if not all(type(i) is int for i in ids):
+        if not all(type(i) is int and abs(i) <= MOST for i in ids):
             raise BundleError(f"{MANIFEST}: {self.where}.{key} must hold integers; export the model again")
         return ids
 
@@ -223,9 +231,9 @@ def generation(value: object) -> GenerationConfig | None:
     own = search_config(r)
     config = GenerationConfig(
         kind=kind,
-        layers=r.natural("layers", smallest=1),
-        kv_heads=r.natural("kv_heads", smallest=1),
-        head_size=r.natural("head_size", smallest=1),
+        layers=r.natural("layers", smallest=1, most=MOST_LAYERS),
+        kv_heads=r.natural("kv_heads", smallest=1, most=MOST_OF_A_HEAD),
+        head_size=r.natural("head_size", smallest=1, most=MOST_OF_A_HEAD),
         vocab_size=r.natural("vocab_size", smallest=1),
         source_vocab_size=r.natural("source_vocab_size", None, 1, null=True),
         max_length=r.natural("max_length", None, 1, null=True),
@@ -235,7 +243,7 @@ def generation(value: object) -> GenerationConfig | None:
         decoder_start_id=r.natural("decoder_start_id", None, null=True),
         max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
         search=own,
-        window=r.natural("window", None, 1, null=True),
+        window=r.natural("window", None, 1, null=True, most=MOST_OF_WINDOW),
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
@@ -256,12 +264,15 @@ def search_config(r: Reader) -> SearchConfig:
         value = r.get(key, (*kinds, type(None)), None)
         if value is not None:
             found[key] = value
+    for key, most in (("beam", MOST_BEAMS), ("top_k", MOST), ("min_new_tokens", MOST), ("max_new_tokens", MOST), ("no_repeat_ngram", MOST)):
+        if key in r.value:
+            r.natural(key, null=True, most=most)
     try:  # a model may ask for what a caller may ask for
         Options(max_new_tokens=r.get("max_new_tokens", (int, type(None)), None), **found)
     except UsageError as e:
         raise BundleError(f"{MANIFEST}: generation: {e}; export the model again") from None
     words = r.get("bad_words", (list, type(None)), None) or []
-    if not all(isinstance(word, list) and word and all(type(i) is int for i in word) for word in words):
+    if not all(isinstance(word, list) and word and all(type(i) is int and abs(i) <= MOST for i in word) for word in words):
         raise BundleError(f"{MANIFEST}: generation.bad_words must hold lists of integers; export the model again")
     return SearchConfig(
         **found,
@@ -322,7 +333,7 @@ def variant(name: str, value: object) -> Variant:
     return Variant(
         name=name,
         files=tuple(files),
-        bytes=r.natural("bytes"),
+        bytes=r.natural("bytes", most=MOST_BYTES),
         graphs=r.strings("graphs"),
         target=r.get("target", str, "any"),
         plan=r.get("plan", dict, {}),

@@ -5,16 +5,21 @@ Frozen dataclasses (see `manifest`) mirror bundle.json. Every fault is a BundleE
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from onnxport.errors import BundleError, one_line
+from onnxport.files import open_regular, read_regular
 from onnxport.runtime.bundle.manifest import (
     MANIFEST,
+    MOST_BYTES,
     ChatConfig,
     EncodingConfig,
     FileEntry,
@@ -27,8 +32,13 @@ from onnxport.runtime.bundle.manifest import (
     generation,
     variant,
 )
+from onnxport.runtime.bundle.publish import recover
+from onnxport.runtime.external_data import locations
 
 FORMAT = 1
+MOST_OF_MANIFEST = 1 << 26  # bytes
+MOST_OF_GRAPH = (1 << 31) - 1  # bytes of a protobuf message
+_PIECE = 1 << 20
 TASKS = ("translation", "summarization", "text2text", "text-generation", "embedding", "classification", "question-answering", "tensor")
 
 
@@ -59,7 +69,7 @@ class Bundle:
         try:
             bundle.check_files(verify)
         except OSError as e:
-            raise BundleError(f"{path}: {e.filename}: cannot be read ({e.strerror}); check its name and permissions") from e
+            raise BundleError(f"{path}: {e.filename or 'a file'} cannot be read ({e.strerror}); check its name and permissions") from e
         return bundle
 
     @classmethod
@@ -67,7 +77,7 @@ class Bundle:
         """The bundle that the manifest in folder `path` describes; its other files are not looked at. BundleError."""
         root = Path(path)
         try:
-            found = "a folder" if root.is_dir() else "a file" if root.is_file() else "nothing"
+            found = _kind(root) or ("a folder" if recover(root) and root.is_dir() else "nothing")
         except (OSError, ValueError) as e:
             raise BundleError(f"{root}: cannot be read ({e}); check its name and permissions") from e
         if found != "a folder":
@@ -88,7 +98,7 @@ class Bundle:
         files = {}
         for name, value in r.get("files", dict).items():
             entry = Reader(value, f"files.{name}")
-            files[name] = FileEntry(entry.get("sha256", str), entry.natural("bytes"))
+            files[name] = FileEntry(entry.get("sha256", str), entry.natural("bytes", most=MOST_BYTES))
         bundle = cls(
             path=root,
             name=r.get("name", str),
@@ -135,25 +145,65 @@ class Bundle:
         return self.path / name
 
     def check_files(self, verify: bool) -> None:
-        """Check that the listed files are there and of their sizes; with `verify` also their hashes. BundleError names the file."""
-        root = self.path.resolve()
-        for name, entry in sorted(self.files.items()):
-            path = self.path / name
-            if not path.exists():
-                raise BundleError(f"{self.path}: {name} is missing; copy the whole folder or export the model again")
-            if not path.resolve().is_relative_to(root):
+        """Check that the listed files are there, regular and of their sizes, and that graphs read no others; with `verify` also hashes.
+
+        A link counts as what it leads to, inside the bundle or not: caches of downloads are made of links. BundleError names the file.
+        """
+        graphs = {*self.search.values(), *(graph for v in self.variants.values() for graph in v.graphs.values())}
+        for name in sorted(self.files):
+            with self._opened(name) as file:
+                if name in graphs:
+                    self._check_graph(name, file, verify)
+                elif verify:
+                    self._check_hash(name, hashlib.file_digest(file, "sha256"))
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a listed file, and check meanwhile that it is what the manifest says. BundleError; OSError: `target` cannot be written."""
+        digest = hashlib.sha256()
+        with self._opened(name) as file, target.open("wb") as copy:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                copy.write(piece)
+        self._check_hash(name, digest)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A listed file, open, with its size right. BundleError."""
+        wanted = self.files[name].bytes
+        try:
+            file = open_regular(self.path / name)
+        except FileNotFoundError:
+            raise BundleError(f"{self.path}: {name} is missing; copy the whole folder or export the model again") from None
+        except OSError as e:
+            raise BundleError(f"{self.path}: {name} cannot be read ({e.strerror}); check its name and permissions") from e
+        with file:
+            if (size := os.fstat(file.fileno()).st_size) != wanted:
+                raise BundleError(f"{self.path}: {name} has {size} bytes, expected {wanted}; copy or export the bundle again")
+            yield file
+
+    def _check_hash(self, name: str, digest: hashlib._Hash) -> None:
+        if digest.hexdigest() != self.files[name].sha256:
+            raise BundleError(f"{self.path}: {name} has changed, its SHA-256 is not the one in {MANIFEST}; copy or export the bundle again")
+
+    def _check_graph(self, name: str, file: BinaryIO, verify: bool) -> None:
+        """Check that a graph reads its weights from listed files alone, and its hash."""
+        if self.files[name].bytes > MOST_OF_GRAPH:
+            raise BundleError(
+                f"{self.path}: {name} has more than {MOST_OF_GRAPH} bytes, which no ONNX file can have; export the model again"
+            )
+        content = file.read(MOST_OF_GRAPH)
+        if verify:
+            self._check_hash(name, hashlib.sha256(content))
+        try:
+            found = locations(content)
+        except ValueError as e:
+            raise BundleError(f"{self.path}: {name} is no ONNX file ({one_line(e)}); export the model again") from None
+        folder = PurePosixPath(name).parent
+        for location in sorted(found):
+            path = PurePosixPath(location)
+            if ".." in path.parts or str(folder / path) not in self.files:
                 raise BundleError(
-                    f"{self.path}: {name} is a link that leaves the bundle; every file must lie inside; copy the files themselves"
-                )
-            if not path.is_file():
-                raise BundleError(f"{self.path}: {name} is not a file; export the model again")
-            if path.stat().st_size != entry.bytes:
-                raise BundleError(
-                    f"{self.path}: {name} has {path.stat().st_size} bytes, expected {entry.bytes}; copy or export the bundle again"
-                )
-            if verify and sha256(path) != entry.sha256:
-                raise BundleError(
-                    f"{self.path}: {name} has changed, its SHA-256 is not the one in {MANIFEST}; copy or export the bundle again"
+                    f"{self.path}: the graph {name} reads {location!r}, which {MANIFEST} does not list; do not use this bundle"
                 )
 
     def unlisted(self) -> list[str]:
@@ -162,10 +212,15 @@ class Bundle:
         return sorted(f for f in found if f != MANIFEST and f not in self.files)
 
 
+def _kind(path: Path) -> str | None:
+    """What is at a path, in words; None for nothing. OSError, ValueError."""
+    return "a folder" if path.is_dir() else "a file" if path.exists() else None
+
+
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in pieces. BundleError when it cannot be read."""
+    """SHA-256 of a regular file in hexadecimal, read in pieces. BundleError when it cannot be read."""
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
@@ -173,7 +228,7 @@ def sha256(path: Path) -> str:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes(), parse_constant=_no_constant)
+        return json.loads(read_regular(path, MOST_OF_MANIFEST), parse_constant=_no_constant, parse_float=_finite)
     except FileNotFoundError:
         raise BundleError(f"{path.parent}: no {MANIFEST} here, expected a bundle's folder; make one with `onnxport export`") from None
     except OSError as e:
@@ -184,6 +239,12 @@ def _read_json(path: Path) -> object:
 
 def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:30]} is more than a number can be")
+    return number
 
 
 def _check_relative(name: str) -> None:

@@ -60,6 +60,7 @@ class Engine:
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
+        self._check_sizes(variant)
         self.past, self.present = (interface.cache_names(prefix, self.config.layers) for prefix in (interface.PAST, interface.PRESENT))
         found = self.inputs[self.past[0]].type
         if found not in NUMPY_TYPES:
@@ -72,6 +73,26 @@ class Engine:
             raise BundleError(
                 f"variant {variant.name}: its decoder has no input {absent[0]}, expected a fused decoder; export the model again"
             )
+
+    def _check_sizes(self, variant: Variant) -> None:
+        """Hold the manifest's sizes against the graph's, before memory is asked for by them."""
+        config = self.config
+        caches = [value for name, value in self.inputs.items() if name.startswith(interface.PAST)]
+        logits = [value for value in self.decoder.get_outputs() if value.name == interface.LOGITS]
+        if len(caches) != 2 * config.layers:
+            raise BundleError(
+                f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export it again"
+            )
+        wanted = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
+        wanted += [(value, (None, config.vocab_size)) for value in logits]
+        for value, sizes in wanted:
+            if len(value.shape) != len(sizes) or any(
+                isinstance(a, int) and b not in (None, a) for a, b in zip(value.shape, sizes, strict=True)
+            ):
+                shown = ", ".join("any" if size is None else str(size) for size in sizes)
+                raise BundleError(
+                    f"variant {variant.name}: the decoder's {value.name} is {list(value.shape)}, bundle.json says [{shown}]; export it again"
+                )
 
     @property
     def vocab_size(self) -> int:

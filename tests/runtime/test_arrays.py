@@ -1,6 +1,7 @@
 """Whatever lies where an .npz file should be, the caller's error says so; errors are relative to what varies."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from onnxport.errors import DataError
-from onnxport.runtime.arrays import padded, read_npz, relative_error, softmax, unpadded
+from onnxport.runtime import arrays as module
+from onnxport.runtime.arrays import npz_bytes, padded, read_npz, relative_error, softmax, unpadded
 
 
 def saved(**arrays: np.ndarray) -> bytes:
@@ -53,6 +55,52 @@ def test_other_files_are_the_callers_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(DataError, match=r"a.npz: not a readable .npz file.*; write it anew$"):
         read_npz(tmp_path / "a.npz", DataError, "write it anew")
+
+
+def array(shape: str, values: bytes, dtype: str = "<f4") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values
+
+
+@pytest.mark.parametrize("shape", ["(9999999999999,)", "(-4,)", "(18446744073709551617,)", "(65536,) * 4", "(3,)", "(2, 0)"])
+def test_a_header_that_says_more_or_less_than_there_is(tmp_path: Path, shape: str) -> None:
+    (tmp_path / "a.npz").write_bytes(packed(x=array("(4,)", bytes(16)), y=array(shape, bytes(16))))
+    with pytest.raises(DataError, match="not a readable"):
+        read_npz(tmp_path / "a.npz", DataError, "write it anew")
+
+
+def test_a_small_file_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_UNPACKED", 10_000)
+    (tmp_path / "a.npz").write_bytes(saved(x=np.zeros(3000, np.float32)))
+    with pytest.raises(DataError, match="expected at most 10000"):
+        read_npz(tmp_path / "a.npz", DataError, "write it anew")
+
+
+def test_a_fifo_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(DataError, match="FIFO"):
+        read_npz(tmp_path / "a.npz", DataError, "write it anew")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((0, 3)),
+        np.float32(2.5),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(6)[::2],
+        np.array(["ab", "c"]),
+        np.array([True]),
+    ],
+)
+def test_arrays_come_back_as_they_were(tmp_path: Path, values: np.ndarray) -> None:
+    (tmp_path / "a.npz").write_bytes(npz_bytes({"file": values, "case/x": np.ones(2, ">i2")}))
+    found = read_npz(tmp_path / "a.npz", DataError, "write it anew")
+    assert found["file"].dtype == values.dtype and found["file"].shape == values.shape
+    assert np.array_equal(found["file"], values) and found["file"].flags.writeable
+    assert found["case/x"].tolist() == [1, 1]
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert np.array_equal(arrays["file"], values)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def build(
         require(package, "export")
     from onnxport.export import export
 
-    with bundle_folder(out, force) as staging:
+    with bundle_folder(out, force, progress) as staging:
         exported = export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
         progress("fuse")
         fused = _fuse(exported)
@@ -95,19 +95,27 @@ def add_variant(
     require("onnx_ir", "export")
     from onnxport.build.variant import VariantBuilder
 
-    bundle = Bundle.open(path)
-    if precision in bundle.variants and not force:
-        raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
-    if REFERENCE not in bundle.variants:
-        raise UsageError(f"{path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}")
+    _check_variants(Bundle.open(path), precision, force)
     place = path.resolve()  # a link stays one, and "." is another folder once it is replaced
-    with extended_bundle(place) as staging:
+    with extended_bundle(place, progress) as staging:
+        bundle = staging.preview()
+        _check_variants(bundle, precision, force)  # what another command added while this one waited
         progress(f"read {REFERENCE}")
-        fused = _read_fused(bundle)
+        fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
         _remove_variant(staging, bundle, precision)
         VariantBuilder(staging, fused, options, search_folder(place), progress).add(precision)
         progress("hash and publish")
     return Bundle.open(place)
+
+
+def _check_variants(bundle: Bundle, precision: str, force: bool) -> None:
+    """OutputError where the bundle has the variant already, UsageError where it has none to make it from."""
+    if precision in bundle.variants and not force:
+        raise OutputError(f"{bundle.path} has a variant {precision} already: give --force to make it again")
+    if REFERENCE not in bundle.variants:
+        raise UsageError(
+            f"{bundle.path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}"
+        )
 
 
 def _fuse(exported: Exported) -> FusedGraphs:

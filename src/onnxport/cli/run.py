@@ -1,21 +1,18 @@
 """The `run` command answers texts from arguments or standard input, and arrays from an .npz file."""
 
-import io
 import os
 import select
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxport.cli.console import emit, emit_json
 from onnxport.cli.run_tasks import OTHER_OPTIONS, Task, generated, task_of
-from onnxport.errors import DataError, OutputError, TextError, UsageError
+from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime import Model, load
-from onnxport.runtime.arrays import read_npz
+from onnxport.runtime.arrays import npz_bytes, read_npz
+from onnxport.runtime.bundle.publish import check_file, write_file
 
 CHUNK = 64  # lines answered together when they are already there
 LONGEST = 1 << 24  # bytes of a line
@@ -192,23 +189,9 @@ def _decoded(whole: list[bytes], number: int) -> Iterator[tuple[int, list[str]]]
 
 def run_arrays(model: Model, source: Path, out: Path, force: bool, as_json: bool = False) -> None:
     """Runs the arrays of an .npz file and writes the outputs to another, whole or not at all."""
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists: choose another --out or give --force")
+    check_file(out, force)
     inputs = read_npz(source, DataError, "write it with numpy.savez")
     outputs = model.run(inputs)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez cannot take an output that is called `file`
-        for name, array in outputs.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
-            archive.writestr(f"{name}.npy", content.getvalue())
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(buffer.getvalue())
-        beside.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out} could not be written ({error.strerror}): free space or choose another --out") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(out, npz_bytes(outputs), force)
     if as_json:
         emit_json({"outputs": {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}})

@@ -1,6 +1,7 @@
 """Every way a bundle can be wrong is refused with one line that names it."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from onnxport.errors import BundleError, OnnxportError
 from onnxport.runtime import load
+from onnxport.runtime.bundle import reader
 from onnxport.runtime.bundle.reader import FORMAT, Bundle
 
 
@@ -74,15 +77,15 @@ def test_names_that_no_file_can_have(copy: Path) -> None:
     refused(copy / ("y" * 300), "y" * 300)
 
 
-def test_a_folder_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = Path.stat
+def test_a_file_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
 
-    def failing(path: Path, **options: Any) -> os.stat_result:
-        if path.name == "decoder.onnx":
+    def failing(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("decoder.onnx"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return stat(path, **options)
+        return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "stat", failing)
+    monkeypatch.setattr(os, "open", failing)
     refused(copy, "decoder.onnx", "Permission denied")
 
 
@@ -137,17 +140,103 @@ def test_paths_that_leave_the_bundle(copy: Path, name: str) -> None:
     refused(edit(copy, lambda m: m["files"].update({name: entry})), "not allowed")
 
 
-def test_a_link_that_leaves_the_bundle(copy: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside.json"
-    shutil.move(copy / "tokenizer.json", outside)
-    (copy / "tokenizer.json").symlink_to(outside)
-    refused(copy, "tokenizer.json", "link")
+@pytest.mark.parametrize("name", ["tokenizer.json", "fp32/decoder.onnx", "fp32"])
+def test_links_count_as_what_they_lead_to(copy: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "cache" / "elsewhere"
+    outside.parent.mkdir()
+    shutil.move(copy / name, outside)
+    (copy / name).symlink_to(outside)
+    assert load(copy, threads=1, verify=True).generate("w5 w9", max_new_tokens=3)
+    victim = outside / "decoder.onnx" if outside.is_dir() else outside
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    refused(copy, "has changed", verify=True)
+    victim.write_bytes(content + b"x")
+    refused(copy, "bytes, expected")
 
 
-def test_a_folder_link_that_leaves_the_bundle(copy: Path, tmp_path: Path) -> None:
-    shutil.move(copy / "fp32", tmp_path / "elsewhere")
-    (copy / "fp32").symlink_to(tmp_path / "elsewhere")
-    refused(copy, "link")
+@pytest.mark.parametrize("name", ["bundle.json", "tokenizer.json", "fp32/decoder.onnx"])
+def test_a_fifo_is_refused_and_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    refused(copy, name.rpartition("/")[2], "is a FIFO, expected a regular file")
+
+
+def test_a_manifest_that_is_too_large(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST_OF_MANIFEST", 100)
+    refused(copy, "expected at most 100")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[
+            (key, value)
+            for key in ("layers", "kv_heads", "head_size", "vocab_size", "max_length", "window", "beam")
+            for value in (2**63, 10**30)
+        ],
+        ("layers", 10**9),
+        ("kv_heads", 10**9),
+        ("eos_id", -(2**70)),
+        ("pad_id", 2**63),
+        ("top_k", 2**63),
+        ("temperature", 10**400),
+    ],
+)
+def test_numbers_that_no_model_has(copy: Path, key: str, value: int) -> None:
+    refused(edit(copy, lambda m: m["generation"].update({key: value})), "generation")
+
+
+def test_a_number_that_is_infinite(copy: Path) -> None:
+    text = (copy / "bundle.json").read_text()
+    (copy / "bundle.json").write_text(text.replace("{", '{"remark": 1e999, ', 1))
+    refused(copy, "1e999")
+
+
+@pytest.mark.parametrize(("key", "change"), [("kv_heads", 7), ("head_size", 64000), ("layers", 1), ("layers", 9), ("vocab_size", 2**30)])
+def test_sizes_are_held_against_the_graph_before_memory_is_asked_for(copy: Path, key: str, change: int) -> None:
+    edit(copy, lambda m: m["generation"].update({key: change}))
+    with pytest.raises(BundleError, match="its decoder has|the decoder's"):
+        load(copy, threads=1)
+
+
+def with_external_weights(path: Path, location: str, listed: bool) -> Path:
+    """The bundle, with one of its decoder's tensors in a file of its own."""
+    graph = path / "fp32/decoder.onnx"
+    model = onnx.load(graph)
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    (graph.parent / "weights.bin").write_bytes(tensor.raw_data)
+    entries = {"location": location, "offset": "0", "length": str(len(tensor.raw_data))}
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    graph.write_bytes(model.SerializeToString())
+
+    def change(manifest: dict[str, Any]) -> None:
+        for name in ["fp32/decoder.onnx", *(["fp32/weights.bin"] if listed else [])]:
+            content = (path / name).read_bytes()
+            manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            manifest["variants"]["fp32"]["files"] = sorted({*manifest["variants"]["fp32"]["files"], name})
+
+    return edit(path, change)
+
+
+def test_weights_in_a_listed_file_are_read(copy: Path) -> None:
+    assert load(with_external_weights(copy, "weights.bin", listed=True), threads=1, verify=True).generate("w5 w9", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("location", "listed"),
+    [("weights.bin", False), ("/etc/hostname", True), ("../fp32/weights.bin", True), ("*/_ORT_MEM_ADDR_/*", True), ("", True)],
+)
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_graph_that_reads_an_unlisted_file_is_refused(copy: Path, location: str, listed: bool, verify: bool) -> None:
+    path = with_external_weights(copy, location, listed)
+    refused(path, "fp32/decoder.onnx reads", "does not list", verify=verify)
+    with pytest.raises(BundleError, match="does not list"):
+        load(path, verify=verify)
 
 
 def test_a_missing_file(copy: Path) -> None:
@@ -158,7 +247,7 @@ def test_a_missing_file(copy: Path) -> None:
 def test_a_folder_in_place_of_a_file(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer.json").mkdir()
-    refused(copy, "tokenizer.json is not a file")
+    refused(copy, "tokenizer.json", "is a folder, expected a regular file")
 
 
 def test_another_size(copy: Path) -> None:

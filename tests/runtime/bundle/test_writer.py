@@ -86,27 +86,12 @@ def test_an_error_with_force_keeps_the_old_one(tmp_path: Path) -> None:
     assert left(tmp_path) == ["out"]
 
 
-def test_a_rename_that_fails_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, rename = make(tmp_path / "out", "old"), os.rename
-
-    def failing(source: Any, target: Any) -> None:
-        if str(source).endswith(".part"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        rename(source, target)
-
-    monkeypatch.setattr(writer.os, "rename", failing)
-    with pytest.raises(OutputError, match="No space left"):
-        make(out, "new", force=True)
-    assert (out / "a").read_text() == "old"
-    assert left(tmp_path) == ["out"]
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_errors_of_the_file_system_are_output_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def failing(path: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(writer, "_sync", failing)
+    monkeypatch.setattr(writer, "sync", failing)
     with pytest.raises(OutputError, match=os.strerror(number)):
         make(tmp_path / "out")
     assert left(tmp_path) == []
