@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ from onnxport.compare.report.html import render_html
 from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.text import render_markdown
 from onnxport.errors import GateError, OutputError
+from onnxport.files import special
+from onnxport.runtime.bundle.publish import check_file, publish, recover, sync, workspace
 
 FORMAT = 1
 _ALWAYS = ("agreement", "max_abs_diff")
@@ -24,7 +25,8 @@ FILES = ("report.json", "report.md", "report.html", "report.xml")  # the last on
 class Report:
     """Everything that was measured. `variants`: name -> metrics; `verdict`: name -> one sentence; `gates`: see `gates.evaluate`.
 
-    recommended: the variant to deploy, None when only one was measured.  divergence: name -> see `differences.divergences`.
+    recommended: the variant to deploy, None when only one was measured.  recommended_for, unclear: see `verdict.Recommendation`.
+    busy: how busy the machine was with other work, "" where it was not.  divergence: name -> see `differences.divergences`.
     evidence: name -> what was learned when the variant was made (`manifest.Variant.evidence`), and its `plan`.
     """
 
@@ -43,6 +45,9 @@ class Report:
     evidence: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     created: str = ""
+    recommended_for: str = "plain"
+    unclear: list[str] = field(default_factory=list)
+    busy: str = ""
 
     @property
     def passed(self) -> bool:
@@ -70,7 +75,8 @@ class Report:
     def write(self, out: str | Path, *, force: bool = False) -> None:
         """Writes report.json, report.md, report.html and, where there are gates, report.xml (JUnit) into `out`. Raises OutputError.
 
-        All are written in full before the first takes its place, so that a full disk leaves an earlier report as it was.
+        They appear as one: the folder is exchanged as a whole, but where it holds other files too, or cannot be moved. When they cannot be
+        written, an earlier report stays as it was.
         """
         content = self.as_dict()
         texts = {
@@ -80,13 +86,19 @@ class Report:
         }
         if self.gates:
             texts["report.xml"] = render_junit(content)
-        out = Path(out).absolute()
         check_out(out, force)
-        with _written(out) as made:
+        out = Path(out).absolute()
+        whole = _stands_alone(out)
+        with _writing(out), workspace(out if whole else out / "report") as folder:
+            made = folder / out.name
+            made.mkdir()
             for name, text in texts.items():
                 (made / name).write_text(text, encoding="utf-8")
-            out.mkdir(exist_ok=True)
-            for name in texts:
+                sync(made / name)
+            if whole:
+                publish(made, out)
+                return
+            for name in reversed(texts):  # beside files of others one by one, report.json last
                 os.replace(made / name, out / name)
             for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
                 (out / name).unlink(missing_ok=True)
@@ -98,23 +110,35 @@ def check_out(out: str | Path, force: bool) -> None:
     To be called before minutes are spent on measuring. Nothing is left behind but folders above `out` that had to be made.
     """
     out = Path(out).absolute()
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; expected a folder, new or existing, for the report")
-    there = [name for name in FILES if (out / name).exists()]
-    if there and not force:
-        raise OutputError(f"{out}: holds {', '.join(there)} already; choose another folder, or pass --force to replace them")
-    with _written(out) as made:
-        (made / FILES[0]).write_bytes(b"x")
+    with _writing(out):
+        recover(out)
+        if os.path.lexists(out) and not out.is_dir():
+            raise OutputError(f"{out}: is {special(out.lstat().st_mode) or 'a file'}; expected a folder, new or existing, for the report")
+        there = [name for name in FILES if os.path.lexists(out / name)]
+        if there and not force:
+            raise OutputError(f"{out}: holds {', '.join(there)} already; choose another folder, or pass --force to replace them")
+        for name in there:
+            check_file(out / name, force)
+        with workspace(out if _stands_alone(out) else out / "report") as made:
+            (made / FILES[0]).write_bytes(b"x")
+
+
+def _stands_alone(out: Path) -> bool:
+    """Whether the folder of a report can be exchanged as a whole: it holds nothing else, and is no mount."""
+    if not os.path.lexists(out):
+        return True
+    if out.is_symlink() or os.path.ismount(out) or out == Path.cwd() or not os.access(out.parent, os.W_OK):
+        return False
+    return all(entry.name in FILES and entry.is_file(follow_symlinks=False) for entry in os.scandir(out))
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """A new folder, gone in the end, on the file system of `out`: in it where it exists, else beside it. OSError becomes OutputError."""
+def _writing(out: Path) -> Iterator[None]:
+    """OSError becomes OutputError."""
     try:
-        place = out if out.exists() else out.parent
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=place) as made:
-            yield Path(made)
+        yield
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{out}: the report cannot be written ({error.strerror or error}); choose another folder") from error
 

@@ -81,7 +81,7 @@ class Engine:
         logits = [value for value in self.decoder.get_outputs() if value.name == interface.LOGITS]
         if len(caches) != 2 * config.layers:
             raise BundleError(
-                f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export it again"
+                f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export again"
             )
         wanted = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
         wanted += [(value, (None, config.vocab_size)) for value in logits]
@@ -91,7 +91,7 @@ class Engine:
             ):
                 shown = ", ".join("any" if size is None else str(size) for size in sizes)
                 raise BundleError(
-                    f"variant {variant.name}: the decoder's {value.name} is {list(value.shape)}, bundle.json says [{shown}]; export it again"
+                    f"variant {variant.name}: the decoder's {value.name} is {list(value.shape)}, bundle.json says [{shown}]; export again"
                 )
 
     @property

@@ -2,17 +2,20 @@
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 from rich.markup import escape
 
 from onnxport.errors import OnnxportError, OutputError
+from onnxport.progress import COUNTED
 
 
 def emit(text: str) -> None:
@@ -25,8 +28,36 @@ def emit_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+_CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_signals: list[int] = []  # that have come, the first of them first
+
+
+def catch_signals() -> None:
+    """From now on SIGTERM and SIGHUP unwind the command as Ctrl-C does, so that it leaves nothing behind; what is ignored stays ignored."""
+    for number in _CAUGHT:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, _unwind)
+
+
+def _unwind(number: int, _: FrameType | None) -> None:
+    _signals.append(number)
+    raise KeyboardInterrupt
+
+
+def raise_again() -> None:
+    """KeyboardInterrupt where one has come before: libraries swallow some, for what is raised in a callback reaches nobody."""
+    if _signals:
+        raise KeyboardInterrupt
+
+
 class StageLines:
-    """Progress on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet."""
+    """Progress on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet.
+
+    Of a stage with parts (see `progress.counted`) it tells how many of how many are done, the time spent and about how much remains: on a
+    terminal as it goes on, elsewhere every EVERY_S seconds.
+    """
+
+    EVERY_S = 10.0
 
     def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
@@ -36,14 +67,36 @@ class StageLines:
         self.began = time.monotonic()
         self._status: Any = None
         self._stage: tuple[str, float] | None = None
+        self._told = 0.0  # when the last line of the stage was printed
 
     def __call__(self, stage: str) -> None:
-        """Ends the stage under way and begins the next."""
+        """Ends the stage under way and begins the next; goes on with it where only the number of its parts is new."""
+        raise_again()
+        counted = COUNTED.fullmatch(stage)
+        name = counted["stage"] if counted else stage
+        if not counted or self._stage is None or self._stage[0] != name:
+            self._begin(name)
+        if counted and not self.quiet:
+            self._count(int(counted["done"]), int(counted["total"]))
+
+    def _begin(self, stage: str) -> None:
         self._finish()
         self._stage = (stage, time.monotonic())
+        self._told = self._stage[1]
         if not self.quiet and self.console.is_terminal:
             self._status = self.console.status(escape(stage))
             self._status.start()
+
+    def _count(self, done: int, total: int) -> None:
+        assert self._stage is not None
+        (stage, began), now = self._stage, time.monotonic()
+        remaining = f", about {_seconds((now - began) * (total - done) / done)} left" if 0 < done < total else ""
+        text = f"{escape(stage)}: {done} of {total} [dim]({_seconds(now - began)}{remaining})[/dim]"
+        if self._status is not None:
+            self._status.update(text)
+        elif now - self._told >= self.EVERY_S:
+            self._told = now
+            self.console.print(f"… {text}", soft_wrap=True)
 
     def _finish(self, mark: str = "✓") -> None:
         if self._status is not None:
@@ -61,18 +114,22 @@ class StageLines:
         self._finish("✓" if kind is None else "✗")
 
 
+def _seconds(value: float) -> str:
+    """A duration as people say it: 40 s, 3:20 min."""
+    whole = round(value)
+    return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02} min"
+
+
 @contextmanager
 def reported(verbose: bool) -> Iterator[None]:
     """Turns whatever goes wrong into one line on standard error and the exit code of the contract."""
     try:
-        yield
+        with _ended_by_signals():
+            yield
     except click.ClickException as error:
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         _complain(error.format_message() + hint, verbose)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted", False)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader went away (`onnxport run ... | head`): not our fault, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,17 +146,31 @@ def reported(verbose: bool) -> Iterator[None]:
         _complain(f"{error.strerror}: {error.filename or 'output'}", verbose)
         sys.exit(OutputError.exit_code)
     except Exception as error:
-        if _interrupted(error):
-            _complain("interrupted", False)
-            sys.exit(130)
         _complain(f"internal error: {type(error).__name__}: {error} (run again with -v for the traceback, and please report it)", verbose)
         sys.exit(1)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Exit code 130 or 143 (128 and the signal's number), whatever error a signal became on its way here."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if not (_signals or _interrupted(error)):
+            raise
+        number = _signals[0] if _signals else signal.SIGINT
+        for caught in _CAUGHT if _signals else []:  # what was begun is undone: a second signal may end the rest at once
+            signal.signal(caught, signal.SIG_DFL)
+        _complain("interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}", False)
+        sys.exit(128 + number)
 
 
 def _interrupted(error: BaseException | None) -> bool:
     """Whether an interrupt lies behind an error: an extension module that is interrupted while it is imported raises ImportError."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+        if isinstance(error, (KeyboardInterrupt, click.Abort)) or "KeyboardInterrupt" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
