@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxport import __version__
-from onnxport.cli.console import StageLines, emit, emit_json, reported
+from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
 from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.sessions import DEVICES
 
@@ -413,5 +413,6 @@ def main() -> None:
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     if not verbose:
         warnings.simplefilter("ignore")  # what libraries say to programmers is no news to the command's users
+    catch_signals()
     with reported(verbose):
         cli.main(standalone_mode=False)
