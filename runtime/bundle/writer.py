@@ -71,8 +71,8 @@ def _shared(manifest: dict[str, Any]) -> set[str]:
 def bundle_folder(out: str | Path, force: bool = False, progress: Progress = silent) -> Iterator[Staging]:
     """A Staging that becomes `out` when the block ends well; nothing is left behind when it does not.
 
-    An existing `out` is refused unless `force`; then it is replaced in one step, and stays as it was when anything fails. What is no bundle,
-    or holds files its manifest does not list, is never replaced. One command at a time writes `out`; another waits, and says so by
+    An existing `out` is refused unless `force`; then it is replaced in one step, and stays as it was when anything fails. What is no
+    bundle, or holds files its manifest does not list, is never replaced. One command at a time writes `out`; another waits, and says so by
     `progress`. OutputError.
     """
     out = Path(out).absolute()
