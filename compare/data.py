@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import DataError
+from onnxport.files import read_regular
 
 Row = tuple[Any, Any, int]  # input, reference, line of the file
 
+MOST_OF_DATA = 1 << 31  # bytes of a file, unpacked
 _LONGEST_FIELD = 2**31 - 1  # of CSV; the module's own limit is 128 KiB
 _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fields are all there
     ("pairs", ("source", "target")),
@@ -90,16 +92,19 @@ def read_data(path: str | Path) -> Dataset:
 
 def _read(path: Path, zipped: bool) -> str:
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, MOST_OF_DATA)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path given as data") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if zipped:
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as unpacked:
+                raw = unpacked.read(MOST_OF_DATA + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: not a whole gzip file ({error}); compress it again") from error
+        if len(raw) > MOST_OF_DATA:
+            raise DataError(f"{path}: it unpacks to more than {MOST_OF_DATA} bytes; give fewer rows")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

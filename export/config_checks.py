@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError, one_line
+from onnxport.files import MOST, read_regular
 
 LARGEST = 3.4e38  # of float32, about
 WIDTH, DEPTH, LENGTH, ROWS = 65536, 1024, 1_000_000, 100_000_000  # no model is larger; beyond, building one would not end
@@ -17,7 +18,7 @@ Check = Callable[[Any], str | None]  # what was expected instead, None where the
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON value of a file: an object, or a list where `kind` is list. CheckpointError when it holds anything else."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, MOST))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, or nested without end

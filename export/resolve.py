@@ -15,6 +15,7 @@ from onnxport.export.config_checks import read_json
 from onnxport.export.families import MODULES, family
 from onnxport.export.source import Source, read_tokenizers
 from onnxport.export.user_code import contained
+from onnxport.files import first_special, special
 
 ARCHITECTURE = "torch.nn.Transformer"
 _KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
@@ -38,6 +39,10 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
         raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
+    if (kind := special(path.stat().st_mode)) is not None:
+        raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
+    if path.is_dir() and (found := first_special(path)):
+        raise CheckpointError(f"{found[0]} is {found[1]}, expected regular files in the folder of a model; copy the model elsewhere")
     if path.suffix == ".onnx" and not path.is_dir():
         from onnxport.export.onnx_file.read import read_onnx
 

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from onnxport.errors import DataError, UsageError, one_line
+from onnxport.files import MOST, read_regular
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
@@ -152,7 +153,7 @@ def read_plan(path: str | Path) -> Plan:
     path = Path(path)
     expected = 'expected a JSON object of names to schemes, such as {"*": "int8-rows"}'
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular(path, MOST).decode("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: the plan cannot be read ({error.strerror or error}); {expected}") from None
     except (ValueError, RecursionError) as error:

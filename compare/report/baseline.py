@@ -8,6 +8,7 @@ from typing import Any
 from onnxport.compare.gates import lookup
 from onnxport.compare.metrics import METRICS
 from onnxport.errors import DataError
+from onnxport.files import MOST, read_regular
 
 _RELATIVE = (
     "throughput",
@@ -40,7 +41,7 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     expected = "expected a report.json of an earlier comparison"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_regular(path, MOST).decode("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: the baseline cannot be read ({error.strerror}); {expected}") from None
     except (ValueError, RecursionError) as error:
