@@ -10,14 +10,15 @@ from typing import Any
 
 from onnxport.compare import notes
 from onnxport.compare.differences import differing, divergences
-from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.compare.gates import Gate, evaluate, parse_gate, quality_of_gate, refuse_unknown
 from onnxport.compare.measure import machine, measurement
+from onnxport.compare.metrics import METRICS
 from onnxport.compare.notes import PYTORCH
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import require_jinja2
 from onnxport.compare.report.report import Report, check_out
 from onnxport.compare.scores import require_sacrebleu
-from onnxport.compare.verdict import best, verdicts
+from onnxport.compare.verdict import recommend, verdicts
 from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
 from onnxport.progress import Progress, silent
@@ -45,6 +46,7 @@ def compare(
     beam: int | None = None,
     max_new_tokens: int | None = None,
     others: Sequence[str | Path] = (),
+    tolerances: Sequence[str] = (),
 ) -> Report:
     """Measures quality, agreement, speed, memory and size of a bundle's variants and writes report.json, report.md, report.html and, where
     there are gates, report.xml.
@@ -57,6 +59,7 @@ def compare(
     out: folder for the reports, or None to write none.  limit: at most so many rows, evenly spaced over the file.
     gates: `[VARIANT.]METRIC OP NUMBER`; failing ones are in the report, and `Report.raise_for_gates` raises for them.
     beam: beams of every side, 1 is greedy; None for the model's own number. Nothing is ever drawn at random.
+    tolerances: gates on quality that are accepted: verdicts follow them, and the gates on quality, instead of the built-in tolerances.
     others: bundles of the same task whose variants join as NAME/VARIANT and are held against this bundle's reference.
     baseline: an earlier report: `X_change` of a variant is what became of X since.
     progress: called with the name of each stage.
@@ -64,7 +67,7 @@ def compare(
     Raises UsageError (gates, variants, missing extras), BundleError, DataError, DeviceError, OutputError.
     """
     progress = progress or silent
-    parsed = [parse_gate(expr) for expr in gates]
+    parsed, tolerated = ([parse_gate(expr) for expr in given] for given in (gates, tolerances))
     if not batches or min(batches) < 1:
         raise UsageError(f"batches are {list(batches)}; expected sizes from 1, such as 1,8")
     opened = Bundle.open(bundle)
@@ -81,6 +84,8 @@ def compare(
     specs = {PYTORCH: _spec(opened, PYTORCH, device, source, threads)} if source is not None else {}
     specs |= {name: _spec(other, variant, device, source, threads) for name, (other, variant) in entered.items()}
     reference = next(iter(specs))
+    refuse_unknown([*parsed, *tolerated], list(specs), METRICS, earlier is not None)
+    accepted = _accepted(parsed, tolerated, list(specs))
     sizes = {name: other.variants[variant].bytes for name, (other, variant) in entered.items()}
     facts = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
@@ -94,9 +99,10 @@ def compare(
         "reference": reference,
         "machine": facts,
         "data": {"name": work.name, "kind": work.kind, "count": work.count, "rows": work.rows, "built_in": work.built_in},
-        "method": notes.method(work, batches, threads),
+        "method": notes.method(work, batches, threads) | {"accepted": [gate.expr for gate in accepted]},
     }
-    sentences = notes.notes(work, variants, reference, facts) + notes.of_others(opened, joining, work)
+    busy = machine.busy(facts, variants)
+    sentences = notes.notes(work, variants, busy) + notes.of_others(opened, joining, work)
     sentences += [note for note in [machine.saturation_note(facts, variants)] if note and device == "cpu"]
     if earlier is not None:
         sentences += differences(earlier, conditions)
@@ -104,12 +110,16 @@ def compare(
     if work.generates:
         progress("looking where answers part")
     alike = [name for name in specs if name == PYTORCH or notes.tokenizers(entered[name][0]) == notes.tokenizers(opened)]
+    recommended = recommend(variants, reference, accepted)
     report = Report(
         **conditions,
         variants=variants,
         gates=evaluate(parsed, variants, reference),
-        verdict=verdicts(variants, reference, notes.INPUT_NOUNS.get(work.kind, "inputs")),
-        recommended=best(variants, reference) if len(variants) > 1 else None,
+        verdict=verdicts(variants, reference, notes.INPUT_NOUNS.get(work.kind, "inputs"), accepted),
+        recommended=recommended.name if len(variants) > 1 else None,
+        recommended_for=recommended.why,
+        unclear=list(recommended.unclear),
+        busy=busy,
         examples={name: differing(work, outputs[name], outputs[reference]) for name in variants if name != reference},
         divergence=divergences({name: specs[name] for name in alike}, work, outputs, reference, opened, paths),
         evidence=_evidence(entered),
@@ -155,6 +165,14 @@ def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str
     plain = "fp32" if "fp32" in bundle.variants else bundle.default
     named = [full for full, (_, variant) in every.items() if precisions is None or full in precisions or variant in precisions]
     return {name: every[name] for name in dict.fromkeys([plain] * reference + named)}
+
+
+def _accepted(gates: Sequence[Gate], tolerances: Sequence[Gate], variants: Sequence[str]) -> list[Gate]:
+    """What is accepted of quality: the tolerances, and the gates that are on quality. UsageError: a tolerance that is not."""
+    for gate in tolerances:
+        if not quality_of_gate(gate.split(variants)[1], METRICS):
+            raise UsageError(f"--tolerance {gate.expr}: is not about quality; expected such as 'bleu_drop<=1', 'agreement>=0.98'")
+    return [*tolerances, *(gate for gate in gates if quality_of_gate(gate.split(variants)[1], METRICS))]
 
 
 def _spec(bundle: Bundle, name: str, device: str, source: str | None, threads: int) -> dict[str, Any]:

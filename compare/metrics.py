@@ -74,6 +74,16 @@ _ROWS = (  # of those with `of_task`, the first that was measured leads the verd
 METRICS = {metric.name: metric for metric in _ROWS}
 
 
+def percent(share: float) -> str:
+    """A share in percent, rounded to a tenth: what is not all is never written as 100%, what is not nothing never as 0%."""
+    text = f"{100 * share:.1f}"
+    if share < 1 and text == "100.0":
+        return ">99.9%"
+    if share > 0 and text == "0.0":
+        return "<0.1%"
+    return f"{float(text):g}%"
+
+
 def lead_metric(values: Mapping[str, Any]) -> Metric | None:
     """The first task metric that has a value: what a verdict speaks of."""
     return next((metric for metric in _ROWS if metric.of_task and values.get(metric.name) is not None), None)

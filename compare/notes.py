@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxport.compare import bootstrap, metrics
+from onnxport.compare import bootstrap, metrics, speed
 from onnxport.compare.measure import measurement
 from onnxport.compare.workload import GOLDEN, Workload
 from onnxport.runtime.bundle.reader import Bundle
@@ -20,6 +20,10 @@ def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, An
         "unit": work.unit,
         "launches": measurement.LAUNCHES,
         "processes": "each side in a process of its own; sides alternate run by run; medians, with warm-up",
+        "speed": (
+            f"median of the ratios round by round, with the {speed.LEVEL:.0%} interval of the sign test; faster is what is "
+            f"{speed.FASTER:g} times as fast by the interval of {speed.SURE:.0%}"
+        ),
         "size_bytes": "the variant's graphs and weights, tokenizers and search graphs; golden answers are not counted",
         "first_output_ms": "from the start of the process, imports included, to the first answer",
     }
@@ -45,8 +49,8 @@ def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, An
     return facts
 
 
-def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference: str, facts: Mapping[str, Any]) -> list[str]:
-    """Sentences that a reader must know before trusting the figures. facts: see `machine.describe`."""
+def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], busy: str) -> list[str]:
+    """Sentences that a reader must know before trusting the figures. busy: see `machine.busy`."""
     sentences = []
     if work.kind == GOLDEN:
         sentences.append(f"Measured on the bundle's own {len(work.inputs)} golden inputs: quality on other data is not known.")
@@ -58,16 +62,9 @@ def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], reference: 
         sentences.append(
             "pytorch is the original class as it is; torch's own decode without a key/value cache: the longer the answers, the slower."
         )
-    load, cpus = (facts["load_average"] or [0])[0], facts["available_cpus"]
-    if load > cpus + 0.5:
+    if busy:
         worst = "; PyTorch, whose threads wait for one another, suffers most" if PYTORCH in variants else ""
-        sentences.append(
-            f"The machine was busy (load {load:.1f} on {cpus} CPUs): speeds and ratios are rough{worst}. Measure again on a quiet one."
-        )
-    for name, values in variants.items():
-        spread = values["speedup_spread"]
-        if name != reference and spread["high"] > 1.5 * spread["low"]:
-            sentences.append(f"Noisy: {name} was between {spread['low']:.2f} and {spread['high']:.2f} times as fast from run to run.")
+        sentences.append(f"The machine was busy ({busy}): speeds are rough{worst}. Measure again on a quiet one.")
     return sentences
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from onnxport.runtime.processor import cores, quota, saturates
 
 _FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_BUSY_SHARE = 0.9
 _PACKAGES = ("onnxport", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "sacrebleu")
 
 
@@ -40,6 +41,25 @@ def describe(packages: Iterable[str] = ()) -> dict[str, Any]:
         "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "versions": versions,
     }
+
+
+def busy(facts: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """How busy the machine was with other work while variants were timed; "" where it was not. facts: see `describe`.
+
+    It is told by the share of the timed seconds in which the calling thread had a processor: ONNX Runtime's caller works or spins, so that
+    it is about 1 where nothing else runs. Where that is not known, by the load average before anything was started.
+    """
+    shares = [
+        values["cpu_share"]
+        for name, values in variants.items()
+        if name != "pytorch" and values.get("device") == "cpu" and values.get("cpu_share") is not None
+    ]
+    load, cpus = (facts["load_average"] or [0.0])[0], facts["available_cpus"]
+    before = f"load average {load:.1f} on {cpus} CPUs before"
+    if not shares:
+        return before if load > cpus + 0.5 else ""
+    least = min(shares)
+    return f"a timed run had a processor for {least:.0%} of its time; {before}" if least < _BUSY_SHARE else ""
 
 
 def saturation_note(facts: Mapping[str, Any], variants: Iterable[str]) -> str | None:

@@ -7,22 +7,23 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from onnxport.compare import metrics, scores
+from onnxport.compare import metrics, scores, speed
 from onnxport.compare.measure import energy, timing
 from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import SideRequest, Workload
 from onnxport.errors import TextError
-from onnxport.progress import Progress
+from onnxport.progress import Progress, counted, silent
 
 LAUNCHES = 3
 _EXTRA_STAGES = {"likelihoods": "scoring the tokens", "encode": "encoding the passages"}
 _SLOW_START_MS = 4000.0
+_DECIDING = {"rounds": 400, "least": 25, "fewest": speed.LEAST_ROUNDS, "budget_s": 45.0}  # of the first batch size, which verdicts rest on
 _ROUNDS = 15
 _LATENCY_ROUNDS = 100
-_BUDGET_S = 6.0  # for each batch size and for the latencies, all sides together; at least 5 rounds are always run
+_BUDGET_S = 6.0  # for each further batch size and for the latencies, all sides together; at least 5 rounds are always run
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,14 @@ class StartedSide:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Everything that was taken from the sides while they ran, by side; `timed` by batch size first."""
+    """Everything that was taken from the sides while they ran, by side; `timed` by batch size first. ratios: of the first batch size."""
 
     outputs: dict[str, list[Any]]
     extra_outputs: dict[str, list[Any]]
     data_rates: dict[str, float]
     meters: dict[str, energy.Meter | str]
     timed: dict[int, dict[str, timing.Timed]]
+    ratios: dict[str, dict[str, speed.Ratio]]
     singles: dict[str, timing.Timed]
     memory: dict[str, dict[str, Any]]
 
@@ -108,36 +110,44 @@ def measured(
 
 def _run(sides: Mapping[str, StartedSide], work: Workload, batches: Sequence[int], progress: Progress) -> _Runs:
     clients = {name: side.client for name, side in sides.items()}
-    progress(f"answering {len(work.inputs)} inputs")
-    outputs, data_rates = answers(clients, work, max(batches))
+    outputs, data_rates = answers(clients, work, max(batches), progress)
     extra_outputs: dict[str, list[Any]] = {name: [] for name in clients}
     if work.extra_request is not None:
-        progress(f"{_EXTRA_STAGES[work.extra_request.method]} of {len(work.extra_request.inputs)} texts")
-        extra_outputs, _ = request_outputs(clients, work.extra_request)
+        extra_outputs, _ = request_outputs(clients, work.extra_request, progress, _EXTRA_STAGES[work.extra_request.method])
     meters = {name: energy.meter(side.about.get("device", "cpu")) for name, side in sides.items()}
     working = {name: meter for name, meter in meters.items() if isinstance(meter, energy.Meter)}
-    timed = {}
+    timed: dict[int, dict[str, timing.Timed]] = {}
     for batch in batches:
-        progress(f"timing batches of {batch}")
-        timed[batch] = throughput(clients, work, batch, rounds=_ROUNDS, budget_s=_BUDGET_S, meters=working)
-    progress("timing single inputs")
-    singles = latency(clients, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S)
+        limits: dict[str, Any] = {"rounds": _ROUNDS, "budget_s": _BUDGET_S} if timed else {**_DECIDING, "enough": _settled}
+        told = counted(progress, f"timing batches of {batch}, rounds")
+        timed[batch] = throughput(clients, work, batch, meters=working, on_round=told, **limits)
+    singles = latency(clients, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S, on_round=counted(progress, "timing single inputs, rounds"))
     progress("reading memory, replaying the golden answers")
     # The replay takes memory of its own, so the peak is read before it.
     memory = {name: client.request("stats") | {"parity": client.request("parity")} for name, client in clients.items()}
-    return _Runs(outputs, extra_outputs, data_rates, meters, timed, singles, memory)
+    ratios = speed.all_paired({name: one.rates for name, one in timed[batches[0]].items()})
+    return _Runs(outputs, extra_outputs, data_rates, meters, timed, ratios, singles, memory)
+
+
+def _settled(timed: Mapping[str, timing.Timed]) -> bool:
+    """Whether it is clear of every two sides which is the faster, or that neither is."""
+    ratios = speed.all_paired({name: one.rates for name, one in timed.items()})
+    return all(ratio.settled for others in ratios.values() for ratio in others.values())
 
 
 def _speed(runs: _Runs, name: str, reference: str, batches: Sequence[int]) -> dict[str, Any]:
     """The fields of a variant for time and energy."""
     single, first = runs.singles[name], runs.timed[batches[0]]
-    speedup = timing.ratio(first[name], first[reference])
+    spread = timing.ratio(first[name], first[reference])
+    own = speed.EQUAL if name == reference else runs.ratios[name][reference]
     return {
         "latency_ms": timing.latency_ms(single),
         "latency_samples": len(single.seconds),
         "throughput": first[name].rate,
-        "speedup": speedup["ratio"],
-        "speedup_spread": {"low": speedup["low"], "high": speedup["high"]},
+        "speedup": own.ratio,
+        "speedup_ci": {"low": own.low, "high": own.high} if own.low is not None else None,
+        "speedup_spread": {"low": spread["low"], "high": spread["high"]},
+        "speed_against": {other: asdict(ratio) for other, ratio in runs.ratios[name].items()},
         "throughput_by_batch": {str(batch): timed[name].rate for batch, timed in runs.timed.items()},
         "speedup_by_batch": {str(batch): timing.ratio(timed[name], timed[reference])["ratio"] for batch, timed in runs.timed.items()},
         "data_throughput": runs.data_rates[name],
@@ -147,7 +157,12 @@ def _speed(runs: _Runs, name: str, reference: str, batches: Sequence[int]) -> di
 
 def _memory_and_parity(stats: Mapping[str, Any]) -> dict[str, Any]:
     parity = stats["parity"] or {}  # None of a side that does not replay golden answers
-    return {"peak_rss_bytes": stats["peak_rss_bytes"], "max_abs_diff": parity.get("max_abs_diff"), "parity": parity or None}
+    return {
+        "peak_rss_bytes": stats["peak_rss_bytes"],
+        "cpu_share": stats.get("cpu_share"),
+        "max_abs_diff": parity.get("max_abs_diff"),
+        "parity": parity or None,
+    }
 
 
 @contextmanager
@@ -185,19 +200,25 @@ def _median_start(launched: Sequence[StartedSide]) -> StartedSide:
     return replace(launched[-1], import_ms=import_ms, load_ms=load_ms, first_output_ms=first_output_ms)
 
 
-def answers(sides: Mapping[str, Client], work: Workload, batch: int) -> tuple[dict[str, list[Any]], dict[str, float]]:
+def answers(
+    sides: Mapping[str, Client], work: Workload, batch: int, progress: Progress = silent
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
     """Every side's outputs for all inputs, and its rate on them (new tokens or items a second); sides alternate batch by batch."""
-    outputs, seconds = request_outputs(sides, replace(work.request, size=batch))
+    outputs, seconds = request_outputs(sides, replace(work.request, size=batch), progress, "answering inputs")
     units = {name: sum(len(one["tokens"]) for one in answered) if work.generates else len(answered) for name, answered in outputs.items()}
     return outputs, {name: units[name] / seconds[name] for name in sides}
 
 
-def request_outputs(sides: Mapping[str, Client], request: SideRequest) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Every side's outputs and the seconds they took; sides alternate call by call."""
+def request_outputs(
+    sides: Mapping[str, Client], request: SideRequest, progress: Progress = silent, stage: str = ""
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Every side's outputs and the seconds they took; sides alternate call by call. stage: what progress calls it."""
+    told = counted(progress, stage)
     names = list(sides)
     outputs: dict[str, list[Any]] = {name: [] for name in names}
     seconds = dict.fromkeys(names, 0.0)
     for number, chunk in enumerate(request.chunks()):
+        told(number * request.size, len(request.inputs))
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             output, spent = _call(sides[name], request, number * request.size, chunk)
@@ -235,15 +256,26 @@ def statistics_of(work: Workload, outputs: Sequence[Any], extra_outputs: Sequenc
 
 
 def throughput(
-    sides: Mapping[str, Client], work: Workload, batch: int, *, rounds: int, budget_s: float, meters: Mapping[str, energy.Meter]
+    sides: Mapping[str, Client],
+    work: Workload,
+    batch: int,
+    *,
+    rounds: int,
+    budget_s: float,
+    meters: Mapping[str, energy.Meter],
+    **options: Any,
 ) -> dict[str, timing.Timed]:
-    """Runs on batches of one size; with generation every row makes the same number of new tokens. meters: by side, where there are any."""
+    """Runs on batches of one size; with generation every row makes the same number of new tokens.
+
+    meters: by side, where there are any.  options: of `timing.alternate`.
+    """
     run = timing.timed_call(work.method, work.batches(batch, rounds), **work.fixed)
-    return timing.alternate(sides, run, rounds=rounds, budget_s=budget_s, meters=meters)
+    return timing.alternate(sides, run, rounds=rounds, budget_s=budget_s, meters=meters, **options)
 
 
-def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_s: float) -> dict[str, timing.Timed]:
-    """Single inputs answered as a user gets them, each to its natural end."""
+def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_s: float, **options: Any) -> dict[str, timing.Timed]:
+    """Single inputs answered as a user gets them, each to its natural end. options: of `timing.alternate`."""
     batches = work.batches(1, rounds)
     run = timing.timed_call(work.method, batches, **work.natural)
-    return timing.alternate(sides, run, rounds=max(len(batches), 20), least=min(20, rounds), fewest=min(10, rounds), budget_s=budget_s)
+    least, fewest = min(20, rounds), min(10, rounds)
+    return timing.alternate(sides, run, rounds=max(len(batches), 20), least=least, fewest=fewest, budget_s=budget_s, **options)

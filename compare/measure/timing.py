@@ -26,9 +26,14 @@ class Timed:
         return statistics.median(self.seconds)
 
     @property
+    def rates(self) -> list[float]:
+        """Units a second of each run."""
+        return [u / s for s, u in zip(self.seconds, self.units, strict=True)]
+
+    @property
     def rate(self) -> float:
         """Units a second: the median over runs."""
-        return statistics.median(u / s for s, u in zip(self.seconds, self.units, strict=True))
+        return statistics.median(self.rates)
 
     @property
     def joules_per_unit(self) -> float | None:
@@ -46,22 +51,35 @@ def alternate(
     budget_s: float = 10.0,
     warm_up: int = 1,
     meters: Mapping[str, Meter] | None = None,
+    enough: Callable[[Mapping[str, Timed]], bool] | None = None,
+    on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timed]:
-    """Runs every side once a round, the first side of a round being another each time.
+    """Runs every side once a round, in an order that changes from round to round, so that none always runs after the same other.
 
     run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them, or before
     `fewest` when a side is so slow that twice the budget is spent. meters: by side, of the energy that is spent while it runs.
+    enough: whether what was taken suffices, asked after `least` rounds, twice as many, and so on: each look is a chance to be misled.
+    on_round: called before each round with how many are done and about how many there will be.
     """
     names = list(sides)
     joules: dict[str, list[float]] = {name: [] for name in names}
     samples: dict[str, list[Sample]] = {name: [] for name in names}
-    started = time.perf_counter()
+
+    def taken() -> dict[str, Timed]:
+        return {name: Timed([s for s, _ in own], [u for _, u in own], joules[name]) for name, own in samples.items()}
+
+    started, look = time.perf_counter(), least
     for number in range(-warm_up, rounds):
         spent = time.perf_counter() - started
         if spent > budget_s and number >= (least if spent < 2 * budget_s else fewest):
             break
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        if enough is not None and number == look:
+            look *= 2
+            if enough(taken()):
+                break
+        if on_round is not None and number >= 0:
+            on_round(number, max(number + 1, min(rounds, round(budget_s * number / spent)) if number and spent else rounds))
+        for name in _order(names, number):
             meter = (meters or {}).get(name)
             before = meter.joules() if meter is not None else 0.0
             sample = run(sides[name], max(number, 0))
@@ -69,13 +87,19 @@ def alternate(
                 samples[name].append(sample)
                 if meter is not None:
                     joules[name].append(meter.joules() - before)
-    return {name: Timed([s for s, _ in taken], [u for _, u in taken], joules[name]) for name, taken in samples.items()}
+    return taken()
+
+
+def _order(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: each side begins in turn, and once all have, they run the other way round."""
+    turn = number % len(names)
+    order = [*names[turn:], *names[:turn]]
+    return order[::-1] if number // len(names) % 2 else order
 
 
 def ratio(side: Timed, reference: Timed) -> dict[str, float]:
     """How many times as fast `side` is: the ratio of median rates, with the 10th and 90th percentile of the ratios run by run."""
-    pairs = zip(side.seconds, side.units, reference.seconds, reference.units, strict=True)
-    single = [(u / s) / (v / r) for s, u, r, v in pairs]
+    single = [own / other for own, other in zip(side.rates, reference.rates, strict=True)]
     return {"ratio": side.rate / reference.rate, "low": percentile(single, 10), "high": percentile(single, 90)}
 
 

@@ -9,7 +9,7 @@ One request a line on standard input, `{"op": ..., ...}`; one answer a line on s
     time      method, inputs, options, calls -> {"seconds": [per call], "units": [per call]}
               (units: new tokens of generate, 1 of run, else inputs)
     parity    -                         -> the side's differences from the golden answers, or null
-    stats     -                         -> {"peak_rss_bytes", "rss_bytes"}
+    stats     -                         -> {"peak_rss_bytes", "rss_bytes", "cpu_share" (processor time over wall time of all timed calls)}
     close     -                         -> null, and the process ends
 
 Standard output is kept for the protocol: whatever a side prints goes to standard error. When standard input ends, so does the process,
@@ -59,6 +59,8 @@ class Worker:
 
     def __init__(self) -> None:
         self.side: Any = None
+        self.timed = 0.0  # seconds of all timed calls
+        self.worked = 0.0  # seconds in which the calling thread had a processor during them
 
     def handle(self, request: dict[str, Any]) -> Any:
         """The result of one request (see the module). Raises what the side raises, and UsageError for a wrong request."""
@@ -66,7 +68,8 @@ class Worker:
         if op == "load":
             return self.load(request["spec"])
         if op == "stats":
-            return {"peak_rss_bytes": peak_rss_bytes(), "rss_bytes": rss_bytes()}
+            share = self.worked / self.timed if self.timed else None
+            return {"peak_rss_bytes": peak_rss_bytes(), "rss_bytes": rss_bytes(), "cpu_share": share}
         if self.side is None:
             raise UsageError(f"operation {op!r} before load; load a side first")
         if op == "parity":
@@ -106,9 +109,11 @@ class Worker:
         seconds: list[float] = []
         units: list[int] = []
         for _ in range(request.get("calls", 1)):
-            started = time.perf_counter()
+            began, started = time.thread_time(), time.perf_counter()
             outputs = self.call(request["method"], request)
             seconds.append(time.perf_counter() - started)
+            self.timed += seconds[-1]
+            self.worked += time.thread_time() - began
             units.append(_units(request["method"], request["inputs"], outputs))
         return {"seconds": seconds, "units": units}
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from onnxport.compare import metrics as table
 from onnxport.compare.metrics import METRICS, Metric
+from onnxport.compare.speed import between
+from onnxport.compare.verdict import SIZE, too_noisy
 
 MISSING = "–"
 _CHANGED = {
@@ -44,8 +47,8 @@ def milliseconds(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as percent; never rounded up to 100%, which would hide a difference."""
-    return MISSING if value is None else f"{int(value * 1000) / 10:g}%"
+    """A share as percent, see `metrics.percent`."""
+    return MISSING if value is None else table.percent(value)
 
 
 def times(value: float | None) -> str:
@@ -85,6 +88,14 @@ def loss(content: Mapping[str, Any], name: str) -> str:
     interval = values.get(f"{metric.name}_drop_ci")
     lost = fixed(scale * drop, digits)
     return lost if interval is None else f"{lost} ({fixed(scale * interval['low'], digits)} to {fixed(scale * interval['high'], digits)})"
+
+
+def speedup(content: Mapping[str, Any], name: str) -> str:
+    """How many times as fast a variant is as the reference, with the 95% interval: 2.10 (2.02 to 2.18)."""
+    gain = between(content["variants"], name, content["reference"])
+    if name == content["reference"] or gain.low is None or gain.high is None:
+        return times(gain.ratio)
+    return f"{gain.ratio:.2f} ({gain.low:.2f} to {gain.high:.2f})"
 
 
 def energy(content: Mapping[str, Any], name: str) -> str:
@@ -139,7 +150,7 @@ def columns(content: Mapping[str, Any]) -> list[str]:
         "Size",
         "Relative size",
         *batches,
-        "Speed-up",
+        "Speed-up (95%)",
         "Latency p50",
         "Latency p99",
         "First answer",
@@ -159,7 +170,7 @@ def rows(content: Mapping[str, Any]) -> list[list[str]]:
         latency = values["latency_ms"]
         row = [name, megabytes(values.get("size_bytes")), times(values.get("size_ratio"))]
         row += [significant(values["throughput_by_batch"][str(batch)]) for batch in content["method"]["batches"]]
-        row += [times(values["speedup"]), milliseconds(latency["p50"]), milliseconds(latency["p99"])]
+        row += [speedup(content, name), milliseconds(latency["p50"]), milliseconds(latency["p99"])]
         row += [milliseconds(values["first_output_ms"]), megabytes(values["peak_rss_bytes"])]
         row += [energy(content, name)] if _metered(content) else []
         row += [quality(metric, values.get(metric.name)) for metric in metrics]
@@ -180,22 +191,33 @@ def _any(content: Mapping[str, Any], key: str) -> bool:
 
 
 def headline(content: Mapping[str, Any]) -> str:
-    """The whole report in one line."""
-    recommended, reference = content.get("recommended"), content["reference"]
-    if recommended is None:
-        return f"{content['bundle']}: {', '.join(content['variants'])} measured"
-    if recommended == reference:
-        return f"{content['bundle']}: stay with {recommended}"
-    values = content["variants"][recommended]
-    ratio = values.get("size_ratio")
-    size = f", {times(ratio)} the size" if ratio is not None else ""
-    base = "PyTorch" if reference == "pytorch" else reference
-    return f"{content['bundle']}: deploy {recommended}: {times(values['speedup'])} the speed of {base}{size}"
+    """The whole report in one line: what to do, why, and whether the machine was too busy for its figures to be taken at their word."""
+    return title(content) + _figures(content) + (" (measured on a busy machine)" if content.get("busy") else "")
+
+
+def _figures(content: Mapping[str, Any]) -> str:
+    """Behind the title: what the variant to deploy gains, or what could not be told."""
+    recommended, reference, variants = content.get("recommended"), content["reference"], content["variants"]
+    if recommended is None or recommended == reference:
+        unclear = content.get("unclear") or []
+        return f": {too_noisy(unclear)}" if recommended is not None and unclear else ""
+    ratio = variants[recommended].get("size_ratio")
+    gain = between(variants, recommended, reference)
+    fast = f"{times(gain.ratio)} the speed of {'PyTorch' if reference == 'pytorch' else reference}"
+    fast += f" ({times(gain.low)} to {times(gain.high)})" if gain.low is not None else ""
+    if content.get("recommended_for") == SIZE:
+        return f": {times(ratio)} the size, {fast}"
+    return f": {fast}" + (f", {times(ratio)} the size" if ratio is not None else "")
 
 
 def title(content: Mapping[str, Any]) -> str:
     """The headline without its figures, which are in `reason`."""
-    return headline(content).partition(": deploy ")[0] + f": deploy {content['recommended']}" if _deploys(content) else headline(content)
+    bundle, recommended = content["bundle"], content.get("recommended")
+    if recommended is None:
+        return f"{bundle}: {', '.join(content['variants'])} measured"
+    if not _deploys(content):
+        return f"{bundle}: stay with {recommended}"
+    return f"{bundle}: deploy {recommended}" + (" for its size" if content.get("recommended_for") == SIZE else "")
 
 
 def _deploys(content: Mapping[str, Any]) -> bool:
@@ -207,7 +229,7 @@ def reason(content: Mapping[str, Any]) -> str:
     recommended = content.get("recommended")
     if recommended is None:
         return ""
-    verdict = str(content["verdict"].get(recommended, "")).removesuffix(": the one to deploy here")
+    verdict = str(content["verdict"].get(recommended, "")).removesuffix(", for its size").removesuffix(": the one to deploy here")
     return f"{verdict[:1].upper()}{verdict[1:]}."
 
 

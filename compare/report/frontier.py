@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxport.compare.gates import lookup
 from onnxport.compare.report import format
-from onnxport.compare.report.svg import COLORS, Frame, nice, ticks
+from onnxport.compare.report.svg import Frame, colors, nice, ticks
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Quality:
 
     def tick(self, value: float) -> str:
         """A number at the axis."""
-        return f"{10**value:.0e}" if self.log else f"{value:.10g}"
+        return f"{10**value:.0e}" if self.log else f"{value:.10g}%" if self.share else f"{value:.10g}"
 
 
 def quality_of(content: Mapping[str, Any]) -> Quality | None:
@@ -67,7 +67,7 @@ def points(content: Mapping[str, Any], along: str) -> list[Point]:
         x = lookup(values, "throughput" if along == "speed" else "size_bytes")
         if quality is None or y is None or x is None:
             continue
-        spread, loss, whole = values.get("speedup_spread"), values.get(f"{quality.path}_drop_ci"), lookup(base, quality.path)
+        spread, loss, whole = values.get("speedup_ci"), values.get(f"{quality.path}_drop_ci"), lookup(base, quality.path)
         x_range = None
         if along == "speed" and spread and name != content["reference"] and base.get("throughput"):
             x_range = (min(x, spread["low"] * base["throughput"]), max(x, spread["high"] * base["throughput"]))
@@ -109,18 +109,18 @@ def draw(content: Mapping[str, Any], along: str) -> str:
     least, top = 1.0 if quality.log else 2.0, 100.0 if quality.share else None
     beside = ticks([v for p in measured for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
     below = [right * step / 4 for step in range(5)]
-    label = quality.label + (" (%)" if quality.share else "")
+    label = quality.label
     frame = Frame(below, beside, flipped=not quality.more_is_better)
     frame.axes([f"{v:,.0f}" if right >= 8 else f"{v:.2f}" for v in below], [quality.tick(v) for v in beside], unit, label)
     frame.note("better ↗" if speed else "↖ better", left=not speed)
     _frontier(frame, [next(p for p in measured if p.name == name) for name in front(content, along)], scale, speed)
-    order = list(content["variants"])
+    own = colors(content)
     for p in measured:
-        _whiskers(frame, p, scale, f"t{order.index(p.name) % COLORS}")
+        _whiskers(frame, p, scale, f"t{own[p.name]}")
     for p in measured:
-        value = f"{10**p.y:.1e}" if quality.log else f"{p.y:.2f}"
+        value = f"{10**p.y:.1e}" if quality.log else f"{p.y:.2f}" + ("%" if quality.share else "")
         x = f"{format.significant(p.x)} {content['method']['unit']}" if speed else format.megabytes(p.x)
-        frame.dot(p.x / scale, p.y, f"t{order.index(p.name) % COLORS}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
+        frame.dot(p.x / scale, p.y, f"t{own[p.name]}", f"{p.name}: {x}, {label} {value}", p.name == content["recommended"])
     for p in sorted(measured, key=lambda p: p.name != content["recommended"]):
         frame.label(p.x / scale, p.y, f"★ {p.name}" if p.name == content["recommended"] else p.name)
     return frame.svg(f"{label} against {'speed' if speed else 'size'}")
@@ -161,5 +161,5 @@ def explained(content: Mapping[str, Any]) -> list[str]:
     if any(p.y_range for p in every):
         sentences.append(f"Upright bars: 95% interval of the difference from {content['reference']}, by resampling the inputs.")
     if any(p.x_range for p in every):
-        sentences.append("Level bars: speed from run to run.")
+        sentences.append(f"Level bars: 95% interval of the speed against {content['reference']}.")
     return [escape(text) for text in sentences if text]

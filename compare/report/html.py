@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.compare.differences import marked
-from onnxport.compare.metrics import lead_metric
+from onnxport.compare.metrics import METRICS
 from onnxport.compare.report import divergence_table, format, frontier
 from onnxport.compare.report.evidence.layer_errors import layer_errors
 from onnxport.compare.report.evidence.plan_search import searches
 from onnxport.compare.report.evidence.sensitivity import STEPS, heat_maps
-from onnxport.compare.report.svg import COLORS, bars, first_differences
+from onnxport.compare.report.svg import bars, colors, first_differences
 from onnxport.extras import require
 
 _HERE = Path(__file__).parent
@@ -30,8 +30,9 @@ def render_html(content: Mapping[str, Any]) -> str:
     )
     markup = jinja2.filters.FILTERS["safe"]
     errors = layer_errors(content)
-    cards = sorted((_card(content, number, name) for number, name in enumerate(content["variants"])), key=lambda card: not card["chosen"])
     names = list(content["variants"])
+    own = colors(content)
+    cards = sorted((_card(content, own[name], name) for name in names), key=lambda card: not card["chosen"])
     first = [content["reference"], *([content["recommended"]] if content["recommended"] else [])]  # to be seen on a narrow screen too
     columns = list(dict.fromkeys([*first, *names]))
     order = [0, *(1 + names.index(name) for name in columns)]
@@ -85,28 +86,38 @@ def _bars(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _same(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares = {n: v["agreement"] for n, v in content["variants"].items() if v["agreement"] is not None and n != content["reference"]}
-    return bars(content, {"Share of identical answers": shares}, format.percent) if shares else []
+    return bars(content, {"Share of identical answers": shares}, format.percent, whole=1.0) if shares else []
 
 
 def _card(content: Mapping[str, Any], number: int, name: str) -> dict[str, Any]:
     values = content["variants"][name]
-    metric = lead_metric(values)
     facts = [
         (format.significant(values["throughput"]), content["method"]["unit"]),
         (format.megabytes(values.get("size_bytes")), "on disk"),
     ]
-    if metric:
-        facts.append((format.quality(metric, values[metric.name]), metric.heading))
+    facts += _quality(values, name == content["reference"])
     if name != content["reference"] and values["agreement"] is not None:
         facts.append((format.percent(values["agreement"]), "same answers"))
     return {
         "name": name,
-        "color": number % COLORS,
+        "color": number,
         "verdict": content["verdict"][name],
         "facts": facts,
         "reference": name == content["reference"],
         "chosen": name == content["recommended"],
     }
+
+
+def _quality(values: Mapping[str, Any], is_reference: bool) -> list[tuple[str, str]]:
+    """The measures of the task on a card: two at most; of arrays, and of vectors without data, what stands for them."""
+    own = [metric for metric in METRICS.values() if metric.of_task and values.get(metric.name) is not None][:2]
+    facts = [(format.quality(metric, values[metric.name]), metric.heading) for metric in own]
+    error = (values.get("parity") or {}).get("relative_error")
+    if not own and not is_reference and values.get("cosine") is not None:
+        facts.append((f"{values['cosine']:.4f}", "Cosine to the reference"))
+    elif not own and values["agreement"] is None and error is not None:
+        facts.append((format.error(error), "Relative error"))
+    return facts
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,22 @@ from typing import Any
 
 _WIDTH, _HEIGHT = 460, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 26, 46
-COLORS = 8  # then they come again
+COLORS = 12  # then they come again
+_OWN = {  # a variant has the same colour in every report, as far as two of one report do not share it
+    "fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "auto": 4, "int4-hqq": 5, "bf16": 6, "int8-weight": 7, "int8-static": 8, "pytorch": 9,
+    "int4-gptq": 10,
+}  # fmt: skip
 LETTER = 9.2  # widest likely, of a label on a phone
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def colors(content: Mapping[str, Any]) -> dict[str, int]:
+    """Variant -> the number of its colour. Variants of other bundles and other names take those that are left, in the report's order."""
+    names = list(content["variants"])
+    chosen = {name: _OWN[name] for name in names if name in _OWN}
+    free = [number for number in range(COLORS) if number not in chosen.values()] or list(range(COLORS))
+    rest = [name for name in names if name not in chosen]
+    return chosen | {name: free[i % len(free)] for i, name in enumerate(rest)}
 
 
 class Frame:
@@ -102,19 +115,19 @@ class Frame:
 
 
 def bars(
-    content: Mapping[str, Any], groups: Mapping[str, Mapping[str, float | None]], show: Callable[[float], str]
+    content: Mapping[str, Any], groups: Mapping[str, Mapping[str, float | None]], show: Callable[[float], str], whole: float | None = None
 ) -> list[dict[str, Any]]:
-    """Bars for HTML: [{"title", "bars": [{"name", "color", "width" (percent of the longest), "text"}]}].
+    """Bars for HTML: [{"title", "bars": [{"name", "color", "width" (percent of `whole`, else of the longest), "text"}]}].
 
     groups: title -> variant -> value.  show: value -> text.
     """
-    order = list(content["variants"])
-    longest = max((v for group in groups.values() for v in group.values() if v), default=1.0)
+    own = colors(content)
+    longest = whole or max((v for group in groups.values() for v in group.values() if v), default=1.0)
     return [
         {
             "title": title,
             "bars": [
-                {"name": name, "color": order.index(name) % COLORS, "width": round(100 * value / longest, 1), "text": show(value)}
+                {"name": name, "color": own[name], "width": round(100 * value / longest, 1), "text": show(value)}
                 for name, value in group.items()
                 if value is not None
             ],
@@ -125,8 +138,8 @@ def bars(
 
 def first_differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Histograms of variants with differing answers: name, color, count, median and bars by position: [{"label", "count", "height"}]."""
-    histograms = []
-    for number, (name, values) in enumerate(content["variants"].items()):
+    histograms, own = [], colors(content)
+    for name, values in content["variants"].items():
         difference = values.get("first_difference")
         if not difference:
             continue
@@ -138,7 +151,7 @@ def first_differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             for (low, high), count in zip(bins, heights, strict=True)
         ]
         histograms.append(
-            {"name": name, "color": number % COLORS, "count": difference["count"], "median": difference["median"] + 1, "bins": bins_shown}
+            {"name": name, "color": own[name], "count": difference["count"], "median": difference["median"] + 1, "bins": bins_shown}
         )
     return histograms
 

@@ -27,21 +27,29 @@ def table(report: HasContent | Mapping[str, Any]) -> str:
     content = report if isinstance(report, Mapping) else report.as_dict()
     names = list(content["variants"])
     data = content["data"]
-    lines = [format.headline(content), ""]
+    lines = [*_gates(content, passed=False), *_wrapped(format.headline(content)), ""]
     cells = format.lines(content)
     cells[0] = ["", *(f"{name} (reference)" if name == content["reference"] else name for name in names)]
     lines += _aligned(cells)
     lines.append("")
     for name, sentence in content["verdict"].items():
         lines += _wrapped(f"{name}: {sentence}")
-    for gate in content["gates"]:
-        why = f": {gate['message']}" if gate["message"] else f": {gate['value']:.6g}"
-        lines += _wrapped(f"gate {'passed' if gate['passed'] else 'FAILED'}  {gate['expr']}{why}")
+    lines += _gates(content, passed=True)
     lines += [line for note in content["notes"] for line in _wrapped(f"note: {note}")]
     if energy := format.energy_source(content):
         lines += _wrapped(f"energy: {energy}")
     lines += ["", *_wrapped(f"{data['count']} inputs ({data['name']}); {format.machine_line(content)}")]
     return "\n".join(lines)
+
+
+def _gates(content: Mapping[str, Any], passed: bool) -> list[str]:
+    """Lines of the gates that passed, or of those that failed."""
+    lines: list[str] = []
+    for gate in content["gates"]:
+        if gate["passed"] is passed:
+            why = f": {gate['message']}" if gate["message"] else f": {gate['value']:.6g}"
+            lines += _wrapped(f"gate {'passed' if passed else 'FAILED'}  {gate['expr']}{why}")
+    return lines
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -60,7 +68,8 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     """The report as Markdown. content: `Report.as_dict()`, or a report.json that was read; every text in it is escaped."""
     data = content["data"]
     reference = _cell(content["reference"])
-    lines = [f"# {_cell(format.headline(content))}", ""]
+    lines = [f"**✗ gate failed** {_cell(gate['expr'])}: {_cell(gate['message'])}\n" for gate in content["gates"] if not gate["passed"]]
+    lines += [f"# {_cell(format.headline(content))}", ""]
     lines += [f"- **{_cell(name)}**: {_cell(sentence)}" for name, sentence in content["verdict"].items()]
     if content["gates"]:
         lines += ["", "| Gate | Value | |", "| --- | ---: | --- |"]
@@ -78,6 +87,8 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     lines += ["", f"Measured on {data['count']} inputs ({_cell(data['name'])}). The reference is {reference}."]
     if "bleu" in content["method"]:
         lines.append(f"Data: {content['method']['bleu']}.")
+    if accepted := content["method"].get("accepted"):
+        lines.append(f"Quality accepted: {_cell(', '.join(accepted))}.")
     lines.append(f"Machine: {_cell(format.machine_line(content))}.")
     for name, examples in content["examples"].items():
         if examples:

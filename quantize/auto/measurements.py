@@ -19,7 +19,7 @@ import numpy as np
 from onnxport import __version__
 from onnxport.compare.workload import Workload
 from onnxport.graph import search_graphs, store
-from onnxport.progress import Progress
+from onnxport.progress import Progress, counted
 from onnxport.quantize.auto import kernel_times, module_loss, plan_quality
 from onnxport.quantize.auto.journal import Journal
 from onnxport.quantize.auto.knapsack import Picks
@@ -99,11 +99,10 @@ class Measurements:
         left = sum(not self.journal.has("sensitivity", f"{group.name} {name}") for group, name in every)
         losses: dict[str, dict[str, float]] = {}
         meter = cache(self._meter)  # made when the first loss is measured
-        number = 0
+        number, told = 0, counted(self.progress, "measure modules one by one")
         for group, name in every:
             if not self.journal.has("sensitivity", f"{group.name} {name}"):
-                if number % max(1, left // 10) == 0:
-                    self.progress(f"measure modules one by one: {number} of {left}")
+                told(number, left)
                 number += 1
             loss = self.journal.get("sensitivity", f"{group.name} {name}", partial(self._loss, meter, group, name))
             losses.setdefault(group.name, {})[name] = loss

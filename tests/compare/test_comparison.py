@@ -34,6 +34,8 @@ def fakes(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setattr(measurement, "LAUNCHES", 1)
     monkeypatch.setattr(measurement, "_ROUNDS", 5)
+    monkeypatch.setitem(measurement._DECIDING, "rounds", 10)
+    monkeypatch.setitem(measurement._DECIDING, "least", 8)
     monkeypatch.setattr(measurement, "_LATENCY_ROUNDS", 5)
 
     def spec(opened, name, device, source, threads):
@@ -50,7 +52,7 @@ def fakes(monkeypatch):
 
 def test_a_whole_comparison(bundle, data, fakes, tmp_path):
     stages = []
-    gates = ["int8.bleu_drop>0", "fp16.speedup<1", "fp16.agreement==1", "comet>=1"]
+    gates = ["int8.bleu_drop>0", "fp16.speedup<1", "fp16.agreement==1", "accuracy>=1"]
     report = compare(bundle, data, out=tmp_path / "out", gates=gates, batches=(1, 4), progress=stages.append)
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert content == report.as_dict()
@@ -75,6 +77,8 @@ def test_a_whole_comparison(bundle, data, fakes, tmp_path):
             assert field in values, (name, field)
         assert values["latency_ms"]["p50"] <= values["latency_ms"]["p90"] <= values["latency_ms"]["p99"]
         assert values["throughput"] == values["throughput_by_batch"]["1"]
+        assert values["speedup_ci"]["low"] <= values["speedup"] <= values["speedup_ci"]["high"]
+        assert values["speed_against"].keys() == content["variants"].keys() - {name}
         assert values["first_output_ms"] > values["load_ms"]
     fp32, int8 = content["variants"]["fp32"], content["variants"]["int8"]
     assert (fp32["bleu"], fp32["speedup"], fp32["agreement"], fp32["bleu_drop"]) == (pytest.approx(100), 1, 1, 0)
@@ -246,6 +250,43 @@ def test_a_baseline_is_a_gate(bundle, data, fakes, tmp_path):
 def test_an_unknown_variant_is_wrong_usage(bundle, data):
     with pytest.raises(UsageError, match=r"no variant 'int88'; it holds fp32, fp16, int8; did you mean int8\?"):
         compare(bundle, data, ["int88"])
+
+
+@pytest.mark.parametrize("gate", ["int4.speedup>=1", "comet>=1", "int8.bleu_dorp<=1", "speedup_change>=0"])
+@pytest.mark.parametrize("option", ["gates", "tolerances"])
+def test_a_gate_that_names_nothing_is_refused_before_anything_is_measured(bundle, data, gate, option):
+    stages = []
+    with pytest.raises(UsageError, match="of this comparison; |--baseline") as caught:
+        compare(bundle, data, progress=stages.append, **{option: [gate]})
+    assert (caught.value.exit_code, stages) == (2, [])
+
+
+def test_a_tolerance_is_on_quality(bundle, data):
+    with pytest.raises(UsageError, match=r"--tolerance speedup>=2: is not about quality"):
+        compare(bundle, data, tolerances=["speedup>=2"])
+
+
+def test_verdicts_follow_what_is_accepted(bundle, data, fakes, tmp_path):
+    fakes["fp32"] = {"delay": 0.01}
+    fakes["fp16"] = {"delay": 0.01}
+
+    def recommended(**given):
+        report = compare(bundle, data, ["fp32", "int8"], batches=(1,), limit=10, **given)
+        return report.recommended, report.method["accepted"], report.passed
+
+    assert recommended() == ("fp32", [], True)
+    assert recommended(tolerances=["bleu_drop<=100"]) == ("int8", ["bleu_drop<=100"], True)
+    assert recommended(gates=["bleu_drop<=100", "speedup>=0.1"]) == ("int8", ["bleu_drop<=100"], True)
+    assert recommended(tolerances=["bleu_drop<=100"], gates=["bleu_drop<=0"]) == ("fp32", ["bleu_drop<=100", "bleu_drop<=0"], False)
+
+
+def test_parts_of_long_stages_are_counted(bundle, data, fakes):
+    stages = []
+    compare(bundle, data, ["fp32", "int8"], batches=(1, 4), limit=10, progress=stages.append)
+    assert [stage for stage in stages if stage.startswith("answering")] == [f"answering inputs ({i} of 10)" for i in (0, 4, 8)]
+    assert "timing batches of 1, rounds (0 of 10)" in stages
+    assert "timing batches of 4, rounds (4 of 5)" in stages
+    assert any(stage.startswith("timing single inputs, rounds (1 of ") for stage in stages)
 
 
 def test_a_bad_gate_is_told_before_anything_is_measured(bundle, data):

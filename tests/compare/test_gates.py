@@ -1,6 +1,7 @@
 import pytest
 
-from onnxport.compare.gates import evaluate, lookup, parse_gate
+from onnxport.compare.gates import evaluate, lookup, parse_gate, quality_of_gate, refuse_unknown
+from onnxport.compare.metrics import METRICS
 from onnxport.errors import UsageError
 
 VARIANTS = {
@@ -98,3 +99,60 @@ def test_a_gate_over_no_variant_fails():
 def test_a_bad_expression_shows_the_grammar(expr):
     with pytest.raises(UsageError, match=r"VARIANT.*METRIC OP NUMBER.*for example"):
         parse_gate(expr)
+
+
+def refused(expr, has_baseline=False):
+    refuse_unknown([parse_gate(expr)], ["fp32", "int8", "int8-static", "new-1.5/int8"], METRICS, has_baseline)
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "speedup>=1",
+        "int8-static.speedup>=1",
+        "new-1.5/int8.bleu_drop_ci.high<=1",
+        "fp32.latency_ms.p90<=1",
+        "speedup_ci.low>=1",
+        "macro_f1>=0.5",
+        "perplexity_drop<=1",
+        "energy.joules_per_unit<=1",
+        "parity.relative_error<=1",
+        "throughput_by_batch.8>=1",
+        "first_difference.median>=1",
+    ],
+)
+def test_what_a_comparison_may_measure_is_known(expr):
+    refused(expr)
+
+
+@pytest.mark.parametrize(
+    "expr, told",
+    [
+        (
+            "comet>=1",
+            "'comet' is no metric of this comparison; variants: fp32, int8, int8-static, new-1.5/int8; metrics: .*bleu, bleu_drop",
+        ),
+        ("bleu_dorp<=1", "'bleu_dorp' is no metric of this comparison; did you mean bleu_drop?"),
+        ("int4.speedup>=1", "'int4.speedup' names no variant and no metric of this comparison; did you mean int8.speedup?"),
+        ("int8.latency_ms.p75<=1", "'latency_ms.p75' is no metric"),
+        ("latency_ms<=1", "'latency_ms' is no metric"),
+        ("bleu_drop_ci.middle<=1", "names no variant and no metric"),
+        ("int8.speedup_change>=0", "give it with --baseline"),
+    ],
+)
+def test_what_can_never_be_measured_is_refused(expr, told):
+    with pytest.raises(UsageError, match=told.replace("?", r"\?")) as caught:
+        refused(expr)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_baseline_makes_changes_known():
+    refused("int8.speedup_change>=0", has_baseline=True)
+
+
+@pytest.mark.parametrize(
+    "path", ["bleu", "bleu_drop", "bleu_drop_ci.high", "bleu_change", "agreement", "max_abs_diff", "parity.relative_error"]
+)
+def test_gates_on_quality_are_told_from_others(path):
+    assert quality_of_gate(path, METRICS)
+    assert not quality_of_gate("speedup_ci.low", METRICS)

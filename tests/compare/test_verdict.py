@@ -1,16 +1,30 @@
 import pytest
 
-from onnxport.compare.verdict import best, verdicts
+from onnxport.compare import verdict
+from onnxport.compare.gates import parse_gate
 from support.compare_samples import metrics, translated
+from support.speed_samples import against_each_other
 
 FP32 = translated()
+
+
+def best(variants, reference, accepted=(), noise=0.01):
+    return recommend(variants, reference, accepted, noise).name
+
+
+def recommend(variants, reference, accepted=(), noise=0.01):
+    return verdict.recommend(against_each_other(variants, noise), reference, [parse_gate(expr) for expr in accepted])
+
+
+def verdicts(variants, reference, noun="inputs", accepted=(), noise=0.01):
+    return verdict.verdicts(against_each_other(variants, noise), reference, noun, [parse_gate(expr) for expr in accepted])
 
 
 def test_the_fastest_that_keeps_its_quality_is_chosen():
     variants = {"fp32": FP32, "int8": translated(0.1, speedup=2.1, size=7_800_000, agreement=0.96)}
     assert best(variants, "fp32") == "int8"
     assert verdicts(variants, "fp32")["int8"] == (
-        "2.1 times as fast as fp32, 0.26 of its size, BLEU 0.1 lower (37.2 against 37.3), 96% of the answers identical: "
+        "2.1 times as fast as fp32 (2.1 to 2.1), 0.26 of its size, BLEU 0.1 lower (37.2 against 37.3), 96% of the answers identical: "
         "the one to deploy here"
     )
 
@@ -27,7 +41,8 @@ def test_half_precision_on_a_cpu_saves_disk_not_time():
     variants = {"fp32": FP32, "fp16": translated(speedup=0.45, size=15_000_000)}
     assert best(variants, "fp32") == "fp32"
     assert verdicts(variants, "fp32")["fp16"] == (
-        "0.45 times as fast as fp32, 0.50 of its size, the same BLEU (37.3), all answers identical: on this CPU it saves disk, not time"
+        "0.45 times as fast as fp32 (0.45 to 0.45), 0.50 of its size, "
+        "the same BLEU (37.3), all answers identical: on this CPU it saves disk, not time"
     )
 
 
@@ -35,7 +50,57 @@ def test_half_precision_on_a_cpu_saves_disk_not_time():
 def test_as_fast_but_smaller_is_chosen(speedup):
     variants = {"fp32": FP32, "fp16": translated(speedup=speedup, size=15_000_000)}
     assert best(variants, "fp32") == "fp16"
-    assert verdicts(variants, "fp32")["fp16"].startswith("about as fast as fp32, 0.50 of its size")
+    told = verdicts(variants, "fp32")["fp16"]
+    assert told.startswith("about as fast as fp32 (")
+    assert told.endswith("the one to deploy here, for its size")
+    assert recommend(variants, "fp32").why == "size"
+
+
+@pytest.mark.parametrize("speedup", [0.86, 0.94, 1.0, 1.36])
+def test_a_noisy_speed_recommends_nothing(speedup):
+    variants = {"fp32": FP32, "fp16": translated(speedup=speedup, size=15_000_000)}
+    assert recommend(variants, "fp32", noise=0.4) == verdict.Recommendation("fp32", "plain", ("fp16",))
+    told = verdicts(variants, "fp32", noise=0.4)
+    assert "too noisy to tell whether it is faster than fp32" in told["fp16"]
+    assert told["fp16"].endswith("too noisy to tell whether it gains enough; measure again on a quiet machine")
+    assert "too noisy to tell whether fp16 gains enough" in told["fp32"]
+
+
+def test_a_noisy_speed_that_is_faster_all_the_same_is_chosen():
+    variants = {"fp32": FP32, "int8": translated(speedup=3.0, size=8_000_000)}
+    assert recommend(variants, "fp32", noise=0.4) == verdict.Recommendation("int8", "speed")
+
+
+def test_too_few_runs_recommend_nothing():
+    variants = {"fp32": FP32, "int8": translated(speedup=3.0)}
+    assert verdict.recommend(variants, "fp32").name == "fp32"
+    assert verdict.verdicts(variants, "fp32")["int8"].startswith("too few runs to tell whether it is faster than fp32")
+
+
+def test_of_two_fast_ones_that_cannot_be_told_apart_the_smaller_is_chosen():
+    variants = {"fp32": FP32, "fp16": translated(speedup=2.05, size=15_000_000), "int8": translated(speedup=2.0, size=8_000_000)}
+    assert recommend(variants, "fp32") == verdict.Recommendation("int8", "speed")
+
+
+def test_what_is_accepted_takes_the_place_of_the_tolerances():
+    lossy = translated(0.8, speedup=2.0, bleu_drop_ci=interval(0.3, 1.3))
+    variants = {"fp32": FP32, "int8": lossy, "int4": translated(1.4, speedup=3.0)}
+    assert best(variants, "fp32") == "fp32"
+    assert best(variants, "fp32", ["bleu_drop<=1"]) == "int8"
+    assert best(variants, "fp32", ["int4.bleu_drop<=1"]) == "fp32"  # of int8 nothing is said
+    assert best(variants, "fp32", ["bleu_drop<=1", "agreement>=1.1"]) == "fp32"
+    assert best(variants, "fp32", ["bleu_drop_ci.high<=1"]) == "fp32"
+    assert best(variants, "fp32", ["speedup>=1"]) == "fp32"  # not about quality
+    told = verdicts(variants, "fp32", accepted=["bleu_drop<=1"])
+    assert told["int8"].endswith("the one to deploy here")
+    assert told["int4"].endswith("its quality is not what is accepted: bleu_drop<=1 (1.4)")
+
+
+def test_stricter_gates_are_followed_too():
+    variants = {"fp32": FP32, "int8": translated(0.1, speedup=2.0)}
+    assert best(variants, "fp32", ["bleu_drop<=0"]) == "fp32"
+    assert "accepted: comet>=1" not in verdicts(variants, "fp32", accepted=["comet>=1"])["int8"]
+    assert verdicts(variants, "fp32", accepted=["chrf_drop<=1"])["int8"].endswith("accepted: chrf_drop<=1 (not measured)")
 
 
 def test_neither_faster_nor_smaller_is_no_gain():
@@ -54,7 +119,12 @@ def test_pytorch_is_never_recommended():
     assert best(variants, "pytorch") == "fp32"
     told = verdicts(variants, "pytorch")
     assert told["pytorch"].endswith("the original model in PyTorch")
-    assert told["fp32"].startswith("4.0 times as fast as PyTorch")
+    assert told["fp32"].startswith("4.0 times as fast as PyTorch (4.0 to 4.0)")
+
+
+@pytest.mark.parametrize("share, told", [(0.965, "96.5%"), (0.9999, ">99.9%"), (0.9696, "97%"), (0.0001, "<0.1%"), (0.29, "29%")])
+def test_shares_are_rounded(share, told):
+    assert f" {told} of the answers identical" in verdicts({"fp32": FP32, "int8": translated(agreement=share)}, "fp32")["int8"]
 
 
 @pytest.mark.parametrize("same, chosen", [(0.95, "int8"), (0.5, "fp32")])
@@ -65,7 +135,7 @@ def test_without_references_agreement_decides(same, chosen):
 
 def test_nearly_all_is_never_called_all():
     told = verdicts({"fp32": FP32, "int8": translated(speedup=2.0, agreement=0.9999)}, "fp32")["int8"]
-    assert "99.9% of the answers identical" in told
+    assert ">99.9% of the answers identical" in told
 
 
 def test_alone_nothing_is_recommended():

@@ -6,7 +6,8 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from onnxport.compare.report.report import Report
-from onnxport.compare.verdict import best, verdicts
+from onnxport.compare.verdict import recommend, verdicts
+from support.speed_samples import against_each_other
 
 TOKENIZER = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).to_str()
 SIZES = {"fp32": 30_000_000, "fp16": 15_000_000, "int8": 8_000_000}
@@ -42,6 +43,8 @@ def report(**more: Any) -> Report:
             0.1, speedup=2.1, size=8_000_000, agreement=0.965, first_difference={"count": 3, "median": 4, "histogram": {"2": 1, "11": 2}}
         ),
     }
+    variants = against_each_other(variants)
+    chosen = recommend(variants, "fp32")
     fields: dict[str, Any] = {
         "bundle": "en-de",
         "task": "translation",
@@ -50,7 +53,8 @@ def report(**more: Any) -> Report:
         "gates": [],
         "machine": {"cpu": "A CPU", "features": ["avx2"], "cores": 2, "ram_bytes": 2**34, "os": "Linux", "versions": {"python": "3.11"}},
         "verdict": verdicts(variants, "fp32"),
-        "recommended": best(variants, "fp32"),
+        "recommended": chosen.name,
+        "recommended_for": chosen.why,
         "data": {"name": "test.tsv", "kind": "pairs", "count": 200, "built_in": False},
         "method": {
             "threads": 2,

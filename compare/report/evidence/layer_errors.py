@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from onnxport.compare.report import format
-from onnxport.compare.report.svg import COLORS, LETTER, Frame
+from onnxport.compare.report.svg import LETTER, Frame, colors
 
 _NUMBERED = re.compile(r"(.*?)\.(\d+)$")
 _COMMON = frozenset({"transformer", "model", "layers", "layer", "block", "blocks", "h", "base_model"})  # no news in a label
@@ -42,10 +42,9 @@ def layer_errors(content: Mapping[str, Any]) -> LayerErrors | None:
     layers = list(dict.fromkeys(entry["name"] for own in entries.values() for entry in own))
     errors = {name: {entry["name"]: entry["relative_error"] for entry in own} for name, own in entries.items()}
     rows = [
-        VariantErrors(name, order.index(name) % COLORS, [format.error(values.get(layer)) for layer in layers])
-        for name, values in errors.items()
+        VariantErrors(name, colors(content)[name], [format.error(values.get(layer)) for layer in layers]) for name, values in errors.items()
     ]
-    return LayerErrors(_lines(layers, errors, order), [short(layer) for layer in layers], rows)
+    return LayerErrors(_lines(layers, errors, colors(content)), [short(layer) for layer in layers], rows)
 
 
 def split_number(layer: str) -> tuple[str, int] | None:
@@ -65,7 +64,7 @@ def _stack(layer: str) -> str:
     return " ".join(part for part in (numbered[0] if numbered else layer).split(".") if part not in _COMMON)
 
 
-def _lines(layers: Sequence[str], errors: Mapping[str, Mapping[str, float | None]], order: Sequence[str]) -> str:
+def _lines(layers: Sequence[str], errors: Mapping[str, Mapping[str, float | None]], own: Mapping[str, int]) -> str:
     """The plot as SVG; "" where there are fewer than two layers or no errors."""
     known = [v for values in errors.values() for v in values.values() if v]
     if not known or len(layers) < 2:
@@ -82,7 +81,7 @@ def _lines(layers: Sequence[str], errors: Mapping[str, Mapping[str, float | None
     _ticks(frame, layers)
     ends: dict[str, float] = {}
     for name, values in errors.items():
-        color = f"t{order.index(name) % COLORS}"
+        color = f"t{own[name]}"
         placed = [(i, math.log10(v)) for i, layer in enumerate(layers) if (v := values.get(layer))]
         if not placed:
             continue

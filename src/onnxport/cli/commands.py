@@ -272,6 +272,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the reports; default: artifacts/reports/NAME.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report.json: gives X_change of every metric X.")
 @click.option("--gate", "gates", multiple=True, help="[VARIANT.]METRIC OP NUMBER; exit 3 if any fails.")
+@click.option("--tolerance", "tolerances", multiple=True, help="What is accepted of quality, such as 'bleu_drop<=1': verdicts follow it.")
 @click.option("--beam", type=click.IntRange(1), help="Beams of every side; 1 is greedy; default: the model's own.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--limit", type=click.IntRange(1), help="Use N rows, evenly spaced over the data.")
@@ -290,6 +291,7 @@ def compare(
     out: Path | None,
     baseline: Path | None,
     gates: tuple[str, ...],
+    tolerances: tuple[str, ...],
     beam: int | None,
     max_new_tokens: int | None,
     limit: int | None,
@@ -320,6 +322,7 @@ def compare(
             out=folder,
             baseline=baseline,
             gates=gates,
+            tolerances=tolerances,
             beam=beam,
             max_new_tokens=max_new_tokens,
             limit=limit,

@@ -130,7 +130,7 @@ def test_the_frontier_is_what_no_other_beats():
 
 
 def test_one_wild_run_does_not_press_the_plot_flat():
-    noisy = {name: values | {"speedup_spread": {"low": 0.5, "high": 40.0}} for name, values in VARIANTS.items()}
+    noisy = {name: values | {"speedup_ci": {"low": 0.5, "high": 40.0}} for name, values in VARIANTS.items()}
     svg = frontier.draw(full(variants=noisy, verdict=dict.fromkeys(noisy, "x"), recommended="int8"), "speed")
     assert max(float(x) for x in re.findall(r'<circle class="t\d" cx="([\d.]+)"', svg)) > 240
     assert max(float(x) for x in re.findall(r"H([\d.]+)", svg)) <= 440

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -10,13 +11,16 @@ import pytest
 
 from onnxport.compare import table
 from onnxport.compare.gates import evaluate, parse_gate
+from onnxport.compare.report import format
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import render_html
 from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.report import check_out
+from onnxport.compare.report.svg import colors
 from onnxport.compare.report.text import render_markdown
 from onnxport.errors import DataError, GateError, OutputError, UsageError
 from support.compare_samples import metrics, report, translated
+from support.speed_samples import against_each_other
 
 
 def gated(*exprs):
@@ -192,8 +196,8 @@ def test_names_of_variants_and_gates_are_escaped_in_markdown():
     told = [line for line in text.splitlines() if "img" in line]
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in told]
     wide = next(line for line in text.splitlines() if line.startswith("| Variant")).count("|")
-    # title, two verdicts, gate, two rows, two frontiers, reference, heading and heads of the examples
-    assert bars == [0, 0, 0, 4, wide, wide, 0, 0, 0, 0, 4]
+    # failed gate, title, two verdicts, gate, two rows, two frontiers, reference, heading and heads of the examples
+    assert bars == [0, 0, 0, 0, 4, wide, wide, 0, 0, 0, 0, 4]
     for line in told:
         assert "<" not in line
         assert not re.search(r"(?<!\\)[`\[\]]", line)
@@ -221,9 +225,72 @@ def test_every_form_survives_what_was_not_measured(render):
 def test_the_table_fits_a_terminal():
     text = table(gated("comet>=1"))
     assert max(map(len, text.splitlines())) <= 100
-    assert text.startswith("en-de: deploy int8: 2.10× the speed of fp32, 0.27× the size")
-    assert "gate FAILED  comet>=1" in text
+    assert text.startswith("gate FAILED  comet>=1: comet was not measured for fp16, int8")
+    assert "\nen-de: deploy int8: 2.10× the speed of fp32 (2.08× to 2.12×), 0.27× the size\n" in text
     assert re.search(r"Same answers +100% +99% +96.5%", text)
+    assert re.search(r"Speed-up \(95%\) +1.00× +0.50 \(0.49 to 0.51\) +2.10 \(2.08 to 2.12\)", text)
+
+
+def test_a_failed_gate_stands_above_everything_else():
+    content = gated("int8.speedup>=1.5", "bleu_drop<=0.05").as_dict()
+    page, text = render_html(content), render_markdown(content)
+    assert page.index('<section class="banner bad">') < page.index("<h1>")
+    assert page.index("<code>bleu_drop&lt;=0.05</code>: int8 has 0.1, expected &lt;= 0.05") < page.index("<h1>")
+    assert text.startswith("**✗ gate failed** bleu\\_drop&lt;=0.05: int8 has 0.1")
+    assert "banner bad" not in render_html(gated("int8.speedup>=1.5").as_dict())
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown, table])
+def test_a_busy_machine_is_told_beside_the_headline(render):
+    busy = "a timed run had a processor for 60% of its time"
+    told = render(report(busy=busy).as_dict())
+    assert "busy machine" in " ".join(told[: told.index("37.3")].split())
+    assert "busy" not in render(report().as_dict()).replace(".busy", "")
+
+
+def test_a_headline_says_when_a_variant_is_for_its_size():
+    variants = against_each_other({"fp32": translated(), "fp16": translated(speedup=0.98, size=15_000_000)})
+    made = {"variants": variants, "verdict": dict.fromkeys(variants, "fine"), "examples": {}}
+    small = report(**made, recommended="fp16", recommended_for="size").as_dict()
+    assert format.headline(small) == "en-de: deploy fp16 for its size: 0.50× the size, 0.98× the speed of fp32 (0.97× to 0.99×)"
+    unsure = report(**made, recommended="fp32", unclear=["fp16"]).as_dict()
+    assert format.headline(unsure) == "en-de: stay with fp32: too noisy to tell whether fp16 gains enough"
+
+
+def test_a_variant_has_one_colour_in_every_report():
+    few = {"variants": dict.fromkeys(["fp32", "int8"])}
+    many = {"variants": dict.fromkeys(["pytorch", "fp32", "fp16", "bf16", "int8", "int8-static", "int4", "auto", "old/int8", "mine"])}
+    assert colors(many) | colors(few) == colors(many)
+    assert len(set(colors(many).values())) == 10
+    page = render_html(report().as_dict())
+    own = colors(report().as_dict())
+    for name, number in own.items():
+        assert f'<div class="bar t{number}"><span>{name}</span>' in page
+        assert re.search(rf'<circle class="t{number}"[^>]*><title>{name}:', page)
+        assert re.search(rf'<article class="card t{number} \w*">\n<header><b>{name}</b>', page)
+
+
+@pytest.mark.parametrize(
+    "more, fact",
+    [
+        ({"bleu": 37.3}, "<dt>BLEU</dt><dd>37.30</dd>"),
+        ({"accuracy": 0.9, "macro_f1": 0.8}, "<dt>macro F1</dt><dd>80%</dd>"),
+        ({"perplexity": 12.3}, "<dt>Perplexity</dt><dd>12.30</dd>"),
+        ({"cosine": 0.9876, "agreement": None}, "<dt>Cosine to the reference</dt><dd>0.9876</dd>"),
+        ({"parity": {"relative_error": 0.012}, "agreement": None}, "<dt>Relative error</dt><dd>0.012</dd>"),
+    ],
+)
+def test_cards_have_the_measure_of_the_task(more, fact):
+    variants = {"fp32": metrics(**more), "int8": metrics(**more)}
+    page = render_html(report(variants=variants, verdict=dict.fromkeys(variants, "fine"), recommended="int8", examples={}).as_dict())
+    assert fact in page
+
+
+def test_percentages_have_an_axis_of_percentages():
+    variants = {"fp32": metrics(accuracy=0.911), "int8": metrics(2.0, accuracy=0.9, agreement=0.6)}
+    page = render_html(report(variants=variants, verdict=dict.fromkeys(variants, "fine"), recommended="int8", examples={}).as_dict())
+    assert re.search(r'text-anchor="end">9\d(\.\d+)?%</text>', page)
+    assert '<i style="width:60.0%"></i></span><span>60%</span>' in page  # of all answers, not of the longest bar
 
 
 def test_a_baseline_gives_changes(tmp_path):
@@ -265,3 +332,55 @@ def test_a_bad_baseline_is_refused(tmp_path, content, told):
         path.write_text(content)
     with pytest.raises(DataError, match=told):
         read_baseline(path)
+
+
+def same_report(folder):
+    """What the files of a report say of the bundle's name, which all of them hold."""
+    names = {json.loads((folder / "report.json").read_text())["bundle"]}
+    for name in ("report.md", "report.html"):
+        names |= {found for found in ("bundle-one", "bundle-two") if found in (folder / name).read_text()}
+    return names
+
+
+def test_the_files_of_a_report_appear_as_one(tmp_path, monkeypatch):
+    report(bundle="bundle-one").write(tmp_path / "out")
+    inode = (tmp_path / "out").stat().st_ino
+
+    def failing(*_):
+        raise AssertionError("a single file was replaced")
+
+    monkeypatch.setattr("os.replace", failing)
+    report(bundle="bundle-two").write(tmp_path / "out", force=True)
+    assert same_report(tmp_path / "out") == {"bundle-two"}
+    assert (tmp_path / "out").stat().st_ino != inode
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_beside_other_files_the_numbers_come_last(tmp_path, monkeypatch):
+    gated("bleu_drop<=0.05").write(tmp_path)
+    (tmp_path / "mine").mkdir()
+    replace, order = os.replace, []
+
+    def told(source, target):
+        order.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", told)
+    report(bundle="bundle-two").write(tmp_path, force=True)
+    assert order[-1] == "report.json"
+    assert same_report(tmp_path) == {"bundle-two"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "report.html", "report.json", "report.md"]
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.xml", "."])
+def test_a_fifo_is_not_replaced(tmp_path, name):
+    out = tmp_path / "out"
+    if name == ".":
+        os.mkfifo(out)
+    else:
+        out.mkdir()
+        os.mkfifo(out / name)
+    for write in (check_out, lambda place, force: report().write(place, force=force)):
+        with pytest.raises(OutputError, match="FIFO"):
+            write(out, True)
+    assert (out / name).is_fifo()
