@@ -13,6 +13,7 @@ from onnxport.errors import BundleError, DataError, TextError, UsageError, one_l
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.native import native
 from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
@@ -62,7 +63,9 @@ class EncoderGraph:
             if ids.min() < 0 or ids.max() >= self._vocabulary:
                 check_ids(ids.ravel().tolist(), self._vocabulary)
         try:
-            results = self._session.run(None, {n: np.ascontiguousarray(a) for n, a in inputs.items()})
+            feeds = {n: np.ascontiguousarray(a) for n, a in inputs.items()}
+            with native:
+                results = self._session.run(None, feeds)
         except Exception as e:  # ONNX Runtime's errors share no base class
             raise DataError(f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together") from e
         return dict(zip(self.outputs, results, strict=True))

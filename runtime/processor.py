@@ -13,6 +13,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxport.runtime.native import native
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -35,9 +37,10 @@ def saturates() -> bool:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
     a, b = np.full((2, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
-    (found,) = session.run(None, {"a": a, "b": b})
+    with native:
+        session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"a": a, "b": b})
     return bool((found != 64 * 255 * 127).any())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
+from onnxport.runtime.native import native
 from onnxport.runtime.processor import cores, make_exact
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Sessions:
         if adjust is not None:
             adjust(options)
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
+            with native:
+                session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
             if any(word in reason for word in device.missing):
@@ -184,7 +186,8 @@ def _numbers(version: str) -> list[int]:
 def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> None:
     """Run into the bound outputs. OnnxportError with ONNX Runtime's reason."""
     try:
-        session.run_with_iobinding(binding)
+        with native:
+            session.run_with_iobinding(binding)
     except Exception as e:  # ONNX Runtime's errors share no base class
         raise OnnxportError(f"ONNX Runtime could not run the model ({one_line(e)}); check the bundle with `onnxport verify`") from e
 

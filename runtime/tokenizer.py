@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from onnxport.errors import BundleError, TextError, UsageError, one_line
+from onnxport.runtime.native import native
 
 # Marks in a converted tokenizer.json, which no text can match: tokens from the first on have no id of their own and mean the unknown
 # token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.
@@ -30,7 +31,8 @@ class TextTokenizer:
     def __init__(self, source: Path | bytes) -> None:
         where = "tokenizer.json" if isinstance(source, bytes) else str(source)
         try:
-            self._tokenizer = Tokenizer.from_buffer(source) if isinstance(source, bytes) else Tokenizer.from_file(where)
+            with native:
+                self._tokenizer = Tokenizer.from_buffer(source) if isinstance(source, bytes) else Tokenizer.from_file(where)
         except Exception as e:  # tokenizers raises bare Exception
             raise BundleError(f"{where}: not a usable tokenizer ({one_line(e)}); export the model again") from e
         self._tokenizer.no_padding()
@@ -71,7 +73,8 @@ class TextTokenizer:
             for text in one if isinstance(one, tuple) else (one,):
                 check_text(text)
         try:
-            return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=special))
+            with native:
+                return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=special))
         except BaseException as e:
             if not _is_refusal(e):
                 raise
@@ -95,7 +98,8 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with native:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def is_open(self, token: int) -> bool:
         """True for a token after which text may still change: byte-fallback tokens join their neighbours, across those without text too."""
