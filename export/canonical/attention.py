@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onnxport.export.canonical.layers import Linear, RMSNorm
 from onnxport.export.canonical.settings import Layer
 
-LOWEST = -1e9  # stands for minus infinity in scores: a row of nothing but padding stays finite
+LOWEST = torch.finfo(torch.float32).min  # stands for minus infinity in scores: a row of nothing but padding stays finite
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

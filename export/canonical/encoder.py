@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from onnxport.export.canonical.attention import LOWEST, CrossProjection, SelfAttention
 from onnxport.export.canonical.layers import ACTIVATIONS, FeedForward, Linear, make_norm
-from onnxport.export.canonical.position import Embedding, RelativeBias
+from onnxport.export.canonical.position import Embedding, RelativeBias, counted_positions
 from onnxport.export.canonical.relative_attention import Distances, Relations, RelativeAttention
 from onnxport.export.canonical.settings import Layer, Stack
 
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
     def __init__(self, stack: Stack, embedding: Embedding) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.embedding, self.padding = embedding, stack.padding
         self.relative: nn.Module | None = None
         if stack.relative:
             self.relative = RelativeBias(stack.relative, stack.layers[0].heads, stack.relative // 2)
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
         """ids and types int64 [batch, length], mask [batch, length] (non-zero = real) → [batch, length, hidden]."""
         positions = torch.arange(ids.shape[1], device=ids.device)
-        x = self.embedding(ids, positions, types)
+        x = self.embedding(ids, positions if self.padding is None else counted_positions(ids, self.padding), types)
         attended = (mask != 0)[:, None, None, :]
         if isinstance(self.relative, Distances):
             assert types is not None, "relations need token types"

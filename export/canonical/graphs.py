@@ -178,8 +178,8 @@ def expected_fusions(canonical: CanonicalModel) -> dict[str, dict[str, int]]:
     result = {}
     for role, graph in canonical.graphs.items():
         layers = len(graph.stack.layers)
-        # the encoder adds one row of positions to every text, a broadcast that the fused kernel does not take
-        summed = role == "decoder" and graph.module.embedding.positions is not None
+        # most encoders add one row of positions to every text, a broadcast that the fused kernel does not take
+        summed = graph.stack.padding is not None or (role == "decoder" and graph.module.embedding.positions is not None)
         layered = all(layer.norm == "layer" for layer in graph.stack.layers)
         rules = {"skip_layer_norm": skip_norms(graph.stack, summed) if layered else 0}
         if role == "encoder":

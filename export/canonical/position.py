@@ -23,7 +23,7 @@ class Embedding(nn.Module):
         self.norm = LayerNorm(hidden, eps) if eps is not None else None
 
     def forward(self, ids: Tensor, position_ids: Tensor, type_ids: Tensor | None = None) -> Tensor:
-        """ids and type_ids int64 [batch, length], position_ids int64 [batch, length] or [length] → [batch, length, hidden]."""
+        """ids and type_ids int64 [batch, length], position_ids int64 or int32 [batch, length] or [length] → [batch, length, hidden]."""
         x = F.embedding(ids, self.weight)
         if self.scale != 1.0:
             x = x * self.scale
@@ -33,6 +33,13 @@ class Embedding(nn.Module):
         if self.positions is not None:
             x = x + F.embedding(position_ids, self.positions)
         return x if self.norm is None else self.norm(x)
+
+
+def counted_positions(ids: Tensor, padding: int) -> Tensor:
+    """int64 [batch, length] → int32 of the same shape: tokens count from `padding + 1` on, and `padding` itself, wherever it stands, counts
+    for nothing and has its own number, as in RoBERTa."""
+    real = (ids != padding).int()
+    return real.cumsum(1, dtype=torch.int32) * real + padding
 
 
 class RotaryTables(nn.Module):

@@ -54,7 +54,7 @@ class Stack:
 
     cross: whether each layer attends to a memory. types: token types with an embedding each, 0 for none. rotary: positions of the
     tables that turn queries and keys, 0 for none. relative: entries of the table of biases by distance, 0 for none. distances: positions of
-    the table of encoded distances, 0 for none.
+    the table of encoded distances, 0 for none. padding: an id without a position of its own, see `counted_positions`; None: all have one.
     """
 
     hidden: int
@@ -67,6 +67,7 @@ class Stack:
     rotary: int = 0
     relative: int = 0
     distances: int = 0
+    padding: int | None = None
 
 
 def skip_norms(stack: Stack, summed: bool) -> int:

@@ -19,8 +19,7 @@ def roberta(model_type: str, prefix: str) -> EncoderFamily:
         bare=(f"{prefix}ForMaskedLM",),
         paths=PATHS,
         keys=SIZED,
-        # rows up to the padding's are never a position of a token: a row of right-padded text counts from the next one on
-        offset=lambda config: int(config.pad_token_id) + 1,
+        counted=True,
         settings=frozenset(SIZED),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,7 @@ class EncoderFamily:
 
     base: the encoder's name in classes with a head. names: config's attributes for `activation`. heads: class → head, None where it gives
     hidden states. bare: classes whose heads are for training and left out. paths: below the base, `tokens`, `positions`, `types` (may be
-    missing), `norm` and `layers`. offset: rows of the table of positions before position 0, from the config.
+    missing), `norm` and `layers`. counted: positions are counted without the padding's id and begin behind it.
     """
 
     model_type: str
@@ -100,7 +100,7 @@ class EncoderFamily:
     paths: Mapping[str, str]
     keys: Mapping[str, Key]
     activation: str = "hidden_act"
-    offset: Callable[[Any], int] = lambda config: 0
+    counted: bool = False
     kind: Literal["encoder"] = "encoder"
     settings: frozenset[str] = field(default_factory=frozenset)
 
@@ -176,14 +176,14 @@ class HuggingFaceEncoder:
     def max_length(self) -> int:
         """Tokens of a text."""
         config = self.model.config
-        rows = int(config.max_position_embeddings) - self.family.offset(config)
+        rows = int(config.max_position_embeddings) - (int(config.pad_token_id) + 1 if self.family.counted else 0)
         return min(rows, self.encoding.get("max_length") or rows)
 
     def describe(self) -> EncoderModel:
         """The model for the exporter."""
         config, head = self.model.config, self.head
         named = self.outputs()
-        original = TransformersEncoder(self.model, list(named), self.family.offset(config))
+        original = TransformersEncoder(self.model, list(named))
         tasks = ("embedding", "tensor") if head is None else tuple(dict.fromkeys((head.task, "tensor")))
         return EncoderModel(
             modules=[self.model],
@@ -248,10 +248,11 @@ class HuggingFaceEncoder:
         table, types = self._positions(base)
         norm = base.get_submodule(paths["norm"])
         assert isinstance(norm, nn.LayerNorm)
-        stack = Stack(config.hidden_size, tuple(layers), False, None, embedding_eps=norm.eps, types=0 if types is None else len(types[1]))
+        kinds, padding = 0 if types is None else len(types[1]), int(config.pad_token_id) if family.counted else None
+        stack = Stack(config.hidden_size, tuple(layers), False, None, embedding_eps=norm.eps, types=kinds, padding=padding)
         tokens = base.get_submodule(paths["tokens"]).weight
         below = f"{path}." if path else ""
-        positions = (f"{below}{paths['positions']}", table[family.offset(config) :])
+        positions = (f"{below}{paths['positions']}", table)
         norms_around = {"embedding.norm": paths["norm"]}
         named = (f"{below}{paths['tokens']}", tokens)
         return StackWeights(stack, family.table, path, state, named, positions, 1.0, norms_around, paths["layers"], types)

@@ -54,20 +54,14 @@ def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:
 
 
 class TransformersEncoder:
-    """A model of transformers that answers in one pass.
+    """A model of transformers that answers in one pass. names: of its outputs that count."""
 
-    names: of its outputs that count. first: the number of position 0, where the class would number real tokens alike but padding apart:
-    then padding, whose answers nobody reads, is numbered on, so that whole arrays can be compared.
-    """
-
-    def __init__(self, model: Any, names: list[str], first: int = 0) -> None:
-        self.model, self.names, self.first, self.modules = model, names, first, [model]
+    def __init__(self, model: Any, names: list[str]) -> None:
+        self.model, self.names, self.modules = model, names, [model]
 
     def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [batch, sequence] → outputs by name."""
-        length = inputs["input_ids"].shape[1]
-        numbered = {"position_ids": torch.arange(self.first, self.first + length)[None]} if self.first else {}
-        found = self.model(**inputs, **numbered)
+        found = self.model(**inputs)
         return {name: found[name] for name in self.names}
 
 

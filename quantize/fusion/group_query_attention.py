@@ -28,6 +28,7 @@ from onnxport.graph.edit import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.multi_head_attention import LOW
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS, SELF_MASK, SEQLENS, SOURCE_MASK, TOTAL_LENGTH
 
@@ -79,7 +80,7 @@ def _seen(value: ir.Value) -> tuple[int, ir.Value | None]:
     node = value.producer()
     if is_op(node, "Where"):
         lowest = array_of(source(node, 2))
-        if lowest is None or lowest.size != 1 or lowest.item() > -1e4:
+        if lowest is None or lowest.size != 1 or lowest.item() > LOW:
             raise Miss("the mask is no choice between a bias and a low constant")
         return _seen(source(node))[0], source(node, 1)
     if is_op(node, "And"):

@@ -28,8 +28,10 @@ from onnxport.graph.edit import (
 )
 from onnxport.quantize.fusion.rule import Rule
 
-# The kernel adds it to the scores of padding. Finite, so that a row of nothing but padding stays finite, and within the range of float16.
-MASKED_SCORE = -10000.0
+# The kernels add it in float32 to the scores of padding, also where they read half precision. No finite score brings padding back into
+# view, and a row of nothing but padding stays finite.
+MASKED_SCORE = float(np.finfo(np.float32).min)
+LOW = -1e4  # a score from here down is what graphs write for "not seen"
 BIAS = 5  # the place of the kernel's input attention_bias
 
 
@@ -104,7 +106,7 @@ class MultiHeadAttention(Rule):
         mask, bias = optional(node, 3), None
         if mask is not None and is_op(where := mask.producer(), "Where"):
             lowest = array_of(source(where, 2))
-            if lowest is None or lowest.size != 1 or lowest.item() > MASKED_SCORE:
+            if lowest is None or lowest.size != 1 or lowest.item() > LOW:
                 raise Miss("the mask is no choice between a bias and a low constant")
             mask, bias = source(where), source(where, 1)
         uses = node.outputs[0].uses()

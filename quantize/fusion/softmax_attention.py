@@ -26,7 +26,7 @@ from onnxport.graph.edit import (
     source,
     take_over,
 )
-from onnxport.quantize.fusion.multi_head_attention import MASKED_SCORE
+from onnxport.quantize.fusion.multi_head_attention import LOW, MASKED_SCORE
 from onnxport.quantize.fusion.rule import Rule
 
 HEADS_BEHIND = (0, 2, 1, 3)  # the Transpose between [batch, length, heads, size] and [batch, heads, length, size]
@@ -130,7 +130,7 @@ class SoftmaxAttention(Rule):
         scores, bias, where = source(node), None, None
         if is_op(choice := scores.producer(), "Where"):
             low = _number(source(choice, 2))
-            if low is None or low > MASKED_SCORE:
+            if low is None or low > LOW:
                 raise Miss("scores are chosen by a Where without a low constant")
             where, scores = choice, source(choice, 1)
         if is_op(add := scores.producer(), "Add"):
@@ -209,7 +209,10 @@ class SoftmaxAttention(Rule):
             nothing = bias if bias is not None else constant(graph, "zero_score", np.float32(0))
             kind = ir.TensorType(ir.DataType.FLOAT)
             like = ir.Value(name=f"{name}/bias", type=kind)
-            bias = new_node(graph, before, "Where", [source(match.where), nothing, optional(match.where, 2)], {}, [like], "").outputs[0]
+            # the graph puts its low number in the score's place, the kernel adds it: only the lowest hides every score
+            infinite = _number(optional(match.where, 2)) == -math.inf
+            low = source(match.where, 2) if infinite else constant(graph, "masked_score", np.float32(MASKED_SCORE))
+            bias = new_node(graph, before, "Where", [source(match.where), nothing, low], {}, [like], "").outputs[0]
         if bias is None:
             return None
         int64 = ir.TensorType(ir.DataType.INT64)
