@@ -44,7 +44,8 @@ class SearchConfig:
     """How a model is searched where the caller sets nothing, and its rules for tokens; the defaults are neutral.
 
     The meanings are those of transformers' generation config. temperature, top_k and top_p are there when the model samples by default.
-    renormalize: log-probabilities are shares among the ids that may come, not of the whole vocabulary.
+    renormalize: log-probabilities are shares among the ids that may come, not of the whole vocabulary. min_total_tokens: of prompt and
+    answer together.
     """
 
     beam: int = 1
@@ -62,6 +63,7 @@ class SearchConfig:
     suppressed: tuple[int, ...] = ()
     begin_suppressed: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
+    min_total_tokens: int = 0
 
 
 class SearchOptions(TypedDict, total=False):
@@ -169,6 +171,7 @@ class Options:
             n_best=self.n_best,
             max_new_tokens=self.max_new_tokens,
             min_new_tokens=_first(self.min_new_tokens, own.min_new_tokens),
+            min_total_tokens=own.min_total_tokens if self.min_new_tokens is None else 0,
             sampling=samples and drawn["temperature"] != 0,
             temperature=_first(drawn["temperature"], 1.0),
             top_k=_first(drawn["top_k"], 0),
@@ -202,6 +205,11 @@ class Search:
     length_penalty: float
     early_stopping: bool | str
     batch_size: int
+    min_total_tokens: int = 0
+
+    def least(self, begun: int) -> int:
+        """The fewest new tokens of an answer behind `begun` tokens that stand already."""
+        return max(self.min_new_tokens, self.min_total_tokens - begun)
 
 
 class Watch:

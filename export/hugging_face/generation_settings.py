@@ -124,8 +124,8 @@ def special_ids(config: Any, source_rows: int, rows: int, starts: bool) -> tuple
 def read_generation(config: Any, rows: int, ends: list[int], starts: bool) -> tuple[dict[str, Any], list[str]]:
     """A transformers GenerationConfig as a bundle's settings, only what changes something, and everything that a bundle cannot do.
 
-    `rows`: the vocabulary of the answers; `ends`: the ids that end one; `starts`: see special_ids. A language model's lengths count the
-    prompt where they are not of new tokens: then they do not bound answers.
+    `rows`: the vocabulary of the answers; `ends`: the ids that end one; `starts`: see special_ids. A language model's max_length and
+    min_length count the prompt.
     """
     ids, found = _Ids(rows), {}  # type: _Ids, dict[str, Any]
     sampling = config.do_sample is True
@@ -166,11 +166,15 @@ def _unsearchable(settings: dict[str, Any]) -> list[str]:
 
 
 def _lengths(config: Any, starts: bool) -> dict[str, int]:
-    """max_length and min_length count the id that starts an answer."""
-    longest, shortest = (config.max_length, config.min_length) if starts else (None, None)
-    most = config.max_new_tokens if config.max_new_tokens is not None else longest and longest - 1
-    least = config.min_new_tokens if config.min_new_tokens is not None else shortest and shortest - 1
-    return ({"max_new_tokens": most} if most else {}) | ({"min_new_tokens": least} if least and least > 0 else {})
+    """max_length and min_length count the id that starts an answer, or the prompt; lengths of new tokens go before them."""
+    found = {}
+    for side in ("max", "min"):
+        new, whole = getattr(config, f"{side}_new_tokens"), getattr(config, f"{side}_length")
+        name = f"{side}_new_tokens" if starts or new is not None else f"{side}_total_tokens"
+        count = new if new is not None else whole and whole - int(starts)
+        if count and count > 0:
+            found[name] = count
+    return found
 
 
 def _number(check: Check) -> Callable[[_Ids, str, Any], Any]:

@@ -71,6 +71,7 @@ class GenerationConfig:
     max_new_tokens: int | None
     search: SearchConfig = SearchConfig()
     window: int | None = None  # positions a cache holds where every layer has this sliding window
+    max_total_tokens: int | None = None  # of prompt and answer together, where nobody says how many are new
 
     def plain(self) -> GenerationConfig:
         """The same model without a search of its own: greedy, every token allowed, none forced."""
@@ -93,6 +94,8 @@ class GenerationConfig:
         section |= {"source_vocab_size": self.source_vocab_size} if self.kind == "seq2seq" else {"window": self.window}
         if self.max_new_tokens is not None:
             section["max_new_tokens"] = self.max_new_tokens
+        if self.max_total_tokens is not None:
+            section["max_total_tokens"] = self.max_total_tokens
         neutral = SearchConfig()
         for entry in fields(SearchConfig):
             if (value := getattr(self.search, entry.name)) != getattr(neutral, entry.name):
@@ -242,6 +245,7 @@ def generation(value: object) -> GenerationConfig | None:
         eos_ids=ids,
         decoder_start_id=r.natural("decoder_start_id", None, null=True),
         max_new_tokens=r.natural("max_new_tokens", None, 1, null=True),
+        max_total_tokens=r.natural("max_total_tokens", None, 1, null=True),
         search=own,
         window=r.natural("window", None, 1, null=True, most=MOST_OF_WINDOW),
     )
@@ -282,6 +286,7 @@ def search_config(r: Reader) -> SearchConfig:
         suppressed=r.ids("suppressed"),
         begin_suppressed=r.ids("begin_suppressed"),
         bad_words=tuple(map(tuple, words)),
+        min_total_tokens=r.natural("min_total_tokens", None, null=True) or 0,
     )
 
 

@@ -50,7 +50,7 @@ class Constraints:
     def __init__(self, config: GenerationConfig, search: Search) -> None:
         own, end = config.search, config.eos_ids
         always = {*own.suppressed, *(word[0] for word in own.bad_words if len(word) == 1 and word[0] not in end)}
-        self._usual, self._early, self._least = _ids(always), _ids(always.union(end)), search.min_new_tokens
+        self._usual, self._early, self._search = _ids(always), _ids(always.union(end)), search
         self._ends = end
         self._first, self._begin = _unsuppressed(own.forced_bos_id, own.suppressed), own.begin_suppressed
         self._last = _unsuppressed(own.forced_eos_ids, own.suppressed)
@@ -62,8 +62,9 @@ class Constraints:
         suppressed, forbidden = self._usual
         pairs: list[tuple[int, int]] = []
         history = None
-        if self._least:
-            early = [row for row, new in enumerate(tokens) if len(new) < self._least]
+        if self._search.min_new_tokens or self._search.min_total_tokens:
+            least = [self._search.least(len(request.prefix)) for request in requests]
+            early = [row for row, new in enumerate(tokens) if len(new) < least[row]]
             if len(early) == len(requests):
                 suppressed, forbidden = self._early
             else:

@@ -171,17 +171,27 @@ class Generator:
 
         UsageError where the caller's own min_new_tokens are more; the model's give way.
         """
-        preferred, most = options.max_new_tokens or self._config.max_new_tokens, self._config.max_length
+        most, usual = self._config.max_length, max(DEFAULT_NEW_TOKENS, search.least(len(begin)))
+        preferred = options.max_new_tokens or self._config.max_new_tokens or self._left(len(begin), where)
         if most is None:
-            limit = preferred or max(DEFAULT_NEW_TOKENS, search.min_new_tokens)
+            limit = preferred or usual
         else:
             longest = max(len(source), len(begin))
             if longest > most:
                 raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
-            limit = min(preferred or max(DEFAULT_NEW_TOKENS, search.min_new_tokens), most - len(begin) + 1)
+            limit = min(preferred or usual, most - len(begin) + 1)
         if options.min_new_tokens is not None and limit < options.min_new_tokens:
             raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")
         return limit
+
+    def _left(self, begun: int, where: str) -> int | None:
+        """New tokens behind a prompt of `begun`, where the model bounds both together. TextError: the prompt leaves no room."""
+        total = self._config.max_total_tokens
+        if total is not None and begun >= total:
+            raise TextError(
+                f"{where}has {begun} tokens, and the model's own max_length of prompt and answer is {total}; give max_new_tokens, or shorten it"
+            )
+        return None if total is None else total - begun
 
     def _empty(self) -> Generation:
         return Generation(self._text([]), [], 0.0, [], "empty")
