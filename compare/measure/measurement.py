@@ -119,9 +119,11 @@ def _run(sides: Mapping[str, StartedSide], work: Workload, batches: Sequence[int
     timed: dict[int, dict[str, timing.Timed]] = {}
     for batch in batches:
         limits: dict[str, Any] = {"rounds": _ROUNDS, "budget_s": _BUDGET_S} if timed else {**_DECIDING, "enough": _settled}
-        told = counted(progress, f"timing batches of {batch}, rounds")
+        told = counted(progress, f"timing rounds of batches of {batch}")
         timed[batch] = throughput(clients, work, batch, meters=working, on_round=told, **limits)
-    singles = latency(clients, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S, on_round=counted(progress, "timing single inputs, rounds"))
+    singles = latency(
+        clients, work, rounds=_LATENCY_ROUNDS, budget_s=_BUDGET_S, on_round=counted(progress, "timing rounds of single inputs")
+    )
     progress("reading memory, replaying the golden answers")
     # The replay takes memory of its own, so the peak is read before it.
     memory = {name: client.request("stats") | {"parity": client.request("parity")} for name, client in clients.items()}

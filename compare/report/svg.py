@@ -12,6 +12,8 @@ _OWN = {  # a variant has the same colour in every report, as far as two of one 
     "fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "auto": 4, "int4-hqq": 5, "bf16": 6, "int8-weight": 7, "int8-static": 8, "pytorch": 9,
     "int4-gptq": 10,
 }  # fmt: skip
+_LINE = 15  # from one name to the next below it
+_SIDES = ((1, "start"), (-1, "end"))
 LETTER = 9.2  # widest likely, of a label on a phone
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -67,7 +69,9 @@ class Frame:
 
     def note(self, text: str, left: bool) -> None:
         """A soft word above a corner of the plot."""
-        self.text(self.left if left else self.right, self.top - 10, text, "start" if left else "end")
+        x, wide = self.left if left else self.right, LETTER * len(text)
+        self.text(x, self.top - 10, text, "start" if left else "end")
+        self.take((x, self.top - 22, x + wide, self.top - 6) if left else (x - wide, self.top - 22, x, self.top - 6))
 
     def dot(self, x: float, y: float, color: str, tip: str, chosen: bool = False) -> None:
         """A dot with a text on hover, in a ring where it is chosen."""
@@ -81,11 +85,11 @@ class Frame:
         self._taken.append(box)
 
     def label(self, x: float, y: float, name: str) -> None:
-        """A name by its dot, where it covers least: right, left, above, below, and further away."""
+        """A name by its dot, where it covers least: right, left, above, below, and further away, then with a line to its dot."""
         a, b, wide = self.x(x), self.y(y), LETTER * len(name)
-        places = [(a + 14, b + 4, "start"), (a - 14, b + 4, "end"), (a, b - 15, "middle"), (a, b + 24, "middle")]
+        near = [(a + 14, b + 4, "start"), (a - 14, b + 4, "end"), (a, b - 15, "middle"), (a, b + 24, "middle")]
         away = [step * sign for step in (16, 32, 48, 64, 80) for sign in (1, -1)]
-        places += [(a + 14 * side, b + 4 + step, anchor) for step in away for side, anchor in ((1, "start"), (-1, "end"))]
+        places = near + [(a + out * side, b + 4 + step, anchor) for step in away for out in (14, 44) for side, anchor in _SIDES]
         begins = {"start": 0.0, "end": wide, "middle": wide / 2}
 
         def box(place: tuple[float, float, str]) -> Box:
@@ -98,16 +102,25 @@ class Frame:
             return 100 * beyond + sum(_overlap(own, other) for other in self._taken)
 
         best = min(places, key=cost)
+        if best not in near:
+            self.parts.append(
+                f'<path class="lead" d="M{a:.1f} {b:.1f}L{best[0] - 2 * (1 if best[2] == "start" else -1):.1f} {best[1] - 4:.1f}"/>'
+            )
         self._taken.append(box(best))
         self.text(best[0], best[1], name, best[2], name=True)
 
     def labels_beside(self, ends: Mapping[str, float]) -> None:
         """Names of lines to the right of where they end (y), in their order and none upon another."""
-        lowest = float(self.top)
-        for name, value in sorted(ends.items(), key=lambda end: self.y(end[1])):
-            lowest = max(self.y(value), lowest)
-            self.text(self.right + 10, lowest + 4, name, "start", name=True)
-            lowest += 15
+        ordered = sorted(ends, key=lambda name: self.y(ends[name]))
+        places: list[float] = []
+        for name in ordered:
+            places.append(max(self.y(ends[name]), places[-1] + _LINE if places else self.top))
+        lowest = float(self.bottom)
+        for i in reversed(range(len(places))):  # what would stand below the plot moves up, and those above it with it
+            places[i] = lowest = min(places[i], lowest)
+            lowest -= _LINE
+        for name, y in zip(ordered, places, strict=True):
+            self.text(self.right + 10, y + 4, name, "start", name=True)
 
     def svg(self, title: str) -> str:
         """The whole plot."""

@@ -284,9 +284,9 @@ def test_parts_of_long_stages_are_counted(bundle, data, fakes):
     stages = []
     compare(bundle, data, ["fp32", "int8"], batches=(1, 4), limit=10, progress=stages.append)
     assert [stage for stage in stages if stage.startswith("answering")] == [f"answering inputs ({i} of 10)" for i in (0, 4, 8)]
-    assert "timing batches of 1, rounds (0 of 10)" in stages
-    assert "timing batches of 4, rounds (4 of 5)" in stages
-    assert any(stage.startswith("timing single inputs, rounds (1 of ") for stage in stages)
+    assert "timing rounds of batches of 1 (0 of 10)" in stages
+    assert "timing rounds of batches of 4 (4 of 5)" in stages
+    assert any(stage.startswith("timing rounds of single inputs (1 of ") for stage in stages)
 
 
 def test_a_bad_gate_is_told_before_anything_is_measured(bundle, data):

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 import re
@@ -11,12 +12,12 @@ import pytest
 
 from onnxport.compare import table
 from onnxport.compare.gates import evaluate, parse_gate
-from onnxport.compare.report import format
+from onnxport.compare.report import format, frontier
 from onnxport.compare.report.baseline import changes, differences, read_baseline
 from onnxport.compare.report.html import render_html
 from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.report import check_out
-from onnxport.compare.report.svg import colors
+from onnxport.compare.report.svg import Frame, colors
 from onnxport.compare.report.text import render_markdown
 from onnxport.errors import DataError, GateError, OutputError, UsageError
 from support.compare_samples import metrics, report, translated
@@ -384,3 +385,33 @@ def test_a_fifo_is_not_replaced(tmp_path, name):
         with pytest.raises(OutputError, match="FIFO"):
             write(out, True)
     assert (out / name).is_fifo()
+
+
+def named_boxes(svg):
+    """Where the names of variants stand in a plot, by letters of 7 units."""
+    found = {}
+    for x, y, anchor, name in re.findall(r'<text class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', svg):
+        wide = 7.0 * len(name)
+        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        found[name] = (left, float(y) - 11, left + wide, float(y))
+    return found
+
+
+def test_labels_of_near_points_do_not_collide():
+    names = ["fp32", "fp16", "bf16", "int8", "int8-static", "int8-weight", "int4", "int4-hqq", "auto"]
+    near = {n: translated(0.02 * i, speedup=2 + 0.01 * i, size=8_000_000 + 10_000 * i) for i, n in enumerate(names)}
+    made = report(variants=near, verdict=dict.fromkeys(near, "fine"), recommended="int8", examples={}).as_dict()
+    for along in ("speed", "size"):
+        boxes = named_boxes(frontier.draw(made, along))
+        assert len(boxes) == len(names)
+        for (a, one), (b, other) in itertools.combinations(boxes.items(), 2):
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart, (along, a, b)
+
+
+def test_names_beside_lines_stay_within_the_plot():
+    frame = Frame([0.0, 1.0], [0.0, 1.0])
+    frame.labels_beside({f"variant {i}": 0.001 * i for i in range(8)})
+    heights = sorted(float(y) for y in re.findall(r' y="([\d.]+)"', "".join(frame.parts)))
+    assert frame.top <= heights[0] and heights[-1] <= frame.bottom + 4
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 15
