@@ -65,8 +65,7 @@ def child(name: str) -> int:
         os.setsid()  # its own children are killed with it
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
-        if "KILLS_VERBOSE" not in os.environ:
-            os.dup2(quiet, 2)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         from onnxport.cli import commands
 
         sys.argv = ["onnxport", *COMMANDS[name], *gate]
@@ -107,7 +106,7 @@ def kill(name: str, draw: random.Random, seconds: float) -> bool:
         os.waitpid(number, 0)
         return True
     if status:
-        raise SystemExit(f"{name} ended by itself with status {status}; set KILLS_VERBOSE=1 to see why")
+        raise SystemExit(f"{name} ended by itself with status {status}: {Path('said').read_text()[-2000:]}")
     return False
 
 
@@ -140,7 +139,7 @@ def run_all() -> dict[str, float]:
     for name in COMMANDS:
         began = time.monotonic()
         if status := ended(child(name), began + 600):
-            raise SystemExit(f"{name} ended with status {status}; set KILLS_VERBOSE=1 to see why")
+            raise SystemExit(f"{name} ended by itself with status {status}: {Path('said').read_text()[-2000:]}")
         taken[name] = time.monotonic() - began
     return taken
 
@@ -176,7 +175,7 @@ def main() -> int:
                     faults.append(f"after kill {sum(killed.values())}, of {name}: {output}: {fault}")
                     print(faults[-1], flush=True)
         run_all()
-        left = sorted({path.name for path in Path().iterdir()} - OUTPUTS - {"__pycache__"})
+        left = sorted({path.name for path in Path().iterdir()} - OUTPUTS - {"__pycache__", "said"})
     result: dict[str, Any] = {
         "seed": options.seed, "killed": dict(killed), "ended before the kill": dict(finished), "not whole": faults, "left": left,
     }  # fmt: skip

@@ -6,8 +6,13 @@ attributes, sparse tensors, graphs of training. Where ONNX's parser could read o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+from onnxport.files import read_regular
+
+MOST_OF_GRAPH = (1 << 31) - 1  # bytes of a protobuf message
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 _MARK = b"location"  # the key of an entry; what holds none of it names no file
@@ -39,6 +44,18 @@ def locations(graph: bytes) -> set[str]:
             if inner is not None and graph.find(_MARK, begin, stop) >= 0:
                 waiting.append((inner, begin, stop))
     return found
+
+
+def out_of_reach(graph: Path) -> dict[str, Path]:
+    """Location → file of a graph's external data that ONNX Runtime would refuse, because a link leads out of the graph's folder.
+
+    It opens what lies in that folder, or in the one that a link to the graph leads to. ValueError, OSError.
+    """
+    if not any(entry.is_symlink() for entry in os.scandir(graph.parent)):
+        return {}
+    allowed = graph.parent.resolve(), graph.resolve().parent
+    files = {location: graph.parent / location for location in locations(read_regular(graph, MOST_OF_GRAPH))}
+    return {location: file for location, file in files.items() if not any(file.resolve().is_relative_to(folder) for folder in allowed)}
 
 
 def _location(data: bytes, start: int, end: int) -> set[str]:

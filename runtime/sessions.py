@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
+from onnxport.runtime.external_data import out_of_reach
+from onnxport.runtime.mappings import own
 from onnxport.runtime.native import native
 from onnxport.runtime.processor import cores, make_exact
 
@@ -67,11 +70,14 @@ MOST_THREADS = 1024
 SPIN_US = 1000
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _leaked: list[Any] = []
+_loading = threading.Lock()  # files are mapped by one thread at a time, see onnxport.runtime.mappings
 
 
 def _leak() -> None:
     # The worker threads of ONNX Runtime stay in the parent: to free a session in the child would wait for them for ever.
+    global _loading
     _leaked.extend(_open)
+    _loading = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -140,6 +146,7 @@ class Sessions:
 
         BundleError when it cannot be loaded, DeviceError when it would run elsewhere.
         """
+        import numpy as np
         import onnxruntime
 
         device = DEVICES[self.device]
@@ -149,8 +156,13 @@ class Sessions:
         if adjust is not None:
             adjust(options)
         try:
-            with native:
+            linked = {location: np.memmap(file, np.uint8, "r") for location, file in out_of_reach(Path(path)).items()}
+            if linked:
+                sizes = [array.nbytes for array in linked.values()]
+                options.add_external_initializers_from_files_in_memory(list(linked), list(linked.values()), sizes)
+            with native, _loading:
                 session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
+                own(Path(path).parent)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
             if any(word in reason for word in device.missing):
@@ -160,6 +172,7 @@ class Sessions:
             raise DeviceError(
                 f"{path}: asked for {device.provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN"
             )
+        session.linked_weights = linked  # ONNX Runtime keeps no reference to this memory
         _open.add(session)
         return session
 

@@ -33,11 +33,10 @@ from onnxport.runtime.bundle.manifest import (
     variant,
 )
 from onnxport.runtime.bundle.publish import recover
-from onnxport.runtime.external_data import locations
+from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
 
 FORMAT = 1
 MOST_OF_MANIFEST = 1 << 26  # bytes
-MOST_OF_GRAPH = (1 << 31) - 1  # bytes of a protobuf message
 _PIECE = 1 << 20
 TASKS = ("translation", "summarization", "text2text", "text-generation", "embedding", "classification", "question-answering", "tensor")
 

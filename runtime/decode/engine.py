@@ -11,7 +11,7 @@ import numpy as np
 from onnxport.errors import BundleError, OnnxportError, TextError
 from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle import interface
-from onnxport.runtime.bundle.manifest import GenerationConfig, Variant
+from onnxport.runtime.bundle.manifest import MOST_OF_A_HEAD, GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
 from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
@@ -83,6 +83,13 @@ class Engine:
             raise BundleError(
                 f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export again"
             )
+        crossed = [] if self.encoder is None else [value for value in self.encoder.get_outputs() if value.name.startswith(interface.CROSS)]
+        for value in crossed:
+            fixed = value.shape[1::2]
+            if len(value.shape) != 4 or not all(isinstance(size, int) and 0 < size <= MOST_OF_A_HEAD for size in fixed):
+                raise BundleError(
+                    f"variant {variant.name}: the encoder's {value.name} is {value.shape}, expected [any, heads, any, size]; export again"
+                )
         wanted = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
         wanted += [(value, (None, config.vocab_size)) for value in logits]
         for value, sizes in wanted:

@@ -1,6 +1,7 @@
 """Every way a bundle can be wrong is refused with one line that names it."""
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -225,6 +226,23 @@ def with_external_weights(path: Path, location: str, listed: bool) -> Path:
 
 def test_weights_in_a_listed_file_are_read(copy: Path) -> None:
     assert load(with_external_weights(copy, "weights.bin", listed=True), threads=1, verify=True).generate("w5 w9", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("linked", [["weights.bin"], ["decoder.onnx"], ["decoder.onnx", "weights.bin"], ["."]])
+@pytest.mark.parametrize("together", [True, False])
+def test_weights_behind_links_are_read(copy: Path, tmp_path: Path, linked: list[str], together: bool) -> None:
+    """As caches of downloads lay files out: all in one folder, or each in one of its own."""
+    wanted = load(copy, threads=1).generate("w5 w9 w30", max_new_tokens=9)[0].tokens
+    path = with_external_weights(copy, "weights.bin", listed=True)
+    for number, name in enumerate(linked):
+        cache = tmp_path / ("cache" if together else f"cache{number}")
+        cache.mkdir(exist_ok=True)
+        blob = cache / f"blob{number}"
+        shutil.move(path / "fp32" / name if name != "." else path / "fp32", blob)
+        (path / "fp32" / name if name != "." else path / "fp32").symlink_to(os.path.relpath(blob, path / "fp32" if name != "." else path))
+    model = load(path, threads=1, verify=True)
+    gc.collect()
+    assert model.generate("w5 w9 w30", max_new_tokens=9)[0].tokens == wanted
 
 
 @pytest.mark.parametrize(
