@@ -13,6 +13,7 @@ from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
 from onnxport.export.config_checks import read_json
 from onnxport.export.families import MODULES, family
+from onnxport.export.sentence_transformers import has_modules, transformer_folder
 from onnxport.export.source import Source, read_tokenizers
 from onnxport.export.user_code import contained
 from onnxport.files import first_special, special
@@ -53,7 +54,8 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
 
 
 def read_folder(folder: Path, allow_pickle: bool) -> Source:
-    """The Source of a folder with a config.json; CheckpointError names what is known when it is none of it."""
+    """The Source of a folder with a config.json. CheckpointError lists the supported models where this one is none of them."""
+    whole, folder = folder, transformer_folder(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; known for now: {_KNOWN}")
@@ -72,9 +74,11 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
     from onnxport.export.hugging_face.any_encoder import other_encoder
     from onnxport.export.hugging_face.folder import read as read_hugging_face
 
-    if model_type in MODULES:
-        return read_hugging_face(family(model_type), folder, config, allow_pickle)
-    return read_hugging_face(other_encoder(model_type, config, path, _KNOWN), folder, config, allow_pickle)
+    found = family(model_type) if model_type in MODULES else None
+    embeds = has_modules(whole)
+    if found is None or (found.kind == "causal" and embeds):
+        return read_hugging_face(other_encoder(model_type, config, path, _KNOWN, embeds), folder, config, allow_pickle, whole)
+    return read_hugging_face(found, folder, config, allow_pickle, whole)
 
 
 def from_object(value: Any, default_name: str = "") -> Source:

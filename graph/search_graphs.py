@@ -10,7 +10,7 @@
 `reorder`      in_0.. [B, ...], row int64 [B'] -> out_0.. = in_i[row]; `reorder_float16` for caches of that type
 
 Every `logprob` is the log-softmax of the logits as given: untempered and unfiltered. `kept` is the log of the share of the distribution
-that suppressed ids leave: subtracted from a log-probability it renormalizes it. `best` is part of every decoder too (see `choice`).
+that suppressed ids leave: subtracted from a log-probability it renormalizes it. `best` is part of every decoder too (see `add_choice`).
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
     if not bundle.tokenizers:
         raise DataError(f"{data}: this bundle has no tokenizer, so it is calibrated on a .npz of its input arrays, not on texts")
     dataset = read_data(data)
-    texts = texts_of(dataset, bundle, data).inputs
+    check_dataset(dataset, bundle, data)
+    texts = dataset.inputs
     model = Model(bundle, variant, Sessions.on("cpu"))
     chosen = [texts[i] for i in places(len(texts), most)]
     if model.engine is None:
@@ -60,8 +61,8 @@ def places(count: int, most: int) -> list[int]:
     return [i * count // fewer for i in range(fewer)]
 
 
-def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
-    """The data, if it is of the bundle's task and enough of it. DataError."""
+def check_dataset(dataset: Dataset, bundle: Bundle, data: str | Path) -> None:
+    """DataError unless the data is of the bundle's task and enough of it."""
     asks = bundle.task == "question-answering"
     if asks != (dataset.kind == "questions"):
         wanted = "questions with their contexts" if asks else "texts"
@@ -71,7 +72,6 @@ def texts_of(dataset: Dataset, bundle: Bundle, data: str | Path) -> Dataset:
         raise DataError(
             f"{data}: holds {len(kept)} texts, expected at least {FEWEST} to calibrate on; give more of what the model will see"
         )
-    return dataset
 
 
 def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[Any]) -> list[dict[str, np.ndarray]]:
@@ -183,22 +183,23 @@ def window(decoder: ir.Model) -> int | None:
     return int(attribute(kernels[0], "local_window_size", 0)) if kernels else None
 
 
-def calibrated_on(data: Path) -> int:
+def calibration_row_count(data: Path) -> int:
     """How many rows of a file a search calibrates on: half of them, as far as that is enough and not too many."""
     if data.suffix == ".npz":
         return MOST
     return min(MOST, max(FEWEST, len(read_data(data)) // 2))
 
 
-def rest_of(data: Path, bundle: Bundle, folder: Path) -> Path:
-    """A file in `folder` with the rows that `calibrate.feeds` leaves out when it may take half; no text is in both. DataError."""
-    dataset = texts_of(read_data(data), bundle, data)
+def write_remaining_rows(data: Path, bundle: Bundle, folder: Path) -> Path:
+    """Write the rows of `data` that are not calibrated on to a file in `folder`, to measure plans on; no text is in both. DataError."""
+    dataset = read_data(data)
+    check_dataset(dataset, bundle, data)
     if len(dataset) < 2 * FEWEST:
         raise DataError(
             f"{data}: holds {len(dataset)} texts, expected at least {2 * FEWEST}: plans are calibrated on one half and measured "
             "on the other; give more, or texts of their own with --data"
         )
-    seen = {_key(dataset.inputs[i]) for i in places(len(dataset), calibrated_on(data))}
+    seen = {_key(dataset.inputs[i]) for i in places(len(dataset), calibration_row_count(data))}
     rows = [i for i, given in enumerate(dataset.inputs) if _key(given) not in seen]
     if not rows:
         raise DataError(f"{data}: its texts are all alike, so that none is left to measure plans on; give texts of their own with --data")

@@ -14,7 +14,7 @@ from onnxport.errors import DeviceError
 from onnxport.quantize.plan import Plan
 from onnxport.runtime.sessions import CPU, CUDA, Device
 
-ANY = "any"  # the target of graphs that every device runs
+ANY_DEVICE = "any"
 REFERENCE = "fp32"  # the variant that calibration data is read through and that others are made from
 
 
@@ -87,9 +87,12 @@ PRECISIONS = {
 DEFAULT = tuple(row.name for row in PRECISIONS.values() if row.default)
 
 
-def target_of(plan: Plan) -> str:
-    """Where a plan's graphs run, as a manifest has it: "any" where every device has the kernels, else "cpu" or "cuda"."""
+def device_of(plan: Plan) -> str:
+    """The device that a plan's graphs need, a manifest's `target`: "any" where every device has the kernels, else "cpu" or "cuda".
+
+    It is no fusion target: those are in `fusion.targets`.
+    """
     if plan.half is not None:
         device = PRECISIONS[plan.half].device
-        return ANY if device is None else device.name
-    return ANY if set(plan.schemes.values()) == {"fp32"} else CPU.name
+        return ANY_DEVICE if device is None else device.name
+    return ANY_DEVICE if set(plan.schemes.values()) == {"fp32"} else CPU.name

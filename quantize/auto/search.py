@@ -14,7 +14,7 @@ from onnxport.progress import Progress
 from onnxport.quantize.auto import module_loss, plan_quality
 from onnxport.quantize.auto.knapsack import Picks, Point, isotonic, point, search
 from onnxport.quantize.auto.measurements import Measurements, SearchOptions
-from onnxport.quantize.calibration_inputs import FEW, Feeds, rest_of
+from onnxport.quantize.calibration_inputs import FEW, Feeds, write_remaining_rows
 from onnxport.quantize.plan import FP32, Plan
 from onnxport.quantize.recipe import Graphs
 from onnxport.runtime.bundle.reader import Bundle
@@ -71,7 +71,7 @@ def _work(options: SearchOptions, staging: Staging) -> Workload:
     if options.data is not None:
         return _read(bundle, options.data)
     _read(bundle, options.calibrate)  # what is wrong with the data is told by its own name
-    rest = rest_of(options.calibrate, bundle, staging.path)
+    rest = write_remaining_rows(options.calibrate, bundle, staging.path)
     try:
         return replace(_read(bundle, rest), name=options.calibrate.name)
     finally:

@@ -27,7 +27,7 @@ class Target:
     """Where a graph is to run.
 
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
-    lacks: operators of ONNX Runtime for which the provider has no kernel. min_onnxruntime: the oldest version known to run its graphs.
+    lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make. min_onnxruntime: the oldest version known to run its graphs.
     """
 
     name: str
@@ -47,7 +47,7 @@ TARGETS = {
         Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
     )
 }
-QUERY_LENGTHS = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph
+QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph
 
 
 def find_target(name: str) -> Target:
@@ -57,15 +57,15 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def min_onnxruntime(models: Mapping[str, ir.Model], target: str = "any") -> str | None:
-    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph) on `target`, such as "1.32".
+def min_onnxruntime(models: Mapping[str, ir.Model], fusion_target: str) -> str | None:
+    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph), which were fused for `fusion_target`, such as "1.32".
 
     It follows from the operators in the graphs and their inputs. Raises `UsageError` for an unknown target.
     """
-    oldest = find_target(target).min_onnxruntime
+    oldest = find_target(fusion_target).min_onnxruntime
     nodes = (node for model in models.values() for node in model.graph)
     ragged = any(node.op_type == GroupQueryAttention.kernel and optional(node, LENGTHS) is not None for node in nodes)
-    return max(oldest, QUERY_LENGTHS, key=_version) if ragged else oldest
+    return max(oldest, QUERY_SEQLENS_SINCE, key=_version) if ragged else oldest
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import pytest
 
 from onnxport.errors import DeviceError
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.precisions import DEFAULT, PRECISIONS, target_of
+from onnxport.quantize.precisions import DEFAULT, PRECISIONS, device_of
 from support.paths import ROOT
 
 
@@ -39,7 +39,7 @@ def test_data_is_needed_exactly_where_a_plan_is_calibrated_or_searched() -> None
     [({"*": "fp32"}, "any"), ({"*": "fp16", "a": "fp32"}, "any"), ({"*": "bf16"}, "cuda"), ({"*": "fp32", "a": "int8-rows"}, "cpu")],
 )
 def test_targets(schemes: dict[str, str], target: str) -> None:
-    assert target_of(Plan(schemes)) == target
+    assert device_of(Plan(schemes)) == target
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,7 @@ def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: 
             "route": exported.route,
             "opset": exported.opset,
             "source": exported.source_hashes,
+            **({"notes": list(exported.notes)} if exported.notes else {}),
             "versions": {"onnxport": __version__, "python": platform.python_version(), **versions},
         },
     }

@@ -9,6 +9,8 @@ from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
 from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision
 
+FUSION_TARGET = "cpu"  # variants for CUDA too are made of graphs that were fused for it
+
 
 @dataclass(frozen=True)
 class BuildOptions:

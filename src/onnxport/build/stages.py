@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.build.contents import write_contents
-from onnxport.build.request import BuildOptions, search_folder
+from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
 from onnxport.errors import OutputError, UsageError
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
@@ -126,7 +126,7 @@ def _fuse(exported: Exported) -> FusedGraphs:
 
     graphs, rules = {}, Counter[str]()
     for role, graph in exported.graphs.items():
-        graphs[role], counts = fuse(graph, role, target="cpu")
+        graphs[role], counts = fuse(graph, role, FUSION_TARGET)
         rules.update(counts)
     store.forget(exported.graphs)
     return FusedGraphs(graphs, dict(rules), exported.expected)

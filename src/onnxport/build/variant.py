@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.build.contents import GOLDEN
-from onnxport.build.request import BuildOptions
+from onnxport.build.request import FUSION_TARGET, BuildOptions
 from onnxport.errors import UsageError
 from onnxport.graph import store
 from onnxport.progress import Progress
 from onnxport.quantize import calibration_inputs, layer_errors
-from onnxport.quantize.calibration_inputs import Feeds, calibrated_on
+from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
 from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import Plan, read_plan
-from onnxport.quantize.precisions import PRECISIONS, Precision, target_of
+from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.sessions import CPU, required_device
@@ -85,7 +85,7 @@ class VariantBuilder:
         """Calibration inputs of each graph, through the fp32 variant; a search leaves half of the data to be measured on."""
         data = self.options.calibrate
         assert data is not None
-        rows = calibrated_on(data) if precision.searched else calibration_inputs.MOST
+        rows = calibration_row_count(data) if precision.searched else calibration_inputs.MOST
         if rows not in self._feeds:
             self.progress("read calibration data")
             self._feeds[rows] = calibration_inputs.feeds(self.staging.preview(), data, rows)
@@ -107,13 +107,13 @@ class VariantBuilder:
     def _make(self, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
         """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`."""
         made = make_graphs(recipe, self.fused.graphs, self.goldens)
-        target = target_of(made.plan)
+        target = device_of(made.plan)
         device = required_device(target) or CPU
         graphs, files = self._write(precision.name, made)
         if device is CPU and set(made.plan.schemes.values()) != {"fp32"}:
             layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
-        oldest = min_onnxruntime(made.models, target)
+        oldest = min_onnxruntime(made.models, FUSION_TARGET)
         plan = made.plan.schemes
         del made
         self.release_weights()

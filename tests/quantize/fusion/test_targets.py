@@ -30,7 +30,6 @@ def test_lengths_of_queries_need_a_newer_onnx_runtime(tools):
     ragged = {"encoder": cached(tools, 9), "decoder": cached(tools, LENGTHS + 1)}
     assert {name: min_onnxruntime(plain, name) for name in TARGETS} == dict.fromkeys(TARGETS, "1.30")
     assert {name: min_onnxruntime(ragged, name) for name in TARGETS} == dict.fromkeys(TARGETS, "1.32")
-    assert min_onnxruntime(plain) == "1.30" and min_onnxruntime(ragged) == "1.32"
 
 
 def test_a_decoder_with_a_memory_runs_in_older_versions(standard):
