@@ -1,4 +1,7 @@
-"""Golden answers: seeded inputs at several shapes, answered by the user's own class."""
+"""Golden answers of models that read token ids: seeded inputs at several shapes, answered by the user's own class.
+
+Those of plain modules are made in `routes.direct`, those of ONNX files in `onnx_file.original`.
+"""
 
 from __future__ import annotations
 

@@ -39,8 +39,9 @@ def node_counts(path: str | Path) -> dict[str, int]:
 def check_runs(path: str | Path, expected: dict[str, int], rules_of: str = "cpu") -> dict[str, int]:
     """Compare the kernels that really run with what fusion should have reached; returns the count found for each rule of `expected`.
 
-    The graph is optimized as on the CPU; `rules_of` names the fusion target whose rules are counted. Rules that it does not use, and rules that only remove nodes, leave nothing to count and are passed over. Raises `FusionError`
-    naming rule, found, expected, and the reason of the first failed match.
+    The graph is optimized as on the CPU; `rules_of` names the fusion target whose rules are counted. Rules that it does not use, and rules
+    that only remove nodes, leave nothing to count and are passed over. Raises `FusionError` naming rule, found, expected, and the reason of
+    the first failed match.
     """
     known = {rule.name for row in TARGETS.values() for rule in row.rules}
     by_name = {rule.name: rule for rule in TARGETS[rules_of].rules}

@@ -27,7 +27,8 @@ class Target:
     """Where a graph is to run.
 
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
-    lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make. min_onnxruntime: the oldest version known to run its graphs.
+    lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make.
+    min_onnxruntime: the oldest version known to run its graphs.
     """
 
     name: str
@@ -58,7 +59,7 @@ def find_target(name: str) -> Target:
 
 
 def min_onnxruntime(models: Mapping[str, ir.Model], fusion_target: str) -> str | None:
-    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph), which were fused for `fusion_target`, such as "1.32".
+    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph), such as "1.32"; all were fused for `fusion_target`.
 
     It follows from the operators in the graphs and their inputs. Raises `UsageError` for an unknown target.
     """
