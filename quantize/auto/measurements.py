@@ -143,7 +143,8 @@ class Measurements:
 
     def costs(self) -> list[list[float]]:
         """Seconds of each option of each group in one answer."""
-        self.progress("time every scheme on this machine")
+        stage = "time every scheme on this machine"
+        self.progress(stage)
         if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores() + 0.5:
             self.progress("note: the machine is busy, so that times are rough; search again on a quiet one")
         loads, values = self._loads(), sum(group.values for group in self.groups)
@@ -151,10 +152,10 @@ class Measurements:
         for group, names in zip(self.groups, self.options, strict=True):
             for shape, _ in kernel_times.shapes_of(group, loads):
                 timed.setdefault(shape.key, (shape, set()))[1].update(names)
-        times = {
-            key: self.journal.get("times", key, partial(kernel_times.measure, shape, names, values, self.threads))
-            for key, (shape, names) in timed.items()
-        }
+        times, told = {}, counted(self.progress, stage)
+        for number, (key, (shape, schemes)) in enumerate(timed.items()):
+            told(number, len(timed))
+            times[key] = self.journal.get("times", key, partial(kernel_times.measure, shape, schemes, values, self.threads))
         return [[kernel_times.seconds(g, name, loads, times) for name in names] for g, names in zip(self.groups, self.options, strict=True)]
 
     def _loads(self) -> list[kernel_times.Load]:
