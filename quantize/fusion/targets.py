@@ -59,7 +59,7 @@ def find_target(name: str) -> Target:
 
 
 def min_onnxruntime(models: Mapping[str, ir.Model], fusion_target: str) -> str | None:
-    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph), such as "1.32"; all were fused for `fusion_target`.
+    """The oldest version of ONNX Runtime that is known to run all graphs (role -> graph), such as "1.32", fused for `fusion_target`.
 
     It follows from the operators in the graphs and their inputs. Raises `UsageError` for an unknown target.
     """
