@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from onnxport.errors import DeviceError, TextError, UsageError
+from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_line
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
-from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch
+from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many
 from onnxport.runtime.sessions import Sessions, check_version, required_device
-from onnxport.runtime.tokenizer import TextTokenizer
+from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
 if TYPE_CHECKING:
     from onnxport.runtime.encoder import Encoder, Text
@@ -107,18 +107,18 @@ class Model:
         batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
         Errors: UsageError (a parameter), TextError (an input).
         """
+        watch = Watch(timeout, cancel)
         search = Options.of("generate", options, n_best=n_best, batch_size=batch_size)
         generator = self.generating()
-        many = [inputs] if isinstance(inputs, str) else inputs
+        items = listed(inputs, "inputs")
         if long is not None:
             if prefix is not None:
                 raise UsageError("long takes no prefix: an answer is put together from many")
             from onnxport.runtime.tasks import long_text
 
             source, config = self._source(), generator.config
-            return long_text.generate(generator, source, config, self.task, listed(many), long, search, Watch(timeout, cancel))
-        starts = [prefix] if isinstance(prefix, str) else prefix
-        return generator.generate(listed(many), None if starts is None else listed(starts), search, Watch(timeout, cancel))
+            return long_text.generate(generator, source, config, self.task, items, long, search, watch)
+        return generator.generate(items, None if prefix is None else listed(prefix, "prefix"), search, watch)
 
     def stream(
         self,
@@ -142,11 +142,16 @@ class Model:
 
         options: those of `generate`. Errors: as `generate`; UsageError where the bundle has no chat template or jinja2 is not installed.
         """
-        many = [messages] if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping) else listed(messages)
-        return self.generate([self.prompt(one) for one in many], **options)
+        watch = Watch(options.get("timeout"), options.get("cancel"))
+        items: list[Any] = many(messages, "messages", "a list of messages, or of such lists")
+        prompts = [self._prompt(one, watch) for one in ([items] if items and isinstance(items[0], Mapping) else items)]
+        return self.generate(prompts, **options | {"timeout": watch.left})  # type: ignore[arg-type]
 
     def prompt(self, messages: Conversation) -> list[int]:
         """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
+        return self._prompt(messages, Watch())
+
+    def _prompt(self, messages: Conversation, watch: Watch) -> list[int]:
         tokenizer = self._ready()._source()
         if self.bundle.chat is None or tokenizer is None:
             raise UsageError("this bundle has no chat template; use generate with a text")
@@ -154,7 +159,7 @@ class Model:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
             self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
-        return tokenizer.encode([self._chat.render(messages)], special=False)[0]
+        return tokenizer.encode([self._chat.render(messages, watch.check)], special=False)[0]
 
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32, stride: int | None = None) -> np.ndarray:
         """Vectors float32 [texts, hidden] of an embedding bundle: pooled over tokens, and of length 1 where the bundle says so.
@@ -164,7 +169,11 @@ class Model:
         """
         from onnxport.runtime.tasks.embedding import encode
 
-        return encode(self.encoding(), [texts] if isinstance(texts, str) else listed(texts), batch_size, stride)
+        items = listed(texts, "texts", TEXTS)
+        for i, text in enumerate(items):
+            if isinstance(text, tuple):  # which the encoder would read as a pair
+                raise TextError(f"text {i} is a tuple, expected a text (str)")
+        return encode(self.encoding(), items, batch_size, stride)
 
     def classify(self, texts: Text | Sequence[Text], *, batch_size: int = 32, stride: int | None = None) -> list[Classification]:
         """Labels with their probabilities, of texts or of pairs (tuples of two texts); a single one gives a list of one.
@@ -173,8 +182,8 @@ class Model:
         """
         from onnxport.runtime.tasks.classification import classify
 
-        many = [texts] if isinstance(texts, (str, tuple)) else listed(texts)
-        return classify(self.encoding(), many, batch_size, stride)
+        items = [texts] if isinstance(texts, tuple) else listed(texts, "texts", f"{TEXTS}, or of pairs of texts (tuples)")
+        return classify(self.encoding(), items, batch_size, stride)
 
     def answer(
         self,
@@ -196,8 +205,8 @@ class Model:
         """
         from onnxport.runtime.tasks.question_answering import answer
 
-        questions = [question] if isinstance(question, str) else listed(question)
-        contexts = [context] * len(questions) if isinstance(context, str) else listed(context)
+        questions = listed(question, "question", TEXTS)
+        contexts = [context] * len(questions) if isinstance(context, str) else listed(context, "context", TEXTS)
         if len(contexts) != len(questions):
             raise UsageError(f"context has {len(contexts)} entries, expected one for each of {len(questions)} questions, or one text")
         pairs = list(zip(questions, contexts, strict=True))
@@ -212,8 +221,7 @@ class Model:
         they are. top: also the so many most probable tokens in every place. batch_size: rows that are scored together, of like length.
         Errors: UsageError, TextError (also longer than the model), DataError (the model answers NaN).
         """
-        many = [inputs] if isinstance(inputs, str) else listed(inputs)
-        return self._scorer().score(many, [targets] if isinstance(targets, str) else listed(targets), top, batch_size)
+        return self._scorer().score(listed(inputs, "inputs"), listed(targets, "targets"), top, batch_size)
 
     def likelihoods(
         self, texts: str | Sequence[Input], *, window: int | None = None, stride: int | None = None, batch_size: int = 32
@@ -225,7 +233,7 @@ class Model:
         scores the tokens that the one before did not reach (transformers' documentation, "Perplexity of fixed-length models").
         Errors: as `score`.
         """
-        return self._scorer().likelihoods([texts] if isinstance(texts, str) else listed(texts), window, stride, batch_size)
+        return self._scorer().likelihoods(listed(texts, "texts"), window, stride, batch_size)
 
     def perplexity(
         self, texts: str | Sequence[Input], *, window: int | None = None, stride: int | None = None, batch_size: int = 32
@@ -237,13 +245,17 @@ class Model:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raw arrays in, raw arrays out, by name, for encoder and tensor bundles. DataError for a wrong name, dtype, rank or size."""
-        return self.encoding().run(inputs)
+        encoder = self.encoding()
+        if not isinstance(inputs, Mapping):
+            raise UsageError(f"inputs is {type(inputs).__name__}, expected arrays by name, as in {{'input_ids': array}}")
+        return encoder.run({str(name): _array(str(name), value) for name, value in inputs.items()})
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
         tokenizer = self._ready()._source()
         if tokenizer is None:
             raise TextError("the bundle has no tokenizer; give token ids")
+        check_text(text)
         return tokenizer.encode([text])[0]
 
     @property
@@ -300,8 +312,20 @@ class Model:
         return self
 
 
-def listed(value: Any) -> list[Any]:
-    """A list of what a caller gave as many. UsageError for what cannot be iterated."""
-    if not isinstance(value, (list, tuple, np.ndarray)) and not hasattr(value, "__iter__"):
-        raise UsageError(f"inputs is {type(value).__name__}, expected a text or a list of texts or of lists of token ids")
-    return list(value)
+TEXTS = "a text or a list of texts"
+
+
+def listed(value: Any, name: str, expected: str = f"{TEXTS} or of lists of token ids") -> list[Any]:
+    """A list of what a caller gave: a single text, or many inputs. UsageError for what is neither."""
+    return [value] if isinstance(value, str) else many(value, name, expected)
+
+
+def _array(name: str, value: object) -> np.ndarray:
+    """DataError for what is no array: lists of different lengths, objects."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{name} is {type(value).__name__}, expected an array ({one_line(error, 100)})") from None
+    if array.dtype.hasobject:
+        raise DataError(f"{name} is {type(value).__name__}, expected an array of numbers")
+    return array

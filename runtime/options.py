@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol, TypedDict
@@ -148,7 +148,7 @@ class Options:
             if name not in SearchOptions.__annotations__:
                 raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}")
         stop = options.get("stop")
-        texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(many(stop, "stop", "a text or a list of texts"))
         return cls(**{**options, "stop": texts, **more})
 
     @property
@@ -223,12 +223,30 @@ class Watch:
         self._timeout, self._cancel = timeout, cancel
         self._end = None if timeout is None else time.monotonic() + timeout
 
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, a little at least, so that they are a time limit again; None without one."""
+        return None if self._end is None else max(self._end - time.monotonic(), 1e-9)
+
     def check(self) -> None:
         """Raise Cancelled or GenerationTimeout when it is time to."""
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled("the generation was cancelled by its caller")
         if self._end is not None and time.monotonic() >= self._end:
             raise GenerationTimeout(f"the generation took more than {self._timeout} s; allow more time or fewer new tokens")
+
+
+def is_ordered(value: object) -> bool:
+    """Whether something holds items one after the other: a list, a tuple, an array, a generator; no text, bytes, mapping, set or table."""
+    kinds = (str, bytes, bytearray, memoryview, Mapping, Set)
+    return hasattr(value, "__iter__") and not isinstance(value, kinds) and not hasattr(value, "columns") and getattr(value, "ndim", 1) > 0
+
+
+def many(value: Any, name: str, expected: str) -> list[Any]:
+    """The items of what a caller gave as many; a set has no order, and a mapping or a table would give its names. UsageError."""
+    if not is_ordered(value):
+        raise UsageError(f"{name} is {type(value).__name__}, expected {expected}")
+    return list(value)
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnxport.runtime.native import native
 # token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.
 UNKNOWN_FROM, UNKNOWN_IS = "\ufdd2", "\ufdd4"
 
+LONGEST = 1 << 24  # characters of a text: nothing ends a tokenizer early, and more would take it minutes
 SHARED = 128  # tokens that neighbouring windows of a text share, at most half a window: the custom of question answering
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -142,6 +144,8 @@ def check_text(text: object) -> None:
     """TextError unless `text` is a str that UTF-8 can hold."""
     if not isinstance(text, str):
         raise TextError(f"input is {type(text).__name__}, expected text (str) or a list of token ids")
+    if len(text) > LONGEST:
+        raise TextError(f"text has {len(text)} characters, expected at most {LONGEST}; split it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -154,13 +158,22 @@ def check_ids(ids: Sequence[object], vocabulary: int | None, what: str = "token 
     """The ids as ints. TextError for one that is not a whole number (bool and float are not) or is outside the vocabulary."""
     checked = []
     for i in ids:
-        if isinstance(i, bool) or not hasattr(i, "__index__") or type(i).__name__ == "bool":
-            raise TextError(f"{what} {i!r} is {type(i).__name__}, expected a whole number")
-        number = int(i.__index__())
+        number = i if type(i) is int else _whole(i, what)
         if number < 0 or (vocabulary is not None and number >= vocabulary):
             raise TextError(f"{what} {number} is outside the vocabulary of {vocabulary}; ids go from 0 to {(vocabulary or 0) - 1}")
         checked.append(number)
     return checked
+
+
+def _whole(value: object, what: str) -> int:
+    """TextError for what is no whole number; truth values and arrays are none."""
+    kind = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    try:
+        if kind.startswith("bool") or getattr(value, "ndim", 0):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TextError(f"{what} {value!r:.60} is {type(value).__name__}, expected a whole number") from None
 
 
 class TextStream:

@@ -19,10 +19,11 @@ from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.sampling import Row, RowBatch, decode
 from onnxport.runtime.decode.scheduler import SharedBatch
-from onnxport.runtime.options import Options, Search, Watch
+from onnxport.runtime.options import Options, Search, Watch, is_ordered
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
 DEFAULT_NEW_TOKENS = 128
+AT_ONCE = 1 << 18  # characters that are tokenized between two looks at the clock
 
 Input = str | Sequence[int]
 
@@ -68,7 +69,7 @@ class Generator:
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
         search = options.resolve(self._config.search)
-        requests = self._requests(inputs, prefix, options, search)
+        requests = self._requests(inputs, prefix, options, search, watch)
         results = [self._empty() for _ in inputs]
         # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
         ordered = sorted(requests, key=lambda one: (-len(one.source), -len(one.prefix), one.index))
@@ -119,7 +120,7 @@ class Generator:
             raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
             raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
-        requests = self._requests([one], None if prefix is None else [prefix], options, search)
+        requests = self._requests([one], None if prefix is None else [prefix], options, search, watch)
         return Stream(self._pieces(requests, search, watch) if requests else iter([self._empty()]), ready)
 
     def _pieces(self, requests: list[Request], search: Search, watch: Watch) -> Iterator[str | Generation]:
@@ -129,17 +130,19 @@ class Generator:
                 yield row.piece
         yield self._of_row(row)
 
-    def _requests(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search) -> list[Request]:
+    def _requests(
+        self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search, watch: Watch
+    ) -> list[Request]:
         if prefix is not None and len(prefix) != len(inputs):
             raise UsageError(f"prefix has {len(prefix)} entries, expected one for each of {len(inputs)} inputs")
         if options.stop and self._target is None:
             raise UsageError("stop needs text, but the bundle has no tokenizer; stop at token ids yourself")
         seq2seq = self._config.kind == "seq2seq"
         vocabulary = self._config.source_vocab_size if seq2seq else self._config.vocab_size
-        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", special=True)
-        starts = (
-            [[]] * len(inputs) if prefix is None else self._ids(prefix, self._target, self._config.vocab_size, "prefix ", special=False)
-        )
+        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", True, watch)
+        starts: list[list[int]] = [[]] * len(inputs)
+        if prefix is not None:
+            starts = self._ids(prefix, self._target, self._config.vocab_size, "prefix ", False, watch)
         requests = []
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
@@ -147,16 +150,18 @@ class Generator:
                 requests.append(Request(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
         return requests
 
-    def _ids(self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool) -> list[list[int]]:
+    def _ids(
+        self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool, watch: Watch
+    ) -> list[list[int]]:
         texts: list[str] = []
         for i, one in enumerate(inputs):
-            if isinstance(one, str) or not hasattr(one, "__len__") or isinstance(one, (bytes, bytearray, dict)):
+            if not (is_ordered(one) and hasattr(one, "__len__")):
                 _located(check_text, one, where=what + _where(i, len(inputs)))
                 if one and tokenizer is None:
                     raise TextError(f"{what}{_where(i, len(inputs))}is text, but the bundle has no tokenizer; give token ids")
                 if one:
                     texts.append(str(one))
-        encoded = iter(tokenizer.encode(texts, special) if tokenizer is not None and texts else ())
+        encoded = _encoded(tokenizer, texts, special, watch) if tokenizer is not None else iter(())
         result = []
         for i, one in enumerate(inputs):
             if isinstance(one, str):
@@ -189,7 +194,8 @@ class Generator:
         total = self._config.max_total_tokens
         if total is not None and begun >= total:
             raise TextError(
-                f"{where}has {begun} tokens, and the model's own max_length of prompt and answer is {total}; give max_new_tokens, or shorten it"
+                f"{where}has {begun} tokens, and the model's own max_length of prompt and answer is {total}; "
+                "give max_new_tokens, or shorten it"
             )
         return None if total is None else total - begun
 
@@ -229,6 +235,19 @@ class Stream:
             self.result = part
             raise StopIteration
         return part
+
+
+def _encoded(tokenizer: TextTokenizer, texts: Sequence[str], special: bool, watch: Watch) -> Iterator[list[int]]:
+    """The ids of each text; nothing ends a tokenizer early, so it gets a part of them at a time."""
+    start = 0
+    while start < len(texts):
+        watch.check()
+        end, size = start + 1, len(texts[start])
+        while end < len(texts) and size + len(texts[end]) <= AT_ONCE:
+            size += len(texts[end])
+            end += 1
+        yield from tokenizer.encode(texts[start:end], special)
+        start = end
 
 
 def _where(index: int, count: int) -> str:

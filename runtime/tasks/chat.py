@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import BundleError, OnnxportError, TextError, one_line
 from onnxport.extras import require
+from onnxport.runtime.tokenizer import LONGEST
 
 Message = Mapping[str, Any]
 
@@ -56,14 +57,22 @@ class ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path}: cannot be read ({one_line(error, 200)}); export the model again") from None
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for the next answer. TextError: no messages, or what the template refuses."""
+    def render(self, messages: Sequence[Message], between: Callable[[], None] = lambda: None) -> str:
+        """The prompt for the next answer; `between` is called between its pieces, to end it early.
+
+        TextError: no messages, what the template refuses, or what is longer than any text may be.
+        """
         check(messages)
+        values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None, "add_generation_prompt": True}
+        pieces, size = [], 0
         try:
-            text: str = self._template.render(
-                messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True, **self._tokens
-            )
-            return text
+            for piece in self._template.generate(**values, **self._tokens):
+                between()
+                pieces.append(piece)
+                size += len(piece)
+                if size > LONGEST:
+                    raise TextError(f"the chat template gives more than {LONGEST} characters; shorten the messages")
+            return "".join(pieces)
         except OnnxportError:
             raise
         except Exception as error:  # a template can fail in any way

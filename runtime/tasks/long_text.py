@@ -59,7 +59,10 @@ def generate(
     for text in texts:
         check_text(text)
     segmenter = Segmenter(tokenizer, config.max_length or UNLIMITED, way)
-    cut = [segmenter.cut(str(text)) for text in texts]
+    cut = []
+    for text in texts:
+        watch.check()
+        cut.append(segmenter.cut(str(text)))
     if options.max_new_tokens is None and config.max_new_tokens is None and task != "summarization":
         options = replace(options, max_new_tokens=config.max_length or UNLIMITED)
     answers = iter(generator.generate([one.text for _, segments in cut for one in segments], None, options, watch))

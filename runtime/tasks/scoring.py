@@ -18,6 +18,7 @@ from onnxport.runtime.bundle.manifest import GenerationConfig
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Input
 from onnxport.runtime.decode.state import NO_IDS, DecoderState
+from onnxport.runtime.options import is_ordered
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 POSITIONS = 8192  # of a batch, what is read before counted: more take memory and are no faster
@@ -201,7 +202,7 @@ def _room(target: Sequence[int], top: int) -> Scored:
 
 def _ids(text: Input, tokenizer: TextTokenizer | None, vocabulary: int, where: str, special: bool) -> list[int]:
     try:
-        if not isinstance(text, str) and hasattr(text, "__len__") and not isinstance(text, (bytes, bytearray, dict)):
+        if is_ordered(text) and hasattr(text, "__len__"):
             return check_ids(text, vocabulary)
         check_text(text)
         if tokenizer is None:
