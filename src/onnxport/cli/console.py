@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -17,15 +18,34 @@ from rich.markup import escape
 from onnxport.errors import OnnxportError, OutputError
 from onnxport.progress import COUNTED
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end: a terminal obeys them
+_HIDDEN = re.compile(_CONTROL.pattern[:-1] + r"\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # what turns text around, and what is none
+
+
+def shown(text: str) -> str:
+    """The text with control characters as escapes (\\x1b): names of bundles, labels and files come from strangers."""
+    return _HIDDEN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
 
 def emit(text: str) -> None:
-    """One result on standard output."""
-    click.echo(text)
+    """One result on standard output, with control characters shown rather than sent."""
+    click.echo(shown(text))
+
+
+def emit_answer(text: str, end: str = "\n") -> None:
+    """An answer of a model, or a piece of one, on standard output: as it is, but on a terminal control characters are shown."""
+    sys.stdout.write((_CONTROL.sub(_escaped, text) if sys.stdout.isatty() else text) + end)  # click.echo would drop escapes from a pipe
+    sys.stdout.flush()
 
 
 def emit_json(value: object) -> None:
-    """One JSON object on standard output, on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON object on standard output, on one line. What JSON lets be and a terminal obeys is escaped; the values are the same."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    click.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 _CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -54,15 +74,15 @@ class StageLines:
     """Progress on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet.
 
     Of a stage with parts (see `progress.counted`) it tells how many of how many are done, the time spent and about how much remains: on a
-    terminal as it goes on, elsewhere every EVERY_S seconds.
+    terminal as it goes on, elsewhere every EVERY_S seconds. finished: a stage that has ended has a line.
     """
 
     EVERY_S = 10.0
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, finished: bool = True) -> None:
         from rich.console import Console
 
-        self.quiet = quiet
+        self.quiet, self.finished = quiet, finished
         self.console = Console(stderr=True, highlight=False)
         self.began = time.monotonic()
         self._status: Any = None
@@ -72,6 +92,7 @@ class StageLines:
     def __call__(self, stage: str) -> None:
         """Ends the stage under way and begins the next; goes on with it where only the number of its parts is new."""
         raise_again()
+        stage = shown(stage)
         counted = COUNTED.fullmatch(stage)
         name = counted["stage"] if counted else stage
         if not counted or self._stage is None or self._stage[0] != name:
@@ -102,7 +123,7 @@ class StageLines:
         if self._status is not None:
             self._status.stop()
             self._status = None
-        if self._stage is not None and not self.quiet:
+        if self._stage is not None and self.finished and not self.quiet:
             stage, began = self._stage
             self.console.print(f"{mark} {escape(stage)} [dim]({time.monotonic() - began:.1f} s)[/dim]", soft_wrap=True)
         self._stage = None
@@ -179,5 +200,5 @@ def _interrupted(error: BaseException | None) -> bool:
 def _complain(message: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = shown(" ".join(message.split()))
     click.echo(f"onnxport: {line}", err=True)

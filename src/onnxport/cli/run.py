@@ -2,12 +2,13 @@
 
 import os
 import select
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxport.cli.console import emit, emit_json
+from onnxport.cli.console import StageLines, emit_answer, emit_json
 from onnxport.cli.run_tasks import OTHER_OPTIONS, Task, generated, task_of
 from onnxport.errors import DataError, TextError, UsageError
 from onnxport.runtime import Model, load
@@ -31,6 +32,7 @@ def answer(
     out: Path | None,
     force: bool,
     as_json: bool,
+    quiet: bool = False,
     **options: Any,
 ) -> None:
     """Answer texts or arrays and print the results; every option is the command's.
@@ -54,7 +56,7 @@ def answer(
         elif "long" in options:
             _answer_long(model, texts, as_json, options)
         else:
-            _answer_all(model, task, texts, as_json, options)
+            _answer_all(model, task, texts, as_json, options, quiet)
 
 
 def _task_options(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
@@ -86,20 +88,34 @@ def _answer_lines(model: Model, task: Task, start: int, texts: list[str], option
             yield from _answer_lines(model, task, start + offset, [text], options)
 
 
-def _answer_all(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+def _answer_all(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any], quiet: bool) -> None:
     results: list[dict[str, Any]] = []
     answers = (
         iter(_answers(model, task, list(texts), options))
         if texts
-        else (answer for start, chunk in lines(standard_input()) for answer in _answer_lines(model, task, start, chunk, options))
+        else (answer for start, chunk in _counted(standard_input(), quiet) for answer in _answer_lines(model, task, start, chunk, options))
     )
     for result in answers:
         if as_json:
             results.append(result)
         else:
-            emit(task.format(result))
+            emit_answer(task.format(result))
     if as_json:
         emit_json({"results": results})
+
+
+def _counted(descriptor: int, quiet: bool) -> Iterator[tuple[int, list[str]]]:
+    """`lines`, with progress where standard input is a file, so that its length is known, and the answers are not on the screen already."""
+    size = os.fstat(descriptor).st_size if stat.S_ISREG(os.fstat(descriptor).st_mode) else 0
+    if quiet or not size or sys.stdout.isatty():
+        yield from lines(descriptor)
+        return
+    done = os.lseek(descriptor, 0, os.SEEK_CUR)
+    with StageLines(quiet, finished=False) as progress:
+        for start, chunk in lines(descriptor):
+            progress(f"answering, bytes of standard input ({done} of {size})")
+            yield start, chunk
+            done += sum(len(line.encode()) + 1 for line in chunk)
 
 
 def _answer_long(model: Model, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
@@ -110,7 +126,7 @@ def _answer_long(model: Model, texts: tuple[str, ...], as_json: bool, options: d
         emit_json({"results": results})
     else:
         for result in results:
-            emit(result["text"])
+            emit_answer(result["text"])
 
 
 def _stream(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
@@ -128,12 +144,11 @@ def _stream(model: Model, task: Task, texts: tuple[str, ...], as_json: bool, opt
                 if as_json:
                     emit_json({"index": index, "text": piece})
                 else:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    emit_answer(piece, end="")
             if as_json:
                 emit_json({"index": index, "result": generated(pieces.result)})
             else:
-                emit("")
+                emit_answer("")
 
 
 def standard_input() -> int:
