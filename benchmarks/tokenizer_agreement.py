@@ -38,7 +38,7 @@ def compare(folder: Path, texts: Sequence[str], side: str = "source") -> dict[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    made, _ = hugging_face(folder, kind)
+    made = hugging_face(folder, kind).by_side
     with tempfile.TemporaryDirectory() as place:
         sides = {}
         for name, data in made.items():

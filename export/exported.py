@@ -24,7 +24,7 @@ class Exported:
 
     graphs: role → standard ONNX. goldens: `case/name` → array. generation: of a model that generates. encoding: of an encoder of texts.
     tokenizers: `source` and `target` → bytes of a tokenizer.json. source_hashes: file, module or class → sha256. expected: role → fusion
-    rule → how often it must apply. settings: the model's settings, ready for JSON.
+    rule → how often it must apply. settings: the model's settings, ready for JSON. notes: what was left out or assumed, a sentence each.
     """
 
     name: str
@@ -41,3 +41,4 @@ class Exported:
     source_hashes: dict[str, str] = field(default_factory=dict)
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
         name = str(path)
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
+            raise CheckpointError(
+                f"{name} does not exist here, and nothing is fetched from a hub; "
+                f"run `hf download {name} --local-dir {path.name}`, then export {path.name}"
+            )
         raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
     if (kind := special(path.stat().st_mode)) is not None:
         raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
@@ -56,7 +62,11 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
 def read_folder(folder: Path, allow_pickle: bool) -> Source:
     """The Source of a folder with a config.json. CheckpointError lists the supported models where this one is none of them."""
     whole, folder = folder, transformer_folder(folder)
-    path = folder / "config.json"
+    path, adapter = folder / "config.json", folder / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        of = f"{base!r:.80}" if isinstance(base, str) and base else "a model that it does not name"
+        raise CheckpointError(f"{folder} holds an adapter of {of} ({adapter.name}); merge it into that model, save it and export that")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; known for now: {_KNOWN}")
     config = read_json(path)

@@ -12,6 +12,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export.adapters import Adapter, CausalLM, Encoder, Seq2Seq
 from onnxport.export.description import SelfDescribing
 from onnxport.export.exported import ChatTemplate
+from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.tokenizers.folder import tokenizer_bytes, vocabulary_problem
 
 
@@ -19,13 +20,15 @@ from onnxport.export.tokenizers.folder import tokenizer_bytes, vocabulary_proble
 class OnnxFile:
     """An ONNX file that was read without its external data, whose files are all there.
 
-    config: of a config.json beside it. encoding: what sentence-transformers' files beside it say of texts.
+    folders: where files beside it are looked for, in turn. config: of a config.json beside it. texts: what sentence-transformers' files
+    beside it say.
     """
 
     path: Path
     proto: onnx.ModelProto
     config: dict[str, Any]
-    encoding: dict[str, Any]
+    texts: TextSettings
+    folders: tuple[Path, ...] = ()
 
     @property
     def opset(self) -> int:
@@ -39,6 +42,7 @@ class Source:
 
     task: of the source itself, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
     bytes of a tokenizer.json. settings: the model's settings, ready for JSON. owned: nobody else holds the adapter's modules.
+    notes: what is left out or taken for something, a sentence each. assumed: such a sentence about the task, for callers that name none.
     """
 
     adapter: Adapter | SelfDescribing | OnnxFile
@@ -50,6 +54,8 @@ class Source:
     settings: dict[str, Any] = field(default_factory=dict)
     chat: ChatTemplate | None = None
     owned: bool = False
+    notes: tuple[str, ...] = ()
+    assumed: str | None = None
 
 
 def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """The exporter's stages: read the source, describe its model, and take one of the routes to standard graphs with golden answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from onnxport.export.exported import Exported
 from onnxport.export.pytorch.describe import describe
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.canonical import export_causal, export_encoder, export_seq2seq
-from onnxport.export.source import OnnxFile
+from onnxport.export.source import OnnxFile, Source
 from onnxport.export.trace.tracer import check_opset
 from onnxport.export.user_code import evaluating, one_thread
 from onnxport.progress import Progress
@@ -30,6 +31,13 @@ def export(
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
     found = resolve(source, allow_pickle)
+    exported = _routed(found, task, opset, opset_written, progress)
+    assumed = () if found.assumed is None or task is not None else (found.assumed,)
+    return replace(exported, notes=(*found.notes, *assumed, *exported.notes))
+
+
+def _routed(found: Source, task: str | None, opset: int | None, opset_written: int, progress: Progress) -> Exported:
+    """The source by its route."""
     match found.adapter:
         case OnnxFile() as file:
             from onnxport.export.routes.onnx import export_onnx

@@ -51,7 +51,8 @@ class EncoderGraph:
         self.by_token = frozenset(o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All outputs by name. DataError names what does not fit."""
+        """All outputs by name; without a mask every token counts, without token types all are 0. DataError names what does not fit."""
+        inputs = self._completed(inputs)
         absent, extra = [n for n in self.inputs if n not in inputs], [n for n in inputs if n not in self.inputs]
         if absent or extra:
             found = "lacks " + ", ".join(absent) if absent else "has unknown " + ", ".join(extra)
@@ -69,6 +70,16 @@ class EncoderGraph:
         except Exception as e:  # ONNX Runtime's errors share no base class
             raise DataError(f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together") from e
         return dict(zip(self.outputs, results, strict=True))
+
+    def _completed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs, with what models of transformers do without."""
+        if INPUT_IDS not in inputs:
+            return dict(inputs)
+        shape = np.shape(inputs[INPUT_IDS])
+        assumed = {ATTENTION_MASK: 1, TOKEN_TYPE_IDS: 0}
+        lacking = [name for name in assumed if name in self.inputs and name not in inputs]
+        made = {name: np.full(shape, assumed[name], NUMPY_TYPES.get(self.inputs[name].type, "int64")) for name in lacking}
+        return {**inputs, **made}
 
     def _check(self, name: str, array: np.ndarray) -> None:
         wanted = self.inputs[name]
@@ -118,6 +129,8 @@ class Encoder:
         if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
             raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
         pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
+        if self.config.lower:
+            pairs = [(text.lower(), None if pair is None else pair.lower()) for text, pair in pairs]
         most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
         found = []
         for i, ((text, pair), whole) in enumerate(zip(pairs, self.tokenizer.read(pairs), strict=True)):
@@ -144,6 +157,8 @@ class Encoder:
                 if TOKEN_TYPE_IDS in feeds and self.config.token_types:
                     feeds[TOKEN_TYPE_IDS][row, : lengths[i]] = encoding.type_ids
             outputs = self.run(feeds)
+            if odd := [name for name, array in outputs.items() if not array.ndim or len(array) != len(group)]:
+                raise BundleError(f"the model's {odd[0]} is {list(outputs[odd[0]].shape)} for {len(group)} texts; use run with arrays")
             for row, i in enumerate(group):
                 yield windows[i], {name: array[row] for name, array in outputs.items()}
 
@@ -170,7 +185,7 @@ def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[lis
 
 def _pair(text: Text) -> tuple[str, str | None]:
     """A text as one of a pair whose other is missing. TextError for what is neither, or empty."""
-    both = text if isinstance(text, (tuple, list)) else (text,)
+    both = text if isinstance(text, tuple) else (text,)
     if len(both) > 2 or not both:
         raise TextError(f"found {len(both)} texts, expected a text or a pair of texts")
     for one in both:

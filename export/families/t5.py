@@ -13,11 +13,12 @@ from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed, transposed
-from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional, read_keys
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.seq2seq import HuggingFaceSeq2Seq, Seq2SeqFamily
+from onnxport.export.sentence_transformers import TextSettings
 
 
 def _projections(word: str) -> str | None:
@@ -91,14 +92,14 @@ class T5Family(Seq2SeqFamily):
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(config, KEYS, IGNORED | KNOWN | DERIVED_KEYS)
+        _, _, problems = read_config(self.model_type, config, KEYS, IGNORED | KNOWN | DERIVED_KEYS)
         return problems + architecture_problems(config, self.classes)
 
     def vocabularies(self, config: Any) -> dict[str, int]:
         """Rows of the one table."""
         return {"source": config.vocab_size, "target": config.vocab_size}
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceT5:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> HuggingFaceT5:
         """The loaded model with what its decoding needs."""
         assert decoding is not None, "an encoder-decoder is decoded"
         return HuggingFaceT5(self, model, decoding.ids, decoding.search)

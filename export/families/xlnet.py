@@ -24,9 +24,8 @@ from onnxport.export.hugging_face.config_keys import ACTIVATIONS, always
 from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames, HuggingFaceEncoder
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersEncoder
-from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.tokenizers import special_tokens
-from onnxport.export.transformers_library import import_transformers
 
 LONGEST = 512  # tokens of a text where the folder has no limit: no config of XLNet does, and these are what it was trained with
 BEAMS = "XLNetForQuestionAnswering"
@@ -128,10 +127,10 @@ class XLNetFamily(EncoderFamily):
         mask = r"(^|\.)mask_emb$"
         return (mask,) if self.heads[self.class_name(config)] else (mask, r"^(?!transformer\.|word_embedding\.|layer\.)")
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> XLNetEncoder:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> XLNetEncoder:
         """The loaded model with the folder's settings of texts."""
         path = folder / special_tokens.FILES[0]
-        return XLNetEncoder(self, model, read_modules(folder), read_json(path) if path.is_file() else {})
+        return XLNetEncoder(self, model, texts, read_json(path) if path.is_file() else {})
 
 
 @dataclass(eq=False)
@@ -153,7 +152,7 @@ class XLNetEncoder(HuggingFaceEncoder):
         """Tokens of a text; transformers writes a huge number where none is meant."""
         stated = self.reading.get("model_max_length")
         longest = stated if type(stated) is int and 0 < stated <= LENGTH else LONGEST
-        return min(longest, self.encoding.get("max_length") or longest)
+        return min(longest, self.texts.max_length or longest)
 
     def describe(self) -> EncoderModel:
         """The model for the exporter."""
@@ -161,13 +160,8 @@ class XLNetEncoder(HuggingFaceEncoder):
         original = LeftPadded(self.model, list(named), by_token=any("sequence" in shape for shape in named.values()))
         model = super().describe()
         question_first = self.reading.get("padding_side", "left") == "right"
-        encoding = replace(model.encoding, token_types=self._has_token_types(), question_first=question_first)
+        encoding = replace(model.encoding, question_first=question_first)
         return replace(model, answer=original.answer, encoding=encoding)
-
-    def _has_token_types(self) -> bool:
-        """Whether transformers' tokenizer of this folder gives token types; without them all are alike."""
-        names = self.reading.get("model_input_names")
-        return "token_type_ids" in (import_transformers().XLNetTokenizer.model_input_names if names is None else names)
 
     def _types(self) -> int:
         return 3  # two texts and [CLS]; the class takes any

@@ -19,7 +19,7 @@ from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.encoder import OPTIONAL_TENSORS, text_encoding
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersEncoder
-from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.trace.tracer import Shapes
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 
@@ -32,6 +32,7 @@ TABLES = {
     "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "question-answering",
     "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "tensor",
 }
+DECODERS = {"MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": None}
 READS = ("input_ids", "attention_mask")
 UNSUPPORTED = {  # settings that another program than the class alone would have to follow
     "auto_map": "the folder's own code",
@@ -40,8 +41,11 @@ UNSUPPORTED = {  # settings that another program than the class alone would have
 }
 
 
-def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known: str) -> OtherEncoder:
-    """The family of a `model_type` that transformers knows and we do not. CheckpointError, with `known`: it is no encoder of texts."""
+def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known: str, embeds: bool = False) -> OtherEncoder:
+    """The family of a `model_type` that transformers knows and we do not. CheckpointError, with `known`: it is no encoder of texts.
+
+    embeds: a decoder is one too, by its hidden states, as sentence-transformers' files say.
+    """
     from transformers.models.auto import configuration_auto, modeling_auto
 
     def refuse(what: str) -> CheckpointError:
@@ -52,8 +56,9 @@ def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known
     transformers = import_transformers()
     if model_type not in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]:
         raise refuse(f"which transformers {transformers.__version__} does not know")
-    named = {table: getattr(modeling_auto, table).get(model_type) for table in TABLES}
-    classes = {name: TABLES[table] for table, found in named.items() for name in ([found] if isinstance(found, str) else found or [])}
+    tables = TABLES | (DECODERS if embeds else {})
+    named = {table: getattr(modeling_auto, table).get(model_type) for table in tables}
+    classes = {name: tables[table] for table, found in named.items() for name in ([found] if isinstance(found, str) else found or [])}
     base = named["MODEL_MAPPING_NAMES"]
     base = base if isinstance(base, str) or base is None else base[0]
     if base is None:
@@ -61,10 +66,13 @@ def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known
     with quiet(), refusing(where.parent):
         cls = getattr(transformers, base)
         model_config = cls.config_class.from_dict(dict(config))
+    for key in ("vocab_size", "hidden_size"):
+        if not isinstance(getattr(model_config, key, None), int):
+            raise refuse(f"whose configuration has no {key} of its own")
     if model_config.is_encoder_decoder:
         raise refuse("an encoder-decoder")
     masked, causal = (model_type in getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES") for kind in ("MASKED", "CAUSAL"))
-    if (causal and not masked) or getattr(model_config, "is_decoder", False):
+    if not embeds and ((causal and not masked) or getattr(model_config, "is_decoder", False)):
         raise refuse("a decoder")
     reads = inspect.signature(cls.forward).parameters
     if lacking := [name for name in READS if name not in reads]:
@@ -118,23 +126,24 @@ class OtherEncoder:
         """Rows of the one table."""
         return {"source": config.vocab_size, "target": config.vocab_size}
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> TracedEncoder:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> TracedEncoder:
         """The loaded model with the folder's settings of texts."""
-        return TracedEncoder(model, self.classes[type(model).__name__], read_modules(folder))
+        model.config.use_cache = False  # of decoders that embed: nothing comes after the text
+        return TracedEncoder(model, self.classes[type(model).__name__], texts)
 
 
 @dataclass(eq=False)
 class TracedEncoder:
-    """An encoder of texts of transformers, whatever is inside. task: of its head, None without one. encoding: see `read_modules`."""
+    """An encoder of texts of transformers, whatever is inside. task: of its head, None without one. texts: what the folder says."""
 
     model: Any
     task: str | None
-    encoding: Mapping[str, Any]
+    texts: TextSettings
 
     @property
     def max_length(self) -> int | None:
         """Tokens of a text: what the config says, no more than tables of positions hold behind the padding's row; None: no bound."""
-        bounds = [getattr(self.model.config, "max_position_embeddings", None), self.encoding.get("max_length")]
+        bounds = [getattr(self.model.config, "max_position_embeddings", None), self.texts.max_length]
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Embedding) and re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
                 bounds.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
@@ -169,5 +178,5 @@ class TracedEncoder:
             max_length=self.max_length,
             tasks=("embedding", "tensor") if self.task is None else tuple(dict.fromkeys((self.task, "tensor"))),
             types=self.types,
-            encoding=text_encoding(self.task, config, self.encoding),
+            encoding=text_encoding(self.task, config, self.texts),
         )

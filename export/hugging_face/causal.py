@@ -17,12 +17,13 @@ from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
-from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, optional, read_keys
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, optional
 from onnxport.export.description import CausalModel
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import TransformersCausal
+from onnxport.export.sentence_transformers import TextSettings
 
 ROTARY = ("default", "linear", "llama3", "yarn")  # rope types whose tables do not depend on the length of a text
 COMMON: dict[str, Key] = {
@@ -97,7 +98,7 @@ class CausalFamily:
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
+        _, _, problems = read_config(self.model_type, config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
         return problems + architecture_problems(config, self.classes)
 
     def class_name(self, config: Mapping[str, Any]) -> str:
@@ -116,7 +117,7 @@ class CausalFamily:
         """Rows of the one table."""
         return {"source": config.vocab_size, "target": config.vocab_size}
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceCausal:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> HuggingFaceCausal:
         """The loaded model with what its decoding needs."""
         assert decoding is not None, "a language model is decoded"
         return HuggingFaceCausal(self, model, decoding.ids, decoding.search)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,24 +15,14 @@ from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.canonical.load_weights import HeadParts, StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
-from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_keys
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
 from onnxport.export.description import EncoderModel
-from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems
+from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import TransformersEncoder
-from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.sentence_transformers import NEWER, OLDER, PROBLEMS, TextSettings, problem
 from onnxport.runtime.bundle.manifest import EncodingConfig
-
-PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
-IDENTITY = "torch.nn.modules.linear.Identity"  # as sentence-transformers names what a cross-encoder does to its logit
-
-
-def plain_scores(value: Any) -> str | None:
-    """What sentence-transformers notes of a cross-encoder: only a logit that stays as it is."""
-    known = value is None or (isinstance(value, dict) and value.get("activation_fn", IDENTITY) == IDENTITY)
-    return None if known else f"an activation_fn of {IDENTITY}"
-
 
 COMMON: dict[str, Key] = {
     "vocab_size": Key(integer(1, ROWS), None),
@@ -47,8 +37,7 @@ COMMON: dict[str, Key] = {
     "pruned_heads": always({}, None),
     "tie_encoder_decoder": always(False),
     "auto_map": always(None, {}),
-    "sentence_transformers": Key(plain_scores, None),
-    "sbert_ce_default_activation_function": always(None, IDENTITY),
+    **dict.fromkeys((NEWER, OLDER), Key(lambda value: None, None)),  # see `sentence_transformers.problem`
 }
 SIZED: dict[str, Key] = {  # as most families call them
     "hidden_size": Key(integer(1, WIDTH), None),
@@ -111,7 +100,7 @@ class EncoderFamily:
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        _, _, problems = read_keys(config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
+        _, _, problems = read_config(self.model_type, config, {**COMMON, **self.keys}, IGNORED | KNOWN | TRAINING)
         return problems + architecture_problems(config, [*self.heads, *self.bare])
 
     def class_name(self, config: Mapping[str, Any]) -> str:
@@ -134,38 +123,32 @@ class EncoderFamily:
         """Rows of the one table."""
         return {"source": config.vocab_size, "target": config.vocab_size}
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceEncoder:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> HuggingFaceEncoder:
         """The loaded model with the folder's settings of texts."""
-        return HuggingFaceEncoder(self, model, read_modules(folder))
+        return HuggingFaceEncoder(self, model, texts)
 
 
-def text_encoding(task: str | None, config: Any, modules: Mapping[str, Any]) -> EncodingConfig:
-    """How the runtime handles texts of a model for `task`, None for hidden states. modules: see `read_modules`.
+def text_encoding(task: str | None, config: Any, texts: TextSettings) -> EncodingConfig:
+    """How the runtime handles texts of a model for `task`, None for hidden states.
 
-    CheckpointError: labels that lack a number, or that cannot be told apart.
+    CheckpointError: labels that lack a number, or that cannot be told apart, or an activation that no bundle has.
     """
-    if task is None:
-        return EncodingConfig(pooling=modules.get("pooling", "mean"), normalize=modules.get("normalize", False))
+    found = texts.encoding(task)
     if task != "classification":
-        return EncodingConfig()
+        return found
     labels = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
     if not all(labels) or len(set(labels)) < len(labels):
         raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
-    return EncodingConfig(labels=tuple(labels), problem=problem(config.problem_type, len(labels)))
-
-
-def problem(problem_type: str | None, labels: int | None) -> str:
-    """EncodingConfig's name of a `problem_type` of transformers; by the number of labels where there is none."""
-    return PROBLEMS.get(str(problem_type)) or ("regression" if labels == 1 else "single")
+    return replace(found, labels=tuple(labels), problem=problem(config.to_dict(), len(labels)))
 
 
 @dataclass(eq=False)
 class HuggingFaceEncoder:
-    """A loaded encoder. encoding: pooling, normalize and max_length, see `read_modules`."""
+    """A loaded encoder. texts: what the folder says of them."""
 
     family: EncoderFamily
     model: Any
-    encoding: Mapping[str, Any]
+    texts: TextSettings
 
     @property
     def head(self) -> HeadNames | None:
@@ -177,7 +160,7 @@ class HuggingFaceEncoder:
         """Tokens of a text."""
         config = self.model.config
         rows = int(config.max_position_embeddings) - (int(config.pad_token_id) + 1 if self.family.counted else 0)
-        return min(rows, self.encoding.get("max_length") or rows)
+        return min(rows, self.texts.max_length or rows)
 
     def describe(self) -> EncoderModel:
         """The model for the exporter."""
@@ -195,7 +178,7 @@ class HuggingFaceEncoder:
             max_length=self.max_length,
             tasks=tasks,
             types=self._types(),
-            encoding=text_encoding(None if head is None else head.task, config, self.encoding),
+            encoding=text_encoding(None if head is None else head.task, config, self.texts),
         )
 
     def outputs(self) -> dict[str, tuple[int | str, ...]]:

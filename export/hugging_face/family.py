@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from onnxport.export.description import Model
+from onnxport.export.sentence_transformers import TextSettings
 
 
 class Decoding(NamedTuple):
@@ -63,5 +64,5 @@ class Family(Protocol):
     def vocabularies(self, config: Any) -> dict[str, int]:
         """Rows of the tables by `source` and `target`, from transformers' config."""
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> Adapter:
-        """An adapter around a loaded model; `decoding` is None for the kind "encoder". CheckpointError."""
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> Adapter:
+        """An adapter around a loaded model; `decoding` is None for the kind "encoder", `texts` are for that alone. CheckpointError."""

@@ -13,19 +13,20 @@ from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import read_json
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
+from onnxport.export.sentence_transformers import read_modules, score_notes
 from onnxport.export.source import Source
-from onnxport.export.tokenizers import chat_template
-from onnxport.export.tokenizers.folder import hugging_face, vocabulary_problem
+from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.export.weights import file_hash, read_hugging_face_weights, weight_problems
 
 Shapes = dict[str, list[int]]
 
 
-def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: bool) -> Source:
-    """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError."""
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
+def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path | None = None) -> Source:
+    """The folder as a Source. Errors: CheckpointError with all gaps of a stage at once (config, then everything else), UsageError.
+
+    whole: sentence-transformers' folder around it, None where it is itself.
+    """
     if problems := family.problems(config):
         raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
     transformers = import_transformers()
@@ -42,18 +43,46 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     problems = weight_problems(tensors, expected, optional)
     sizes = family.vocabularies(model_config)
     decoding, setting_problems = (None, []) if settings is None else _decoding(family, settings, sizes)
-    tokenizers, tokenizer_files = hugging_face(folder, family.model_type)
-    misfit = [problem for side, data in tokenizers.items() if (problem := vocabulary_problem(data, sizes[side], side))]
-    if problems := [*problems, *setting_problems, *misfit]:
+    tokenizers = hugging_face(folder, family.model_type)
+    if problems := [*problems, *setting_problems, *tokenizers.problems(sizes)]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths
     del files, tensors  # transformers reads them again
-    adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding)
-    template, template_files = chat_template.read(folder) if family.kind == "causal" and tokenizers else (None, [])
-    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizer_files, *template_files})}
+    texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
+    adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding, texts)
+    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})}
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
-    task = "tensor" if family.kind == "encoder" and not tokenizers else family.task(config)
-    return Source(adapter, folder.resolve().name, family.model_type, task, hashes, tokenizers, plain, template, owned=True)
+    task = "tensor" if family.kind == "encoder" and not tokenizers.by_side else family.task(config)
+    return Source(
+        adapter,
+        (whole or folder).resolve().name,
+        family.model_type,
+        task,
+        hashes,
+        tokenizers.by_side,
+        plain,
+        tokenizers.chat if family.kind == "causal" else None,
+        owned=True,
+        notes=(*tokenizers.notes, *generation_settings.not_obeyed(folder / "generation_config.json"), *_notes(family, config, model_config, task)),
+        assumed=f"task {task} is assumed from the model's class" if family.kind == "seq2seq" and task == "text2text" else None,
+    )
+
+
+def _notes(family: Family, config: dict[str, Any], model_config: Any, task: str | None) -> list[str]:
+    """What of the folder is left out, or taken for something that it does not say."""
+    taken, named = family.class_name(config), (config.get("architectures") or [None])[0]
+    notes = []
+    if named is None:
+        notes.append(f"config.json names no architectures: taken as {taken}, task {task}")
+    elif named != taken and family.kind == "encoder":
+        notes.append(f"the head of {named} is left out: the bundle has the hidden states of {taken}, task {task}")
+    elif named != taken:
+        notes.append(f"{named} has no head: it is taken as {taken}, whose head is its table of tokens, task {task}")
+    if task == "tensor" and family.task(config) != task:
+        notes.append("the folder has no tokenizer: the bundle takes token ids, task tensor")
+    if family.task(config) == "classification":
+        notes += score_notes(config, int(model_config.num_labels))
+    return notes
 
 
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
@@ -69,7 +98,9 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
     path = folder / "generation_config.json"
     own = path.is_file()
     if own:
-        if unknown := sorted(read_json(path).keys() - generation_settings.KNOWN):
+        default = transformers.GenerationConfig()
+        # what transformers' own class does not know, `generate` does not read either
+        if unknown := sorted(name for name in read_json(path).keys() - generation_settings.KNOWN if hasattr(default, name)):
             raise CheckpointError(f"{path}: {', '.join(unknown)} is not a known setting; remove it")
     else:
         path = folder / "config.json"

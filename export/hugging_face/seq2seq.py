@@ -19,6 +19,7 @@ from onnxport.export.description import Seq2SeqModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, config_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersSeq2Seq
+from onnxport.export.sentence_transformers import TextSettings
 
 SETTINGS = frozenset(
     """d_model encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
@@ -48,7 +49,7 @@ class Seq2SeqFamily:
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Everything in a config.json that the canonical model would not reproduce."""
-        return config_problems(config, self.keys, self.classes)
+        return config_problems(self.model_type, config, self.keys, self.classes)
 
     def class_name(self, config: Mapping[str, Any]) -> str:
         """The class that generates; a model without its head is loaded into it too."""
@@ -63,7 +64,7 @@ class Seq2SeqFamily:
         own = None if getattr(config, "share_encoder_decoder_embeddings", True) else config.decoder_vocab_size
         return {"source": config.vocab_size, "target": own or config.vocab_size}
 
-    def adapter(self, model: Any, folder: Path, decoding: Decoding | None) -> HuggingFaceSeq2Seq:
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> HuggingFaceSeq2Seq:
         """The loaded model with what its decoding needs."""
         assert decoding is not None, "an encoder-decoder is decoded"
         return HuggingFaceSeq2Seq(self, model, decoding.ids, decoding.search)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,15 @@ from onnxscript import version_converter
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.config_checks import read_json
-from onnxport.export.hugging_face.encoder import problem
-from onnxport.export.hugging_face.sentence_transformers import read_modules
+from onnxport.export.sentence_transformers import MODULES, problem, read_modules
 from onnxport.export.source import OnnxFile, Source
-from onnxport.export.tokenizers.folder import tokenizer_bytes
+from onnxport.export.tokenizers.folder import READY, FolderTokenizers, hugging_face
 from onnxport.export.user_code import silence
 from onnxport.export.weights import file_hash
 from onnxport.runtime.bundle.manifest import EncodingConfig
 
 FAMILY = "onnx"
+BESIDE = (".json", ".txt", ".model", ".jinja")  # what tokenizers are made of
 OLDEST = 18  # opset: reductions take their axes as an input from here on, as the nodes of int8 do
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOAT = ir.DataType.FLOAT
@@ -40,14 +43,27 @@ def read_onnx(path: Path) -> Source:
     def beside(name: str) -> Path:
         return next((folder / name for folder in (path.parent, above) if (folder / name).is_file()), path.parent / name)
 
-    tokenizers: dict[str, bytes] = {}
-    if beside("tokenizer.json").is_file():
-        data = tokenizer_bytes(beside("tokenizer.json"))
-        tokenizers = {"source": data, "target": data}
     config = read_json(beside("config.json")) if beside("config.json").is_file() else {}
-    file = OnnxFile(path, proto, config, read_modules(beside("modules.json").parent))
+    texts = read_modules(beside(MODULES).parent)
+    file = OnnxFile(path, proto, config, texts, tuple(dict.fromkeys((path.parent, above))))
     name = path.stem if path.stem != "model" else path.absolute().parent.name
-    return Source(file, name, FAMILY, hashes=hashes, tokenizers=tokenizers)
+    return Source(file, name, FAMILY, hashes=hashes)
+
+
+def tokenizers(file: OnnxFile) -> FolderTokenizers:
+    """The tokenizers beside the file, as transformers loads them; none without a tokenizer.json. CheckpointError."""
+    if not any((folder / READY).is_file() for folder in file.folders):
+        return FolderTokenizers()
+    kind = str(file.config.get("model_type", ""))
+    if len(file.folders) == 1:
+        return hugging_face(file.folders[0], kind)
+    with tempfile.TemporaryDirectory() as together:  # transformers reads one folder
+        for folder in reversed(file.folders):
+            for path in folder.iterdir():
+                if path.suffix in BESIDE and path.is_file():
+                    (link := Path(together) / path.name).unlink(missing_ok=True)
+                    link.symlink_to(path.resolve())
+        return hugging_face(Path(together), kind)
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -81,10 +97,12 @@ def _data_files(proto: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Path]
         if not name or not offset.isdigit() or not length.isdigit():
             raise CheckpointError(f"{path}: the external data of {tensor.name} is not described; export the model again")
         needed[name] = max(needed.get(name, 0), int(offset) + int(length))
-    folder = path.absolute().parent.resolve()
+    # a file's own folder, and where a link to it leads: a hub's cache has files and their data side by side, as links to one folder
+    folders = (path.absolute().parent.resolve(), path.resolve().parent)
     for name, size in sorted(needed.items()):
         file = path.parent / name
-        if not file.resolve().is_relative_to(folder):
+        inside = Path(os.path.normpath(file.absolute())).is_relative_to(path.absolute().parent)
+        if not inside or not any(file.resolve().is_relative_to(folder) for folder in folders):
             raise CheckpointError(f"{path} reads its weights from {name}, expected a file in its own folder; export the model again")
         if not file.is_file():
             raise CheckpointError(f"{path} needs {name}, which is not beside it; copy both into one folder")
@@ -129,23 +147,34 @@ def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) ->
     positions = config.get("max_position_embeddings")
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") and isinstance(positions, int):
         positions -= int(config.get("pad_token_id") or 0) + 1  # positions begin behind the padding's own
-    sizes: dict[str, Any] = {"max_length": file.encoding.get("max_length") or positions, "pad_id": int(config.get("pad_token_id") or 0)}
-    sizes["vocab_size"] = rows
-    if task == "embedding":
-        pooling, normalize = file.encoding.get("pooling", "mean"), file.encoding.get("normalize", False)
-        return EncodingConfig(**sizes, pooling=pooling, normalize=normalize)
+    pad = int(config.get("pad_token_id") or 0)
+    found = replace(file.texts.encoding(task), max_length=file.texts.max_length or positions, pad_id=pad, vocab_size=rows)
     if task == "classification":
         names = config.get("id2label")
         known = isinstance(names, dict) and labels is not None and set(names) == {str(i) for i in range(labels)}
         texts = tuple(str(names[str(i)]) for i in range(labels or 0)) if known and isinstance(names, dict) else ()
-        return EncodingConfig(**sizes, labels=texts, problem=problem(config.get("problem_type"), labels))
-    return EncodingConfig(**sizes)
+        return replace(found, labels=texts, problem=problem(config, labels))
+    return found
+
+
+def with_data(path: Path) -> ir.Model:
+    """The graph of a file whose external data has been checked: links are followed here, since onnx_ir follows none out of a folder."""
+    folder = path.absolute().parent
+    proto = onnx.load(str(path), load_external_data=False)
+    places = [entry for one in tensors(proto) for entry in one.external_data if entry.key == "location"]
+    files = {entry.value: (folder / entry.value).resolve() for entry in places}
+    base = os.path.commonpath([folder.resolve(), *(file.parent for file in files.values())])
+    for entry in places:
+        entry.value = os.path.relpath(files[entry.value], base)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, base)
+    return model
 
 
 def load(file: OnnxFile, opset: int | None) -> ir.Model:
     """The standard graph; its weights stay in their files until they are read. CheckpointError, UsageError (opset)."""
     try:
-        model = ir.load(str(file.path))
+        model = with_data(file.path)
         with silence():
             _plain(model)
             _convert(model, file, opset)

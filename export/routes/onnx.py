@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -9,9 +11,10 @@ from onnxport.errors import CheckpointError, UsageError
 from onnxport.export.exported import Exported
 from onnxport.export.onnx_file.inputs import Arrays, GraphInput, inputs_of
 from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
-from onnxport.export.onnx_file.read import encoding, is_half, load
+from onnxport.export.onnx_file.read import encoding, is_half, load, tokenizers
+from onnxport.export.sentence_transformers import has_modules, score_notes
 from onnxport.export.source import OnnxFile, Source
-from onnxport.export.tokenizers.folder import vocabulary_problem
+from onnxport.export.tokenizers.folder import FolderTokenizers
 from onnxport.graph.edit import dims
 from onnxport.progress import Progress
 
@@ -26,27 +29,31 @@ TASKS: dict[str, dict[str, int]] = {
 
 def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | None, progress: Progress) -> Exported:
     """Standard graph and golden answers of an ONNX file. Errors: UsageError (task, opset), CheckpointError (the file was refused)."""
-    original = Original(file.path, file.path)
+    original = Original.of(file.path)
     model = load(file, opset)
     inputs = inputs_of(model.graph)
     task = task or "tensor"
     _check_task(task, inputs, model.graph)
     progress("asking the original for golden answers")
     if is_half(file.proto):
-        as_it_came, original = original, Original.widened(model, file.path)
+        as_it_came, original = original, Original.rewritten(model, file.path)
         cases = goldens(original, inputs, progress)
         _check_half(as_it_came, cases)
     else:
         cases = goldens(original, inputs, progress)
     settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
-    config = None
+    config, found = None, FolderTokenizers()
+    notes: tuple[str, ...] = ()
     if task != "tensor":
         rows = next(entry.rows for entry in inputs if entry.name == "input_ids")
         labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
-        config = encoding(file, task, rows, labels)
-        for data in source.tokenizers.values():
-            if rows is not None and (problem := vocabulary_problem(data, rows, "source")):
-                raise CheckpointError(f"{problem}; put the model's own tokenizer.json beside {file.path.name}")
+        found = tokenizers(file)
+        if rows is not None and (problems := found.problems(dict.fromkeys(found.by_side, rows))):
+            raise CheckpointError(f"{problems[0]}; put the model's own tokenizer.json beside {file.path.name}")
+        token_types = found.gives_types
+        longest = file.texts.max_length or (found.longest if any(map(has_modules, file.folders)) else None)
+        config = encoding(replace(file, texts=replace(file.texts, token_types=token_types, max_length=longest)), task, rows, labels)
+        notes = (*found.notes, *(score_notes(file.config, labels) if task == "classification" else ()))
     return Exported(
         name=source.name,
         task=task,
@@ -56,9 +63,10 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         graphs={"model" if task == "tensor" else "encoder": model},
         goldens=cases,
         encoding=config,
-        tokenizers={} if task == "tensor" else source.tokenizers,
+        tokenizers=found.by_side,
         source_hashes=source.hashes,
         settings=settings,
+        notes=notes,
     )
 
 

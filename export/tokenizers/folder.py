@@ -2,66 +2,147 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from onnxport.errors import CheckpointError, one_line
-from onnxport.export.tokenizers import byte_level, marian, special_tokens
-from onnxport.export.transformers_library import import_transformers, quiet, refusing
+from onnxport.export.exported import ChatTemplate
+from onnxport.export.tokenizers import chat_template, library, marian, special_tokens
 from onnxport.runtime.tokenizer import UNKNOWN_FROM
 
+READY = "tokenizer.json"
 # files that transformers makes a tokenizer of
 FILES = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+SIDES = ("source", "target")
+MOST_IDS = 1 << 24
 
 
-def hugging_face(folder: Path, model_type: str) -> tuple[dict[str, bytes], list[Path]]:
-    """`source` and `target` → bytes of a tokenizer.json (equal where one serves both), and the files read.
+@dataclass(frozen=True)
+class FolderTokenizers:
+    """A folder's tokenizers as transformers loads them.
 
-    ({}, []) for a folder without tokenizer files. CheckpointError when they are damaged, disagree, or no tokenizer.json can say the same.
+    by_side: `source` and `target` → bytes of a tokenizer.json, equal where one serves both; {} without any. files: what was read.
+    gives_types: whether token types are given. longest: tokens of a text, as the folder states it. assumed: ids of tokens that no file has:
+    transformers' class adds them. chat: the template of conversations. notes: what a user should know.
     """
-    convert = {"marian": marian.convert, "bart": byte_level.convert}.get(model_type, convert_by_library)
-    ready = folder / "tokenizer.json"
+
+    by_side: dict[str, bytes] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    gives_types: bool = True
+    longest: int | None = None
+    assumed: frozenset[int] = frozenset()
+    chat: ChatTemplate | None = None
+    notes: tuple[str, ...] = ()
+
+    def problems(self, rows: dict[str, int]) -> list[str]:
+        """Why they do not fit tables of `rows` by side."""
+        found = [vocabulary_problem(data, rows[side], side, self.assumed) for side, data in self.by_side.items()]
+        return [problem for problem in found if problem]
+
+
+def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
+    """The tokenizers of a folder. CheckpointError: files are damaged, disagree, or no tokenizer.json can say what transformers reads."""
+    ready, data = folder / READY, None
     # transformers reads Marian's .spm files whatever else is there, so they are what counts where they are.
     pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
     if ready.is_file() and not pieces:
-        return dict.fromkeys(("source", "target"), _read(ready)), [ready]
-    made, files = convert(folder)
-    return {side: tokenizer.to_str().encode() for side, tokenizer in made.items()}, files
+        data = _read(ready)
+        by_side, files = dict.fromkeys(SIDES, data), [ready]
+    else:
+        by_side, files = _converted(folder, model_type)
+        if not files:
+            return FolderTokenizers()
+    settings = [folder / name for name in special_tokens.FILES if (folder / name).is_file()]
+    if data is not None and not settings and not (folder / "config.json").is_file():
+        return FolderTokenizers(by_side, (ready,))
+    try:
+        loaded = library.load(folder, model_type)
+    except CheckpointError:
+        if data is None or settings:
+            raise
+        return _alone(by_side, ready, f"transformers has no tokenizer for a {model_type} model with this file")
+    if data is not None and not settings and (other := _other_kind(loaded, data)):
+        return _alone(by_side, ready, f"transformers would make {other} of it", library.gives_types(loaded))
+    by_side = _as_loaded(folder, loaded, by_side)
+    template, template_files = chat_template.read(folder, loaded)
+    return FolderTokenizers(
+        by_side,
+        tuple(sorted({*files, *settings, *template_files})),
+        library.gives_types(loaded),
+        loaded.model_max_length if 0 < loaded.model_max_length < 2**31 else None,
+        _assumed(folder, loaded, files, settings),
+        template,
+    )
 
 
-def convert_by_library(folder: Path) -> tuple[dict[str, Tokenizer], list[Path]]:
-    """One tokenizer for both sides, and the files it came from. ({}, []) without any such file; CheckpointError else."""
+def _converted(folder: Path, model_type: str) -> tuple[dict[str, bytes | None], list[Path]]:
+    """By side what our own conversion makes of a folder without a tokenizer.json, None where transformers' own does; the files read."""
+    if model_type == "marian":
+        made, files = marian.convert(folder)
+        return {side: tokenizer.to_str().encode() for side, tokenizer in made.items()}, files
     found = [folder / name for name in FILES if (folder / name).is_file()]
-    if not found:
-        return {}, []
     alone = {path.name for path in found} & {"vocab.json", "merges.txt"}
     if len(alone) == 1:
         missing = "merges.txt" if "vocab.json" in alone else "vocab.json"
         raise CheckpointError(f"{folder} has no {missing}, which a byte-level BPE tokenizer needs; copy the whole folder")
-    transformers = import_transformers()
-    with quiet(), refusing(folder):
-        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        made = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(made, Tokenizer):
-        raise CheckpointError(
-            f"{folder} has a {type(loaded).__name__}, which cannot be written as a tokenizer.json; give a tokenizer.json instead"
-        )
-    made.no_padding()
-    made.no_truncation()
-    return dict.fromkeys(("source", "target"), made), sorted(
-        {*found, *(folder / n for n in special_tokens.FILES if (folder / n).is_file())}
-    )
+    return dict.fromkeys(SIDES), found
+
+
+def _as_loaded(folder: Path, loaded: Any, by_side: dict[str, bytes | None]) -> dict[str, bytes]:
+    """Tokenizers that say what transformers' says: those given where they do, else its own."""
+    own, result = library.written(loaded), {}
+    kind = type(loaded).__name__
+    for side, data in by_side.items():
+        if data is not None and own is not None and library.same(Tokenizer.from_str(data.decode()).to_str(), own):
+            result[side] = data
+            continue
+        candidate = data if own is None else own
+        if candidate is None:
+            raise CheckpointError(f"{folder} has a {kind}, which cannot be written as a tokenizer.json; give a tokenizer.json instead")
+        if found := library.difference(loaded, candidate, side):
+            raise CheckpointError(
+                f"{folder} has a {kind} of transformers that no tokenizer.json here can say: {one_line(found, 300)}; "
+                "save the folder again with its tokenizer's save_pretrained, or give a tokenizer.json that agrees"
+            )
+        result[side] = candidate
+    return result
+
+
+def _alone(by_side: dict[str, Any], ready: Path, why: str, gives_types: bool = True) -> FolderTokenizers:
+    """A tokenizer.json that nothing else says anything about, where transformers has no use for it."""
+    return FolderTokenizers(by_side, (ready,), gives_types, notes=(f"{READY} is taken as it is: {why}",))
+
+
+def _other_kind(loaded: Any, data: bytes) -> str | None:
+    """What transformers made of a tokenizer.json where that is another kind of tokenizer."""
+    made = library.backend(loaded)
+    kinds = type(Tokenizer.from_str(data.decode()).model).__name__, type(loaded if made is None else made.model).__name__
+    return None if kinds[0] == kinds[1] else f"{kinds[1]} where the file has {kinds[0]}"
+
+
+def _assumed(folder: Path, loaded: Any, files: list[Path], settings: list[Path]) -> frozenset[int]:
+    """Ids of added tokens that are in no file: the class names them itself."""
+    texts = "".join(path.read_text("utf-8", errors="replace") for path in [*files, *settings] if path.suffix in (".json", ".txt"))
+    return frozenset(i for i, token in loaded.added_tokens_decoder.items() if str(token) not in texts)
 
 
 def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-        Tokenizer.from_str(data.decode())
+        check_ids(Tokenizer.from_str(data.decode()))
     except Exception as e:  # the library raises bare Exception
         raise CheckpointError(f"{path} is not a usable tokenizer ({one_line(e)}); copy it again") from e
     return data
+
+
+def check_ids(tokenizer: Tokenizer) -> None:
+    """ValueError where a token's id is beyond all vocabularies: the library counts up to it when it writes the tokenizer."""
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest > MOST_IDS:
+        raise ValueError(f"it holds the token id {largest}, expected at most {MOST_IDS}")
 
 
 def tokenizer_bytes(value: Any) -> bytes:
@@ -74,17 +155,20 @@ def tokenizer_bytes(value: Any) -> bytes:
     except OSError as error:
         raise CheckpointError(f"tokenizer {path} cannot be read: {error.strerror}; give the path of a tokenizer.json") from error
     try:
-        Tokenizer.from_str(data.decode())
+        check_ids(Tokenizer.from_str(data.decode()))
     except Exception as error:
         raise CheckpointError(f"tokenizer {path} is not a tokenizer.json: {type(error).__name__}: {one_line(error)}") from error
     return data
 
 
-def vocabulary_problem(data: bytes, rows: int, side: str) -> str | None:
-    """Why a tokenizer does not fit a table of `rows`; None where it fits. Entries behind the mark of a converted tokenizer are no ids."""
+def vocabulary_problem(data: bytes, rows: int, side: str, assumed: frozenset[int] = frozenset()) -> str | None:
+    """Why a tokenizer does not fit a table of `rows`; None where it fits. Entries behind the mark of a converted tokenizer are no ids.
+
+    assumed: ids that may be beyond the table; a text that has them is refused when it is read.
+    """
     vocabulary = Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True)
     end = vocabulary.get(UNKNOWN_FROM)
-    largest = max((i for i in vocabulary.values() if end is None or i < end), default=-1)
+    largest = max((i for i in vocabulary.values() if i not in assumed and (end is None or i < end)), default=-1)
     if largest >= rows:
         return f"the {side} tokenizer has ids up to {largest} and the {side} vocabulary {rows} rows"
     return None

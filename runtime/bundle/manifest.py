@@ -113,6 +113,7 @@ class EncodingConfig:
     max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
     of several), "multi" or "regression". token_types: the model reads the token types that a tokenizer gives, else 0 for all; `kinds` in
     bundle.json. question_first: before its context, as models read it whose tokenizers pad on the right.
+    lower: texts are brought to small letters before the tokenizer sees them.
     """
 
     max_length: int | None = None
@@ -125,6 +126,7 @@ class EncodingConfig:
     problem: str = "single"
     token_types: bool = True
     question_first: bool = True
+    lower: bool = False
 
     def as_dict(self, task: str) -> dict[str, Any]:
         """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
@@ -307,6 +309,7 @@ def encoding(value: object) -> EncodingConfig:
         problem=r.get("problem", (str, type(None)), None) or ("regression" if len(labels) == 1 else "single"),
         token_types=r.get("kinds", bool, True),
         question_first=r.get("question_first", bool, True),
+        lower=r.get("lower", bool, False),
     )
     for name, value, known in (("pooling", config.pooling, POOLINGS), ("problem", config.problem, PROBLEMS)):
         if value not in known:

@@ -144,6 +144,7 @@ def export(
     SOURCE is a folder with config.json and weights, package.module:factory, or model.onnx.
     """
     from onnxport.build import build
+    from onnxport.cli.overview import notes
 
     with StageLines(quiet) as progress:
         bundle = build(
@@ -160,7 +161,10 @@ def export(
             force=force,
             progress=progress,
         )
-    _show_bundle(bundle, as_json)
+    if not quiet:
+        for note in notes(bundle):
+            click.echo(f"note: {note}", err=True)
+    _show_bundle(bundle, as_json, with_notes=False)
 
 
 @command("""
@@ -252,7 +256,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
     """
     from onnxport.cli.run import answer
 
-    answer(bundle, text, **options)
+    answer(bundle, text, quiet=quiet, **options)
 
 
 @command("""
@@ -400,13 +404,13 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
         emit(render(findings))
 
 
-def _show_bundle(bundle: Bundle, as_json: bool) -> None:
+def _show_bundle(bundle: Bundle, as_json: bool, with_notes: bool = True) -> None:
     from onnxport.cli.overview import overview, summary
 
     if as_json:
         emit_json(summary(bundle))
     else:
-        emit(overview(bundle))
+        emit(overview(bundle, with_notes))
 
 
 def main() -> None:

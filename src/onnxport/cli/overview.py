@@ -6,22 +6,33 @@ from typing import Any
 from onnxport.runtime.bundle.manifest import Variant
 from onnxport.runtime.bundle.reader import Bundle
 
+SCORES = {"single": "softmax of the logits", "multi": "sigmoid of each logit", "regression": "the logits as they are"}
+
 
 def summary(bundle: Bundle) -> dict[str, Any]:
     """The manifest as it is written, with the bundle's folder."""
     return {"path": str(bundle.path), **bundle.manifest.as_dict()}
 
 
-def overview(bundle: Bundle) -> str:
-    """A table of the variants, below lines about the model and what the bundle was made with."""
+def notes(bundle: Bundle) -> list[str]:
+    """What the export left out or assumed, a sentence each."""
+    found = bundle.provenance.get("notes")
+    return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
+
+
+def overview(bundle: Bundle, with_notes: bool = True) -> str:
+    """A table of the variants, below lines about the model, what the bundle was made with, and its notes."""
     provenance, generation = bundle.provenance, bundle.generation
-    versions = provenance.get("versions") or {}
+    versions = found if isinstance(found := provenance.get("versions"), dict) else {}
     lines = [f"{bundle.name}  {bundle.task}, {bundle.family}, {provenance.get('route')} route, opset {provenance.get('opset')}"]
     if versions:
         lines.append("made with " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     if generation is not None:
         shown = ("layers", "kv_heads", "head_size", "vocab_size", "max_length")
         lines.append("decoder: " + ", ".join(f"{name.replace('_', ' ')} {getattr(generation, name)}" for name in shown))
+    if bundle.task == "classification":
+        lines.append(f"scores: {SCORES[bundle.encoding.problem]}")
+    lines += [f"note: {note}" for note in notes(bundle) if with_notes]
     base = bundle.variants["fp32"].bytes if "fp32" in bundle.variants else None
     longest = max(10, *(len(name) + 2 for name in bundle.variants))
     row = f"{{:<{longest}}}" + "{:>11}{:>9}{:>10}{:>12}{:>13}  {}"

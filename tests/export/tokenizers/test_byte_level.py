@@ -62,7 +62,8 @@ def make(folder: Path, kind: str) -> Path:
 def test_ids_and_text_are_those_of_bart_tokenizer(tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     folder = make(tmp_path / "model", kind)
-    made, files = hugging_face(folder, "bart")
+    found = hugging_face(folder, "bart")
+    made, files = found.by_side, list(found.files)
     assert made["source"] == made["target"]
     assert {"vocab.json", "merges.txt"} < {path.name for path in files}
     (tmp_path / "tokenizer.json").write_bytes(made["source"])
@@ -76,22 +77,21 @@ def test_ids_and_text_are_those_of_bart_tokenizer(tmp_path: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("model_type", ["bart", "gpt2"])
-def test_a_tokenizer_json_is_taken_as_it_is(tmp_path: Path, model_type: str) -> None:
-    data = hugging_face(make(tmp_path, "plain"), "bart")[0]["source"] + b"\n"
+def test_a_tokenizer_json_that_says_what_the_class_says_is_taken_as_it_is(tmp_path: Path, model_type: str) -> None:
+    data = hugging_face(make(tmp_path, "plain"), "bart").by_side["source"] + b"\n"
     (tmp_path / "tokenizer.json").write_bytes(data)
-    made, files = hugging_face(tmp_path, model_type)
-    assert made == {"source": data, "target": data}
-    assert files == [tmp_path / "tokenizer.json"]
+    found = hugging_face(tmp_path, model_type)
+    assert found.by_side == {"source": data, "target": data}
+    assert found.files == (tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json")
 
 
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
         ("merges.txt", None, "has no merges.txt"),
-        ("merges.txt", b"a b c\n", "expected two tokens"),
-        ("merges.txt", b"\xc4\xa0 nothing-such\n", "disagree"),
+        ("merges.txt", b"a b c\n", "transformers refuses"),
+        ("merges.txt", b"\xc4\xa0 nothing-such\n", "transformers refuses"),
         ("tokenizer.json", b"{}", "not a usable tokenizer"),
-        ("added_tokens.json", b'{"<mask>": 7}', "the vocabulary says 4"),
     ],
 )
 def test_damaged_and_disagreeing_files_are_refused_in_one_line(tmp_path: Path, name: str, data: bytes | None, expected: str) -> None:

@@ -50,7 +50,8 @@ def test_ids_and_text_are_those_of_transformers(tmp_path: Path, family: str) -> 
     import transformers
 
     folder = make(tmp_path / "model", family)
-    made, files = hugging_face(folder, family)
+    found = hugging_face(folder, family)
+    made, files = found.by_side, list(found.files)
     assert made["source"] == made["target"] and folder / "tokenizer_config.json" in files
     assert {"tokenizer.model"} if family == "llama" else {"vocab.json", "merges.txt"} < {path.name for path in files}
     (tmp_path / "tokenizer.json").write_bytes(made["source"])
@@ -66,7 +67,7 @@ def test_llama_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
     import sentencepiece
 
     folder = make(tmp_path / "model", "llama")
-    made, _ = hugging_face(folder, "llama")
+    made = hugging_face(folder, "llama").by_side
     (tmp_path / "tokenizer.json").write_bytes(made["source"])
     tokenizer = TextTokenizer(tmp_path / "tokenizer.json")
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -96,25 +97,25 @@ def test_a_folder_carries_its_chat_template(tmp_path: Path) -> None:
     make(folder, "gpt2", chat_template=TEMPLATE, bos_token="<|endoftext|>", eos_token={"__type": "AddedToken", "content": "<|endoftext|>"})
     (folder / "config.json").write_text(json.dumps(config))
     found = resolve(folder)
-    assert found.chat == chat_template.ChatTemplate(TEMPLATE, dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>"))
+    assert found.chat == chat_template.ChatTemplate(TEMPLATE, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"))
     assert {"vocab.json", "merges.txt", "tokenizer_config.json"} <= found.hashes.keys()
 
 
 def test_where_a_chat_template_may_be(tmp_path: Path) -> None:
-    assert chat_template.read(tmp_path) == (None, [])
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps({"pad_token": None, "eos_token": "</s>"}))
-    assert chat_template.read(tmp_path) == (None, [])
+    def template() -> chat_template.ChatTemplate | None:
+        return hugging_face(folder, "gpt2").chat
+
+    folder = make(tmp_path / "model", "gpt2")
+    assert template() is None
     several = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
-    config.write_text(json.dumps({"pad_token": None, "eos_token": "</s>", "chat_template": several}))
-    assert chat_template.read(tmp_path) == (chat_template.ChatTemplate("d", {"eos_token": "</s>"}), [config])
-    (own := tmp_path / "chat_template.jinja").write_text("own")
-    assert chat_template.read(tmp_path) == (chat_template.ChatTemplate("own", {"eos_token": "</s>"}), [config, own])
-    (mapped := tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<s>"}}))
-    assert chat_template.read(tmp_path) == (
-        chat_template.ChatTemplate("own", {"bos_token": "<s>", "eos_token": "</s>"}),
-        [config, mapped, own],
-    )
-    config.write_text(json.dumps({"chat_template": 3}))
+    names = {"eos_token": "</s>", "extra_special_tokens": {"turn_token": "<turn>"}}
+    make(folder, "gpt2", chat_template=several, **names)
+    tokens = {"bos_token": "<|endoftext|>", "eos_token": "</s>", "turn_token": "<turn>", "unk_token": "<|endoftext|>"}
+    assert template() == chat_template.ChatTemplate("d", tokens)
+    (own := folder / "chat_template.jinja").write_text("own")
+    assert template() == chat_template.ChatTemplate("own", tokens)
+    assert own in hugging_face(folder, "gpt2").files
+    own.unlink()
+    make(folder, "gpt2", chat_template=3)
     with pytest.raises(CheckpointError, match="chat_template that is int"):
-        chat_template.read(tmp_path)
+        template()

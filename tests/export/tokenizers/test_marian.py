@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnxport.errors import CheckpointError
-from onnxport.export.tokenizers.folder import hugging_face
+from onnxport.export.tokenizers.folder import FolderTokenizers, hugging_face
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer
 from support import tokenizer_folders as spm
 from support.paths import EXAMPLE
@@ -110,7 +110,7 @@ def drop_pieces(folder: Path) -> None:
 
 
 def converted(folder: Path, place: Path, model_type: str = "marian") -> dict[str, TextTokenizer]:
-    made, _ = hugging_face(folder, model_type)
+    made = hugging_face(folder, model_type).by_side
     for side, data in made.items():
         (place / f"{side}.json").write_bytes(data)
     return {side: TextTokenizer(place / f"{side}.json") for side in made}
@@ -157,26 +157,34 @@ def test_pieces_of_a_stream_join_to_the_decoded_text(tmp_path: Path, kind: str) 
 
 def test_the_bytes_are_the_same_every_time_and_files_are_named(tmp_path: Path) -> None:
     folder = make(tmp_path, "unigram")
-    first, files = hugging_face(folder, "marian")
-    assert first == hugging_face(folder, "marian")[0]
+    found = hugging_face(folder, "marian")
+    first, files = found.by_side, found.files
+    assert first == hugging_face(folder, "marian").by_side
     assert sorted(path.name for path in files) == ["source.spm", "target.spm", "tokenizer_config.json", "vocab.json"]
     assert first["source"] != first["target"]
     (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
-    shared, _ = hugging_face(folder, "marian")
+    shared = hugging_face(folder, "marian").by_side
     assert shared["source"] == shared["target"] == first["source"]
 
 
 def test_a_bare_tokenizer_json_is_used_where_a_marian_folder_has_no_spm_files(tmp_path: Path) -> None:
     folder = make(tmp_path, "unigram")
-    made, files = hugging_face(folder, "marian")
+    found = hugging_face(folder, "marian")
+    made = found.by_side
     ready = folder / "tokenizer.json"
     ready.write_bytes(made["target"])
-    assert hugging_face(folder, "marian") == (made, files)  # the .spm files go first
+    assert hugging_face(folder, "marian") == found  # the .spm files go first
     (folder / "source.spm").unlink()
     with pytest.raises(CheckpointError, match=r"has no source\.spm"):
         hugging_face(folder, "marian")
     (folder / "target.spm").unlink()
-    assert hugging_face(folder, "marian") == ({"source": made["target"], "target": made["target"]}, [ready])
+    (folder / "tokenizer_config.json").unlink()
+    alone = hugging_face(folder, "marian")
+    assert alone.by_side == {"source": made["target"], "target": made["target"]} and alone.files == (ready,)
+    (folder / "config.json").write_text('{"model_type": "marian"}')
+    known = hugging_face(folder, "marian")
+    assert known.by_side == alone.by_side
+    assert known.notes == ("tokenizer.json is taken as it is: transformers has no tokenizer for a marian model with this file",)
     ready.write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a usable tokenizer"):
         hugging_face(folder, "marian")
@@ -184,7 +192,7 @@ def test_a_bare_tokenizer_json_is_used_where_a_marian_folder_has_no_spm_files(tm
 
 @pytest.mark.parametrize("kind", ["marian", "bart", "gpt2"])
 def test_a_folder_without_tokenizer_files_has_none(tmp_path: Path, kind: str) -> None:
-    assert hugging_face(tmp_path, kind) == ({}, [])
+    assert hugging_face(tmp_path, kind) == FolderTokenizers()
 
 
 def test_damaged_and_disagreeing_files_are_refused_in_one_line(tmp_path: Path) -> None:

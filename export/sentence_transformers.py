@@ -1,0 +1,172 @@
+"""What sentence-transformers' files in a folder say of texts: pooling, normalization, the longest text, small letters, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import read_json
+from onnxport.runtime.bundle.manifest import EncodingConfig
+
+MODULES = "modules.json"
+POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+OTHER_POOLINGS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in KINDS)  # the first that is there counts
+PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
+NEWER, OLDER = "sentence_transformers", "sbert_ce_default_activation_function"  # keys of config.json
+# what a cross-encoder does to its logits → `problem` of one label, of several
+ACTIVATIONS = {
+    "Identity": ("regression", "single"),  # of several labels classify gives the softmax, as `predict(apply_softmax=True)`
+    "Sigmoid": ("multi", "multi"),
+    "Softmax": (None, "single"),
+}
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts of a folder become answers. pooling: None where nothing says; max_length: None for what the model can.
+
+    token_types: the tokenizer gives them. lower: texts are lowered first.
+    """
+
+    pooling: str | None = None
+    normalize: bool = False
+    max_length: int | None = None
+    token_types: bool = True
+    lower: bool = False
+
+    def encoding(self, task: str | None) -> EncodingConfig:
+        """The bundle's settings, but for labels and sizes; task None: hidden states."""
+        config = EncodingConfig(token_types=self.token_types, lower=self.lower)
+        return replace(config, pooling=self.pooling or "mean", normalize=self.normalize) if task in (None, "embedding") else config
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the Transformer of a folder is: in older layouts below it, such as in 0_Transformer. CheckpointError."""
+    path = folder / MODULES
+    modules = read_json(path, list) if path.is_file() else []
+    place = next((str(module.get("path", "")) for module in modules if _kind(module) == "Transformer"), "")
+    if place and not (folder / place).resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path} has its Transformer in {place!r:.60}, expected a folder below it; copy the whole folder")
+    return folder / place if place and (folder / place / "config.json").is_file() else folder
+
+
+def read_modules(folder: Path, token_types: bool = True, longest: int | None = None) -> TextSettings:
+    """The settings of a folder, whose Transformer is in `transformer_folder(folder)`. CheckpointError: what a bundle cannot do.
+
+    token_types, longest: of the tokenizer, whose longest text counts where sentence-transformers' own files have none.
+    A folder without modules.json has no pooling: sentence-transformers then takes the mean of all tokens, not normalized.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return TextSettings(token_types=token_types)
+    settings = TextSettings(token_types=token_types)
+    for module in read_json(path, list):
+        settings = _module(module, path, settings)
+    _check_prompt(folder / "config_sentence_transformers.json")
+    found = next((file for name in SETTINGS if (file := transformer_folder(folder) / name).is_file()), None)
+    return replace(settings, max_length=longest) if found is None else _own_settings(found, settings, longest)
+
+
+def has_modules(folder: Path) -> bool:
+    """Whether a folder is sentence-transformers' own, with a pooling."""
+    path = folder / MODULES
+    return path.is_file() and any(_kind(module) == "Pooling" for module in read_json(path, list))
+
+
+def _kind(module: Any) -> str:
+    return str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
+
+
+def _module(module: Any, path: Path, settings: TextSettings) -> TextSettings:
+    """The settings with those of one module in modules.json."""
+    if not isinstance(module, dict):
+        raise CheckpointError(f"{path} holds {module!r:.40}, expected objects with type and path; copy it again")
+    kind = _kind(module)
+    if kind == "Pooling":
+        return replace(settings, pooling=_pooling(path.parent / str(module.get("path", "")) / "config.json"))
+    if kind == "Normalize":
+        return replace(settings, normalize=True)
+    if kind == "Transformer":
+        return settings
+    raise CheckpointError(f"{path} has a {kind} module, expected Transformer, Pooling and Normalize; export its Transformer alone")
+
+
+def _pooling(path: Path) -> str:
+    config = read_json(path)
+    modes = [name for name in (*POOLINGS, *OTHER_POOLINGS) if config.get(name) is True]
+    mode = config.get("pooling_mode")  # newer files name it
+    if not modes and mode in ("mean", "cls", "lasttoken"):
+        return {"lasttoken": "last"}.get(str(mode), str(mode))
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        known = ", ".join(POOLINGS)
+        raise CheckpointError(f"{path} pools by {' and '.join(modes) or mode!r}, expected one of {known}; export as --task tensor")
+    return POOLINGS[modes[0]]
+
+
+def _own_settings(path: Path, settings: TextSettings, longest: int | None) -> TextSettings:
+    """The settings with max_seq_length and do_lower_case."""
+    config = read_json(path)
+    stated = config.get("max_seq_length")
+    if stated is not None and (type(stated) is not int or stated < 1):
+        raise CheckpointError(f"{path}: max_seq_length is {stated!r:.40}, expected a number of tokens from 1")
+    return replace(settings, max_length=longest if stated is None else stated, lower=config.get("do_lower_case") is True)
+
+
+def _check_prompt(path: Path) -> None:
+    """CheckpointError where texts get a prompt by default."""
+    config = read_json(path) if path.is_file() else {}
+    name = config.get("default_prompt_name")
+    if name is not None and (config.get("prompts") or {}).get(name) != "":
+        raise CheckpointError(
+            f"{path}: default_prompt_name is {name!r:.40}, expected null: a bundle puts nothing before texts; do it yourself"
+        )
+
+
+def activation(config: Mapping[str, Any]) -> str | None:
+    """The name of what a cross-encoder's config.json does to its logits, without torch's module; None where it says nothing."""
+    newer = config.get(NEWER)
+    stated = newer.get("activation_fn") if isinstance(newer, Mapping) else None
+    stated = config.get(OLDER) if stated is None else stated
+    return None if stated is None else str(stated).removeprefix("torch.nn.modules.").rpartition(".")[2]
+
+
+def activation_problems(config: Mapping[str, Any]) -> list[str]:
+    """What is stated of an activation and cannot be done."""
+    stated = activation(config)
+    if stated is None or stated in ACTIVATIONS:
+        return []
+    key = OLDER if config.get(OLDER) is not None else f"{NEWER}.activation_fn"
+    return [f"{key} is {stated!r:.60}, expected {', '.join(ACTIVATIONS)} of torch.nn"]
+
+
+def score_notes(config: Mapping[str, Any], labels: int | None) -> list[str]:
+    """What is assumed of a classifier's scores."""
+    stated, kind = activation(config), config.get("problem_type")
+    if labels == 1 and stated is None and kind not in PROBLEMS:
+        return ["config.json does not say what its single logit means: the score is its sigmoid, as in CrossEncoder"]
+    if labels != 1 and stated == "Identity":
+        return ["its activation is Identity and it has several labels: scores are the softmax of the logits, not the logits"]
+    return []
+
+
+def problem(config: Mapping[str, Any], labels: int | None) -> str:
+    """EncodingConfig's name of what logits mean. CheckpointError: a stated activation that a bundle does not have.
+
+    A stated activation counts, then `problem_type`. A single label of which nothing is said is a score between 0 and 1, by the sigmoid: so
+    do sentence-transformers' CrossEncoder and transformers' pipeline.
+    """
+    stated = activation(config)
+    if problems := activation_problems(config):
+        raise CheckpointError("config.json: " + "; ".join(problems))
+    if stated is not None:
+        found = ACTIVATIONS[stated][0 if labels == 1 else 1]
+        if found is None:
+            raise CheckpointError(f"config.json: the activation {stated} of a single label is always 1, expected Sigmoid or Identity")
+        multi = stated == "Identity" and config.get("problem_type") == "multi_label_classification" and labels != 1
+        return "multi" if multi else found
+    return PROBLEMS.get(str(config.get("problem_type"))) or ("multi" if labels == 1 else "single")
