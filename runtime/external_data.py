@@ -60,7 +60,7 @@ def out_of_reach(graph: Path) -> dict[str, Path]:
 
 def _location(data: bytes, start: int, end: int) -> set[str]:
     """The values of an entry that says "location": the last one counts, but no reader need agree on that."""
-    keys, values = set(), set()
+    keys, values = set[bytes](), set[bytes]()
     for number, begin, stop in _parts(data, start, end):
         if number in (1, 2):
             (keys if number == 1 else values).add(data[begin:stop])

@@ -12,8 +12,9 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from onnxport.errors import BundleError, one_line
 from onnxport.files import open_regular, read_regular
@@ -166,7 +167,7 @@ class Bundle:
         self._check_hash(name, digest)
 
     @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[BinaryIO]:
+    def _opened(self, name: str) -> Iterator[BufferedReader]:
         """A listed file, open, with its size right. BundleError."""
         wanted = self.files[name].bytes
         try:
@@ -184,7 +185,7 @@ class Bundle:
         if digest.hexdigest() != self.files[name].sha256:
             raise BundleError(f"{self.path}: {name} has changed, its SHA-256 is not the one in {MANIFEST}; copy or export the bundle again")
 
-    def _check_graph(self, name: str, file: BinaryIO, verify: bool) -> None:
+    def _check_graph(self, name: str, file: BufferedReader, verify: bool) -> None:
         """Check that a graph reads its weights from listed files alone, and its hash."""
         if self.files[name].bytes > MOST_OF_GRAPH:
             raise BundleError(

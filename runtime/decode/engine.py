@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class Engine:
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self._check_decoder(variant)
         self._check_sizes(variant)
+        self._check_encoder(variant)
         self.past, self.present = (interface.cache_names(prefix, self.config.layers) for prefix in (interface.PAST, interface.PRESENT))
         found = self.inputs[self.past[0]].type
         if found not in NUMPY_TYPES:
@@ -83,14 +84,7 @@ class Engine:
             raise BundleError(
                 f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export again"
             )
-        crossed = [] if self.encoder is None else [value for value in self.encoder.get_outputs() if value.name.startswith(interface.CROSS)]
-        for value in crossed:
-            fixed = value.shape[1::2]
-            if len(value.shape) != 4 or not all(isinstance(size, int) and 0 < size <= MOST_OF_A_HEAD for size in fixed):
-                raise BundleError(
-                    f"variant {variant.name}: the encoder's {value.name} is {value.shape}, expected [any, heads, any, size]; export again"
-                )
-        wanted = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
+        wanted: list[tuple[Any, tuple[int | None, ...]]] = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
         wanted += [(value, (None, config.vocab_size)) for value in logits]
         for value, sizes in wanted:
             if len(value.shape) != len(sizes) or any(
@@ -99,6 +93,24 @@ class Engine:
                 shown = ", ".join("any" if size is None else str(size) for size in sizes)
                 raise BundleError(
                     f"variant {variant.name}: the decoder's {value.name} is {list(value.shape)}, bundle.json says [{shown}]; export again"
+                )
+
+    def _check_encoder(self, variant: Variant) -> None:
+        """The encoder reads what it is given, and says how many heads its keys and values have, and of which size and type."""
+        known = interface.source(np.zeros((1, 1), np.int64))
+        if unknown := [] if self.encoder is None else [value.name for value in self.encoder.get_inputs() if value.name not in known]:
+            raise BundleError(f"variant {variant.name}: its encoder reads {unknown[0]!r}, expected {' and '.join(known)}; export again")
+        for value in [] if self.encoder is None else self.encoder.get_outputs():
+            fixed = value.shape[1::2]
+            sound = (
+                value.type in NUMPY_TYPES
+                and len(value.shape) == 4
+                and all(isinstance(size, int) and 0 < size <= MOST_OF_A_HEAD for size in fixed)
+            )
+            if value.name.startswith(interface.CROSS) and not sound:
+                raise BundleError(
+                    f"variant {variant.name}: the encoder's {value.name} is {value.type} {value.shape}, expected [any, heads, any, size]"
+                    "; export again"
                 )
 
     @property

@@ -1,0 +1,62 @@
+"""Only regular files are read, whoever reads them, and nothing waits for what is none."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxport.compare.data import read_data
+from onnxport.compare.report.baseline import read_baseline
+from onnxport.errors import OnnxportError
+from onnxport.files import first_special, open_regular, read_regular
+from onnxport.quantize.plan import read_plan
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_content_of_at_most_so_many_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(OSError, match="it has 5 bytes, expected at most 4"):
+        read_regular(tmp_path / "a", 4)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])
+def test_what_is_no_regular_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        socket.socket(socket.AF_UNIX).bind("a")
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=f"it is {kind}, expected a regular file"):
+        open_regular(path)
+    assert first_special(tmp_path) == (None if kind == "a folder" else (path, kind))
+
+
+@pytest.mark.parametrize(("read", "name"), [(read_data, "a.tsv"), (read_plan, "plan.json"), (read_baseline, "report.json")])
+def test_readers_of_files_that_users_name(tmp_path: Path, read: Callable[[Any], Any], name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OnnxportError, match="FIFO") as caught:
+        read(tmp_path / name)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.json", "1_Pooling/config.json"])
+def test_sources(tmp_path: Path, name: str) -> None:
+    from onnxport.export.resolve import resolve
+
+    folder = tmp_path / "model"
+    (folder / name).parent.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(OnnxportError, match="FIFO") as caught:
+        resolve(str(folder / name if name.endswith(".onnx") else folder))
+    assert caught.value.exit_code == 4
