@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders
 
-from onnxport.errors import OnnxportError
+from onnxport.errors import OnnxportError, one_line
 from onnxport.export.tokenizers.sentencepiece import CLEAN_UP
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.runtime.tokenizer import TextTokenizer
