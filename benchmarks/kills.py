@@ -88,6 +88,13 @@ def ended(number: int, until: float) -> int | None:
         time.sleep(0.001)
 
 
+def last_files(name: str) -> set[Path]:
+    """The last files of outputs in the making; a folder may go while they are looked for."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(Path().glob(LAST[name]))
+    return set()
+
+
 def kill(name: str, draw: random.Random, seconds: float) -> bool:
     """Starts a command and kills it; whether it was still there to be killed."""
     number, began = child(name), time.monotonic()
@@ -95,8 +102,8 @@ def kill(name: str, draw: random.Random, seconds: float) -> bool:
     if draw.random() < 0.5:
         status = ended(number, began + draw.random() * seconds)
     else:
-        before = set(Path().glob(LAST[name]))  # of commands killed earlier
-        while status is None and not set(Path().glob(LAST[name])) - before and time.monotonic() < began + 20 * seconds:
+        before = last_files(name)  # of commands killed earlier
+        while status is None and not last_files(name) - before and time.monotonic() < began + 20 * seconds:
             status = ended(number, time.monotonic() + 0.001)
         status = status if status is not None else ended(number, time.monotonic() + draw.random() * 0.03)
     if status is None:
