@@ -1,13 +1,17 @@
 """Import of Hugging Face's transformers, whose progress bars and remarks are hidden and whose errors become CheckpointErrors."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.user_code import silence
 from onnxport.extras import require
+
+OTHER_CODE = ("auto_map",)  # what sends loaders to another class than that of the model_type
 
 
 def import_transformers() -> Any:
@@ -47,3 +51,31 @@ def refusing(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # its validation raises many kinds
         raise CheckpointError(f"transformers refuses {folder}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def unread_keys(model_type: str, names: Iterable[str]) -> frozenset[str]:
+    """Those of `names` that nothing reads where a config.json of this type is loaded: transformers' configuration class has no attribute
+    of the name, and neither its source, nor that of the models, nor what loads any model speaks of it."""
+    names = set(names)
+    if not names:
+        return frozenset()
+    import_transformers()
+    from transformers import modeling_utils
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with quiet():
+        cls = CONFIG_MAPPING[model_type]
+        known = {*vars(cls()), *dir(cls), *cls.attribute_map, *OTHER_CODE}
+    package = cls.__module__.rpartition(".")[0]
+    sources = [_source(cls.__module__), _source(modeling_utils.__name__)]
+    sources += [_source(f"{package}.modeling_{package.rpartition('.')[2]}")]
+    if "modeling_rope_utils" in sources[-1]:
+        sources.append(_source("transformers.modeling_rope_utils"))
+    text = "\n".join(sources)
+    return frozenset(name for name in names - known if not re.search(rf"""[.'"]{re.escape(name)}\b""", text))
+
+
+def _source(module: str) -> str:
+    """Of a module that need not be imported; empty where there is none."""
+    found = find_spec(module)
+    return "" if found is None or found.origin is None else Path(found.origin).read_text(encoding="utf-8")

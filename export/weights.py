@@ -18,6 +18,7 @@ from onnxport.export.config_checks import read_json
 from onnxport.runtime.bundle.reader import sha256
 
 PICKLES = ("*.pt", "*.pth", "*.bin")
+WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "_forward_module.": "Lightning"}  # prefix of names → whose it is
 PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
 MAPS = Path("/proc/self/maps")
 
@@ -37,7 +38,7 @@ def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
         tensors: dict[str, Tensor] = {}
         for path in paths:
             _join(tensors, _safetensors(path), path)
-        return WeightFiles(tensors, paths)
+        return _unwrapped(WeightFiles(tensors, paths))
     paths = sorted(path for pattern in PICKLES for path in folder.glob(pattern))
     if not paths:
         raise CheckpointError(f"{folder} has no weights; expected model.safetensors")
@@ -48,7 +49,7 @@ def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
         )
     if len(paths) > 1:
         raise CheckpointError(f"{folder} has several pickled weight files ({names}); keep one")
-    return WeightFiles(_pickle(paths[0]), paths)
+    return _unwrapped(WeightFiles(_pickle(paths[0]), paths))
 
 
 def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
@@ -61,8 +62,19 @@ def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
             raise CheckpointError(
                 f"{folder} has only pickled weights ({name}); save them as model.safetensors, or allow pickles (--allow-pickle)"
             )
-        return WeightFiles(read(single), [single]) if single.is_file() else _shards(index, read)
+        return _unwrapped(WeightFiles(read(single), [single]) if single.is_file() else _shards(index, read))
     raise CheckpointError(f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json")
+
+
+def _unwrapped(files: WeightFiles) -> WeightFiles:
+    """The files; CheckpointError where every name begins with what a wrapper around the model puts there."""
+    for prefix, wrapper in WRAPPERS.items():
+        if files.tensors and all(name.startswith(prefix) for name in files.tensors):
+            raise CheckpointError(
+                f"{files.paths[0]}: every tensor's name begins with '{prefix}', as {wrapper} saves a model; "
+                f"save the state_dict of its .{prefix.rstrip('.')}, the model inside"
+            )
+    return files
 
 
 def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFiles:

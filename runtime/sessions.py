@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
+from onnxport.extras import require
 from onnxport.runtime.external_data import out_of_reach
 from onnxport.runtime.mappings import own
 from onnxport.runtime.native import native
@@ -101,7 +102,7 @@ class Sessions:
 
         UsageError for an unknown device or a bad thread count, DeviceError when the device cannot be had.
         """
-        import onnxruntime
+        onnxruntime = _runtime()
 
         if device not in DEVICES:
             raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
@@ -114,7 +115,7 @@ class Sessions:
 
     def options(self, steady: bool = True, threads: int | None = None) -> onnxruntime.SessionOptions:
         """Options common to all sessions. steady: the session runs again and again, nothing else between; threads: other than usual."""
-        import onnxruntime
+        onnxruntime = _runtime()
 
         device = DEVICES[self.device]
         options = onnxruntime.SessionOptions()
@@ -147,7 +148,8 @@ class Sessions:
         BundleError when it cannot be loaded, DeviceError when it would run elsewhere.
         """
         import numpy as np
-        import onnxruntime
+
+        onnxruntime = _runtime()
 
         device = DEVICES[self.device]
         if device.preload and hasattr(onnxruntime, "preload_dlls"):
@@ -177,11 +179,16 @@ class Sessions:
         return session
 
 
+def _runtime() -> Any:
+    """The package onnxruntime. UsageError where it is not installed."""
+    return require("onnxruntime", "cpu", "running a model", "gpu")
+
+
 def check_version(oldest: str | None, what: str) -> None:
     """BundleError where the installed ONNX Runtime is older than version `oldest`, such as "1.23"; None passes. what: that needs it."""
     if oldest is None:
         return
-    import onnxruntime
+    onnxruntime = _runtime()
 
     if _numbers(onnxruntime.__version__) < _numbers(oldest):
         raise BundleError(f"{what} needs onnxruntime {oldest} or newer, found {onnxruntime.__version__}; upgrade onnxruntime")
@@ -207,13 +214,13 @@ def run_bound(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBind
 
 def value_of(array: Any, device: Device = CPU) -> onnxruntime.OrtValue:
     """An OrtValue of a C-contiguous array; on the CPU it shares the array's memory."""
-    import onnxruntime
+    onnxruntime = _runtime()
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, device.name)
 
 
 def empty_value(shape: tuple[int, ...], dtype: Any, device: Device) -> onnxruntime.OrtValue:
     """An uninitialized OrtValue on the device."""
-    import onnxruntime
+    onnxruntime = _runtime()
 
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device.name)

@@ -45,3 +45,11 @@ def test_an_export_without_torch_ends_with_code_2() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("onnxport: this command needs torch (") and "onnxport[export]" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_without_onnxruntime_ends_with_code_2_and_names_both_extras() -> None:
+    script = "import sys; sys.modules['onnxruntime'] = None\nfrom onnxport.runtime.sessions import Sessions\nSessions.on('cpu')"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("onnxport.errors.UsageError: running a model needs onnxruntime")
+    assert "'onnxport[cpu]' or 'onnxport[gpu]'" in last and "in a clone, '.[cpu]'" in last

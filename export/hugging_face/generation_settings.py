@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from onnxport.errors import UsageError
-from onnxport.export.config_checks import LENGTH, ROWS, WIDTH, Check, integer, number, one_of
+from onnxport.export.config_checks import LENGTH, ROWS, WIDTH, Check, integer, number, one_of, read_json
 from onnxport.runtime.bundle.manifest import SEARCH_FIELDS
 from onnxport.runtime.options import Options
 
@@ -66,7 +67,20 @@ IGNORED = frozenset(  # caches, speed, and what a call gives back
     assistant_confidence_threshold max_matching_ngram_size assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type
     compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size return_legacy_cache""".split()
 )
+SPEED = IGNORED - {"_commit_hash", "_from_model_config", "transformers_version", "use_cache", "return_legacy_cache"}
 KNOWN = frozenset([*FIELDS, *SAMPLING, *REFUSED, *REFUSED_SAMPLING, *LENGTHS, *SPECIAL, "do_sample"]) | IGNORED
+
+
+NEUTRAL = (None, False, [], {})
+
+
+def not_obeyed(path: Path) -> list[str]:
+    """A sentence on the settings of a generation_config.json that a bundle passes over: of caches and speed, or of nobody."""
+    if not path.is_file():
+        return []
+    values = read_json(path)
+    found = sorted(name for name, value in values.items() if (name in SPEED and value not in NEUTRAL) or name not in KNOWN)
+    return [f"{path.name}: {', '.join(found)} not obeyed: no answer of transformers' generate depends on it"] if found else []
 
 
 class _Ids:

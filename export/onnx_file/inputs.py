@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,18 +16,28 @@ from onnxport.graph.edit import dims
 
 KEPT = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Add", "Where", "Clip", "Max", "Min")  # ids are ids behind them
 UNNAMED_IDS = 2  # of integers that look up no table: they may be token types, flags or masks
+MOST_MASKS = 4  # whose both polarities are tried together
 START = {"batch": 2, "other": 5}  # sizes to begin with; further axes are longer, so that no two are alike
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input: numpy type, and per axis a size, or what it is the sum of: labels and a number."""
+    """An input: numpy type, and per axis a size, or what it is the sum of: labels and a number.
+
+    hides: of a mask in which true, or 1, is padding.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | tuple[tuple[str, ...], int], ...]
     rows: int | None  # of the smallest table that it looks up
+    hides: bool = False
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it may be one, by its type or its name; which of its values hides is for the model to tell."""
+        return bool(self.shape) and (self.dtype.kind == "b" or "mask" in self.name.lower())
 
     def labels(self) -> list[str]:
         """Free axes, by name."""
@@ -99,11 +109,19 @@ def tied(inputs: list[GraphInput], axes: int) -> list[GraphInput]:
     def shape(entry: GraphInput) -> tuple[int | tuple[tuple[str, ...], int], ...]:
         return tuple(((f"axis{i}",), 0) if i < axes and not isinstance(size, int) else size for i, size in enumerate(entry.shape))
 
-    return [GraphInput(entry.name, entry.dtype, shape(entry), entry.rows) for entry in inputs]
+    return [replace(entry, shape=shape(entry)) for entry in inputs]
+
+
+def polarities(inputs: list[GraphInput]) -> Iterator[list[GraphInput]]:
+    """The inputs, with masks in which true is what is seen, then with those in which it is padding: all of them, one, two, ..."""
+    masks = [entry.name for entry in inputs if entry.is_mask][:MOST_MASKS]
+    counts = dict.fromkeys([0, len(masks), *range(1, len(masks))])
+    for hiding in itertools.chain.from_iterable(itertools.combinations(masks, count) for count in counts):
+        yield [replace(entry, hides=entry.name in hiding) for entry in inputs]
 
 
 def arrays(inputs: list[GraphInput], free: dict[str, int], seed: int) -> Arrays:
-    """An array for each input. Masks are ones in the first case, and ragged rows in the others; the longest row is whole."""
+    """An array for each input. Masks let all be seen in the first case, and ragged rows in the others; the longest row is whole."""
     random = np.random.default_rng([20240229, seed])
     return {entry.name: _array(entry, _shape(entry, free), random, seed > 0) for entry in inputs}
 
@@ -115,12 +133,13 @@ def _shape(entry: GraphInput, free: dict[str, int]) -> tuple[int, ...]:
 def _array(entry: GraphInput, shape: tuple[int, ...], random: np.random.Generator, ragged: bool) -> np.ndarray:
     name, kind = entry.name.lower(), entry.dtype.kind
     made: np.ndarray
-    if "mask" in name or name == "use_cache_branch":
-        made = np.ones(shape)
+    if entry.is_mask or name == "use_cache_branch":
+        made = np.ones(shape, bool)
         if ragged and len(shape) == 2:
             lengths = random.integers(1, shape[1] + 1, shape[0])
             lengths[0] = shape[1]
             made = np.arange(shape[1])[None] < lengths[:, None]
+        made = made != entry.hides
     elif "position_ids" in name and shape:
         made = np.broadcast_to(np.arange(shape[-1]) % (entry.rows or shape[-1]), shape)
     elif kind == "b":

@@ -42,9 +42,16 @@ def export_module(source: Source, adapter: Module, task: str, opset: int, progre
         try:
             with unchanged(call):
                 whole = call.whole(list(examples.values()))
+            with unchanged(call):
+                again = call.whole(list(examples.values()))
         except Exception as error:
             raise CheckpointError(f"the module does not run on its example inputs: {type(error).__name__}: {one_line(error)}") from error
         leaves = pytree.tree_leaves(whole)
+        if any(isinstance(one, Tensor) and not _alike(one, other) for one, other in zip(leaves, pytree.tree_leaves(again), strict=True)):
+            raise CheckpointError(
+                "the module answers otherwise each time it runs, in eval mode too; "
+                "take random numbers out of it, such as F.dropout without training=self.training"
+            )
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
         others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
         if not count:
@@ -77,6 +84,11 @@ def export_module(source: Source, adapter: Module, task: str, opset: int, progre
         source_hashes=module_hashes({"module": adapter.module}),
         settings={"free_axes": free},
     )
+
+
+def _alike(one: Tensor, other: Any) -> bool:
+    """The same numbers; NaN is like NaN."""
+    return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
 
 
 class Call(nn.Module):

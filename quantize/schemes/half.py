@@ -117,6 +117,7 @@ def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
         if uses:
             own = constant(graph, f"{name}/float32", array)
             own.metadata_props.update(value.metadata_props)
+            own.meta.update(value.meta)
             for node, index in uses:
                 node.replace_input_with(index, own)
         value.const_value = ir.tensor(halved(array, kind), name=name)
@@ -159,12 +160,20 @@ def _cast(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
                 continue
             if (value, wanted) not in casts:
                 suffix = "float32" if wanted == FLOAT else "half"
-                casts[value, wanted] = _casted(graph, value, wanted, f"{value.name}/{suffix}")
+                casts[value, wanted] = _casted(graph, value, wanted, _fresh(graph, f"{value.name}/{suffix}"))
             node.replace_input_with(i, casts[value, wanted])
 
 
+def _fresh(graph: ir.Graph, name: str) -> str:
+    """The name, or one like it where the graph has it already: one that was made half before does."""
+    taken = {one for node in graph for one in (node.name, *(value.name for value in node.outputs))}
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _casted(graph: ir.Graph, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
-    cast = ir.node("Cast", [value], {"to": int(kind)}, name=f"{name}/Cast")
+    cast = ir.node("Cast", [value], {"to": int(kind)}, name=_fresh(graph, f"{name}/Cast"))
     cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(kind), value.shape
     producer = value.producer()
     if producer is None:
@@ -180,5 +189,5 @@ def _outputs(graph: ir.Graph, kind: ir.DataType) -> None:
         if value.dtype not in (FLOAT, kind) or value.dtype == wanted:
             continue
         name = str(value.name)
-        value.name = f"{name}/half" if wanted == FLOAT else f"{name}/single"
+        value.name = _fresh(graph, f"{name}/half" if wanted == FLOAT else f"{name}/single")
         graph.outputs[i] = _casted(graph, value, wanted, name)

@@ -56,6 +56,7 @@ def _divide(graph: ir.Graph, x: ir.Value, group: Sequence[Linear], scale: np.nda
         weight = linear.weight * scale[:, None]
         new = constant(graph, f"{old.name}/smooth", np.ascontiguousarray(weight.T if linear.transposed else weight))
         new.metadata_props.update(old.metadata_props)
+        new.meta.update(old.meta)
         linear.node.replace_input_with(0, even)
         linear.node.replace_input_with(1, new)
         if not old.uses():  # the name is how a plan calls it

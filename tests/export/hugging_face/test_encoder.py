@@ -203,7 +203,7 @@ def best_span(read: Any, output: dict[str, torch.Tensor], most: int) -> tuple[fl
         ({"position_embedding_type": "relative_key"}, ["position_embedding_type is 'relative_key', expected one of 'absolute'"]),
         ({"hidden_act": "mish"}, ["hidden_act is 'mish'", "'gelu'"]),
         ({"auto_map": {"AutoModel": "mine.Bert"}}, ["auto_map is"]),
-        ({"rope_theta": 1e4}, ["rope_theta is not a key"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config is not a key"]),
         ({"num_attention_heads": 7}, ["transformers refuses", "(40)", "(7)"]),
         ({"pad_token_id": None}, ["pad_token_id is None, expected an integer"]),
         ({"architectures": ["BertForQuestionAnswering"]}, ["missing tensors", "qa_outputs.weight"]),

@@ -165,3 +165,19 @@ def test_bf16_graph(tools, tmp_path):
     y = s / np.sqrt((s**2).mean(-1, keepdims=True)) @ bound["head.weight"]
     got = ReferenceEvaluator(str(tmp_path / "encoder.onnx")).run(None, {"x": x})[0]
     np.testing.assert_allclose(got, y, atol=0.05 * np.abs(y).max())
+
+
+def test_a_graph_that_was_made_half_before(session, tools):
+    weights = {"w": RNG.standard_normal((8, 8)).astype(np.float32)}
+    model = tools.build([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 8]}, {"y": ["n", 8]}, weights)
+    foreign = to_half(model, FP16)
+    for node in foreign.graph:  # in float32 again, as a foreign file is read
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    weight = foreign.graph.initializers["w"]
+    weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name="w")
+    weight.type = ir.TensorType(ir.DataType.FLOAT)
+    again = to_half(foreign, FP16)
+    x = RNG.standard_normal((5, 8)).astype(np.float32)
+    np.testing.assert_allclose(tools.run(session(again), {"x": x})["y"], x @ weights["w"], atol=0.02)

@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxport.graph.normalize import PARAMETER
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.linear import linears
 from onnxport.quantize.schemes.smooth_quant import smooth
 
 
@@ -64,3 +66,10 @@ def test_nothing_at_all_is_no_reason_to_divide_by_nothing(session, tools, model:
     even = smooth(model, [{"x": np.zeros((3, 32), np.float32)}])
     feed = inputs(50, 1, silent=False)
     assert relative(tools.run(session(even), feed)["y"], tools.run(session(model), feed)["y"]) < 1e-5
+
+
+def test_a_folded_weight_keeps_its_name_in_the_plan(model: ir.Model) -> None:
+    weight = model.graph.initializers["b.weight"]
+    weight.meta[PARAMETER] = "layer.b.weight"
+    even = smooth(model, [inputs(20, 2, silent=False)])
+    assert "layer.b.weight" in [linear.parameter for linear in linears(even.graph)]

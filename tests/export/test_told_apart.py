@@ -1,0 +1,46 @@
+"""Sources that are nearly one: a hub's name, an adapter, weights of a wrapper, a module of random answers; each is told what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from support import hf_folders
+from support.refusals import assert_refused
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+
+def test_a_name_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused("org/a-model.v2", "hf download org/a-model.v2 --local-dir a-model.v2")
+    (tmp_path / "org").mkdir()
+    assert "hf download" not in assert_refused("org/a-model.v2", "does not exist")
+
+
+def test_an_adapter_and_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
+    assert_refused(tmp_path, "adapter of 'org/base'", "adapter_config.json", "merge it")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert_refused(tmp_path, "a model that it does not name", "merge it")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapper(tmp_path: Path, prefix: str) -> None:
+    path = hf_folders.marian(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+    assert_refused(tmp_path, f"every tensor's name begins with '{prefix}'", f"state_dict of its .{prefix[:-1]}")
+
+
+def test_a_module_whose_answers_are_random() -> None:
+    assert_refused((Random(), (torch.rand(2, 8),)), "answers otherwise each time", "F.dropout without training=self.training")
