@@ -163,7 +163,9 @@ class Sessions:
                 sizes = [array.nbytes for array in linked.values()]
                 options.add_external_initializers_from_files_in_memory(list(linked), list(linked.values()), sizes)
             with native, _loading:
-                session = onnxruntime.InferenceSession(str(path), options, providers=[device.provider], disabled_optimizers=disabled)
+                session = onnxruntime.InferenceSession(
+                    str(path), options, providers=[device.provider], disabled_optimizers=disabled, enable_fallback=0
+                )
                 own(Path(path).parent)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
