@@ -5,6 +5,7 @@ from typing import Any
 
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, one_of, read_keys
 from onnxport.export.hugging_face import generation_settings
+from onnxport.export.transformers_library import unread_keys
 
 # transformers' name of an activation → the canonical model's
 ACTIVATIONS = {
@@ -69,6 +70,14 @@ IGNORED = frozenset(
 )
 
 
+def read_config(
+    model_type: str, config: Mapping[str, Any], keys: Mapping[str, Key], ignored: frozenset[str]
+) -> tuple[dict[str, Any], set[str], list[str]]:
+    """`read_keys` of a config.json of transformers, where what its class for this `model_type` never reads may be there too."""
+    unread = unread_keys(model_type, config.keys() - keys.keys() - ignored)
+    return read_keys(config, keys, ignored | unread)
+
+
 def architecture_problems(config: Mapping[str, Any], classes: Iterable[str]) -> list[str]:
     """What is wrong with `architectures`, which may be missing, or names one of the classes."""
     named, known = config.get("architectures"), list(classes)
@@ -77,10 +86,10 @@ def architecture_problems(config: Mapping[str, Any], classes: Iterable[str]) -> 
     return [f"architectures is {named!r:.60}, expected one of {', '.join(known)}"]
 
 
-def config_problems(config: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
+def config_problems(model_type: str, config: Mapping[str, Any], keys: Mapping[str, Key], classes: tuple[str, ...]) -> list[str]:
     """Everything in a config that the canonical model would not reproduce. `keys`: the family's own beside `KEYS`."""
     known = IGNORED | ALIASES.keys() | generation_settings.KNOWN | {"force_bos_token_to_be_generated"}
-    _, usable, problems = read_keys(config, {**KEYS, **keys}, known)
+    _, usable, problems = read_config(model_type, config, {**KEYS, **keys}, frozenset(known))
     problems += [
         f"{alias} is {config[alias]!r:.40}, expected {name}'s {config[name]!r:.40}"
         for alias, name in ALIASES.items()

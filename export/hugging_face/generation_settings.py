@@ -71,7 +71,7 @@ SPEED = IGNORED - {"_commit_hash", "_from_model_config", "transformers_version",
 KNOWN = frozenset([*FIELDS, *SAMPLING, *REFUSED, *REFUSED_SAMPLING, *LENGTHS, *SPECIAL, "do_sample"]) | IGNORED
 
 
-NEUTRAL = (None, False, [], {})
+NEUTRAL: tuple[Any, ...] = (None, False, [], {})
 
 
 def not_obeyed(path: Path) -> list[str]:

@@ -15,13 +15,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import BundleError, CheckpointError, one_line
-from onnxport.export.onnx_file.inputs import Arrays, GraphInput, arrays, batches, sizes, tied
+from onnxport.export.onnx_file.inputs import Arrays, GraphInput, arrays, batches, polarities, sizes, tied
+from onnxport.export.onnx_file.read import with_data
 from onnxport.graph.session import open_file
 from onnxport.graph.store import write
 from onnxport.progress import Progress
 
 TIED = (0, 1, 2)  # how many leading axes all inputs share, tried in this order
 HALF_ERROR = 3e-2  # of a half-precision file against itself in float32, relative
+
+
+class NotFinite(CheckpointError):
+    """An answer holds NaN or infinity."""
 
 
 class Original:
@@ -34,8 +39,19 @@ class Original:
             raise CheckpointError(f"{name} cannot be run by ONNX Runtime: {one_line(error, deepest=True)}") from error
 
     @classmethod
-    def widened(cls, model: ir.Model, name: Path) -> Original:
-        """Of a half-precision file: the same nodes in float32."""
+    def of(cls, path: Path) -> Original:
+        """Of a file as it came. ONNX Runtime reads no shapes and axes out of external data: such a file's are put back into the graph."""
+        try:
+            return cls(path, path)
+        except CheckpointError:
+            model = with_data(path)
+            if not any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values()):
+                raise
+        return cls.rewritten(model, path)
+
+    @classmethod
+    def rewritten(cls, model: ir.Model, name: Path) -> Original:
+        """Of the nodes of `model`, as files of their own."""
         with tempfile.TemporaryDirectory() as folder:
             (file,) = write({"model": model}, folder).values()
             return cls(Path(folder) / file, name)
@@ -67,6 +83,19 @@ def goldens(original: Original, inputs: list[GraphInput], progress: Progress) ->
 
 
 def _runnable(original: Original, inputs: list[GraphInput]) -> tuple[list[GraphInput], Arrays]:
+    """The inputs as they run with finite answers, and the first case. A mask that hides everything makes NaN of most models: so the model
+    itself tells whether true is what its masks let see, or what they hide."""
+    problem: NotFinite | None = None
+    for either in polarities(inputs):
+        try:
+            return _running(original, either)
+        except NotFinite as error:
+            problem = problem or error
+    assert problem is not None, "the first of the polarities is always tried"
+    raise problem
+
+
+def _running(original: Original, inputs: list[GraphInput]) -> tuple[list[GraphInput], Arrays]:
     """The inputs with their axes named so that the model runs, and the first case.
 
     A batch of 1 comes last: TorchScript exporters bake the batch of their example into some graphs that declare it free.
@@ -94,5 +123,5 @@ def _case(case: str, feed: Arrays, answer: dict[str, Any]) -> Arrays:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             raise CheckpointError(f"output {name} is no tensor of numbers; export the model with tensors alone")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CheckpointError(f"the model answers NaN or infinity in {name}; check its weights")
+            raise NotFinite(f"the model answers NaN or infinity in {name}; check its weights")
     return {f"{case}/in/{name}": array for name, array in feed.items()} | {f"{case}/out/{name}": array for name, array in answer.items()}
