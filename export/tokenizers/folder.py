@@ -66,7 +66,12 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         return _alone(by_side, ready, f"transformers has no tokenizer for a {model_type} model with this file")
     if data is not None and not settings and (other := _other_kind(loaded, data)):
         return _alone(by_side, ready, f"transformers would make {other} of it", library.gives_types(loaded))
-    by_side = _as_loaded(folder, loaded, by_side)
+    try:
+        by_side = _as_loaded(folder, loaded, by_side)
+    except CheckpointError:
+        if data is None or settings:
+            raise
+        return _alone(by_side, ready, f"the {type(loaded).__name__} that transformers makes of it fails", library.gives_types(loaded))
     template, template_files = chat_template.read(folder, loaded)
     return FolderTokenizers(
         by_side,
