@@ -145,7 +145,7 @@ class Model:
         watch = Watch(options.get("timeout"), options.get("cancel"))
         items: list[Any] = many(messages, "messages", "a list of messages, or of such lists")
         prompts = [self._prompt(one, watch) for one in ([items] if items and isinstance(items[0], Mapping) else items)]
-        return self.generate(prompts, **options | {"timeout": watch.left})  # type: ignore[arg-type]
+        return self.generate(prompts, **options | {"timeout": watch.left})
 
     def prompt(self, messages: Conversation) -> list[int]:
         """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""

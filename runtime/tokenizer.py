@@ -169,7 +169,7 @@ def _whole(value: object, what: str) -> int:
     """TextError for what is no whole number; truth values and arrays are none."""
     kind = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
     try:
-        if kind.startswith("bool") or getattr(value, "ndim", 0):
+        if kind.startswith("bool") or getattr(value, "ndim", None):
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
