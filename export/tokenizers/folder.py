@@ -50,28 +50,29 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
     pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
     if ready.is_file() and not pieces:
         data = _read(ready)
-        by_side, files = dict.fromkeys(SIDES, data), [ready]
+        found: dict[str, bytes | None] = dict.fromkeys(SIDES, data)
+        files = [ready]
     else:
-        by_side, files = _converted(folder, model_type)
+        found, files = _converted(folder, model_type)
         if not files:
             return FolderTokenizers()
     settings = [folder / name for name in special_tokens.FILES if (folder / name).is_file()]
     if data is not None and not settings and not (folder / "config.json").is_file():
-        return FolderTokenizers(by_side, (ready,))
+        return FolderTokenizers(dict.fromkeys(SIDES, data), (ready,))
     try:
         loaded = library.load(folder, model_type)
     except CheckpointError:
         if data is None or settings:
             raise
-        return _alone(by_side, ready, f"transformers has no tokenizer for a {model_type} model with this file")
+        return _alone(data, ready, f"transformers has no tokenizer for a {model_type} model with this file")
     if data is not None and not settings and (other := _other_kind(loaded, data)):
-        return _alone(by_side, ready, f"transformers would make {other} of it", library.gives_types(loaded))
+        return _alone(data, ready, f"transformers would make {other} of it", library.gives_types(loaded))
     try:
-        by_side = _as_loaded(folder, loaded, by_side)
+        by_side = _as_loaded(folder, loaded, found)
     except CheckpointError:
         if data is None or settings:
             raise
-        return _alone(by_side, ready, f"the {type(loaded).__name__} that transformers makes of it fails", library.gives_types(loaded))
+        return _alone(data, ready, f"the {type(loaded).__name__} that transformers makes of it fails", library.gives_types(loaded))
     template, template_files = chat_template.read(folder, loaded)
     return FolderTokenizers(
         by_side,
@@ -109,16 +110,16 @@ def _as_loaded(folder: Path, loaded: Any, by_side: dict[str, bytes | None]) -> d
             raise CheckpointError(f"{folder} has a {kind}, which cannot be written as a tokenizer.json; give a tokenizer.json instead")
         if found := library.difference(loaded, candidate, side):
             raise CheckpointError(
-                f"{folder} has a {kind} of transformers that no tokenizer.json here can say: {one_line(found, 300)}; "
+                f"{folder} has a {kind} of transformers that no tokenizer.json here can say: {found}; "
                 "save the folder again with its tokenizer's save_pretrained, or give a tokenizer.json that agrees"
             )
         result[side] = candidate
     return result
 
 
-def _alone(by_side: dict[str, Any], ready: Path, why: str, gives_types: bool = True) -> FolderTokenizers:
+def _alone(data: bytes, ready: Path, why: str, gives_types: bool = True) -> FolderTokenizers:
     """A tokenizer.json that nothing else says anything about, where transformers has no use for it."""
-    return FolderTokenizers(by_side, (ready,), gives_types, notes=(f"{READY} is taken as it is: {why}",))
+    return FolderTokenizers(dict.fromkeys(SIDES, data), (ready,), gives_types, notes=(f"{READY} is taken as it is: {why}",))
 
 
 def _other_kind(loaded: Any, data: bytes) -> str | None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders
 from onnxport.errors import OnnxportError, one_line
 from onnxport.export.tokenizers.sentencepiece import CLEAN_UP
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
-from onnxport.runtime.tokenizer import TextTokenizer
+from onnxport.runtime.tokenizer import UNKNOWN_IS, TextTokenizer
 
 TEXTS = (  # capitals, accents, blanks, scripts, digits, marks: what the settings of tokenizers treat in different ways
     *("What THE Cat saw", "hello", " hello", "  two  blanks  ", "\ttab\nline\r\nline", "trailing ", "(a) [b] {c}"),
@@ -24,6 +24,7 @@ TEXTS = (  # capitals, accents, blanks, scripts, digits, marks: what the setting
     *("http://a.b/c?d=e&f", "user@mail.com #tag", "▁ a▁b", "Ġ a", "hahahahahaha" * 4, "!!!! .... ----"),
 )
 SAMPLES, LENGTH = 48, 10  # random rows of ids, which are decoded, and their texts, which are encoded
+BPE_TOO = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"  # else byte pairs are not cleaned
 MOST = 2000  # added tokens that are tried
 
 
@@ -54,11 +55,12 @@ def written(loaded: Any) -> bytes | None:
     if tokenizer is None:
         return None
     data = tokenizer.to_str()
-    if loaded.decode(loaded.encode("a . b", add_special_tokens=False)) == tokenizer.decode(tokenizer.encode("a . b").ids):
+    if not loaded.clean_up_tokenization_spaces or (type(tokenizer.model).__name__ == "BPE" and not getattr(loaded, BPE_TOO, False)):
         return data.encode()
     copy = Tokenizer.from_str(data)
+    joined = decoders.WordPiece(prefix=UNKNOWN_IS, cleanup=False) if copy.decoder is None else copy.decoder  # without one: by blanks
     steps = [decoders.Replace(before, after) for before, after in CLEAN_UP]
-    copy.decoder = decoders.Sequence([*([] if copy.decoder is None else [copy.decoder]), decoders.Fuse(), *steps])
+    copy.decoder = decoders.Sequence([joined, decoders.Fuse(), *steps])
     return copy.to_str().encode()
 
 
