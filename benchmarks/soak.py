@@ -74,7 +74,7 @@ def giving_up(draw: random.Random, usual: float) -> Iterator[dict[str, Any]]:
 
 
 def judged(found: list[Any], expected: list[Any]) -> str:
-    """"right", "tie" or "wrong"."""
+    """ "right", "tie" or "wrong"."""
     verdict = "right"
     for one, other in zip(found, expected, strict=True):
         if (one.text, one.tokens, one.finish_reason) != (other.text, other.tokens, other.finish_reason):

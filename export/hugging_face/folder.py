@@ -63,7 +63,11 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         plain,
         tokenizers.chat if family.kind == "causal" else None,
         owned=True,
-        notes=(*tokenizers.notes, *generation_settings.not_obeyed(folder / "generation_config.json"), *_notes(family, config, model_config, task)),
+        notes=(
+            *tokenizers.notes,
+            *generation_settings.not_obeyed(folder / "generation_config.json"),
+            *_notes(family, config, model_config, task),
+        ),
         assumed=f"task {task} is assumed from the model's class" if family.kind == "seq2seq" and task == "text2text" else None,
     )
 
