@@ -163,3 +163,13 @@ def test_batches_are_cut_where_padding_or_memory_would_cost() -> None:
             assert len(group) <= 32
             assert len(group) == 1 or computed <= min(TOKENS, PADDING * sum(lengths[i] for i in group))
     assert [len(group) for group in _groups(range(40), [512] * 40, 32)] == [8] * 5
+
+
+def test_raw_arrays_do_without_a_mask(tmp_path: Path) -> None:
+    with load(embedding_bundle(tmp_path / "bundle"), threads=1) as model:
+        ids = np.array([[3, 5, 7]])
+        whole = model.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        found = model.run({"input_ids": ids})
+        assert found.keys() == whole.keys() and all(np.array_equal(found[name], whole[name]) for name in whole)
+        with pytest.raises(DataError, match="lacks input_ids"):
+            model.run({"attention_mask": np.ones_like(ids)})

@@ -17,7 +17,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # head → the class's ending,
     "bare": ("Model", {}),
     "single": ("ForSequenceClassification", {"num_labels": 3, "problem_type": "single_label_classification"}),
     "multi": ("ForSequenceClassification", {"num_labels": 4, "problem_type": "multi_label_classification"}),
-    "regression": ("ForSequenceClassification", {"num_labels": 1}),
+    "regression": ("ForSequenceClassification", {"num_labels": 1, "problem_type": "regression"}),
     "questions": ("ForQuestionAnswering", {}),
     "tokens": ("ForTokenClassification", {"num_labels": 5}),
 }

@@ -210,7 +210,7 @@ def best_span(read: Any, output: dict[str, torch.Tensor], most: int) -> tuple[fl
         ({"intermediate_size": 48}, ["bert.encoder.layer.0.intermediate.dense.weight"]),
         ({"id2label": {"1": "bad", "2": "good", "3": "best"}}, ["id2label is", "each number from 0 to 2"]),
         ({"id2label": {"0": "bad", "1": "good", "2": "good"}}, ["id2label is", "another name"]),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, ["sentence_transformers is", "Identity"]),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, ["activation_fn is 'Tanh'", "Sigmoid"]),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -238,7 +238,7 @@ def test_a_single_kind_of_tokens_whatever_the_tokenizer_tells(tmp_path: Path) ->
         ("modules.json", ["Transformer"], "expected objects"),
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "has a Dense module"),
         ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length is '256'"),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "the tokenizer keeps capitals"),
+        ("sentence_roberta_config.json", {"max_seq_length": 0}, "max_seq_length is 0"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"q": "query: "}}, "default_prompt_name is 'q'"),
     ],
 )
