@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,11 @@ def test_arrays_come_by_name(value: Any, tmp_path: Path) -> None:
         assert_refused(lambda: model.run(value), UsageError)
 
 
-@pytest.mark.parametrize("value", [[[1], [1, 2]], [[object()]], [["a"]], [[1.5]], [[b"a"]], None, {"a": 1}, [[10**30]]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [[[1], [1, 2]], [[object()]], [["a"]], [[1.5]], [[b"a"]], None, {"a": 1}, [[10**30]]],
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
+)
 def test_arrays_are_arrays(value: Any, tmp_path: Path) -> None:
     with embedder(tmp_path) as model:
         good = {name: np.ones((1, 2), kind) for name, kind in model.encoding().inputs.items()}
