@@ -17,6 +17,11 @@ from support import tiny_bundles as tiny
 from support import tiny_encoder
 
 
+def name(value: Any) -> str:
+    """A test's id: the same in every worker, so without addresses."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
+
+
 class Table:
     """As a data frame: its items are the names of its columns."""
 
