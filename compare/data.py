@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import DataError
-from onnxport.files import read_regular
+from onnxport.files import read_most, read_regular
 
 Row = tuple[Any, Any, int]  # input, reference, line of the file
 
@@ -100,7 +100,7 @@ def _read(path: Path, zipped: bool) -> str:
     if zipped:
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as unpacked:
-                raw = unpacked.read(MOST_OF_DATA + 1)
+                raw = bytes(read_most(unpacked, MOST_OF_DATA + 1))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: not a whole gzip file ({error}); compress it again") from error
         if len(raw) > MOST_OF_DATA:

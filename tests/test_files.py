@@ -2,6 +2,9 @@
 
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,26 @@ def test_content_of_at_most_so_many_bytes(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "link", 5) == b"12345"
     with pytest.raises(OSError, match="it has 5 bytes, expected at most 4"):
         read_regular(tmp_path / "a", 4)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded there")
+def test_no_more_memory_than_a_file_needs(tmp_path: Path) -> None:
+    code = """
+        import gzip, resource, sys
+        from pathlib import Path
+        from onnxport.compare.data import read_data
+        from onnxport.files import read_regular
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28),) * 2)
+        folder = Path(sys.argv[1])
+        (folder / "a").write_bytes(b"12345")
+        assert read_regular(folder / "a", 1 << 40) == b"12345"
+        (folder / "a.txt.gz").write_bytes(gzip.compress(b"a text"))
+        assert read_data(folder / "a.txt.gz").inputs == ["a text"]
+        assert b"VmPeak" in read_regular("/proc/self/status", 1 << 40)  # its size is said to be 0
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])

@@ -191,7 +191,7 @@ class Bundle:
             raise BundleError(
                 f"{self.path}: {name} has more than {MOST_OF_GRAPH} bytes, which no ONNX file can have; export the model again"
             )
-        content = file.read(MOST_OF_GRAPH)
+        content = file.read(self.files[name].bytes)
         if verify:
             self._check_hash(name, hashlib.sha256(content))
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 MOST = 1 << 28  # bytes of a file of settings, such as a config, a plan or a report
+_PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -42,7 +43,20 @@ def read_regular(path: str | Path, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(errno.EFBIG, f"it has {size} bytes, expected at most {most}", str(path))
-        return file.read(most)
+        content = file.read(size + 1)  # not `most`: so much memory would be taken at once
+        if len(content) > size:  # it grows, or is one of those in /proc
+            content += read_most(file, most + 1 - len(content))
+        if len(content) > most:
+            raise OSError(errno.EFBIG, f"it has more bytes than {size}, expected at most {most}", str(path))
+        return content
+
+
+def read_most(file: BufferedIOBase, most: int) -> bytearray:
+    """What a file still has, but at most `most` bytes; memory is taken as they come."""
+    content = bytearray()
+    while len(content) < most and (piece := file.read(min(_PIECE, most - len(content)))):
+        content += piece
+    return content
 
 
 def first_special(folder: str | Path) -> tuple[Path, str] | None:
