@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from onnxport.errors import CheckpointError, one_line
+from onnxport.export.config_checks import read_json
 from onnxport.export.exported import ChatTemplate
 from onnxport.export.tokenizers import chat_template, library, marian, special_tokens
 from onnxport.runtime.tokenizer import UNKNOWN_FROM
@@ -59,12 +60,15 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
     settings = [folder / name for name in special_tokens.FILES if (folder / name).is_file()]
     if data is not None and not settings and not (folder / "config.json").is_file():
         return FolderTokenizers(dict.fromkeys(SIDES, data), (ready,))
+    for path in settings:
+        read_json(path)
     try:
         loaded = library.load(folder, model_type)
     except CheckpointError:
-        if data is None or settings:
+        if data is None or (settings and model_type):  # without a type the settings may be those of a class that is not found
             raise
-        return _alone(data, ready, f"transformers has no tokenizer for a {model_type} model with this file")
+        kind = f"a {model_type}" if model_type else "an unnamed"
+        return _alone(data, ready, f"transformers has no tokenizer for {kind} model with this file")
     if data is not None and not settings and (other := _other_kind(loaded, data)):
         return _alone(data, ready, f"transformers would make {other} of it", library.gives_types(loaded))
     try:

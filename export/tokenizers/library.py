@@ -31,11 +31,12 @@ MOST = 2000  # added tokens that are tried
 def load(folder: Path, model_type: str) -> Any:
     """transformers' own tokenizer of a folder, without its padding and truncation. CheckpointError where there is none.
 
-    model_type: that of the model, which decides where the folder has no config.json.
+    model_type: that of the model, which decides where the folder has no config.json; "" where nothing names it.
     """
     transformers = import_transformers()
     with quiet(), refusing(folder):
-        config = {} if (folder / "config.json").is_file() else {"config": transformers.AutoConfig.for_model(model_type)}
+        named = model_type and not (folder / "config.json").is_file()
+        config = {"config": transformers.AutoConfig.for_model(model_type)} if named else {}
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **config)
     if (tokenizer := backend(loaded)) is not None:
         tokenizer.no_padding()

@@ -78,6 +78,24 @@ def test_a_file_that_the_class_makes_another_kind_of_is_taken_with_a_note(tmp_pa
     assert found.notes == ("tokenizer.json is taken as it is: transformers would make BPE where the file has WordPiece of it",)
 
 
+@pytest.mark.parametrize("config", [None, {"id2label": {"0": "a"}}], ids=["no config", "no model_type"])
+@pytest.mark.parametrize("settings", [{"tokenizer_class": "BertTokenizer", "do_lower_case": False}, {"eos_token": "you"}], ids=list)
+def test_settings_hold_where_nothing_names_the_model(tmp_path: Path, settings: dict[str, Any], config: dict[str, Any] | None) -> None:
+    folder = make(tmp_path / "model", settings, config=config)
+    found, theirs = hugging_face(folder, ""), library.load(folder, "")
+    assert TextTokenizer(found.by_side["source"]).encode(TEXTS) == theirs(TEXTS)["input_ids"]
+    assert type(theirs).__name__ == settings.get("tokenizer_class", "TokenizersBackend") and not found.notes
+
+
+def test_where_nothing_names_the_model_nor_a_class_fits_the_file_is_taken_with_a_note(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", {"tokenizer_class": "MarianTokenizer"}, config=None)
+    found = hugging_face(folder, "")
+    assert found.by_side["source"] == (folder / "tokenizer.json").read_bytes() and "for an unnamed model" in found.notes[0]
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        hugging_face(folder, "")
+
+
 def test_what_no_file_can_say_is_refused_with_the_difference(tmp_path: Path) -> None:
     folder = make(tmp_path / "model", {"tokenizer_class": "BertTokenizer", "split_special_tokens": True})
     with pytest.raises(CheckpointError, match="no tokenizer.json here can say: .*there and .*here"):
