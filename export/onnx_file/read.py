@@ -58,12 +58,20 @@ def tokenizers(file: OnnxFile) -> FolderTokenizers:
     if len(file.folders) == 1:
         return hugging_face(file.folders[0], kind)
     with tempfile.TemporaryDirectory() as together:  # transformers reads one folder
+        places: dict[str, str] = {}
         for folder in reversed(file.folders):
             for path in folder.iterdir():
                 if path.suffix in BESIDE and path.is_file():
                     (link := Path(together) / path.name).unlink(missing_ok=True)
                     link.symlink_to(path.resolve())
-        return hugging_face(Path(together), kind)
+                    places[str(link)] = str(path)
+        try:
+            return hugging_face(Path(together), kind)
+        except CheckpointError as error:
+            text = str(error)
+            for ours, theirs in [*sorted(places.items(), reverse=True), (together, str(file.folders[-1]))]:
+                text = text.replace(ours, theirs)
+            raise CheckpointError(text) from error
 
 
 def _parsed(path: Path) -> onnx.ModelProto:

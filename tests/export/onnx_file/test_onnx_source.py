@@ -14,6 +14,7 @@ from onnxport.build.stages import build
 from onnxport.errors import CheckpointError, OnnxportError, UsageError
 from onnxport.export import export
 from onnxport.runtime import load
+from support import tiny_bundles as tiny
 
 WIDTH, VOCAB, LABELS = 32, 40, 3
 
@@ -111,6 +112,17 @@ def test_a_named_task_uses_the_config_beside_the_file(tmp_path: Path) -> None:
     encoding = json.loads((tmp_path / "out" / "bundle.json").read_text())["encoding"]
     assert encoding["labels"] == ["bad", "fine", "good"] and encoding["problem"] == "single"
     assert (encoding["max_length"], encoding["pad_id"], encoding["vocab_size"]) == (64, 1, VOCAB)
+
+
+@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "{}"), ("tokenizer_config.json", "{")])
+def test_messages_name_the_users_own_files(tmp_path: Path, name: str, content: str) -> None:
+    file = classifier(tmp_path / "m" / "onnx" / "model.onnx")
+    (tmp_path / "m" / "config.json").write_text("{}")
+    tiny.tokenizer("encoder").save(str(tmp_path / "m" / "tokenizer.json"))
+    (tmp_path / "m" / name).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        export(file, task="classification")
+    assert str(caught.value).startswith(str(tmp_path / "m" / name))
 
 
 def test_a_task_that_the_outputs_cannot_do_is_wrong_usage(tmp_path: Path) -> None:
