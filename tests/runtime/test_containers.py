@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from support import tiny_bundles as tiny
 from support import tiny_encoder
 
 
-def name(value: Any) -> str:
-    """A test's id: the same in every worker, so without addresses."""
-    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
+def kind(value: Any) -> str:
+    """A test's id: the same in every worker, so without addresses and the order of sets."""
+    return type(value).__name__
 
 
 class Table:
@@ -68,20 +67,20 @@ def assert_refused(call: Callable[[], Any], *errors: type[Exception]) -> None:
     assert "expected" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("value", NO_LISTS, ids=kind)
 @pytest.mark.parametrize("name", METHODS)
 def test_no_list_is_refused(name: str, value: Any, model: Model) -> None:
     if not (name == "prefix" and value is None):  # no prefix
         assert_refused(lambda: METHODS[name](model, value), UsageError)
 
 
-@pytest.mark.parametrize("value", NO_INPUTS, ids=repr)
+@pytest.mark.parametrize("value", NO_INPUTS, ids=kind)
 @pytest.mark.parametrize("name", METHODS)
 def test_an_item_that_is_no_input_is_refused(name: str, value: Any, model: Model) -> None:
     assert_refused(lambda: METHODS[name](model, [value]), TextError)
 
 
-@pytest.mark.parametrize("value", NO_INPUTS, ids=repr)
+@pytest.mark.parametrize("value", NO_INPUTS, ids=kind)
 def test_one_input_that_is_none_is_refused(value: Any, model: Model, causal_model: Model) -> None:
     assert_refused(lambda: model.stream(value), TextError)
     assert_refused(lambda: model.tokenize(value), TextError)
@@ -89,7 +88,7 @@ def test_one_input_that_is_none_is_refused(value: Any, model: Model, causal_mode
         assert_refused(lambda: causal_model.likelihoods([value]), TextError)
 
 
-@pytest.mark.parametrize("value", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("value", NO_LISTS, ids=kind)
 def test_conversations_and_likelihoods(value: Any, causal_model: Model) -> None:
     assert_refused(lambda: causal_model.likelihoods(value), UsageError)
     assert_refused(lambda: causal_model.chat(value), UsageError)
@@ -105,7 +104,7 @@ def test_what_holds_inputs_in_order_is_taken(model: Model) -> None:
         assert [one.tokens for one in model.generate(texts_too, max_new_tokens=5)] == texts
 
 
-@pytest.mark.parametrize("value", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("value", NO_LISTS, ids=kind)
 def test_encoders_refuse_no_list(value: Any, tmp_path: Path) -> None:
     with embedder(tmp_path) as model:
         for call in (
@@ -118,13 +117,13 @@ def test_encoders_refuse_no_list(value: Any, tmp_path: Path) -> None:
                 call()
 
 
-@pytest.mark.parametrize("value", [["a", "b"], [["a"]], ("a", "b"), {"a": 1}, {"a"}, b"a", 3, None, np.array([1.0])], ids=repr)
+@pytest.mark.parametrize("value", [["a", "b"], [["a"]], ("a", "b"), {"a": 1}, {"a"}, b"a", 3, None, np.array([1.0])], ids=kind)
 def test_texts_of_encoders_are_texts(value: Any, tmp_path: Path) -> None:
     with embedder(tmp_path) as model:
         assert_refused(lambda: model.encode([value]), TextError)
 
 
-@pytest.mark.parametrize("value", [[], [1], "ab", 3, None, {"a"}, np.zeros(3)], ids=repr)
+@pytest.mark.parametrize("value", [[], [1], "ab", 3, None, {"a"}, np.zeros(3)], ids=kind)
 def test_arrays_come_by_name(value: Any, tmp_path: Path) -> None:
     with embedder(tmp_path) as model:
         assert_refused(lambda: model.run(value), UsageError)
@@ -133,7 +132,7 @@ def test_arrays_come_by_name(value: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value",
     [[[1], [1, 2]], [[object()]], [["a"]], [[1.5]], [[b"a"]], None, {"a": 1}, [[10**30]]],
-    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
+    ids=kind,
 )
 def test_arrays_are_arrays(value: Any, tmp_path: Path) -> None:
     with embedder(tmp_path) as model:
@@ -143,7 +142,7 @@ def test_arrays_are_arrays(value: Any, tmp_path: Path) -> None:
         assert_refused(lambda: model.run(good | {5: value}), DataError)  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("stop", [5, {"a": 1}, {"a"}, b"a", [b"a"], [["a"]], [None]], ids=repr)
+@pytest.mark.parametrize("stop", [5, {"a": 1}, {"a"}, b"a", [b"a"], [["a"]], [None]], ids=kind)
 def test_stops_are_texts(stop: Any, model: Model) -> None:
     assert_refused(lambda: model.generate("w5", stop=stop), UsageError)
 
