@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.runtime.external_data import out_of_reach
-from onnxport.runtime.mappings import own
+from onnxport.runtime.mappings import mapped, own
 from onnxport.runtime.native import native
 from onnxport.runtime.processor import cores, make_exact
 
@@ -158,15 +159,25 @@ class Sessions:
         if adjust is not None:
             adjust(options)
         try:
-            linked = {location: np.memmap(file, np.uint8, "r") for location, file in out_of_reach(Path(path)).items()}
-            if linked:
-                sizes = [array.nbytes for array in linked.values()]
-                options.add_external_initializers_from_files_in_memory(list(linked), list(linked.values()), sizes)
+            outside = out_of_reach(Path(path))
+            files = {os.path.realpath(file) for file in (*Path(path).parent.iterdir(), *outside.values())}
+            linked: dict[str, Any] = {}
             with native, _loading:
-                session = onnxruntime.InferenceSession(
-                    str(path), options, providers=[device.provider], disabled_optimizers=disabled, enable_fallback=0
-                )
-                own(Path(path).parent)
+                before = mapped(files)
+                try:
+                    for location, file in outside.items():
+                        linked[location] = np.memmap(file, np.uint8, "c")
+                    if linked:
+                        sizes = [array.nbytes for array in linked.values()]
+                        options.add_external_initializers_from_files_in_memory(list(linked), list(linked.values()), sizes)
+                    session = onnxruntime.InferenceSession(
+                        str(path), options, providers=[device.provider], disabled_optimizers=disabled, enable_fallback=0
+                    )
+                except BaseException as e:
+                    linked.clear()
+                    traceback.clear_frames(e.__traceback__)  # they hold a session that is half made, with its mapped files
+                    raise
+                own(files, before)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
             if any(word in reason for word in device.missing):

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onnxport.errors import BundleError
+from onnxport.runtime import mappings, sessions
 from onnxport.runtime.sessions import Sessions
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="files stay mapped elsewhere")
@@ -23,7 +25,7 @@ path = pathlib.Path(sys.argv[1])
 sessions = [Sessions.on(threads=1).open(path) for _ in range(2)]
 feeds = {"ids": np.arange(0, 3000, 7)}
 before = [session.run(None, feeds)[0] for session in sessions]
-assert "weights.bin" not in pathlib.Path("/proc/self/maps").read_text()
+assert not any(name in pathlib.Path("/proc/self/maps").read_text() for name in ("weights.bin", "/blob"))
 os.truncate(path.parent / "weights.bin", 0)
 for session, expected in zip(sessions, before):
     assert (session.run(None, feeds)[0] == expected).all()
@@ -64,3 +66,42 @@ def test_weights_that_are_cut_short_change_nothing(linked: bool, graph: Path) ->
     done = subprocess.run([sys.executable, "-c", CODE, str(graph)], capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert (done.returncode, done.stderr) == (0, "")
     assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["no /proc", OSError(1, "not permitted"), MemoryError()])
+def test_where_mappings_cannot_be_replaced_files_stay_mapped(fault: object, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = {"ids": np.arange(0, 3000, 7)}
+    expected = Sessions.on(threads=1).open(graph).run(None, feeds)[0]
+    if isinstance(fault, str):
+        monkeypatch.setattr(mappings, "MAPS", graph.parent / "none")
+    else:
+
+        def failing(start: int, size: int) -> None:
+            raise fault  # type: ignore[misc]
+
+        monkeypatch.setattr(mappings, "_replace", failing)
+    left = Sessions.on(threads=1).open(graph)
+    assert (left.run(None, feeds)[0] == expected).all()
+    monkeypatch.undo()
+    before = mappings.mapped({os.path.realpath(graph.parent / "weights.bin")})
+    assert before
+    again = Sessions.on(threads=1).open(graph)  # leaves alone what is not its own
+    assert mappings.mapped({os.path.realpath(graph.parent / "weights.bin")}) == before
+    assert (again.run(None, feeds)[0] == expected).all()
+
+
+def test_a_session_that_fails_is_dropped_before_another_is_made(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = list[bool]()
+
+    class Half:
+        def __del__(self) -> None:
+            dropped.append(sessions._loading.locked())
+
+    def failing(*_: object, **__: object) -> None:
+        half = Half()
+        raise RuntimeError(f"not made: {type(half)}")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", failing)
+    with pytest.raises(BundleError, match="not made"):
+        Sessions.on(threads=1).open(graph)
+    assert dropped == [True]
