@@ -183,12 +183,15 @@ def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[lis
     return groups
 
 
-def _pair(text: Text) -> tuple[str, str | None]:
+def _pair(text: Any) -> tuple[str, str | None]:
     """A text as one of a pair whose other is missing. TextError for what is neither, or empty."""
-    both = text if isinstance(text, tuple) else (text,)
+    listed = isinstance(text, list) and len(text) == 2 and all(isinstance(one, str) for one in text)  # JSON has no tuples
+    both = tuple(text) if listed or isinstance(text, tuple) else (text,)
     if len(both) > 2 or not both:
         raise TextError(f"found {len(both)} texts, expected a text or a pair of texts")
     for one in both:
+        if not isinstance(one, str):
+            raise TextError(f"input is {type(one).__name__}, expected a text (str) or a pair of texts")
         check_text(one)
         if not one.strip():
             raise TextError("the text is empty, expected some words; leave it out")

@@ -171,12 +171,14 @@ class Model:
 
         items = listed(texts, "texts", TEXTS)
         for i, text in enumerate(items):
-            if isinstance(text, tuple):  # which the encoder would read as a pair
-                raise TextError(f"text {i} is a tuple, expected a text (str)")
+            if isinstance(text, tuple | list):  # which the encoder would read as a pair
+                raise TextError(f"text {i} is a {type(text).__name__}, expected a text (str)")
         return encode(self.encoding(), items, batch_size, stride)
 
     def classify(self, texts: Text | Sequence[Text], *, batch_size: int = 32, stride: int | None = None) -> list[Classification]:
-        """Labels with their probabilities, of texts or of pairs (tuples of two texts); a single one gives a list of one.
+        """Labels with their probabilities, of texts or of pairs; a single one gives a list of one.
+
+        A pair is a tuple of two texts; in a list of inputs a list of two texts is one too.
 
         Errors: as `encode`.
         """

@@ -84,6 +84,11 @@ def test_pairs_keep_their_first_text_in_every_window(tmp_path: Path) -> None:
         wanted = np.exp(logits) / np.exp(logits).sum()
         assert [found.scores[f"LABEL_{i}"] for i in range(3)] == pytest.approx(wanted.tolist(), abs=1e-5)
         assert model.classify([("a", "b"), "c"])[1] == model.classify("c")[0]
+        assert model.classify([["a", "b"]]) == model.classify([("a", "b")])
+        assert len(model.classify(["a", "b"])) == 2
+        for value in (["a", "b", "c"], ["a"], [5, 6], ["a", 5], ("a", 5)):
+            with pytest.raises(TextError, match="input is (list|int), expected a text .str. or a pair of texts"):
+                model.classify([value])
         with pytest.raises(TextError, match="leaves no room"):
             model.classify((LONG, "a"))
 
