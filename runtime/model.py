@@ -108,6 +108,20 @@ class Model:
         Errors: UsageError (a parameter), TextError (an input).
         """
         watch = Watch(timeout, cancel)
+        return self._generate(inputs, watch, prefix=prefix, n_best=n_best, long=long, batch_size=batch_size, **options)
+
+    def _generate(
+        self,
+        inputs: str | Sequence[Input],
+        watch: Watch,
+        *,
+        prefix: str | Sequence[Input] | None = None,
+        n_best: int = 1,
+        long: str | None = None,
+        batch_size: int = 32,
+        **options: Unpack[SearchOptions],
+    ) -> list[Generation]:
+        """`generate` under a watch that may have begun before."""
         search = Options.of("generate", options, n_best=n_best, batch_size=batch_size)
         generator = self.generating()
         items = listed(inputs, "inputs")
@@ -145,7 +159,8 @@ class Model:
         watch = Watch(options.get("timeout"), options.get("cancel"))
         items: list[Any] = many(messages, "messages", "a list of messages, or of such lists")
         prompts = [self._prompt(one, watch) for one in ([items] if items and isinstance(items[0], Mapping) else items)]
-        return self.generate(prompts, **options | {"timeout": watch.left})
+        rest: dict[str, Any] = {name: value for name, value in options.items() if name not in ("timeout", "cancel")}
+        return self._generate(prompts, watch, **rest)
 
     def prompt(self, messages: Conversation) -> list[int]:
         """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""

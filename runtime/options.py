@@ -223,11 +223,6 @@ class Watch:
         self._timeout, self._cancel = timeout, cancel
         self._end = None if timeout is None else time.monotonic() + timeout
 
-    @property
-    def left(self) -> float | None:
-        """Seconds that are left, a little at least, so that they are a time limit again; None without one."""
-        return None if self._end is None else max(self._end - time.monotonic(), 1e-9)
-
     def check(self) -> None:
         """Raise Cancelled or GenerationTimeout when it is time to."""
         if self._cancel is not None and self._cancel.is_set():

@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onnxport.errors import BundleError, TextError, UsageError
+from onnxport.errors import BundleError, GenerationTimeout, TextError, UsageError
 from onnxport.runtime import Model, load
 from onnxport.runtime.tasks.chat import ChatTemplate
 
@@ -127,3 +128,16 @@ def test_what_is_missing_is_named(model: Model, causal_model: Model, monkeypatch
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UsageError, match=r"onnxport\[chat\]"):
         ChatTemplate(TEMPLATE, TOKENS)
+
+
+def test_a_timeout_names_the_callers_own_limit(model: Model) -> None:
+    with pytest.raises(GenerationTimeout, match="more than 0.05 s"):
+        model.chat(TALK, timeout=0.05, cancel=Slow())
+
+
+class Slow:
+    """A caller who never cancels, and is asked for longer than the limit once the prompts are there."""
+
+    def is_set(self) -> bool:
+        time.sleep(0.03)
+        return False
