@@ -1,5 +1,6 @@
 """The report of a comparison: its content as a value, and the files that it is written to."""
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from onnxport.files import special
 from onnxport.runtime.bundle.publish import check_file, publish, recover, sync, workspace
 
 FORMAT = 1
+_UNMOVABLE = (errno.EXDEV, errno.EBUSY)  # of a folder from a lower layer of overlayfs, or one that is mounted somewhere
 _ALWAYS = ("agreement", "max_abs_diff")
 FILES = ("report.json", "report.md", "report.html", "report.xml")  # the last only where there are gates
 
@@ -88,20 +90,9 @@ class Report:
             texts["report.xml"] = render_junit(content)
         check_out(out, force)
         out = Path(out).absolute()
-        whole = _stands_alone(out)
-        with _writing(out), workspace(out if whole else out / "report") as folder:
-            made = folder / out.name
-            made.mkdir()
-            for name, text in texts.items():
-                (made / name).write_text(text, encoding="utf-8")
-                sync(made / name)
-            if whole:
-                publish(made, out)
-                return
-            for name in reversed(texts):  # beside files of others one by one, report.json last
-                os.replace(made / name, out / name)
-            for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
-                (out / name).unlink(missing_ok=True)
+        with _writing(out):
+            if not (_stands_alone(out) and _put(texts, out, whole=True)):
+                _put(texts, out, whole=False)
 
 
 def check_out(out: str | Path, force: bool) -> None:
@@ -121,6 +112,29 @@ def check_out(out: str | Path, force: bool) -> None:
             check_file(out / name, force)
         with workspace(out if _stands_alone(out) else out / "report") as made:
             (made / FILES[0]).write_bytes(b"x")
+
+
+def _put(texts: dict[str, str], out: Path, whole: bool) -> bool:
+    """Writes these files. whole: the folder is exchanged; False where it cannot be moved. OutputError, OSError."""
+    with workspace(out if whole else out / "report") as folder:
+        made = folder / out.name
+        made.mkdir()
+        for name, text in texts.items():
+            (made / name).write_text(text, encoding="utf-8")
+            sync(made / name)
+        if whole:
+            try:
+                publish(made, out)
+            except OSError as error:
+                if error.errno in _UNMOVABLE and out.is_dir():
+                    return False
+                raise
+            return True
+        for name in reversed(texts):  # beside files of others one by one, report.json last
+            os.replace(made / name, out / name)
+        for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
+            (out / name).unlink(missing_ok=True)
+    return True
 
 
 def _stands_alone(out: Path) -> bool:

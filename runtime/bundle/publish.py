@@ -53,16 +53,21 @@ def workspace(place: Path, progress: Progress = silent) -> Iterator[Path]:
 def publish(made: Path, place: Path) -> None:
     """Put `made`, a file or folder in a workspace, at `place`, in one step where the file system can.
 
-    What was there goes with the workspace. Elsewhere (some network file systems) there are two steps, and a kill
-    between them is put right when `place` is next written or read.
+    What was there goes with the workspace; a folder has the mode of the one before it. Elsewhere (some network file systems) there are two
+    steps, and a kill between them is put right when `place` is next written or read.
     OSError.
     """
     if not os.path.lexists(place):
         os.rename(made, place)
-    elif not _exchange(made, place):
-        os.rename(place, made.with_name(_OLD))
-        os.rename(made, place)
-    sync(place.parent)
+    else:
+        if made.is_dir():
+            with contextlib.suppress(OSError):  # some file systems know no modes
+                os.chmod(made, stat.S_IMODE(place.stat().st_mode))
+        if not _exchange(made, place):
+            os.rename(place, made.with_name(_OLD))
+            os.rename(made, place)
+    with contextlib.suppress(OSError):  # it is there, whether or not the system says that it is on the disk
+        sync(place.parent)
 
 
 def write_file(place: str | Path, content: bytes, force: bool) -> None:

@@ -357,6 +357,29 @@ def test_the_files_of_a_report_appear_as_one(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY])
+def test_a_folder_that_cannot_be_moved_stays_where_it_is(tmp_path, monkeypatch, number):
+    report(bundle="bundle-one").write(tmp_path / "out")
+    inode = (tmp_path / "out").stat().st_ino
+
+    def failing(one, other):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("onnxport.runtime.bundle.publish._exchange", failing)
+    report(bundle="bundle-two").write(tmp_path / "out", force=True)
+    assert same_report(tmp_path / "out") == {"bundle-two"}
+    assert (tmp_path / "out").stat().st_ino == inode
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_the_mode_of_the_folder_stays(tmp_path):
+    report().write(tmp_path / "out")
+    (tmp_path / "out").chmod(0o2750)
+    report().write(tmp_path / "out", force=True)
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o2750
+
+
 def test_beside_other_files_the_numbers_come_last(tmp_path, monkeypatch):
     gated("bleu_drop<=0.05").write(tmp_path)
     (tmp_path / "mine").mkdir()
