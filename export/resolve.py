@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from onnxport.export.source import Source, read_tokenizers
 from onnxport.export.user_code import contained
 from onnxport.files import first_special, special
 
+TEMPLATES = "additional_chat_templates"  # a folder that transformers' tokenizers read too
 ARCHITECTURE = "torch.nn.Transformer"
 _KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
 
@@ -28,7 +30,7 @@ def resolve(source: Any, allow_pickle: bool = False) -> Source:
 
     Errors: CheckpointError when it is there but cannot be exported, UsageError when there is no such thing.
     """
-    if isinstance(source, str) and not Path(source).exists() and _looks_importable(source):
+    if isinstance(source, str) and not os.path.exists(source) and _looks_importable(source):
         return from_object(_call(source), default_name=source.rpartition(":")[0].rpartition(".")[2])
     if isinstance(source, str | Path):
         return _from_path(Path(source), allow_pickle)
@@ -36,7 +38,7 @@ def resolve(source: Any, allow_pickle: bool = False) -> Source:
 
 
 def _from_path(path: Path, allow_pickle: bool) -> Source:
-    if not path.exists():
+    if not os.path.exists(path):  # Path's own raises where a folder above cannot be read
         name = str(path)
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
@@ -48,8 +50,6 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
         raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
     if (kind := special(path.stat().st_mode)) is not None:
         raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
-    if path.is_dir() and (found := first_special(path)):
-        raise CheckpointError(f"{found[0]} is {found[1]}, expected regular files in the folder of a model; copy the model elsewhere")
     if path.suffix == ".onnx" and not path.is_dir():
         from onnxport.export.onnx_file.read import read_onnx
 
@@ -61,7 +61,11 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
 
 def read_folder(folder: Path, allow_pickle: bool) -> Source:
     """The Source of a folder with a config.json. CheckpointError lists the supported models where this one is none of them."""
+    _check_files(folder)
     whole, folder = folder, transformer_folder(folder)
+    for inner in (folder, folder / TEMPLATES):
+        if inner != whole and inner.is_dir():
+            _check_files(inner)
     path, adapter = folder / "config.json", folder / "adapter_config.json"
     if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
@@ -89,6 +93,16 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
     if found is None or (found.kind == "causal" and embeds):
         return read_hugging_face(other_encoder(model_type, config, path, _KNOWN, embeds), folder, config, allow_pickle, whole)
     return read_hugging_face(found, folder, config, allow_pickle, whole)
+
+
+def _check_files(folder: Path) -> None:
+    """CheckpointError unless the files of a folder can be read without waiting: transformers opens what it finds."""
+    try:
+        found = first_special(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}; give a folder that you may read") from error
+    if found is not None:
+        raise CheckpointError(f"{found[0]} is {found[1]}, expected regular files in the folder of a model; copy the model elsewhere")
 
 
 def from_object(value: Any, default_name: str = "") -> Source:

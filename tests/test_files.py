@@ -73,7 +73,7 @@ def test_readers_of_files_that_users_name(tmp_path: Path, read: Callable[[Any], 
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.json", "additional_chat_templates/a.jinja"])
 def test_sources(tmp_path: Path, name: str) -> None:
     from onnxport.export.resolve import resolve
 
@@ -82,4 +82,39 @@ def test_sources(tmp_path: Path, name: str) -> None:
     os.mkfifo(folder / name)
     with pytest.raises(OnnxportError, match="FIFO") as caught:
         resolve(str(folder / name if name.endswith(".onnx") else folder))
+    assert caught.value.exit_code == 4
+
+
+def test_a_pooling_of_sentence_transformers(tmp_path: Path) -> None:
+    from onnxport.export.sentence_transformers import read_modules
+
+    (tmp_path / "modules.json").write_text('[{"path": "1_Pooling", "type": "x.Pooling"}]')
+    (tmp_path / "1_Pooling").mkdir()
+    os.mkfifo(tmp_path / "1_Pooling" / "config.json")
+    with pytest.raises(OnnxportError, match="FIFO") as caught:
+        read_modules(tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_what_no_loader_reads_is_passed_over(tmp_path: Path) -> None:
+    from onnxport.export.resolve import resolve
+
+    for place in (".git", "runs"):
+        (tmp_path / place).mkdir()
+        os.mkfifo(tmp_path / place / "a")
+    os.mkfifo(tmp_path / ".lock")
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(OnnxportError, match="has no config.json"):
+        resolve(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxport.export.resolve import resolve
+
+    def refuse(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("onnxport.files.os.listdir", refuse)
+    with pytest.raises(OnnxportError, match="cannot be read: Permission denied") as caught:
+        resolve(tmp_path)
     assert caught.value.exit_code == 4

@@ -60,12 +60,22 @@ def read_most(file: BufferedIOBase, most: int) -> bytearray:
 
 
 def first_special(folder: str | Path) -> tuple[Path, str] | None:
-    """A file at or below `folder` that is neither regular nor a folder, and what it is; None without one. Links are followed once."""
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            if path.exists() and (kind := special(path.stat().st_mode)):
-                return path, kind
+    """A file in `folder` that is neither regular nor a folder, and what it is; None without one. Hidden files do not count.
+
+    OSError where the folder cannot be read.
+    """
+    for name in sorted(os.listdir(folder)):
+        path = Path(folder, name)
+        if not name.startswith(".") and (kind := _kind(path)) is not None:
+            return path, kind
     return None
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return special(os.stat(path).st_mode)
+    except OSError:  # a link that leads nowhere, or what may not be looked at
+        return None
 
 
 def _check(path: str | Path, mode: int) -> None:
