@@ -23,7 +23,22 @@ from onnxport.errors import BundleError, OutputError
 from onnxport.files import special
 from onnxport.progress import Progress, silent
 
-_NAMES = ("EEXIST", "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "ENAMETOOLONG", "EFBIG", "EIO", "EBUSY", "EXDEV", "ENOLCK")
+_NAMES = (
+    "EEXIST",
+    "ENOSPC",
+    "EDQUOT",
+    "EACCES",
+    "EPERM",
+    "EROFS",
+    "ENOTDIR",
+    "ENAMETOOLONG",
+    "EFBIG",
+    "EIO",
+    "EBUSY",
+    "EXDEV",
+    "ENOLCK",
+    "ELOOP",
+)
 UNWRITABLE = {getattr(errno, n) for n in _NAMES if hasattr(errno, n)}
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}  # what file systems say that cannot do it
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -84,9 +99,10 @@ def write_file(place: str | Path, content: bytes, force: bool) -> None:
 
 
 def check_file(place: str | Path, force: bool) -> None:
-    """OutputError where a file may not be written: it exists, without `force`, or it is no regular file."""
+    """OutputError where a file may not be written: it exists, without `force`, it is no regular file, or its folder cannot be entered."""
     try:
-        mode = os.stat(place).st_mode
+        with writing(Path(place)):
+            mode = os.stat(place).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):

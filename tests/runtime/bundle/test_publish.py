@@ -17,7 +17,7 @@ import pytest
 
 from onnxport.errors import BundleError, OutputError
 from onnxport.runtime.bundle import publish as module
-from onnxport.runtime.bundle.publish import publish, recover, workspace, write_file
+from onnxport.runtime.bundle.publish import check_file, publish, recover, workspace, write_file
 
 STEPS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "ftruncate", "close")
 
@@ -253,6 +253,25 @@ def test_a_file_is_written_where_a_link_leads(tmp_path: Path) -> None:
 def test_a_name_that_is_as_long_as_can_be_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="too long"):
         write(tmp_path / ("x" * 255), "x")
+
+
+@pytest.mark.parametrize(("name", "told"), [("x" * 300, "name too long"), ("file/out", "Not a directory"), ("loop", "symbolic links")])
+def test_a_file_that_cannot_be_there_is_an_output_error(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match=f"cannot be written .*{told}.*choose another place"):
+        check_file(tmp_path / name, force=False)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "sync", failing)
+    for text in ("old", "new"):
+        write(tmp_path / "out", text)
+        assert read(tmp_path / "out") == text
+    assert hidden(tmp_path / "out") == []
 
 
 def test_a_writer_that_waits_can_be_interrupted(tmp_path: Path) -> None:
