@@ -41,6 +41,7 @@ _NAMES = (
 )
 UNWRITABLE = {getattr(errno, n) for n in _NAMES if hasattr(errno, n)}
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}  # what file systems say that cannot do it
+_POSIX = os.name == "posix"  # elsewhere nothing is locked, and what a killed writer left stays
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _OLD = "old"  # of a workspace: what was at the place, where the two cannot be exchanged in one step
 _READER_WAITS = 2.0  # seconds, for a writer between its two renames
@@ -114,7 +115,7 @@ def check_file(place: str | Path, force: bool) -> None:
 def recover(place: Path) -> bool:
     """Whether something is at `place`, after what a killed writer left of it was put back. BundleError where that cannot be done."""
     place = place.absolute()
-    if os.name != "posix" or not any(os.path.lexists(folder / _OLD) for folder in _leftovers(place)):
+    if not _POSIX or not any(os.path.lexists(folder / _OLD) for folder in _leftovers(place)):
         return os.path.lexists(place)
     until = time.monotonic() + _READER_WAITS
     while not os.path.lexists(place) and time.monotonic() < until:
@@ -145,7 +146,9 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk before what comes next."""
+    """Have a file or folder on the disk before what comes next, where the system lets one that is opened to be read."""
+    if not _POSIX:
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -156,7 +159,10 @@ def sync(path: Path) -> None:
 @contextlib.contextmanager
 def _locked(place: Path, progress: Progress = silent, wait: bool = True) -> Iterator[None]:
     """The lock of `place`. BlockingIOError where another process has it and this one is not to wait."""
-    import fcntl  # writers run on Linux and macOS; readers need no lock
+    if not _POSIX:
+        yield
+        return
+    import fcntl
 
     path, held = place.with_name(f".{place.name}.lock"), False
     while not held:
@@ -221,7 +227,7 @@ def _leftovers(place: Path) -> list[Path]:
 
 def _clean(place: Path) -> None:
     """What killed writers left, once its lock is held."""
-    for folder in _leftovers(place):
+    for folder in _leftovers(place) if _POSIX else []:
         _put_back(folder, place)
         _remove(folder)
 

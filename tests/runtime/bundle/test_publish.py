@@ -250,6 +250,19 @@ def test_a_file_is_written_where_a_link_leads(tmp_path: Path) -> None:
     assert hidden(tmp_path / "link") == []
 
 
+def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POSIX", False)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for name in ("geteuid", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+        monkeypatch.delattr(os, name)
+    for content in (b"old", b"new"):
+        write_file(tmp_path / "out", content, force=True)
+        assert (tmp_path / "out").read_bytes() == content
+    with pytest.raises(OutputError, match="--force"):
+        write_file(tmp_path / "out", b"x", force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_name_that_is_as_long_as_can_be_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="too long"):
         write(tmp_path / ("x" * 255), "x")
