@@ -7,12 +7,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxport.build import stages
+from onnxport.errors import OutputError
 from onnxport.runtime.bundle.reader import Bundle
 from support.commands import COMMAND, assert_refused, invoke, started
 from support.paths import ROOT
@@ -31,6 +34,16 @@ def test_existing_output_is_refused_without_force(model_folder: Path, tmp_path: 
     out = tmp_path / "there"
     out.mkdir()
     assert_refused(invoke("export", model_folder, "--out", out, "-q"), 6, "--force")
+
+
+def test_a_variant_that_another_command_added_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    stages.build(write_product(tmp_path / "product.onnx"), out, precision=("fp32", "fp16"))
+    before = SimpleNamespace(variants={"fp32": None})
+    monkeypatch.setattr(stages, "Bundle", SimpleNamespace(open=lambda path: before))
+    with pytest.raises(OutputError) as caught:
+        stages.add_variant(out, "fp16")
+    assert str(caught.value).startswith(f"{out} has a variant fp16 already")
 
 
 def test_output_below_a_file_cannot_be_written(model_folder: Path, tmp_path: Path) -> None:

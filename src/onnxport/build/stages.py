@@ -95,11 +95,11 @@ def add_variant(
     require("onnx_ir", "export")
     from onnxport.build.variant import VariantBuilder
 
-    _check_variants(Bundle.open(path), precision, force)
+    _check_variants(Bundle.open(path), path, precision, force)
     place = path.resolve()  # a link stays one, and "." is another folder once it is replaced
     with extended_bundle(place, progress) as staging:
         bundle = staging.preview()
-        _check_variants(bundle, precision, force)  # what another command added while this one waited
+        _check_variants(bundle, path, precision, force)  # what another command added while this one waited
         progress(f"read {REFERENCE}")
         fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
         _remove_variant(staging, bundle, precision)
@@ -108,14 +108,12 @@ def add_variant(
     return Bundle.open(place)
 
 
-def _check_variants(bundle: Bundle, precision: str, force: bool) -> None:
-    """OutputError where the bundle has the variant already, UsageError where it has none to make it from."""
+def _check_variants(bundle: Bundle, path: Path, precision: str, force: bool) -> None:
+    """OutputError where the bundle, `path` to its user, has the variant already, UsageError where it has none to make it from."""
     if precision in bundle.variants and not force:
-        raise OutputError(f"{bundle.path} has a variant {precision} already: give --force to make it again")
+        raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
     if REFERENCE not in bundle.variants:
-        raise UsageError(
-            f"{bundle.path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}"
-        )
+        raise UsageError(f"{path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}")
 
 
 def _fuse(exported: Exported) -> FusedGraphs:
