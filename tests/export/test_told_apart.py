@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from onnxport.export.routes.direct import _alike
 from support import hf_folders
 from support.refusals import assert_refused
 
@@ -44,3 +45,25 @@ def test_weights_of_a_wrapper(tmp_path: Path, prefix: str) -> None:
 
 def test_a_module_whose_answers_are_random() -> None:
     assert_refused((Random(), (torch.rand(2, 8),)), "answers otherwise each time", "F.dropout without training=self.training")
+
+
+class Counting(nn.Module):
+    """Gives one output more each time that it runs."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.calls += 1
+        return [x] * self.calls
+
+
+def test_a_module_with_another_number_of_answers_each_time() -> None:
+    assert_refused((Counting(), (torch.rand(2, 8),)), "answers otherwise each time")
+
+
+def test_what_the_order_of_sums_does_is_no_other_answer() -> None:
+    one = torch.tensor([1.0, 100.0, float("nan"), float("inf")])
+    assert _alike(one, one * (1 + 1e-6)) and _alike(one.half(), one.half()) and _alike(one.to(torch.complex64), one.to(torch.complex64))
+    assert not _alike(one, one * 1.01) and not _alike(one, one[:2]) and not _alike(one, one.nan_to_num()) and not _alike(one, None)
+    whole = torch.tensor([100_000, 1])
+    assert _alike(whole, whole.clone()) and not _alike(whole, whole + 1) and _alike(whole > 1, whole > 1)
