@@ -7,12 +7,10 @@ writer left is put right by the next one, and by a reader that finds nothing at 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
 import secrets
-import shutil
 import stat
 import sys
 import time
@@ -201,7 +199,11 @@ def _is(handle: int, path: Path) -> bool:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two paths in one step; False where the system or the file system cannot. OSError."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return False
+    import ctypes  # readers need none of it
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
     rename.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -240,6 +242,8 @@ def _put_back(folder: Path, place: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder also where an interrupt comes meanwhile, which is then raised."""
+    import shutil  # readers seldom need it
+
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:

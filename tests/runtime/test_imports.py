@@ -9,6 +9,7 @@ import sys
 before = set(sys.modules)
 import onnxport.runtime
 import onnxport.runtime.bundle
+assert not {"ctypes", "shutil"} & (set(sys.modules) - before), "what only writers need is imported"
 import onnxport.runtime.sessions
 assert not {"numpy", "onnxruntime", "tokenizers"} & (set(sys.modules) - before), "importing these is not free"
 from onnxport.runtime import load

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -208,7 +209,7 @@ def test_a_reader_says_where_it_is_when_it_cannot_be_put_back(tmp_path: Path, mo
 
 
 def test_an_interrupt_while_the_old_one_is_removed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, remove, calls = tmp_path / "out", module.shutil.rmtree, [0]
+    place, remove, calls = tmp_path / "out", shutil.rmtree, [0]
     write(place, "old")
 
     def interrupted(*arguments: Any, **options: Any) -> None:
@@ -217,7 +218,7 @@ def test_an_interrupt_while_the_old_one_is_removed_leaves_nothing(tmp_path: Path
             raise KeyboardInterrupt
         remove(*arguments, **options)
 
-    monkeypatch.setattr(module.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(place, "new")
     assert read(place) == "new"
