@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol, TypedDict
@@ -234,7 +234,8 @@ class Watch:
 def is_ordered(value: object) -> bool:
     """Whether something holds items one after the other: a list, a tuple, an array, a generator; no text, bytes, mapping, set or table."""
     kinds = (str, bytes, bytearray, memoryview, Mapping, Set)
-    return hasattr(value, "__iter__") and not isinstance(value, kinds) and not hasattr(value, "columns") and getattr(value, "ndim", 1) > 0
+    unordered = isinstance(value, kinds) and not isinstance(value, KeysView)  # keys are a Set, in the order of their mapping
+    return hasattr(value, "__iter__") and not unordered and not hasattr(value, "columns") and getattr(value, "ndim", 1) > 0
 
 
 def many(value: Any, name: str, expected: str) -> list[Any]:

@@ -97,7 +97,15 @@ def test_conversations_and_likelihoods(value: Any, causal_model: Model) -> None:
 def test_what_holds_inputs_in_order_is_taken(model: Model) -> None:
     expected = [one.tokens for one in model.generate([[5, 9, 2], [7, 2, 2]], max_new_tokens=5)]
     rows = np.array([[5, 9, 2], [7, 2, 2]])
-    for value in (rows, rows.astype(np.uint8), torch.tensor(rows), iter(rows), tuple(map(tuple, rows)), dict(enumerate(rows)).values()):
+    for value in (
+        rows,
+        rows.astype(np.uint8),
+        torch.tensor(rows),
+        iter(rows),
+        tuple(map(tuple, rows)),
+        dict(enumerate(rows)).values(),
+        dict.fromkeys(map(tuple, rows.tolist())).keys(),
+    ):
         assert [one.tokens for one in model.generate(value, max_new_tokens=5)] == expected
     texts = [one.tokens for one in model.generate(["w5", "w6"], max_new_tokens=5)]
     for texts_too in (np.array(["w5", "w6"]), (text for text in ("w5", "w6"))):
