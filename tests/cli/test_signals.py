@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from onnxport.cli.console import _interrupted
+from onnxport.errors import CheckpointError
+from support.commands import assert_refused, invoke
+
 EXPORT = """
 import os, signal, sys
 import onnxport.build
@@ -66,3 +70,17 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     done = export("SIGHUP", "ignored", tmp_path / "out")
     assert done.returncode == 1
     assert "on it goes" in done.stderr
+
+
+def test_a_refusal_that_quotes_an_interrupt_is_a_refusal(tmp_path: Path) -> None:
+    folder = tmp_path / "KeyboardInterrupt"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "KeyboardInterrupt"}')
+    assert_refused(invoke("export", folder, "--out", tmp_path / "out", "-q"), 4, "KeyboardInterrupt")
+
+
+@pytest.mark.parametrize(("error", "found"), [(ImportError("numpy: KeyboardInterrupt"), True), (ValueError("KeyboardInterrupt"), False)])
+def test_what_lies_behind_a_refusal(error: Exception, found: bool) -> None:
+    refusal = CheckpointError("it cannot be read")
+    refusal.__cause__ = error
+    assert _interrupted(refusal) == found

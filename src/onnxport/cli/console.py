@@ -191,7 +191,9 @@ def _ended_by_signals() -> Iterator[None]:
 def _interrupted(error: BaseException | None) -> bool:
     """Whether an interrupt lies behind an error: an extension module that is interrupted while it is imported raises ImportError."""
     while error is not None:
-        if isinstance(error, (KeyboardInterrupt, click.Abort)) or "KeyboardInterrupt" in str(error):
+        if isinstance(error, (KeyboardInterrupt, click.Abort)):
+            return True
+        if isinstance(error, ImportError) and "KeyboardInterrupt" in str(error):  # other texts may quote what a user wrote
             return True
         error = error.__cause__ or error.__context__
     return False
