@@ -7,6 +7,7 @@ inherit it. Who wants the telemetry sets the variable to 0.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 
@@ -18,13 +19,19 @@ def switch_off() -> None:
     if os.environ.get(SWITCH):
         return
     os.environ[SWITCH] = "1"
-    if "onnxruntime" in sys.modules:
+    if _since_132(str(getattr(sys.modules.get("onnxruntime"), "__version__", ""))):
         warnings.warn(
             f"onnxruntime was imported before onnxport and without {SWITCH}=1 in the environment, so that its telemetry may be on "
             f"in this process; import onnxport first, or set {SWITCH}=1 (0 keeps the telemetry, without this warning)",
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _since_132(version: str) -> bool:
+    """Whether a version is one whose wheels have it."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= (1, 32)
 
 
 def state() -> str:
