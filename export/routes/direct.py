@@ -97,8 +97,8 @@ def _alike(one: Tensor, other: Any) -> bool:
     if not isinstance(other, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.is_floating_point() or one.is_complex():
-        return torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
-    return torch.equal(one, other)
+        return bool(torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True))
+    return bool(torch.equal(one, other))
 
 
 class Call(nn.Module):
