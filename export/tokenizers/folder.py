@@ -82,10 +82,18 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         by_side,
         tuple(sorted({*files, *settings, *template_files})),
         library.gives_types(loaded),
-        loaded.model_max_length if 0 < loaded.model_max_length < 2**31 else None,
+        _longest(folder, loaded),
         _assumed(folder, loaded, files, settings),
         template,
     )
+
+
+def _longest(folder: Path, loaded: Any) -> int | None:
+    """The most tokens that the tokenizer says a text may have; None where it says no such number. CheckpointError."""
+    length = loaded.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float):
+        raise CheckpointError(f"{folder}: model_max_length of the tokenizer is {length!r:.60}, expected a whole number; correct it")
+    return int(length) if 0 < length < 2**31 else None
 
 
 def _converted(folder: Path, model_type: str) -> tuple[dict[str, bytes | None], list[Path]]:

@@ -132,3 +132,9 @@ def test_settings_of_sentence_transformers_in_old_and_new_layouts(tmp_path: Path
         (folder / place / f"sentence_{kind}_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": True}))
         assert transformer_folder(folder) == folder / place
         assert read_modules(folder, token_types=False, longest=99) == TextSettings("cls", False, 24, False, True)
+
+
+def test_a_length_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", {"tokenizer_class": "BertTokenizer", "model_max_length": "long"})
+    with pytest.raises(CheckpointError, match="model_max_length"):
+        hugging_face(folder, "bert")
