@@ -71,6 +71,7 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         return _alone(data, ready, f"transformers has no tokenizer for {kind} model with this file")
     if data is not None and not settings and (other := _other_kind(loaded, data)):
         return _alone(data, ready, f"transformers would make {other} of it", library.gives_types(loaded))
+    longest = _longest(folder, loaded)
     try:
         by_side = _as_loaded(folder, loaded, found)
     except CheckpointError:
@@ -82,7 +83,7 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         by_side,
         tuple(sorted({*files, *settings, *template_files})),
         library.gives_types(loaded),
-        _longest(folder, loaded),
+        longest,
         _assumed(folder, loaded, files, settings),
         template,
     )
