@@ -162,10 +162,8 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type"),
     ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
     ("qwen2", {"layer_types": ["sliding_attention", "chunked_attention"]}, "layer_types"),
-    ("qwen3", {"num_experts": 8}, "num_experts"),
 ]
 
 

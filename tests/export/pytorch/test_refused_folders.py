@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from onnxport.errors import UsageError
+from onnxport.export import config_checks
 from onnxport.export.resolve import resolve
 from support import tiny_torch as tiny
 from support.refusals import assert_refused
@@ -82,10 +83,10 @@ def test_config_that_nests_without_end_or_cannot_be_read(tmp_path: Path, monkeyp
     (source / "config.json").write_text('{"d_model": ' + "9" * 5000 + "}")
     assert_refused(source, "config.json is not valid JSON")
 
-    def fails(path: Path) -> bytes:
+    def fails(path: Path, most: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", fails)
+    monkeypatch.setattr(config_checks, "read_regular", fails)
     assert_refused(source, "config.json cannot be read: Permission denied")
 
 

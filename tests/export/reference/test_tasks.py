@@ -14,6 +14,7 @@ from onnxport.errors import UsageError
 from onnxport.export.reference.model import PyTorchReference
 from support import causal_folders, hf_folders, tiny_encoder
 
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # what the tokenizer gives, as its folder says
 NAMES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 TEXTS = ["the cat sat", "a dog, by the door", "no", "all of it went by so fast that no one saw it " * 4]
 
@@ -33,7 +34,9 @@ def bert(folder: Path, kind: str, **more: Any) -> tuple[PyTorchReference, Any]:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     model.save_pretrained(folder)
     tiny_encoder.tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **NAMES}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": INPUTS, **NAMES})
+    )
     return PyTorchReference(str(folder)), model
 
 

@@ -17,6 +17,7 @@ SIZES = {
     "vocab_size": len(tiny.PIECES), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
     "max_position_embeddings": 48, "pad_token_id": 0,
 }  # fmt: skip
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # what the tokenizer gives, as its folder says
 NAMES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 QUESTION = "Who sat there?"
 CONTEXT = "The cat sat on the mat, and the dog lay by the door. " * 4
@@ -30,7 +31,9 @@ def exported(model: Any, folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     model.save_pretrained(folder / "source")
     tiny.tokenizer().save(str(folder / "source" / "tokenizer.json"))
-    (folder / "source" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **NAMES}))
+    (folder / "source" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": INPUTS, **NAMES})
+    )
     return build(str(folder / "source"), folder / "bundle", precision=("fp32",)).path
 
 
