@@ -50,7 +50,7 @@ wheel: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out build/wheel/bundle --quiet > /dev/null
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/$(INSTALL) "$$(ls build/wheel/*.whl)[cpu]" pytest
-	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
 
 # The versions that tests run with, as pip resolves them in a fresh environment; any build of torch will do, so its suffix goes.
 constraints:
