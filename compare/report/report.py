@@ -15,7 +15,7 @@ from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.text import render_markdown
 from onnxport.errors import GateError, OutputError
 from onnxport.files import special
-from onnxport.runtime.bundle.publish import check_file, publish, recover, sync, workspace
+from onnxport.runtime.bundle.publish import check_file, publish, recover, replace, sync, workspace
 
 FORMAT = 1
 _UNMOVABLE = (errno.EXDEV, errno.EBUSY)  # of a folder from a lower layer of overlayfs, or one that is mounted somewhere
@@ -131,7 +131,7 @@ def _put(texts: dict[str, str], out: Path, whole: bool) -> bool:
                 raise
             return True
         for name in reversed(texts):  # beside files of others one by one, report.json last
-            os.replace(made / name, out / name)
+            replace(made / name, out / name)
         for name in set(FILES) - set(texts):  # an earlier report's gates are not this one's
             (out / name).unlink(missing_ok=True)
     return True

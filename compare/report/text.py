@@ -9,6 +9,7 @@ from onnxport.compare.report import divergence_table, format, frontier
 from onnxport.compare.report.evidence.layer_errors import layer_errors
 from onnxport.compare.report.evidence.plan_search import searches
 from onnxport.compare.report.evidence.sensitivity import heat_maps
+from onnxport.printable import printable
 
 _WIDTH = 100  # characters of a terminal's line
 _EXAMPLES = 3  # a variant; the HTML has more
@@ -137,6 +138,6 @@ def _divergence(content: Mapping[str, Any], name: str, one: Mapping[str, Any]) -
 
 
 def _cell(text: str) -> str:
-    """Text that cannot end a table's cell or begin markup of its own."""
-    flat = " ".join(text.split()).replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|*_`\[\]])", r"\\\1", flat)
+    """Text that cannot end a table's cell or begin markup of its own; characters that a terminal obeys are shown as escapes."""
+    flat = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|*_`~\[\]])", r"\\\1", flat)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 import time
@@ -55,7 +54,7 @@ def workspace(place: Path, progress: Progress = silent) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place, progress):
             _clean(place)
-            folder = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+            folder = place.with_name(f".{place.name}.{os.urandom(4).hex()}.part")
             try:
                 folder.mkdir(0o700)
                 yield folder
@@ -85,7 +84,10 @@ def publish(made: Path, place: Path) -> None:
 
 
 def write_file(place: str | Path, content: bytes, force: bool) -> None:
-    """Write a regular file, whole or not at all; a link stays one. OutputError: it exists, without `force`; it is a device or a FIFO."""
+    """Write a regular file, whole or not at all; a link stays one, and a file that is replaced keeps its mode.
+
+    OutputError: it exists, without `force`; it is a device or a FIFO.
+    """
     check_file(place, force)
     place = Path(os.path.realpath(place))
     with workspace(place) as folder:
@@ -94,7 +96,16 @@ def write_file(place: str | Path, content: bytes, force: bool) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(folder / place.name, place)
+        replace(folder / place.name, place)
+
+
+def replace(made: Path, place: Path) -> None:
+    """Put the file `made` at `place`, in one step; it has the mode of the file before it. OSError."""
+    with contextlib.suppress(OSError):  # there is none, or the file system knows no modes
+        mode = os.lstat(place).st_mode
+        if stat.S_ISREG(mode):
+            os.chmod(made, stat.S_IMODE(mode))
+    os.replace(made, place)
 
 
 def check_file(place: str | Path, force: bool) -> None:

@@ -199,3 +199,13 @@ def test_markup_in_a_name_is_only_text(tmp_path: Path) -> None:
     result = invoke("verify", tmp_path / "x[/b]")
     assert result.exit_code == 4
     assert "x[/b]" in result.stderr
+
+
+def test_quiet_and_verbose_stand_before_the_command_too(bundle: Bundle, tmp_path: Path) -> None:
+    for arguments in (["-q", "verify"], ["verify", "-q"], ["--quiet", "-v", "verify"]):
+        result = invoke(*arguments, bundle.path)
+        assert result.exit_code == 0 and result.stderr == "", arguments
+    assert "verifying" in invoke("verify", bundle.path).stderr
+    assert "Traceback" in invoke("-v", "verify", tmp_path / "none").stderr
+    assert "Traceback" in invoke("--verbose", "verify", "-q", tmp_path / "none").stderr
+    assert "Traceback" not in invoke("-q", "verify", tmp_path / "none").stderr

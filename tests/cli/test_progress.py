@@ -19,6 +19,7 @@ class Clock:
 def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr(console, "time", made)
+    monkeypatch.setattr(StageLines, "_ticks", lambda lines: None)  # tests tick themselves
     return made
 
 
@@ -83,3 +84,46 @@ def test_on_a_terminal_the_spinner_goes_on(clock, monkeypatch):
     assert (shown[0], shown[-1], len(shown)) == ("timing", "stop", 4)
     assert "0 of 3 [dim](0 s)[/dim]" in shown[1]
     assert "1 of 3 [dim](2 s, about 4 s left)[/dim]" in shown[2]
+
+
+def test_off_a_terminal_a_long_stage_is_told_as_it_begins_and_once_a_minute(clock, capsys):
+    with StageLines() as progress:
+        progress("tracing [b]")
+        for _ in range(130):
+            clock.now += 1
+            progress.tick()
+        progress("hash")
+        clock.now += 0.9
+        progress.tick()
+    assert capsys.readouterr().err.splitlines() == [
+        "… tracing [b]",
+        "… tracing [b]: goes on (1:01 min)",
+        "… tracing [b]: goes on (2:01 min)",
+        "✓ tracing [b] (130.0 s)",
+        "✓ hash (0.9 s)",
+    ]
+
+
+def test_parts_that_are_told_need_no_other_line(clock, capsys):
+    with StageLines() as progress:
+        told = counted(progress, "answering inputs")
+        for number in range(100):
+            told(number, 100)
+            clock.now += 11
+            progress.tick()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "… answering inputs" and lines[1].startswith("… answering inputs: 2 of 100 (22 s")
+    assert not any("goes on" in line for line in lines)
+
+
+def test_the_thread_that_ticks_ends_with_the_lines(monkeypatch, capsys):
+    monkeypatch.setattr(StageLines, "SOON_S", 0.01)
+    with StageLines() as progress:
+        progress("tracing")
+        while "… tracing" not in capsys.readouterr().err:
+            pass
+    progress._watch.join(10)
+    assert not progress._watch.is_alive()
+    with StageLines(quiet=True) as progress:
+        progress("tracing")
+    assert progress._watch is None

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from onnxport.cli.console import StageLines, emit, emit_answer, emit_json, shown
+from onnxport.cli.console import StageLines, emit, emit_answer, emit_json
+from onnxport.printable import printable
 
 EVIL = "a\x1b[31mb\x9b2Jc\x07\u202ed\x7f"
 SAFE = "a\\x1b[31mb\\x9b2Jc\\x07\\u202ed\\x7f"
 
 
-def test_names_are_shown() -> None:
-    assert shown(EVIL) == SAFE
-    assert shown("tab\t, line\n, \\x1b, é, 漢, \u05d0, \U0001f600") == "tab\t, line\n, \\x1b, é, 漢, \u05d0, \U0001f600"
-    assert shown("\udc80") == "\\udc80"
+def test_names_are_printable() -> None:
+    assert printable(EVIL) == SAFE
+    assert printable("tab\t, line\n, \\x1b, é, 漢, \u05d0, \U0001f600") == "tab\t, line\n, \\x1b, é, 漢, \u05d0, \U0001f600"
+    assert printable("\udc80") == "\\udc80"
 
 
 def test_results_are_shown_and_json_keeps_its_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import click
 
 from onnxport import __version__
 from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
+from onnxport.printable import printable
 from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.sessions import DEVICES
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from onnxport.runtime.bundle.reader import Bundle
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+EVERYWHERE = ("quiet", "verbose")  # these options may also stand before the command
 
 
 class Command(click.Command):
@@ -32,12 +34,14 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; failures become exit codes."""
-        with reported(ctx.params.get("verbose", False)):
+        before = {} if ctx.parent is None else ctx.parent.params
+        ctx.params |= {name: ctx.params[name] or before.get(name, False) for name in EVERYWHERE}
+        with reported(ctx.params["verbose"]):
             return super().invoke(ctx)
 
 
 def common(function: Function) -> Function:
-    """The options that every command has."""
+    """The options that every command has, and that may also stand before it."""
     return _with_options(
         function,
         click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors."),
@@ -86,7 +90,8 @@ def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int,
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="onnxport")
-def cli() -> None:
+@common
+def cli(quiet: bool, verbose: bool) -> None:
     """From a PyTorch Transformer to an application on ONNX Runtime: export, run, compare."""
 
 
@@ -163,7 +168,7 @@ def export(
         )
     if not quiet:
         for note in notes(bundle):
-            click.echo(f"note: {note}", err=True)
+            click.echo(printable(f"note: {note}"), err=True)
     _show_bundle(bundle, as_json, with_notes=False)
 
 

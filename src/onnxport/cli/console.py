@@ -2,9 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,36 +16,25 @@ import click
 from rich.markup import escape
 
 from onnxport.errors import OnnxportError, OutputError
+from onnxport.printable import CONTROL, escaped, printable
 from onnxport.progress import COUNTED
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end: a terminal obeys them
-_HIDDEN = re.compile(_CONTROL.pattern[:-1] + r"\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # what turns text around, and what is none
-
-
-def shown(text: str) -> str:
-    """The text with control characters as escapes (\\x1b): names of bundles, labels and files come from strangers."""
-    return _HIDDEN.sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
 
 
 def emit(text: str) -> None:
     """One result on standard output, with control characters shown rather than sent."""
-    click.echo(shown(text))
+    click.echo(printable(text))
 
 
 def emit_answer(text: str, end: str = "\n") -> None:
     """An answer of a model, or a piece of one, on standard output: as it is, but on a terminal control characters are shown."""
-    sys.stdout.write((_CONTROL.sub(_escaped, text) if sys.stdout.isatty() else text) + end)  # click.echo would drop escapes from a pipe
+    sys.stdout.write((CONTROL.sub(escaped, text) if sys.stdout.isatty() else text) + end)  # click.echo would drop escapes from a pipe
     sys.stdout.flush()
 
 
 def emit_json(value: object) -> None:
     """One JSON object on standard output, on one line. What JSON lets be and a terminal obeys is escaped; the values are the same."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    click.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 _CAUGHT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -74,10 +63,11 @@ class StageLines:
     """Progress on standard error: a spinner on a terminal, a line a stage elsewhere, nothing when quiet.
 
     Of a stage with parts (see `progress.counted`) it tells how many of how many are done, the time spent and about how much remains: on a
-    terminal as it goes on, elsewhere every EVERY_S seconds. finished: a stage that has ended has a line.
+    terminal as it goes on, elsewhere every EVERY_S seconds. finished: a stage that has ended has a line. Off a terminal a stage that is not
+    over after SOON_S seconds has a line too, and one of which nothing was said for STILL_S seconds is said to go on.
     """
 
-    EVERY_S = 10.0
+    EVERY_S, SOON_S, STILL_S = 10.0, 1.0, 60.0
 
     def __init__(self, quiet: bool = False, finished: bool = True) -> None:
         from rich.console import Console
@@ -88,25 +78,54 @@ class StageLines:
         self._status: Any = None
         self._stage: tuple[str, float] | None = None
         self._told = 0.0  # when the last line of the stage was printed
+        self._named = False  # whether it has a line
+        self._lock = threading.RLock()  # the main thread, which may be interrupted while it holds it, must not wait for itself
+        self._over = threading.Event()
+        self._watch: threading.Thread | None = None
 
     def __call__(self, stage: str) -> None:
         """Ends the stage under way and begins the next; goes on with it where only the number of its parts is new."""
         raise_again()
-        stage = shown(stage)
+        stage = printable(stage)
         counted = COUNTED.fullmatch(stage)
         name = counted["stage"] if counted else stage
-        if not counted or self._stage is None or self._stage[0] != name:
-            self._begin(name)
-        if counted and not self.quiet:
-            self._count(int(counted["done"]), int(counted["total"]))
+        with self._lock:
+            if not counted or self._stage is None or self._stage[0] != name:
+                self._begin(name)
+            if counted and not self.quiet:
+                self._count(int(counted["done"]), int(counted["total"]))
+
+    def tick(self) -> None:
+        """Tell of the stage under way, where it has been silent for long."""
+        with self._lock:
+            if self._stage is None:
+                return
+            (stage, began), now = self._stage, time.monotonic()
+            if self.finished and not self._named and now - began >= self.SOON_S:
+                self._tell(f"… {escape(stage)}", now)
+            elif now - self._told >= self.STILL_S:
+                self._tell(f"… {escape(stage)}: goes on [dim]({_seconds(now - began)})[/dim]", now)
+
+    def _tell(self, line: str, now: float) -> None:
+        self._named, self._told = True, now
+        self.console.print(line, soft_wrap=True)
 
     def _begin(self, stage: str) -> None:
         self._finish()
         self._stage = (stage, time.monotonic())
-        self._told = self._stage[1]
-        if not self.quiet and self.console.is_terminal:
+        self._told, self._named = self._stage[1], False
+        if self.quiet:
+            return
+        if self.console.is_terminal:
             self._status = self.console.status(escape(stage))
             self._status.start()
+        elif self._watch is None:
+            self._watch = threading.Thread(target=self._ticks, daemon=True)
+            self._watch.start()
+
+    def _ticks(self) -> None:
+        while not self._over.wait(self.SOON_S):
+            self.tick()
 
     def _count(self, done: int, total: int) -> None:
         assert self._stage is not None
@@ -116,8 +135,7 @@ class StageLines:
         if self._status is not None:
             self._status.update(text)
         elif now - self._told >= self.EVERY_S:
-            self._told = now
-            self.console.print(f"… {text}", soft_wrap=True)
+            self._tell(f"… {text}", now)
 
     def _finish(self, mark: str = "✓") -> None:
         if self._status is not None:
@@ -132,7 +150,9 @@ class StageLines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._finish("✓" if kind is None else "✗")
+        self._over.set()
+        with self._lock:
+            self._finish("✓" if kind is None else "✗")
 
 
 def _seconds(value: float) -> str:
@@ -202,5 +222,5 @@ def _interrupted(error: BaseException | None) -> bool:
 def _complain(message: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    line = shown(" ".join(message.split()))
+    line = printable(" ".join(message.split()))
     click.echo(f"onnxport: {line}", err=True)

@@ -204,6 +204,12 @@ def test_names_of_variants_and_gates_are_escaped_in_markdown():
         assert not re.search(r"(?<!\\)[`\[\]]", line)
 
 
+def test_entities_strikes_and_control_characters_are_only_text_in_markdown():
+    text = render_markdown(report(notes=["&lt;b&gt; ~~x~~ \x1b[31m \u202e", "two\nlines"]).as_dict())
+    assert "> &amp;lt;b&amp;gt; \\~\\~x\\~\\~ \\\\x1b\\[31m \\\\u202e" in text
+    assert "> two lines" in text
+
+
 def test_a_variants_name_is_escaped_in_plots():
     made = report(
         variants={"fp32": translated(), "<x&y>": translated(speedup=2.0)}, verdict={"fp32": "the reference", "<x&y>": "fast"}, examples={}

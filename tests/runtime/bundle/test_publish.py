@@ -308,3 +308,16 @@ def test_a_writer_that_waits_can_be_interrupted(tmp_path: Path) -> None:
         assert waiting.communicate(timeout=30)[0] == "interrupted\n"
         assert hidden(place) != []
     assert hidden(place) == []
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    place = tmp_path / "out.npz"
+    write_file(place, b"old", force=False)
+    for mode in (0o640, 0o755, 0o600):
+        place.chmod(mode)
+        write_file(place, b"new", force=True)
+        assert place.read_bytes() == b"new" and stat.S_IMODE(place.stat().st_mode) == mode
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    write_file(link, b"newer", force=True)
+    assert link.is_symlink() and place.read_bytes() == b"newer" and stat.S_IMODE(place.stat().st_mode) == 0o600
