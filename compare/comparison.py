@@ -73,12 +73,6 @@ def compare(
     opened = Bundle.open(bundle)
     joining = open_others(opened, others)
     earlier = read_baseline(baseline) if baseline is not None else None
-    work = workload(opened, data, limit, beam, max_new_tokens, list(joining.values()))
-    if work.kind == "pairs" and work.generates:
-        require_sacrebleu()
-    if out is not None:
-        require_jinja2()
-        check_out(out, force)
     threads = threads or cores()
     entered = entrants(opened, joining, precisions, reference=source is None)
     specs = {PYTORCH: _spec(opened, PYTORCH, device, source, threads)} if source is not None else {}
@@ -86,6 +80,12 @@ def compare(
     reference = next(iter(specs))
     refuse_unknown([*parsed, *tolerated], list(specs), METRICS, earlier is not None)
     accepted = _accepted(parsed, tolerated, list(specs))
+    work = workload(opened, data, limit, beam, max_new_tokens, list(joining.values()))
+    if work.kind == "pairs" and work.generates:
+        require_sacrebleu()
+    if out is not None:
+        require_jinja2()
+        check_out(out, force)
     sizes = {name: other.variants[variant].bytes for name, (other, variant) in entered.items()}
     facts = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder

@@ -23,6 +23,15 @@ from onnxport.files import first_special, special
 TEMPLATES = "additional_chat_templates"  # a folder that transformers' tokenizers read too
 ARCHITECTURE = "torch.nn.Transformer"
 _KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
+_POSSIBLE = "a folder with config.json and weights, package.module:factory or model.onnx"
+_FILES = (".onnx", ".gguf", ".py", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".zip", ".json")  # no names of models
+_PART = r"\w[\w.-]*"
+_HUB_NAME = re.compile(rf"({_PART}/)?{_PART}", re.ASCII)
+_HUB_PAGE = re.compile(
+    r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?!(datasets|spaces|docs|blog|papers)/)"
+    rf"(?P<name>{_PART}(/(?!(tree|blob|resolve|raw)/){_PART})?)(/(tree|blob|resolve|raw)/(?P<revision>[\w.-]+))?([/?#].*)?",
+    re.ASCII,
+)
 
 
 def resolve(source: Any, allow_pickle: bool = False) -> Source:
@@ -33,21 +42,17 @@ def resolve(source: Any, allow_pickle: bool = False) -> Source:
     if isinstance(source, str) and not os.path.exists(source) and _looks_importable(source):
         return from_object(_call(source), default_name=source.rpartition(":")[0].rpartition(".")[2])
     if isinstance(source, str | Path):
-        return _from_path(Path(source), allow_pickle)
+        return _from_path(source, allow_pickle)
     return from_object(source)
 
 
-def _from_path(path: Path, allow_pickle: bool) -> Source:
+def _from_path(source: str | Path, allow_pickle: bool) -> Source:
+    path = Path(source)
     if not os.path.exists(path):  # Path's own raises where a folder above cannot be read
         name = str(path)
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
-            raise CheckpointError(
-                f"{name} does not exist here, and nothing is fetched from a hub; "
-                f"run `hf download {name} --local-dir {path.name}`, then export {path.name}"
-            )
-        raise CheckpointError(f"{path} does not exist; give a folder with config.json and weights, package.module:factory or model.onnx")
+        raise CheckpointError(_from_afar(str(source)) or f"{path} does not exist; give {_POSSIBLE}")
     if (kind := special(path.stat().st_mode)) is not None:
         raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
     if path.suffix == ".onnx" and not path.is_dir():
@@ -57,6 +62,21 @@ def _from_path(path: Path, allow_pickle: bool) -> Source:
     if not path.is_dir():
         raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx")
     return read_folder(path, allow_pickle)
+
+
+def _from_afar(source: str) -> str | None:
+    """What to say of a source that is not here and has the form of a URL or of a model's name on a hub; None for others."""
+    page = _HUB_PAGE.fullmatch(source)
+    if page is None and "://" in source:
+        return f"{source} is a URL, and nothing is fetched; download what is there, then give {_POSSIBLE}"
+    name, revision = (source, None) if page is None else (page["name"], page["revision"])
+    owner, _, model = name.rpartition("/")
+    if page is None and (not _HUB_NAME.fullmatch(name) or Path(model).suffix in _FILES or (owner and os.path.exists(owner))):
+        return None
+    command = f"hf download {name}{'' if revision in (None, 'main') else f' --revision {revision}'} --local-dir {model}"
+    how = f"run `{command}`, then export {model}"
+    how = how if page or owner else f"give {_POSSIBLE}; for a model of this name on Hugging Face's hub {how}"
+    return f"{source} does not exist here, and nothing is fetched from a hub; {how}"
 
 
 def read_folder(folder: Path, allow_pickle: bool) -> Source:

@@ -100,6 +100,23 @@ def test_unknown_precision_is_wrong_usage(model_folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--precision", "int9"], "int9"),
+        (["--gate", "int8.speed>=1"], "speed"),
+        (["--tolerance", "speedup>=1"], "quality"),
+        (["--gate", "speedup_change>=0"], "--baseline"),
+        (["--with", "BUNDLE", "--precision", "other/int8"], "other/int8"),
+    ],
+)
+def test_wrong_usage_of_compare_comes_before_an_existing_report(bundle: Bundle, tmp_path: Path, arguments: list[str], word: str) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    arguments = [str(bundle.path) if one == "BUNDLE" else one for one in arguments]
+    assert_refused(invoke("compare", bundle.path, "--out", tmp_path, *arguments), 2, word)
+    assert_refused(invoke("compare", bundle.path, "--out", tmp_path), 6, "report.json")
+
+
 def test_unknown_variant_is_wrong_usage(bundle: Bundle) -> None:
     assert_refused(invoke("run", bundle.path, "--precision", "int4", "a"), 2, "int4", "int8")
 

@@ -28,6 +28,38 @@ def test_a_name_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "hf download" not in assert_refused("org/a-model.v2", "does not exist")
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "Qwen2.5-0.5B"])
+def test_a_name_of_a_hub_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(name, f"{name} does not exist", "a folder with config.json", f"hf download {name} --local-dir {name}`")
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "model.gguf", "./gpt2", "a/b/c", "a b", "../gpt2", "/gpt2"])
+def test_a_path_is_no_name_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "hf download" not in assert_refused(name, "does not exist")
+
+
+@pytest.mark.parametrize(
+    ("url", "download"),
+    [
+        ("https://huggingface.co/org/a-model", "org/a-model --local-dir a-model`, then export a-model"),
+        ("https://huggingface.co/org/a-model/", "org/a-model --local-dir a-model`"),
+        ("https://huggingface.co/org/a-model/tree/main", "org/a-model --local-dir a-model`"),
+        ("http://hf.co/org/a-model/resolve/v1.0/model.onnx?download=true", "org/a-model --revision v1.0 --local-dir a-model`"),
+        ("https://huggingface.co/gpt2/tree/main", "gpt2 --local-dir gpt2`"),
+        ("huggingface.co/gpt2", "gpt2 --local-dir gpt2`"),
+    ],
+)
+def test_a_page_of_the_hub(url: str, download: str) -> None:
+    assert_refused(url, f"{url} does not exist here", f"`hf download {download}")
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a//b/model.onnx", "https://huggingface.co/datasets/org/data", "s3://bucket/model"])
+def test_another_url_is_not_fetched(url: str) -> None:
+    assert "hf download" not in assert_refused(url, f"{url} is a URL", "nothing is fetched")
+
+
 def test_an_adapter_and_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
     assert_refused(tmp_path, "adapter of 'org/base'", "adapter_config.json", "merge it")
