@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxport.graph.edit import array_of, constant, take_over
 
 FOLDED = {"Split", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Concat"}  # what only lays weights out anew
+REFERENCE_SINCE = {"DequantizeLinear": 19}  # the oldest opset that ONNX's reference has, whose meaning is that of older ones
 
 PARAMETER = "parameter"  # key in Value.meta: the PyTorch weight a folded initializer was made from
 
@@ -52,7 +53,8 @@ def evaluate(node: ir.Node) -> list[np.ndarray]:
     tensors = {str(value.name): ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None}
     inputs = [onnx.helper.make_tensor_value_info(name, t.dtype.value, list(t.shape)) for name, t in tensors.items()]
     outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs]
-    opset = onnx.helper.make_opsetid("", node.graph.opset_imports.get("", 23))
+    since = max(node.graph.opset_imports.get("", 23), REFERENCE_SINCE.get(node.op_type, 0))
+    opset = onnx.helper.make_opsetid("", since)
     model = onnx.helper.make_model(onnx.helper.make_graph([proto], "fold", inputs, outputs), opset_imports=[opset])
     return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: t.numpy() for name, t in tensors.items()}))
 

@@ -57,7 +57,7 @@ def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     Activations of a text encoder are smoothed before they are quantized.
 
     Raises:
-        UsageError, CheckpointError, DeviceError: see `schemes.apply.quantize` and `_half`.
+        UsageError, NotApplicable, DeviceError: see `schemes.apply.quantize` and `_half`.
     """
     models, schemes = _graphs(recipe, fused, goldens)
     if "decoder" in models:
@@ -90,7 +90,7 @@ def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, 
     Raises:
         UsageError: the plan names weights that the model lacks, or the precision has no type for a model's cache.
         DeviceError: nothing here runs the precision.
-        CheckpointError: something without a layer's name does not fit.
+        NotApplicable: something without a layer's name does not fit.
     """
     plan.check(name for graph in fused.values() for name in half.owners(half.prepared(graph).graph).values())
     half_precision.check_device()

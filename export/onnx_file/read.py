@@ -19,6 +19,7 @@ from onnxscript import version_converter
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.config_checks import read_json
+from onnxport.export.onnx_file.stored_weights import to_float
 from onnxport.export.sentence_transformers import MODULES, problem, read_modules
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.tokenizers.folder import READY, FolderTokenizers, hugging_face
@@ -194,6 +195,7 @@ def load(file: OnnxFile, opset: int | None) -> ir.Model:
             f"{file.path} holds a graph that cannot be read ({one_line(error, 200, deepest=True)}); export it with another exporter"
         ) from error
     widen(model)
+    to_float(model.graph)
     return model
 
 

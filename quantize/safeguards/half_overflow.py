@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.errors import CheckpointError
+from onnxport.errors import NotApplicable
 from onnxport.graph.edit import array_of, constant
 from onnxport.graph.session import opened
 from onnxport.quantize.plan import Plan
@@ -32,7 +32,7 @@ FEEDS, ROWS = 4, 2  # that are run value by value
 def safe(models: Mapping[str, ir.Model], plan: Plan, feeds: Mapping[str, Sequence[Feed]]) -> Plan:
     """The plan with "fp32" for every layer that float16 does not hold, by what `feeds` (role -> inputs by name) show.
 
-    CheckpointError: something without a layer's name does not fit, such as an attention's cache.
+    NotApplicable: something without a layer's name does not fit, such as an attention's cache.
     """
     for role, model in models.items():
         given = list(feeds.get(role, ()))
@@ -77,7 +77,7 @@ def _owner(graph: ir.Graph, plan: Plan, node: ir.Node, sizes: Mapping[str, float
         largest = max(reads, key=lambda v: sizes.get(str(v.name), 0), default=None)
         producer = None if largest is None else largest.producer()
         if producer is None or node.op_type in ATTENTION:
-            raise CheckpointError(f"{first.op_type} '{first.outputs[0].name}' {what}; leave fp16 out of --precision, or use bf16 on a GPU")
+            raise NotApplicable(f"{first.op_type} '{first.outputs[0].name}' {what}; leave fp16 out of --precision, or use bf16 on a GPU")
         node = producer
     return named[node]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.errors import CheckpointError, UsageError
+from onnxport.errors import NotApplicable, UsageError
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Statistics, watch
@@ -17,6 +17,7 @@ from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
+QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
@@ -36,7 +37,7 @@ def quantize(
     logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks (`int8-blocks128`); it is a
     plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are calibrated.
 
-    UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. CheckpointError: nothing changes.
+    UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. NotApplicable: nothing changes.
     """
     copies = {role: model.clone() for role, model in models.items()}
     products: dict[str, list[tuple[Linear, Scheme]]] = {}
@@ -65,16 +66,18 @@ def quantize(
             _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
         remove_dead(copy.graph)
         copy.graph.sort()
-    _check_change(plan, became)
+    _check_change(plan, became, copies)
     return copies, dict(sorted(became.items()))
 
 
-def _check_change(plan: Plan, became: dict[str, str]) -> None:
+def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model]) -> None:
     wanted = set(plan.schemes.values()) - {"fp32"}
     if wanted and set(became.values()) <= {"fp32"}:
-        raise CheckpointError(
-            f"no weight of this model can be {', '.join(sorted(wanted))}: it has no linear layer of at least {FEWEST_INPUTS} inputs and no "
-            "token embedding that the plan changes; leave this precision out"
+        stored = sum(node.op_type in QUANTIZED for model in models.values() for node in model.graph)
+        raise NotApplicable(
+            f"no weight of this model can be {', '.join(sorted(wanted))}: it has no linear layer of at least {FEWEST_INPUTS} inputs in "
+            f"float32 and no token embedding that the plan changes{f', {stored} of its nodes are quantized already' if stored else ''}; "
+            "leave this precision out"
         )
 
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.errors import CheckpointError
+from onnxport.errors import NotApplicable
 from onnxport.graph.edit import array_of, attribute, constant
 from onnxport.graph.normalize import fold_constants, name_shapes, parameter_of
 from onnxport.quantize.plan import Plan
@@ -21,7 +21,11 @@ NORMS = {
     "GroupNormalization", "InstanceNormalization", "BatchNormalization",
 }  # fmt: skip
 ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention"}  # in the type of their caches, always
-FLOAT32_ONLY = {"Range"}  # ONNX defines them without float16
+FLOAT32_ONLY = {"Range", "DequantizeLinear"}  # ONNX defines them without float16, or did up to opset 18
+INTEGERS = {
+    "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QLinearMatMul",
+    "QLinearConv", "QGemm", "QAttention", "QEmbedLayerNormalization", "QuantizeLinear",
+}  # fmt: skip
 FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
 KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -67,7 +71,7 @@ def to_half(model: ir.Model, plan: Plan) -> ir.Model:
 
     Caches by the names of our decoders (`past_*`, `present_*`, `cross_*`) become half; a foreign graph's and every other float input or
     output keep float32 at the boundary. A weight beyond float16's range stays as it is, with what is computed from it. Raises
-    `CheckpointError` for a graph with control flow.
+    `NotApplicable` for a graph with control flow.
     """
     assert plan.half is not None
     copy = prepared(model)
@@ -87,13 +91,17 @@ def to_half(model: ir.Model, plan: Plan) -> ir.Model:
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """A copy whose weights are initializers and whose values have types. CheckpointError for control flow."""
+    """A copy whose weights are initializers and whose values have types. NotApplicable for control flow."""
     copy = model.clone()
     for node in copy.graph:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values() if isinstance(a, ir.Attr)):
-            raise CheckpointError(
+            raise NotApplicable(
                 f"{node.op_type} '{node.name}' holds a graph of its own, which fp16 does not support; leave fp16 out of --precision"
             )
+    if stored := next((node.op_type for node in copy.graph if node.op_type in INTEGERS), None):
+        raise NotApplicable(
+            f"the model computes in integers already ({stored}), whose sums fp16 does not hold; leave fp16 out of --precision"
+        )
     fold_constants(copy.graph)
     name_shapes(copy)  # types too: a stored graph has none inside
     for node in copy.graph:  # ONNX's inference knows no kernels of ONNX Runtime, whose results have the type of what they read

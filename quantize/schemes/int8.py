@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxport.graph.edit import constant, dims, new_node, take_over
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup
+from onnxport.quantize.schemes.rounding import stored_step
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
 UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude
@@ -23,12 +24,15 @@ Quantized = tuple[ir.Value, ir.Value]  # uint8 [..., K] and the largest magnitud
 def quantize_columns(weight: np.ndarray, chosen: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """weight float [K, N] -> int8 [K, N] in -127..127 (reduced: -64..64), scale float [N]; symmetric, a column of zeros has scale 1.
 
-    A scheme that is not per channel has the same scale in all columns.
+    A scheme that is not per channel has the same scale in all columns. Columns that are multiples of one number already, as those of a
+    model that was stored in 8 bit are, stay just that.
     """
     levels = REDUCED if chosen.reduced else FULL
     largest = np.abs(weight).max(0)
     largest = largest if chosen.per_channel else np.full_like(largest, largest.max(initial=0))
     scale = np.where(largest > 0, largest / levels, 1).astype(np.float32)
+    if chosen.per_channel:
+        scale = np.where(np.isnan(step := stored_step(weight, levels)), scale, step)
     return np.rint(weight / scale).clip(-levels, levels).astype(np.int8), scale
 
 

@@ -13,6 +13,9 @@ import numpy as np
 STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
 PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
 
+SAMPLE = 16  # rows that are looked at first
+ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 rounded, divided by a step that was rounded too
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -108,6 +111,32 @@ def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray)
         fitted = _fitted(candidate, blocks, costs)
         best, least = better(best, least, fitted, error(fitted, blocks, costs))
     return best
+
+
+def stored_step(weight: np.ndarray, levels: int) -> np.ndarray:
+    """weight float [K, N] -> the number that all of a column are multiples of, at most `levels` times, float32 [N]; NaN: there is none.
+
+    The largest such number, 1 for a column of zeros. Few rows tell almost all columns that have none.
+    """
+    largest = np.abs(weight).max(0, initial=0)
+    step = np.where(largest > 0, np.nan, 1).astype(np.float32)
+    open_ = np.flatnonzero(largest > 0)
+    for times in range(1, levels + 1):
+        if not open_.size:
+            break
+        guess = largest[open_] / np.float32(times)
+        few = open_[_multiples(weight[:SAMPLE, open_], guess)]
+        whole = few[_multiples(weight[:, few], largest[few] / np.float32(times))]
+        step[whole] = largest[whole] / np.float32(times)
+        open_ = np.setdiff1d(open_, whole, assume_unique=True)
+    return step
+
+
+def _multiples(weight: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Which columns of [K, N] are whole multiples of `step` [N], as float32 rounds them."""
+    codes = weight / step
+    found: np.ndarray = (np.abs(codes - np.rint(codes)) <= ROUNDED * np.maximum(np.abs(codes), 1)).all(0)
+    return found
 
 
 def better(one: Grid, error_of_one: np.ndarray, other: Grid, error_of_other: np.ndarray) -> tuple[Grid, np.ndarray]:

@@ -8,6 +8,7 @@ OnnxportError                      1   internal error
 │   └── FusionError                    a graph that should have fused did not
 ├── Refused (ValueError)           4   the input was refused
 │   ├── CheckpointError                a model that cannot be exported
+│   │   └── NotApplicable              a precision that is not for this model; an export leaves it out where others remain
 │   ├── BundleError                    a bundle that is damaged or of another format
 │   ├── DataError                      a data file that cannot be used
 │   └── TextError                      a text or token ids that the model cannot take
@@ -56,6 +57,10 @@ class Refused(OnnxportError, ValueError):
 
 class CheckpointError(Refused):
     """A model that cannot be exported."""
+
+
+class NotApplicable(CheckpointError):
+    """A precision that is not for this model; an export leaves it out where others remain."""
 
 
 class BundleError(Refused):

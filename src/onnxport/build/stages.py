@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxport.build.contents import write_contents
 from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
-from onnxport.errors import OutputError, UsageError
+from onnxport.errors import NotApplicable, OutputError, UsageError
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
 from onnxport.quantize.precisions import DEFAULT, REFERENCE
@@ -131,18 +131,31 @@ def _fuse(exported: Exported) -> FusedGraphs:
 
 
 def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, folder: Path, progress: Progress) -> None:
-    """The variants, in the manifest in the order of the options."""
+    """The variants, in the manifest in the order of the options; a precision that is not for this model is left out, and noted.
+
+    Raises:
+        NotApplicable: none of the precisions is for this model.
+    """
     from onnxport.build.variant import VariantBuilder
     from onnxport.graph import store
 
     assert staging.manifest is not None
+    left_out: dict[str, NotApplicable] = {}
     with store.on_disk(fused.graphs, staging.path) as weights:
         builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
         for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
-            builder.add(name)
+            try:
+                builder.add(name)
+            except NotApplicable as reason:
+                if len(left_out) + 1 == len(options.precisions):
+                    raise
+                left_out[name] = reason
             weights.release_weights()
-    variants = staging.manifest["variants"]
-    staging.manifest["variants"] = {name: variants[name] for name in options.precisions}
+    made = {name: staging.manifest["variants"][name] for name in options.precisions if name not in left_out}
+    staging.manifest |= {"variants": made, "default": next(iter(made))}
+    notes = [f"{name} is left out: {str(reason).rsplit('; ', 1)[0]}" for name, reason in left_out.items()]
+    if notes:
+        staging.manifest["provenance"].setdefault("notes", []).extend(notes)
 
 
 def _read_fused(bundle: Bundle) -> FusedGraphs:

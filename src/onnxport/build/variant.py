@@ -64,7 +64,7 @@ class VariantBuilder:
         """Make the variant of a precision, whole: files, manifest entry, checks.
 
         Raises:
-            ParityError, FusionError, CheckpointError, DataError, UsageError; GateError: no plan is within the budget.
+            ParityError, FusionError, DataError, UsageError; NotApplicable: nothing is written; GateError: no plan is in the budget.
         """
         precision, plan, evidence = PRECISIONS[name], self._read_plan(), dict[str, Any]()
         if precision.searched and plan is None:

@@ -192,13 +192,16 @@ def branching(path: Path) -> Path:
     return simple(path, nodes, {"x": ["n", WIDTH]}, {"y": ["n", 4]}, {"zero": np.float32(0)})
 
 
-def test_branches_run_in_fp32_and_are_refused_in_fp16(tmp_path: Path) -> None:
+def test_branches_run_in_fp32_and_fp16_is_left_out(tmp_path: Path) -> None:
     file = branching(tmp_path / "a.onnx")
     build(file, tmp_path / "out", precision=("fp32",))
     x = np.abs(weights(3, WIDTH))
     np.testing.assert_allclose(load(tmp_path / "out").run({"x": -x})["y"], -x @ weights(WIDTH, 4, seed=2), rtol=1e-5, atol=1e-5)
+    bundle = build(file, tmp_path / "both", precision=("fp16", "fp32"))
+    assert (list(bundle.variants), bundle.default) == (["fp32"], "fp32")
+    assert any(note.startswith("fp16 is left out: If") for note in bundle.provenance["notes"])
     with pytest.raises(CheckpointError, match="leave fp16 out"):
-        build(file, tmp_path / "half", precision=("fp32", "fp16"))
+        build(file, tmp_path / "half", precision=("fp16",))
     assert not (tmp_path / "half").exists()
 
 
