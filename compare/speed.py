@@ -15,6 +15,7 @@ from typing import Any
 LEVEL = 0.95  # of the intervals that are shown
 SURE = 0.99  # of those that rules rest on: several variants are judged, and more than once
 FASTER = 1.1  # times as fast is what counts: two processes that run the same graph differ by less
+WORTH_ITS_SIZE = 0.8  # as fast at least must be what is chosen for its size: far from 1, where equals lie, so that noise does not decide
 LEAST_ROUNDS = 8  # fewer have no interval that a rule could rest on
 
 
@@ -43,9 +44,14 @@ class Ratio:
         return self._above(1 / FASTER)
 
     @property
+    def fast_enough(self) -> bool | None:
+        """Whether the side is fast enough to be chosen for its size; None where that cannot be told."""
+        return self._above(WORTH_ITS_SIZE)
+
+    @property
     def settled(self) -> bool:
-        """Whether more rounds would change nothing that is said of the two."""
-        return self.faster is not None and self.as_fast is not None
+        """Whether more rounds would change nothing that is decided between the two."""
+        return self.faster is not None and self.fast_enough is not None
 
     def _above(self, boundary: float) -> bool | None:
         if self.sure_low is None or self.sure_high is None or self.sure_low < boundary < self.sure_high:

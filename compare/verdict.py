@@ -37,9 +37,9 @@ class Recommendation:
 
 
 def recommend(variants: Variants, reference: str, accepted: Sequence[Gate] = ()) -> Recommendation:
-    """Of the variants that keep the quality: one that is faster for certain, and of those that are as fast a clearly smaller one.
+    """Of the variants that keep the quality: one that is faster for certain, else a clearly smaller one that is not much slower.
 
-    The plain variant has the fewest surprises: another must be clearly faster than it, or clearly smaller and as fast. accepted: gates on
+    The plain variant has the fewest surprises: another must be clearly faster than it, or clearly smaller and fast enough. accepted: gates on
     quality that stand in the place of the built-in tolerances.
     """
     fit = [name for name in variants if name != "pytorch" and keeps_quality(name, variants, reference, accepted)]
@@ -50,11 +50,11 @@ def recommend(variants: Variants, reference: str, accepted: Sequence[Gate] = ())
     unbeaten = [name for name in faster if not any(between(variants, other, name).faster for other in faster)]
     first = next(iter(unbeaten or faster), plain)
     smaller = [name for name in fit if _size_of(variants, name) < _SMALLER * _size_of(variants, first)]
-    as_fast = [name for name in smaller if between(variants, name, first).as_fast]
-    chosen = min(as_fast, key=lambda name: _size_of(variants, name), default=first)
+    enough = [name for name in smaller if between(variants, name, first).fast_enough]
+    chosen = min(enough, key=lambda name: _size_of(variants, name), default=first)
     why = SPEED if chosen in faster else PLAIN if chosen == plain else SIZE
     unclear = [name for name in fit if name not in faster and between(variants, name, plain).faster is None]
-    unclear += [name for name in smaller if between(variants, name, first).as_fast is None]
+    unclear += [name for name in smaller if between(variants, name, first).fast_enough is None]
     return Recommendation(chosen, why, tuple(dict.fromkeys(name for name in unclear if name != chosen)))
 
 
@@ -117,7 +117,7 @@ def _advice(name: str, variants: Variants, reference: str, recommended: Recommen
         return f"a sound choice, but {recommended.name} does better here"
     if own["size_ratio"] is None or own["size_ratio"] >= _SMALLER:
         return f"no gain on this {_device(own)}"
-    if between(variants, name, reference).as_fast:
+    if between(variants, name, reference).fast_enough:
         return f"a sound choice for its size, but {recommended.name} does better here"
     return f"on this {_device(own)} it saves disk, not time"
 

@@ -38,12 +38,20 @@ def test_an_interval_covers_the_true_median_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    "low, high, faster, as_fast",
-    [(1.1, 1.3, True, True), (0.95, 1.05, False, True), (0.5, 0.6, False, False), (1.05, 1.2, None, True), (0.8, 1.0, False, None)],
+    "low, high, faster, as_fast, fast_enough",
+    [
+        (1.1, 1.3, True, True, True),
+        (0.95, 1.05, False, True, True),
+        (0.5, 0.6, False, False, False),
+        (1.05, 1.2, None, True, True),
+        (0.8, 1.0, False, None, True),
+        (0.75, 0.95, False, None, None),
+    ],
 )
-def test_what_is_said_follows_the_interval(low, high, faster, as_fast):
+def test_what_is_said_follows_the_interval(low, high, faster, as_fast, fast_enough):
     ratio = Ratio(math.sqrt(low * high), low, high, low, high, 25)
-    assert (ratio.faster, ratio.as_fast, ratio.settled) == (faster, as_fast, None not in (faster, as_fast))
+    assert (ratio.faster, ratio.as_fast, ratio.fast_enough) == (faster, as_fast, fast_enough)
+    assert ratio.settled == (None not in (faster, fast_enough))
 
 
 def test_variants_that_were_not_held_against_each_other_have_no_interval():
