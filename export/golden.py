@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onnxport.export.description import CausalOriginal, Seq2SeqOriginal
+from onnxport.export.user_code import check_alike
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,6 +85,8 @@ def seq2seq_goldens(model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int
         source, mask = inputs.rows(source_rows, sources, pad), real(sources)
         target = inputs.rows(target_rows, targets, pad, start)
         logits = model.forward(source, mask, target)
+        if not i:
+            check_alike("the model", [logits], [model.forward(source, mask, target)])
         logits = logits * real(targets)[:, :, None]
         result |= {f"seq{i}/source_ids": source.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
         result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
@@ -111,7 +114,10 @@ def causal_goldens(model: CausalOriginal, ids: dict[str, Any], max_length: int |
     for i, lengths in enumerate(CAUSAL_SHAPES):
         lengths = fit(scaled(lengths, vocabulary), max_length)
         rows = inputs.rows(vocabulary, lengths, ids["pad_id"])
-        logits = model.causal(rows) * real(lengths)[:, :, None]
+        logits = model.causal(rows)
+        if not i:
+            check_alike("the model", [logits], [model.causal(rows)])
+        logits = logits * real(lengths)[:, :, None]
         result |= {f"seq{i}/input_ids": rows.numpy(), f"seq{i}/lengths": np.array(lengths), f"seq{i}/logits": logits.numpy()}
     lengths = fit(GREEDY_SHAPES, max(1, max_length // 2) if max_length is not None else None)
     prompts, mask = inputs.rows(vocabulary, lengths, ids["pad_id"]), real(lengths)
@@ -141,6 +147,7 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
     if longest is not None:
         most = min(longest, model.max_length or longest)
         batches.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
+    check_alike("the model", list(model.answer(batches[0]).values()), list(model.answer(batches[0]).values()))
     result: dict[str, np.ndarray] = {}
     for i, arrays in enumerate(batches):
         result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}

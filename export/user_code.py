@@ -5,7 +5,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -87,6 +87,25 @@ def unchanged(*modules: nn.Module) -> Iterator[None]:
             if tensor is not None and values is not None:
                 with torch.no_grad():
                     tensor.copy_(values)
+
+
+def check_alike(what: str, answers: Sequence[Any], again: Sequence[Any]) -> None:
+    """CheckpointError unless two runs on the same inputs gave as many outputs, and tensors with the same numbers. what: that was run."""
+    pairs = zip(answers, again, strict=False)
+    if len(answers) != len(again) or not all(_alike(one, other) for one, other in pairs if isinstance(one, Tensor)):
+        raise CheckpointError(
+            f"{what} answers otherwise each time it runs, in eval mode too; "
+            "take random numbers out of it, such as F.dropout without training=self.training"
+        )
+
+
+def _alike(one: Tensor, other: Any) -> bool:
+    """The same numbers, floating ones but for what the order of sums does; NaN is like NaN."""
+    if not isinstance(other, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.is_floating_point() or one.is_complex():
+        return bool(torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True))
+    return bool(torch.equal(one, other))
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class EncoderGraph:
         if not roles:
             raise BundleError(f"{bundle.path}: variant {variant.name} has neither a model nor an encoder graph; export the model again")
         self._session, self._vocabulary = sessions.open(bundle.file(variant.graphs[roles[0]])), bundle.encoding.vocab_size
+        self._options = sessions.quiet_run()
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         found = self._session.get_outputs()
         self.outputs = {o.name: tuple(o.shape) for o in found}
@@ -66,10 +67,24 @@ class EncoderGraph:
         try:
             feeds = {n: np.ascontiguousarray(a) for n, a in inputs.items()}
             with native:
-                results = self._session.run(None, feeds)
+                results = self._session.run(None, feeds, self._options)
         except Exception as e:  # ONNX Runtime's errors share no base class
-            raise DataError(f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together") from e
+            problem = self._unequal(feeds) or f"the model cannot take these arrays ({one_line(e)}); check that their sizes fit together"
+            raise DataError(problem) from e
         return dict(zip(self.outputs, results, strict=True))
+
+    def _unequal(self, inputs: Mapping[str, np.ndarray]) -> str | None:
+        """What to say of the first axis that inputs share, by its name in the graph, and that is not of one size; None without one."""
+        sizes: dict[str, dict[int, list[str]]] = {}
+        for name, array in inputs.items():
+            for axis, (found, label) in enumerate(zip(array.shape, self.inputs[name].shape, strict=True)):
+                if isinstance(label, str):
+                    sizes.setdefault(label, {}).setdefault(found, []).append(f"axis {axis} of {name}")
+        for label, places in sizes.items():
+            if len(places) > 1:
+                told = " and ".join(f"{size} on {', '.join(axes)}" for size, axes in places.items())
+                return f"the arrays differ in {label}: {told}; expected the same size on all of them"
+        return None
 
     def _completed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inputs, with what models of transformers do without."""

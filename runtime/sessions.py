@@ -17,6 +17,7 @@ from onnxport.extras import require
 from onnxport.runtime.external_data import out_of_reach
 from onnxport.runtime.mappings import mapped, own
 from onnxport.runtime.native import native
+from onnxport.runtime.other_names import hint
 from onnxport.runtime.processor import cores, make_exact
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Sessions:
         onnxruntime = _runtime()
 
         if device not in DEVICES:
-            raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+            raise UsageError(f"device is {device!r}, expected one of {', '.join(DEVICES)}{hint('device', device)}")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
             raise UsageError(f"threads is {threads!r}, expected a whole number from 1 to {MOST_THREADS}")
         available, provider = onnxruntime.get_available_providers(), DEVICES[device].provider
@@ -135,6 +136,12 @@ class Sessions:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         elif self.exact:
             make_exact(options)
+        return options
+
+    def quiet_run(self) -> onnxruntime.RunOptions:
+        """Options of runs whose arrays come from callers: an error is raised, and nothing of it is printed besides."""
+        options = _runtime().RunOptions()
+        options.log_severity_level = 4
         return options
 
     def open(

@@ -25,7 +25,7 @@ from onnxport.export.trace.axes import (
     traced_sizes,
 )
 from onnxport.export.trace.tracer import Names, trace
-from onnxport.export.user_code import evaluating, on_cpu_in_float32, one_thread, unchanged
+from onnxport.export.user_code import check_alike, evaluating, on_cpu_in_float32, one_thread, unchanged
 from onnxport.export.weights import module_hashes, without_values
 from onnxport.progress import Progress
 
@@ -47,11 +47,7 @@ def export_module(source: Source, adapter: Module, task: str, opset: int, progre
         except Exception as error:
             raise CheckpointError(f"the module does not run on its example inputs: {type(error).__name__}: {one_line(error)}") from error
         leaves = pytree.tree_leaves(whole)
-        if not _all_alike(leaves, pytree.tree_leaves(again)):
-            raise CheckpointError(
-                "the module answers otherwise each time it runs, in eval mode too; "
-                "take random numbers out of it, such as F.dropout without training=self.training"
-            )
+        check_alike("the module", leaves, pytree.tree_leaves(again))
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
         others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
         if not count:
@@ -84,21 +80,6 @@ def export_module(source: Source, adapter: Module, task: str, opset: int, progre
         source_hashes=module_hashes({"module": adapter.module}),
         settings={"free_axes": free},
     )
-
-
-def _all_alike(leaves: list[Any], others: list[Any]) -> bool:
-    """As many outputs, and tensors with the same numbers."""
-    pairs = zip(leaves, others, strict=False)
-    return len(leaves) == len(others) and all(_alike(one, other) for one, other in pairs if isinstance(one, Tensor))
-
-
-def _alike(one: Tensor, other: Any) -> bool:
-    """The same numbers, floating ones but for what the order of sums does; NaN is like NaN."""
-    if not isinstance(other, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.is_floating_point() or one.is_complex():
-        return bool(torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True))
-    return bool(torch.equal(one, other))
 
 
 class Call(nn.Module):

@@ -17,7 +17,7 @@ from onnxport.export.exported import Exported
 from onnxport.export.golden import Inputs, encoder_goldens, real
 from onnxport.export.source import Source
 from onnxport.export.trace.tracer import Names, trace
-from onnxport.export.user_code import silence
+from onnxport.export.user_code import check_alike, silence
 from onnxport.progress import Progress
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.interface import ATTENTION_MASK
@@ -107,7 +107,8 @@ def _check_answers(model: EncoderModel, name: str) -> None:
     whatever is beside it in a batch."""
     lengths = [min(9, model.max_length or 9), min(4, model.max_length or 4)]
     ids = Inputs(2, {model.pad_id}).rows(model.rows, lengths, model.pad_id)
-    both = model.answer(_inputs(model, ids, real(lengths).long()))
+    both, again = (model.answer(_inputs(model, ids, real(lengths).long())) for _ in range(2))
+    check_alike(name, list(both.values()), list(again.values()))
     alone = model.answer(_inputs(model, ids[1:, : lengths[1]], torch.ones(1, lengths[1], dtype=torch.long)))
     for output, shape in model.outputs.items():
         here = both[output]

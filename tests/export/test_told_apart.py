@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from onnxport.export.routes.direct import _alike
-from support import hf_folders
+from onnxport.export import CausalLM, Encoder, Seq2Seq
+from onnxport.export.user_code import _alike
+from support import causal_folders, hf_folders
 from support.refusals import assert_refused
+from support.tiny_torch import encoder_stack
+
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 
 
 class Random(nn.Module):
@@ -77,6 +82,35 @@ def test_weights_of_a_wrapper(tmp_path: Path, prefix: str) -> None:
 
 def test_a_module_whose_answers_are_random() -> None:
     assert_refused((Random(), (torch.rand(2, 8),)), "answers otherwise each time", "F.dropout without training=self.training")
+
+
+def adapter(kind: str) -> Seq2Seq | CausalLM | Encoder:
+    table, ids = nn.Embedding(20, 16), {"pad_id": 0, "bos_id": 1, "eos_id": 2}
+    random = {"activation": lambda x: F.dropout(x.relu(), 0.5)}
+    if kind == "encoder":
+        return Encoder(transformer=encoder_stack(**random), embedding=table)
+    if kind == "causal":
+        return CausalLM(transformer=encoder_stack(**random), embedding=table, **ids)
+    return Seq2Seq(transformer=nn.Transformer(16, 2, 1, 1, 24, batch_first=True, **random), source_embedding=table, **ids)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal", "seq2seq"])
+def test_an_adapter_whose_answers_are_random(kind: str) -> None:
+    assert_refused(adapter(kind), "the model answers otherwise each time it runs")
+
+
+@pytest.mark.parametrize("family", ["marian", "gpt2", "bert", "electra"])
+def test_a_folder_whose_answers_are_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    if family == "marian":
+        folder = hf_folders.marian(tmp_path)
+    elif family == "gpt2":
+        folder = causal_folders.write(tmp_path, family)
+    else:
+        config = transformers.AutoConfig.for_model(family, **SMALL)
+        folder = tmp_path
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+    monkeypatch.setattr(F, "dropout", lambda x, *_, **__: x * torch.rand_like(x))
+    assert_refused(folder, "answers otherwise each time it runs")
 
 
 class Counting(nn.Module):

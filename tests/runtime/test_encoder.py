@@ -87,7 +87,7 @@ def test_run_gives_outputs_by_name(plain: Model) -> None:
         ({"x": np.ones(3, np.float32)}, "x has 1 axes, expected 2"),
         ({"x": np.ones((2, 4), np.float32)}, "size 4 on axis 1, expected 3"),
         ({"x": np.ones((0, 3), np.float32)}, "empty on axis 0"),
-        ({"x": np.ones((5, 3), np.float32)}, "cannot take these arrays"),
+        ({"x": np.ones((5, 3), np.float32)}, "differ in batch: 5 on axis 0 of x and 2 on axis 0 of y"),
     ],
 )
 def test_run_refuses_what_does_not_fit(plain: Model, change: dict[str, Any], part: str) -> None:
@@ -96,6 +96,23 @@ def test_run_refuses_what_does_not_fit(plain: Model, change: dict[str, Any], par
         plain.run({n: a for n, a in inputs.items() if a is not None})
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_run_names_a_shared_axis_whose_sizes_differ(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = [h.make_node("Add", ["src", "tgt"], ["sum"]), h.make_node("MatMul", ["sum", "w"], ["y"])]
+    shapes = {"src": ["batch", "time", 4], "tgt": ["batch", "time", 4]}
+    values = [h.make_tensor_value_info(name, T.FLOAT, shape) for name, shape in shapes.items()]
+    weights = [numpy_helper.from_array(np.ones((4, 2), np.float32), "w")]
+    graph = h.make_graph(nodes, "g", values, [h.make_tensor_value_info("y", T.FLOAT, ["batch", "time", 2])], weights)
+    whole = {"src": np.ones((2, 5, 4), np.float32), "tgt": np.ones((2, 5, 4), np.float32)}
+    goldens = {f"case0/in/{name}": array for name, array in whole.items()} | {"case0/out/y": np.full((2, 5, 2), 8, np.float32)}
+    model = load(write(tmp_path / "b", "tensor", graph, "model", goldens))
+    with pytest.raises(DataError) as caught:
+        model.run(whole | {"tgt": np.ones((2, 7, 4), np.float32)})
+    told = "the arrays differ in time: 5 on axis 1 of src and 7 on axis 1 of tgt; expected the same size on all of them"
+    assert str(caught.value) == told
+    assert capfd.readouterr().err == ""  # nothing of ONNX Runtime's own
+    assert model.run(whole)["y"].shape == (2, 5, 2)
 
 
 def test_run_checks_ids(encoder: Model) -> None:
