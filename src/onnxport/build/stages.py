@@ -144,6 +144,7 @@ def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, f
     with store.on_disk(fused.graphs, staging.path) as weights:
         builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
         for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
+            staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)  # a bundle in the making is read too
             try:
                 builder.add(name)
             except NotApplicable as reason:
