@@ -76,9 +76,9 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     feeds = recipe.feeds() if recipe.feeds is not None else None
     if plan.rounds_activations:
         fused = smoothed(fused, feeds, goldens)
-    if recipe.plan is None and not plan.needs and list(fused) == ["encoder"]:
+    if recipe.plan is None and not plan.needs and (role := _reads_texts(fused)):
         most = ROOM * PRECISIONS[recipe.precision].relative_error
-        plan = Plan(plan.schemes | sensitive_weights.to_keep(fused["encoder"], golden_feeds(goldens, fused)["encoder"], plan, most))
+        plan = Plan(plan.schemes | sensitive_weights.to_keep(fused[role], golden_feeds(goldens, fused)[role], plan, most))
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
@@ -108,7 +108,15 @@ def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
 
     feeds: calibration inputs by role; None takes the inputs of the golden answers.
     """
-    if list(fused) != ["encoder"]:
+    if (role := _reads_texts(fused)) is None:
         return fused
-    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))["encoder"]
-    return {"encoder": smooth_quant.smooth(fused["encoder"], seen)} if seen else fused
+    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))[role]
+    return {role: smooth_quant.smooth(fused[role], seen)} if seen else fused
+
+
+def _reads_texts(fused: Graphs) -> str | None:
+    """The role of the only graph, where it encodes texts: it is called so, or reads token ids by their usual name."""
+    if len(fused) != 1:
+        return None
+    ((role, model),) = fused.items()
+    return role if role == "encoder" or any(value.name == "input_ids" for value in model.graph.inputs) else None
