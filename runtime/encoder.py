@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from onnxport.errors import BundleError, DataError, TextError, UsageError, one_line
+from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
@@ -19,6 +20,7 @@ from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 PADDING = 1.25  # a batch is cut where it would compute this many times its own tokens
 TOKENS = 4096  # of a batch: more are no faster, and attention's memory grows with their length
+NUMBERS = 1 << 26  # of an output of a batch, with an answer a token
 
 Text = str | tuple[str, str]
 T = TypeVar("T")
@@ -115,7 +117,7 @@ class Encoder:
     """A model that answers in one pass, whatever runs it, and the handling of its texts.
 
     inputs: name → numpy type. outputs: name → shape. run: arrays by name → outputs by name; DataError. by_token: outputs with an answer a
-    token.
+    token. layers: the arrays of each of config.layers.
     """
 
     task: str
@@ -125,13 +127,14 @@ class Encoder:
     outputs: Mapping[str, tuple[int | str, ...]]
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     by_token: frozenset[str] = frozenset()
+    layers: tuple[Mapping[str, np.ndarray], ...] = ()
 
     @classmethod
     def open(cls, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> Encoder:
         """A bundle's variant, run by ONNX Runtime. BundleError."""
         graph = EncoderGraph(bundle, variant, sessions)
         types = {name: NUMPY_TYPES.get(value.type, "int64") for name, value in graph.inputs.items()}
-        return cls(bundle.task, bundle.encoding, tokenizer, types, graph.outputs, graph.run, graph.by_token)
+        return cls(bundle.task, bundle.encoding, tokenizer, types, graph.outputs, graph.run, graph.by_token, pooled_layers(bundle))
 
     def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
         """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.
@@ -139,20 +142,37 @@ class Encoder:
         Of a pair the second is cut, or the first with `cut_first`.
         TextError names a text that cannot be read, UsageError a stride that cannot be.
         """
-        if self.tokenizer is None:
-            raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
-        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
-            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
+        tokenizer = self._reader(stride)
         pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
         if self.config.lower:
             pairs = [(text.lower(), None if pair is None else pair.lower()) for text, pair in pairs]
         most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
         found = []
-        for i, ((text, pair), whole) in enumerate(zip(pairs, self.tokenizer.read(pairs), strict=True)):
+        for i, ((text, pair), whole) in enumerate(zip(pairs, tokenizer.read(pairs), strict=True)):
             fits = most is None or len(whole) <= most
-            parts = [whole] if fits else _located(i, len(texts), self.tokenizer.cut, text, pair, most, stride, cut_first)
+            parts = [whole] if fits else _located(i, len(texts), tokenizer.cut, text, pair, most, stride, cut_first)
             found += [Window(i, part) for part in parts]
         return found
+
+    def word_windows(self, sentences: Sequence[Sequence[str]], stride: int | None) -> list[Window]:
+        """Sentences that are words already, each in as many windows as it takes; `word_ids` of their encodings count these words.
+
+        TextError names a sentence that cannot be read, UsageError a stride that cannot be.
+        """
+        tokenizer = self._reader(stride)
+        found = []
+        for i, words in enumerate(sentences):
+            words = [word.lower() for word in words] if self.config.lower else list(words)
+            found += [Window(i, part) for part in _located(i, len(sentences), tokenizer.words, words, self.config.max_length, stride)]
+        return found
+
+    def _reader(self, stride: int | None) -> TextTokenizer:
+        """The tokenizer. TextError without one; UsageError for a stride that cannot be."""
+        if self.tokenizer is None:
+            raise TextError("the bundle has no tokenizer, so it cannot read text; use run with token ids")
+        if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 0):
+            raise UsageError(f"stride is {stride!r}, expected a whole number from 0")
+        return self.tokenizer
 
     def each(self, windows: Sequence[Window], batch_size: int) -> Iterator[tuple[Window, dict[str, np.ndarray]]]:
         """Every window and its row of all outputs, those of like length together: axes over tokens can be longer than the window."""
@@ -161,7 +181,7 @@ class Encoder:
         assert self.tokenizer is not None  # windows were made with it
         lengths = [len(window) for window in windows]
         order = sorted(range(len(windows)), key=lengths.__getitem__)
-        for group in _groups(order, lengths, batch_size):
+        for group in _groups(order, lengths, batch_size, self._most_tokens()):
             shape = (len(group), lengths[group[-1]])
             feeds = {name: np.full(shape, value, self.inputs[name]) for name, value in self._padding().items()}
             for row, i in enumerate(group):
@@ -177,6 +197,12 @@ class Encoder:
             for row, i in enumerate(group):
                 yield windows[i], {name: array[row] for name, array in outputs.items()}
 
+    def _most_tokens(self) -> int:
+        """Tokens of a batch: fewer where the answers are wide, such as logits of a whole vocabulary."""
+        shapes = [shape for name, shape in self.outputs.items() if len(shape) == 3]
+        widest = max((shape[-1] for shape in shapes if isinstance(shape[-1], int)), default=1)
+        return min(TOKENS, NUMBERS // max(widest, 1))
+
     def _padding(self) -> dict[str, int]:
         known = {INPUT_IDS: self.config.pad_id, ATTENTION_MASK: 0, TOKEN_TYPE_IDS: self.config.pad_type_id}
         if unknown := [name for name in self.inputs if name not in known]:
@@ -184,14 +210,31 @@ class Encoder:
         return {name: known[name] for name in self.inputs}
 
 
-def _groups(order: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of sorted items, cut also where padding would grow beyond PADDING or tokens beyond TOKENS."""
+def pooled_layers(bundle: Bundle) -> tuple[dict[str, np.ndarray], ...]:
+    """The arrays of each of the layers behind a bundle's pooling. BundleError."""
+    layers = bundle.encoding.layers
+    found = {} if bundle.layers is None else read_npz(bundle.file(bundle.layers), BundleError, "export the model again")
+    arrays: list[dict[str, np.ndarray]] = [{} for _ in layers]
+    for name, array in found.items():
+        place, _, part = name.partition("/")
+        if not place.isdecimal() or int(place) >= len(layers) or array.dtype.kind != "f":
+            raise BundleError(f"{bundle.path}: {bundle.layers} holds {name!r:.60}, which belongs to no layer; export the model again")
+        arrays[int(place)][part] = array
+    needed = {"dense": ("weight",), "norm": ("weight", "bias")}
+    for i, layer in enumerate(layers):
+        if lacking := [name for name in needed.get(layer.kind, ()) if name not in arrays[i]]:
+            raise BundleError(f"{bundle.path}: layer {i} behind the pooling has no {lacking[0]}; export the model again")
+    return tuple(arrays)
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int], size: int, most: int = TOKENS) -> list[list[int]]:
+    """Batches of sorted items, cut also where padding would grow beyond PADDING or tokens beyond `most`."""
     groups: list[list[int]] = []
     for i in order:
         if groups and len(groups[-1]) < size:
             group = groups[-1]
             computed = lengths[i] * (len(group) + 1)
-            if computed <= min(TOKENS, PADDING * (sum(lengths[j] for j in group) + lengths[i])):
+            if computed <= min(most, PADDING * (sum(lengths[j] for j in group) + lengths[i])):
                 group.append(i)
                 continue
         groups.append([i])

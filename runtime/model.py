@@ -1,9 +1,11 @@
-"""The class that applications hold: `load` a bundle, then generate, stream, encode, classify, answer or run."""
+"""The class that applications hold: `load` a bundle, then call the method of its task, such as generate, encode or classify."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_line
+from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many
+from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
@@ -24,12 +28,16 @@ if TYPE_CHECKING:
     from onnxport.runtime.encoder import Encoder, Text
     from onnxport.runtime.tasks.chat import ChatTemplate
     from onnxport.runtime.tasks.classification import Classification
+    from onnxport.runtime.tasks.fill_mask import Fill
     from onnxport.runtime.tasks.question_answering import Answer
+    from onnxport.runtime.tasks.reranking import Ranked
     from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
+    from onnxport.runtime.tasks.token_classification import Entity
 
 Conversation = Sequence[Mapping[str, Any]]
 
 
+@suggesting
 def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
     """Load a bundle.
 
@@ -43,6 +51,7 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
     if name not in bundle.variants:
         raise UsageError(
             f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
+            + hint("precision", name)
         )
     sessions = Sessions.on(device, threads)
     variant = bundle.variants[name]
@@ -176,32 +185,137 @@ class Model:
             self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
         return tokenizer.encode([self._chat.render(messages, watch.check)], special=False)[0]
 
-    def encode(self, texts: str | Sequence[str], *, batch_size: int = 32, stride: int | None = None) -> np.ndarray:
-        """Vectors float32 [texts, hidden] of an embedding bundle: pooled over tokens, and of length 1 where the bundle says so.
+    @suggesting
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        stride: int | None = None,
+    ) -> np.ndarray:
+        """Vectors float32 [texts, size] of an embedding bundle: pooled over tokens, and of length 1 where the bundle says so.
 
+        The options are sentence-transformers'. prompt: stands before every text; prompt_name: one of the bundle's own, whose default holds
+        where neither is given (prompt="" leaves it out). truncate_dim: the first numbers of each vector. normalize_embeddings: vectors are
+        brought to length 1, after that. show_progress_bar: how many windows are done, on standard error.
         Texts may be longer than the model: windows that share `stride` tokens (None: 128, at most half a window) are merged by a mean
         weighted by their tokens; so too in `classify`. Errors: UsageError, TextError, DataError (the model answers NaN).
         """
-        from onnxport.runtime.tasks.embedding import encode
+        from onnxport.runtime.tasks.embedding import Wishes, encode
 
         items = listed(texts, "texts", TEXTS)
-        for i, text in enumerate(items):
-            if isinstance(text, tuple | list):  # which the encoder would read as a pair
-                raise TextError(f"text {i} is a {type(text).__name__}, expected a text (str)")
-        return encode(self.encoding(), items, batch_size, stride)
+        _check_single(items)
+        wishes = Wishes(prompt, prompt_name, normalize_embeddings, truncate_dim)
+        with _progress_bar(bool(show_progress_bar)) as progress:
+            return encode(self.encoding(), items, batch_size, stride, wishes, progress)
 
-    def classify(self, texts: Text | Sequence[Text], *, batch_size: int = 32, stride: int | None = None) -> list[Classification]:
+    @suggesting
+    def classify(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        candidates: str | Sequence[str] | None = None,
+        hypothesis_template: str | None = None,
+        multi_label: bool = False,
+        batch_size: int = 32,
+        stride: int | None = None,
+    ) -> list[Classification]:
         """Labels with their probabilities, of texts or of pairs; a single one gives a list of one.
 
         A pair is a tuple of two texts; in a list of inputs a list of two texts is one too.
+        candidates: labels of the caller's own (zero-shot), with a model of entailment: each one in `hypothesis_template` ("This example is
+        {}.") is a hypothesis about the text; multi_label: any number of them may hold. Of a multiple-choice bundle they are the choices.
 
         Errors: as `encode`.
         """
-        from onnxport.runtime.tasks.classification import classify
+        from onnxport.runtime.tasks.classification import Candidates, choose, classify
 
-        items = [texts] if isinstance(texts, tuple) else listed(texts, "texts", f"{TEXTS}, or of pairs of texts (tuples)")
-        return classify(self.encoding(), items, batch_size, stride)
+        if candidates is None:
+            if hypothesis_template is not None or multi_label:
+                raise UsageError("hypothesis_template and multi_label go with candidates")
+            items = [texts] if isinstance(texts, tuple) else listed(texts, "texts", f"{TEXTS}, or of pairs of texts (tuples)")
+            return classify(self.encoding(), items, batch_size, stride)
+        given = candidates if isinstance(candidates, str) else many(candidates, "candidates", TEXTS)
+        wanted = Candidates.of(given, hypothesis_template, multi_label)
+        items = listed(texts, "texts", TEXTS)
+        _check_single(items)
+        return choose(self.encoding(), items, [wanted] * len(items), batch_size, stride)
 
+    @suggesting
+    def entities(
+        self,
+        texts: str | Sequence[str],
+        *,
+        aggregation: str = "simple",
+        ignore_labels: Sequence[str] = ("O",),
+        batch_size: int = 32,
+        stride: int | None = None,
+    ) -> list[list[Entity]]:
+        """Spans of texts with their labels, of a token-classification bundle: a list of Entity a text.
+
+        aggregation: "none", "simple", "first", "average" or "max", as the strategies of transformers' pipeline: see
+        onnxport.runtime.tasks.token_classification. Of longer texts, windows that share `stride` tokens are read. Errors: as `encode`.
+        """
+        from onnxport.runtime.tasks.token_classification import entities
+
+        items = listed(texts, "texts", TEXTS)
+        _check_single(items)
+        ignored = frozenset(listed(ignore_labels, "ignore_labels", "a list of labels"))
+        return entities(self.encoding(), items, aggregation, ignored, batch_size, stride)
+
+    @suggesting
+    def tags(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, stride: int | None = None) -> list[list[str]]:
+        """The label of each word of sentences that are lists of words, by the word's first token. Errors: as `encode`."""
+        from onnxport.runtime.tasks.token_classification import tags
+
+        rows = [many(words, "each of sentences", "a list of words") for words in many(sentences, "sentences", "a list of lists of words")]
+        if not all(rows):
+            raise TextError("a sentence has no words, expected at least one; leave it out")
+        return tags(self.encoding(), rows, batch_size, stride)
+
+    @suggesting
+    def fill(
+        self,
+        texts: str | Sequence[str],
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+        stride: int | None = None,
+    ) -> list[list[Fill]]:
+        """The best tokens for the masks of texts, of a fill-mask bundle: for each text `top_k` of its first mask, then of its second.
+
+        The mask is the model's own, such as [MASK] or <mask>. targets: tokens to choose among. Errors: as `encode`.
+        """
+        from onnxport.runtime.tasks.fill_mask import fill
+
+        items = listed(texts, "texts", TEXTS)
+        _check_single(items)
+        wanted = None if targets is None else listed(targets, "targets", TEXTS)
+        return fill(self.encoding(), items, top_k, wanted, batch_size, stride)
+
+    @suggesting
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_k: int | None = None, batch_size: int = 32, stride: int | None = None
+    ) -> list[Ranked]:
+        """Documents of a query, best first, of a classification bundle with one output: index and score of each, at most `top_k`.
+
+        Scores are those of `classify` for the pair of query and document. Errors: as `encode`.
+        """
+        from onnxport.runtime.tasks.reranking import rerank
+
+        if isinstance(documents, str):
+            raise UsageError("documents is a text, expected a list of texts")
+        items = many(documents, "documents", "a list of texts")
+        _check_single([query, *items])
+        return rerank(self.encoding(), query, items, top_k, batch_size, stride)
+
+    @suggesting
     def answer(
         self,
         *,
@@ -330,6 +444,25 @@ class Model:
 
 
 TEXTS = "a text or a list of texts"
+
+
+def _check_single(items: Sequence[Any]) -> None:
+    """TextError where an item is what an encoder would read as a pair."""
+    for i, text in enumerate(items):
+        if isinstance(text, tuple | list):
+            raise TextError(f"text {i} is a {type(text).__name__}, expected a text (str)")
+
+
+@contextmanager
+def _progress_bar(shown: bool) -> Iterator[Progress]:
+    """Progress as a line on standard error that is written over, with an end; nothing where it is not shown."""
+    if not shown:
+        yield silent
+        return
+    try:
+        yield lambda stage: print(f"\r{stage}", end="", file=sys.stderr, flush=True)
+    finally:
+        print(file=sys.stderr)
 
 
 def listed(value: Any, name: str, expected: str = f"{TEXTS} or of lists of token ids") -> list[Any]:

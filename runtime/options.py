@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypedDict
 
 from onnxport.errors import Cancelled, GenerationTimeout, UsageError
+from onnxport.runtime.other_names import suggestion
 
 NORMAL, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the range of normal float32, the search graphs' type
 STEEPEST = 10.0  # of a length penalty: tokens ** 10 is still far from overflow
@@ -146,7 +147,8 @@ class Options:
         """From the keywords of `method`, with `more` beside them. TypeError for one that is no option."""
         for name in options:
             if name not in SearchOptions.__annotations__:
-                raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}")
+                ours = suggestion(name, GenerateOptions.__annotations__)
+                raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}{ours}")
         stop = options.get("stop")
         texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(many(stop, "stop", "a text or a list of texts"))
         return cls(**{**options, "stop": texts, **more})

@@ -70,13 +70,26 @@ class TextTokenizer:
         pairs = [[part, *parts] if cut_first else [*parts, part] for part in (long, *long.overflowing)]
         return [self._tokenizer.post_process(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
 
+    def words(self, words: list[str], most: int | None, stride: int | None) -> list[Encoding]:
+        """A text that is words already, in windows of at most `most` tokens that share `stride`; TextError and UsageError as `cut`."""
+        (whole,) = self._read([words], special=True)
+        if most is None or len(whole.ids) <= most:
+            return [whole]
+        (long,) = self._read([words], special=False)
+        room = most - self.specials
+        if stride is not None and stride >= room:
+            raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds")
+        long.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
+        return [self._tokenizer.post_process(part) for part in (long, *long.overflowing)]
+
     def _read(self, texts: Sequence[Any], special: bool) -> list[Encoding]:
+        words = bool(texts) and isinstance(texts[0], list)
         for one in texts:
-            for text in one if isinstance(one, tuple) else (one,):
+            for text in one if isinstance(one, tuple | list) else (one,):
                 check_text(text)
         try:
             with native:
-                return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=special))
+                return list(self._tokenizer.encode_batch(list(texts), is_pretokenized=words, add_special_tokens=special))
         except BaseException as e:
             if not _is_refusal(e):
                 raise
@@ -98,10 +111,25 @@ class TextTokenizer:
         """The ids with marks in place of unknown tokens resolved."""
         return ids if self._end is None else [i if i < self._end else self._unknown for i in ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of ids; special tokens are left out unless `special`."""
         with native:
-            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+            return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+
+    def token(self, i: int) -> str | None:
+        """The name of an id; None where there is none."""
+        found: str | None = self._tokenizer.id_to_token(i)
+        return found
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name; None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    @property
+    def marks_continuations(self) -> bool:
+        """Whether names of tokens say that they continue a word, as WordPiece's `##` does."""
+        return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
 
     def is_open(self, token: int) -> bool:
         """True for a token after which text may still change: byte-fallback tokens join their neighbours, across those without text too."""

@@ -29,9 +29,16 @@ MOST_LAYERS = 1 << 12
 MOST_OF_A_HEAD = 1 << 16  # also of heads
 MOST_OF_WINDOW = 1 << 20  # positions
 MOST_BEAMS = 1 << 12
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean")
+LAYERS = ("dense", "norm", "normalize")
+ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid", "silu")
 PROBLEMS = ("single", "multi", "regression")
-_READ_BY_TASK = {"embedding": ("pooling", "normalize"), "classification": ("labels", "problem")}
+_READ_BY_TASK = {
+    "embedding": ("pooling", "normalize"),
+    "classification": ("labels", "problem"),
+    "token-classification": ("labels",),
+    "fill-mask": ("mask_id",),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,15 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class LayerCache:
+    """What a layer keeps of each position: heads of keys and values and their size; window: positions that are kept, None for all."""
+
+    kv_heads: int
+    head_size: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class GenerationConfig:
     """What the decoding loop must know of a model; ids refer to the target vocabulary unless they say source."""
 
@@ -72,6 +88,12 @@ class GenerationConfig:
     search: SearchConfig = SearchConfig()
     window: int | None = None  # positions a cache holds where every layer has this sliding window
     max_total_tokens: int | None = None  # of prompt and answer together, where nobody says how many are new
+    caches: tuple[LayerCache, ...] = ()  # by layer, where they differ
+
+    @property
+    def layer_caches(self) -> tuple[LayerCache, ...]:
+        """What each layer keeps."""
+        return self.caches or (LayerCache(self.kv_heads, self.head_size, self.window),) * self.layers
 
     def plain(self) -> GenerationConfig:
         """The same model without a search of its own: greedy, every token allowed, none forced."""
@@ -96,6 +118,8 @@ class GenerationConfig:
             section["max_new_tokens"] = self.max_new_tokens
         if self.max_total_tokens is not None:
             section["max_total_tokens"] = self.max_total_tokens
+        if self.caches:
+            section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in self.caches]
         neutral = SearchConfig()
         for entry in fields(SearchConfig):
             if (value := getattr(self.search, entry.name)) != getattr(neutral, entry.name):
@@ -107,13 +131,34 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
+class PooledLayer:
+    """A step between pooling and the vector: "dense" (activation(x @ weight + bias)), "norm" (a LayerNorm), "normalize" (to length 1).
+
+    residual: of a dense one, what it reads is added. eps: of a norm. Its arrays stand in the bundle's `layers` file under its place.
+    """
+
+    kind: str
+    activation: str = "identity"
+    residual: bool = False
+    eps: float = 1e-5
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its entry in bundle.json."""
+        more = {"dense": {"activation": self.activation, "residual": self.residual}, "norm": {"eps": self.eps}}
+        return {"kind": self.kind, **more.get(self.kind, {})}
+
+
+@dataclass(frozen=True)
 class EncodingConfig:
     """How texts become inputs, and outputs answers, in an encoder-only bundle; every field has a default.
 
     max_length: of a text, with its special tokens. labels: names in the order of the logits. problem: what logits mean, "single" (one label
     of several), "multi" or "regression". token_types: the model reads the token types that a tokenizer gives, else 0 for all; `kinds` in
     bundle.json. question_first: before its context, as models read it whose tokenizers pad on the right.
-    lower: texts are brought to small letters before the tokenizer sees them.
+    lower: texts are brought to small letters before the tokenizer sees them. pooling: one of POOLINGS, or several with + between them,
+    whose vectors are joined. layers: what follows it, before `normalize`. prompts: by name, what `encode` puts before texts;
+    default_prompt: the name of the one where none is asked for. include_prompt: pooling counts its tokens too.
+    mask_id, unknown_id: tokens that stand for a missing word, and for what the tokenizer does not know.
     """
 
     max_length: int | None = None
@@ -127,16 +172,30 @@ class EncodingConfig:
     token_types: bool = True
     question_first: bool = True
     lower: bool = False
+    layers: tuple[PooledLayer, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    include_prompt: bool = True
+    mask_id: int | None = None
+    unknown_id: int | None = None
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The parts of `pooling`."""
+        return tuple(self.pooling.split("+"))
 
     def as_dict(self, task: str) -> dict[str, Any]:
         """The `encoding` section of bundle.json: sizes, what the task needs, and whatever else differs from its default."""
         always = ("max_length", "pad_id", *(("problem",) if self.labels else ()), *_READ_BY_TASK.get(task, ()))
         section: dict[str, Any] = {}
+        defaults = EncodingConfig()
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if value != entry.default or entry.name in always:
+            if value != getattr(defaults, entry.name) or entry.name in always:
                 section[{"token_types": "kinds"}.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
-        return section
+        if self.layers:
+            section["layers"] = [layer.as_dict() for layer in self.layers]
+        return section | ({"prompts": dict(self.prompts)} if self.prompts else {})
 
 
 @dataclass(frozen=True)
@@ -224,6 +283,21 @@ class Reader:
         return ids
 
 
+def _caches(r: Reader) -> tuple[LayerCache, ...]:
+    """The caches by layer; empty where all are alike. BundleError."""
+    found, layers = r.get("caches", list, []), r.natural("layers", smallest=1, most=MOST_LAYERS)
+    bounds = (MOST_OF_A_HEAD, MOST_OF_A_HEAD, MOST_OF_WINDOW)
+    for entry in found:
+        sound = isinstance(entry, list) and len(entry) == 3 and None not in entry[:2]
+        if not sound or not all(n is None or (type(n) is int and 1 <= n <= most) for n, most in zip(entry, bounds, strict=True)):
+            raise BundleError(
+                f"{MANIFEST}: generation.caches holds {entry!r:.60}, expected [heads, head size, window or null]; export the model again"
+            )
+    if found and len(found) != layers:
+        raise BundleError(f"{MANIFEST}: generation.caches has {len(found)} entries, expected one for each of {layers} layers; export again")
+    return tuple(LayerCache(*entry) for entry in found)
+
+
 def generation(value: object) -> GenerationConfig | None:
     """The `generation` section; None for models that do not generate. BundleError."""
     if value is None:
@@ -250,6 +324,7 @@ def generation(value: object) -> GenerationConfig | None:
         max_total_tokens=r.natural("max_total_tokens", None, 1, null=True),
         search=own,
         window=r.natural("window", None, 1, null=True, most=MOST_OF_WINDOW),
+        caches=_caches(r),
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
@@ -310,15 +385,42 @@ def encoding(value: object) -> EncodingConfig:
         token_types=r.get("kinds", bool, True),
         question_first=r.get("question_first", bool, True),
         lower=r.get("lower", bool, False),
+        layers=tuple(_layer(i, value) for i, value in enumerate(r.get("layers", list, []))),
+        prompts=r.strings("prompts"),
+        default_prompt=r.get("default_prompt", (str, type(None)), None),
+        include_prompt=r.get("include_prompt", bool, True),
+        mask_id=r.natural("mask_id", None, null=True),
+        unknown_id=r.natural("unknown_id", None, null=True),
     )
-    for name, value, known in (("pooling", config.pooling, POOLINGS), ("problem", config.problem, PROBLEMS)):
+    _check_encoding(config)
+    return config
+
+
+def _layer(place: int, value: object) -> PooledLayer:
+    r = Reader(value, f"encoding.layers.{place}")
+    eps = float(r.get("eps", (int, float), PooledLayer.eps))
+    layer = PooledLayer(r.get("kind", str), r.get("activation", str, "identity"), r.get("residual", bool, False), eps)
+    for name, value, known in (("kind", layer.kind, LAYERS), ("activation", layer.activation, ACTIVATIONS)):
+        if value not in known:
+            raise BundleError(f"{MANIFEST}: {r.where}.{name} is {value!r}, expected one of {', '.join(known)}; upgrade onnxport")
+    return layer
+
+
+def _check_encoding(config: EncodingConfig) -> None:
+    """BundleError for values that this version does not know, or that do not fit together."""
+    named = [*(("pooling", one, POOLINGS) for one in config.poolings), ("problem", config.problem, PROBLEMS)]
+    for name, value, known in named:
         if value not in known:
             raise BundleError(f"{MANIFEST}: encoding.{name} is {value!r}, expected one of {', '.join(known)}; upgrade onnxport")
-    if config.vocab_size is not None and config.pad_id >= config.vocab_size:
+    for name, number in (("pad_id", config.pad_id), ("mask_id", config.mask_id)):
+        if None not in (number, config.vocab_size) and number >= config.vocab_size:  # type: ignore[operator]
+            raise BundleError(
+                f"{MANIFEST}: encoding.{name} {number} is outside a vocabulary of {config.vocab_size}; export the model again"
+            )
+    if config.default_prompt is not None and config.default_prompt not in config.prompts:
         raise BundleError(
-            f"{MANIFEST}: encoding.pad_id {config.pad_id} is outside a vocabulary of {config.vocab_size}; export the model again"
+            f"{MANIFEST}: encoding.default_prompt is {config.default_prompt!r}, expected one of its prompts; export the model again"
         )
-    return config
 
 
 def chat(value: object) -> ChatConfig | None:

@@ -39,7 +39,19 @@ from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
 FORMAT = 1
 MOST_OF_MANIFEST = 1 << 26  # bytes
 _PIECE = 1 << 20
-TASKS = ("translation", "summarization", "text2text", "text-generation", "embedding", "classification", "question-answering", "tensor")
+TASKS = (
+    "translation",
+    "summarization",
+    "text2text",
+    "text-generation",
+    "embedding",
+    "classification",
+    "token-classification",
+    "fill-mask",
+    "multiple-choice",
+    "question-answering",
+    "tensor",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Bundle:
     search: Mapping[str, str]
     golden: str | None
     tokenizers: Mapping[str, str]
+    layers: str | None
     provenance: Mapping[str, Any]
     manifest: Manifest
 
@@ -113,6 +126,7 @@ class Bundle:
             search=r.strings("search"),
             golden=r.get("golden", (str, type(None)), None),
             tokenizers=r.strings("tokenizers"),
+            layers=r.get("layers", (str, type(None)), None),
             provenance=r.get("provenance", dict, {}),
             manifest=Manifest(r.value),
         )
@@ -128,7 +142,7 @@ class Bundle:
             )
         for name in self.files:
             _check_relative(name)
-        named = [*self.search.values(), *self.tokenizers.values(), *([self.golden] if self.golden else [])]
+        named = [*self.search.values(), *self.tokenizers.values(), *(name for name in (self.golden, self.layers) if name)]
         named += [self.chat.template] if self.chat else []
         for v in self.variants.values():
             named += v.files

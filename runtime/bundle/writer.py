@@ -63,8 +63,9 @@ class Staging:
 
 
 def _shared(manifest: dict[str, Any]) -> set[str]:
-    """Files every variant needs to run: tokenizers and search graphs; goldens are for checks only."""
-    return {*manifest.get("tokenizers", {}).values(), *manifest.get("search", {}).values()}
+    """Files every variant needs to run: tokenizers, search graphs, layers behind the pooling; goldens are for checks only."""
+    layers = [name for name in [manifest.get("layers")] if name]
+    return {*manifest.get("tokenizers", {}).values(), *manifest.get("search", {}).values(), *layers}
 
 
 @contextlib.contextmanager

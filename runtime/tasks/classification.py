@@ -1,4 +1,8 @@
-"""Classification of texts, or of pairs of them."""
+"""Classification of texts, or of pairs of them, by a model's own labels or by a caller's candidates.
+
+Candidates are judged as in transformers' zero-shot-classification pipeline: each one in a template is a hypothesis about the text, and the
+logit of entailment says how well it holds. A model of multiple choice has a logit for a text with each candidate itself.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxport.errors import BundleError
+from onnxport.errors import BundleError, UsageError
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Text, expect, finite, weighted
 
 LOGITS = "logits"
+TEMPLATE = "This example is {}."
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,75 @@ def _result(logits: np.ndarray, labels: tuple[str, ...], problem: str) -> Classi
     scores = {names[i]: float(shares[i]) for i in order}
     holding = tuple(name for name, share in scores.items() if share >= 0.5) if problem == "multi" else (names[order[0]],)
     return Classification(names[order[0]], scores, holding)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a text may be about. template: makes a hypothesis of one, which stands for `{}`. several: any number may hold. UsageError."""
+
+    labels: tuple[str, ...]
+    template: str = TEMPLATE
+    several: bool = False
+
+    def __post_init__(self) -> None:
+        for label in self.labels:
+            if not isinstance(label, str) or not label.strip():
+                raise UsageError(f"candidates holds {label!r:.60}, expected texts")
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise UsageError(f"candidates is {list(self.labels)!r:.80}, expected one or more, each once")
+        if not isinstance(self.template, str) or "{}" not in self.template:
+            raise UsageError(f"hypothesis_template is {self.template!r:.80}, expected a text with {{}} where the candidate goes")
+
+    @classmethod
+    def of(cls, given: str | Sequence[str], template: str | None, several: bool) -> Candidates:
+        """From what a caller gives; a text is split at its commas."""
+        labels = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+        return cls(tuple(labels), TEMPLATE if template is None else template, several)
+
+
+def choose(
+    encoder: Encoder, texts: Sequence[str], candidates: Sequence[Candidates], batch_size: int, stride: int | None
+) -> list[Classification]:
+    """A Classification a text by its candidates. UsageError: the model knows no entailment.
+
+    Of a text that is longer than the model the candidate stands in every window, and logits are merged as in `classify`.
+    """
+    entails = None if encoder.task == "multiple-choice" else entailment(encoder.config.labels)
+    expect(encoder, "classification" if entails is not None else "multiple-choice", (LOGITS,))
+    pairs = [
+        (text, label if entails is None else one.template.replace("{}", label))
+        for text, one in zip(texts, candidates, strict=True)
+        for label in one.labels
+    ]
+    parts = (
+        (window.owner, len(window), finite(outputs[LOGITS].ravel(), window.owner))
+        for window, outputs in encoder.each(encoder.windows(pairs, stride, cut_first=True), batch_size)
+    )
+    logits = iter(weighted(parts, len(pairs)))
+    return [_chosen(np.stack([next(logits) for _ in one.labels]), one, entails) for one in candidates]
+
+
+def entailment(labels: Sequence[str]) -> int:
+    """The place of the label that means entailment. UsageError without one."""
+    for i, label in enumerate(labels):
+        if label.lower().startswith("entail"):
+            return i
+    known = ", ".join(labels) or "none"
+    raise UsageError(
+        f"candidates need a model of entailment, expected a label that begins with entail, this one's are {known:.100}; leave them out"
+    )
+
+
+def _chosen(logits: np.ndarray, candidates: Candidates, entails: int | None) -> Classification:
+    """logits [candidates, labels] → shares of the candidates."""
+    if entails is None:
+        shares = softmax(logits[:, 0])
+    elif candidates.several or len(candidates.labels) == 1:
+        against = -1 if entails == 0 else 0  # contradiction, as that pipeline has it
+        shares = np.array([softmax(row[[against, entails]])[1] for row in logits])
+    else:
+        shares = softmax(logits[:, entails])
+    order = np.argsort(-shares, kind="stable")
+    scores = {candidates.labels[i]: float(shares[i]) for i in order}
+    best = candidates.labels[order[0]]
+    return Classification(best, scores, tuple(n for n, s in scores.items() if s >= 0.5) if candidates.several else (best,))

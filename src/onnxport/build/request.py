@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
 from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision
+from onnxport.runtime.other_names import hint
 
 FUSION_TARGET = "cpu"  # variants for CUDA too are made of graphs that were fused for it
 
@@ -42,7 +43,8 @@ class BuildOptions:
             raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
         unknown = [name for name in self.precisions if name not in PRECISIONS]
         if unknown:
-            raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {', '.join(PRECISIONS)}")
+            known = ", ".join(PRECISIONS)
+            raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {known}{hint('precision', unknown[0])}")
         for precision in self._rows:
             precision.check_device()
         self._check_search()

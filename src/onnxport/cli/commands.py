@@ -14,6 +14,7 @@ from onnxport import __version__
 from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
 from onnxport.printable import printable
 from onnxport.quantize.precisions import DEFAULT
+from onnxport.runtime.other_names import OPTIONS, hint
 from onnxport.runtime.sessions import DEVICES
 
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 EVERYWHERE = ("quiet", "verbose")  # these options may also stand before the command
+
+
+class Device(click.Choice[str]):
+    """A device's name, refused with ours where another program's is given."""
+
+    def __init__(self) -> None:
+        super().__init__(list(DEVICES))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Click's own."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise click.BadParameter(error.message.rstrip(".") + hint("device", value), ctx, param) from None
 
 
 class Command(click.Command):
@@ -31,6 +46,16 @@ class Command(click.Command):
         if self.epilog:
             formatter.write_paragraph()
             formatter.write("Examples:\n" + "".join(f"  {line.strip()}\n" for line in self.epilog.strip().splitlines()))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Click's own; an option of another program is refused with the name of ours."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            ours = {str(param.name): param.opts[-1] for param in self.params if isinstance(param, click.Option)}
+            if meant := OPTIONS.get(error.option_name.lstrip("-").replace("-", "_").lower()):
+                error.possibilities = [ours[meant]] if meant in ours else error.possibilities
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; failures become exit codes."""
@@ -114,8 +139,8 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder; made whole or not at all.")
 @click.option(
     "--task",
-    help="translation, summarization, text2text, text-generation, embedding, classification, question-answering or tensor; "
-    "default: the source's own.",
+    help="translation, summarization, text2text, text-generation, embedding, classification, token-classification, fill-mask, "
+    "multiple-choice, question-answering or tensor; default: the source's own.",
 )
 @click.option(
     "--precision", callback=precision_list, default=",".join(DEFAULT), show_default=True, help="Variants; the first is the default one."
@@ -223,19 +248,23 @@ def quantize(
     onnxport run artifacts/en-de < sentences.txt
     onnxport run artifacts/en-de --long sentences < book.txt
     onnxport run artifacts/reader '{"question": "Who came?", "context": "Ada came."}'
+    onnxport run artifacts/ner --aggregation first "Ada came to London."
+    onnxport run artifacts/nli --candidates sport,politics "The match ended in a draw."
     onnxport run artifacts/plain --npz inputs.npz --out outputs.npz
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1)
 @click.option("--precision", help="The variant to run; default: the bundle's own default.")
-@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
+@click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
 @click.option("--beam", type=click.IntRange(1), help="Beams; 1 is greedy; default: the model's own.")
 @click.option("--length-penalty", type=float, help="Above 0 favours longer answers (beams); default: the model's own.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; default: the model's own, else 128.")
 @click.option("--min-new-tokens", type=click.IntRange(0), help="Shortest answer; default: the model's own.")
 @click.option("--temperature", type=float, help="Sample, at this temperature.")
-@click.option("--top-k", type=click.IntRange(1), help="Sample among the K most probable tokens.")
+@click.option(
+    "--top-k", type=click.IntRange(1), help="Sample among the K most probable tokens; answers for a mask, documents of a ranking."
+)
 @click.option("--top-p", type=float, help="Sample among the most probable tokens that reach probability P together.")
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the answer less probable; default: the model's own.")
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
@@ -246,6 +275,15 @@ def quantize(
 @click.option("--stride", type=click.IntRange(0), help="Tokens that windows of a long text share; default: 128, at most half a window.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer to a question; default: 30.")
 @click.option("--no-answer", is_flag=True, help="A question may have no answer.")
+@click.option("--candidates", help="Labels between commas that texts are judged by (zero-shot, multiple choice).")
+@click.option("--hypothesis-template", help="Makes a sentence of a candidate, which stands for {}; default: 'This example is {}.'")
+@click.option("--multi-label", is_flag=True, help="Any number of the candidates may hold.")
+@click.option("--aggregation", type=click.Choice(["none", "simple", "first", "average", "max"]), help="Of tokens to entities.")
+@click.option("--targets", multiple=True, help="A token that a mask may be filled with; may be given several times.")
+@click.option("--prompt", help="Text that stands before every text that is embedded.")
+@click.option("--prompt-name", help="One of the bundle's own prompts.")
+@click.option("--normalize-embeddings", is_flag=True, help="Bring vectors to length 1.")
+@click.option("--truncate-dim", type=click.IntRange(1), help="Numbers of a vector that are kept.")
 @click.option("--timeout", type=float, help="Seconds after which the call is given up.")
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.option("--npz", type=click.Path(path_type=Path), help="Input arrays, for bundles whose task is tensor.")
@@ -257,7 +295,8 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
     """Answer TEXT from BUNDLE.
 
     Without TEXT, every line of standard input is answered by a line; an empty line by an empty one.
-    Pairs and questions are JSON: {"text": ..., "pair": ...}, {"question": ..., "context": ...}.
+    Pairs and questions are JSON: {"text": ..., "pair": ...}, {"question": ..., "context": ...}, {"query": ..., "documents": [...]},
+    {"text": ..., "candidates": [...]}.
     """
     from onnxport.cli.run import answer
 
@@ -273,7 +312,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
 @click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
-@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
+@click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
 @click.option("--with", "others", multiple=True, type=click.Path(path_type=Path), help="A bundle whose variants join as NAME/VARIANT.")
 @click.option("--batch", callback=number_list, default="1,8", show_default=True, help="Batch sizes to time.")

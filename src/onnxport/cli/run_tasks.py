@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxport.errors import TextError, UsageError
@@ -87,12 +87,43 @@ def _texts_of(fields: Fields, required: Sequence[str], optional: Sequence[str] =
     return [fields[name] for name in (*required, *optional) if name in fields]
 
 
-def _text_or_pair(line: str) -> str | tuple[str, ...]:
+@dataclass(frozen=True)
+class Choice:
+    """A text with the candidates that it is to be judged by."""
+
+    text: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with the documents that are to be put in order."""
+
+    query: str
+    documents: tuple[str, ...]
+
+
+def _pairs(line: str) -> str | tuple[str, ...] | Choice | Query:
+    """A text, a pair of texts, a text with candidates, or a query with documents."""
     fields = _object(line)
     if fields is None:
         return line
+    if "documents" in fields:
+        documents = _list_of(fields, "documents")
+        return Query(*_texts_of(fields, ("query",)), documents)
+    if "candidates" in fields:
+        candidates = _list_of(fields, "candidates")
+        return Choice(*_texts_of(fields, ("text",)), candidates)
     texts = _texts_of(fields, ("text",), ("pair",))
     return texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def _list_of(fields: Fields, name: str) -> tuple[str, ...]:
+    """The texts of a field, which is taken out of the object. TextError: it is no list of texts, or empty."""
+    values = fields.pop(name)
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise TextError(f"{name} is {values!r:.60}, expected a list of texts")
+    return tuple(values)
 
 
 def _question(line: str) -> tuple[str, str]:
@@ -117,9 +148,59 @@ def _encode(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
 
 
 def _classify(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    """Inputs of one kind together; each answer is in its input's place."""
+    answers: list[Fields] = [{}] * len(inputs)
+    candidates = options.get("candidates")
+    if candidates is not None:
+        inputs = [Choice(one, _split(candidates)) if isinstance(one, str) else one for one in inputs]
+    for places, answer in (
+        ([i for i, one in enumerate(inputs) if isinstance(one, Choice)], _choose),
+        ([i for i, one in enumerate(inputs) if isinstance(one, Query)], _rerank),
+        ([i for i, one in enumerate(inputs) if not isinstance(one, Choice | Query)], _label),
+    ):
+        if places:
+            for i, fields in zip(places, answer(model, [inputs[i] for i in places], options), strict=True):
+                answers[i] = fields
+    return answers
+
+
+def _split(candidates: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in candidates.split(",") if part.strip())
+
+
+def _only(options: Fields, *names: str) -> Fields:
+    return {name: value for name, value in options.items() if name in names}
+
+
+def _label(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
     several = model.bundle.encoding.problem == "multi"
-    answers = model.classify(inputs, **options)
+    answers = model.classify(inputs, **_only(options, "stride"))
     return [{"label": one.label, "scores": one.scores} | ({"labels": list(one.labels)} if several else {}) for one in answers]
+
+
+def _choose(model: Model, inputs: list[Choice], options: Fields) -> list[Fields]:
+    """Texts with the same candidates together."""
+    several, named = options.get("multi_label", False), _only(options, "stride", "hypothesis_template", "multi_label")
+    answers: list[Fields] = [{}] * len(inputs)
+    for candidates in dict.fromkeys(one.candidates for one in inputs):
+        places = [i for i, one in enumerate(inputs) if one.candidates == candidates]
+        found = model.classify([inputs[i].text for i in places], candidates=candidates, **named)
+        for i, one in zip(places, found, strict=True):
+            answers[i] = {"label": one.label, "scores": one.scores} | ({"labels": list(one.labels)} if several else {})
+    return answers
+
+
+def _rerank(model: Model, inputs: list[Query], options: Fields) -> list[Fields]:
+    named = _only(options, "stride", "top_k")
+    return [{"ranking": [asdict(ranked) for ranked in model.rerank(one.query, one.documents, **named)]} for one in inputs]
+
+
+def _entities(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    return [{"entities": [asdict(entity) for entity in found]} for found in model.entities(inputs, **options)]
+
+
+def _fill(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
+    return [{"fills": [asdict(one) for one in fills]} for fills in model.fill(inputs, **options)]
 
 
 def _answer(model: Model, inputs: list[Any], options: Fields) -> list[Fields]:
@@ -137,18 +218,42 @@ def _line(text: str) -> str:
 
 
 def _labels(fields: Fields) -> str:
+    if "ranking" in fields:
+        return "\t".join(f"{one['index']}\t{one['score']:.4f}" for one in fields["ranking"])
     labels = fields.get("labels", [fields["label"]] if fields["label"] is not None else [])
     return "\t".join(f"{label}\t{fields['scores'][label]:.4f}" for label in labels)
+
+
+def _spans(fields: Fields) -> str:
+    return "\t".join(f"{one['label']}\t{one['score']:.4f}\t{_line(one['text'])}" for one in fields["entities"])
+
+
+def _fills(fields: Fields) -> str:
+    return "\t".join(f"{_line(one['token']).strip()}\t{one['score']:.4f}" for one in fields["fills"])
 
 
 NOTHING = {"text": "", "tokens": [], "score": 0.0, "finish_reason": "empty"}
 WRITING = Task(str, _generate, lambda fields: _line(fields["text"]), NOTHING, None)
 CHATTING = Task(conversation, _chat, lambda fields: _line(fields["text"]), NOTHING, None)
+CLASSIFYING = Task(
+    _pairs,
+    _classify,
+    _labels,
+    {"label": None, "scores": {}},
+    frozenset({"stride", "candidates", "hypothesis_template", "multi_label", "top_k"}),
+)
 OTHERS = {
     "embedding": Task(
-        str, _encode, lambda fields: " ".join(f"{x:.6g}" for x in fields["embedding"]), {"embedding": []}, frozenset({"stride"})
+        str,
+        _encode,
+        lambda fields: " ".join(f"{x:.6g}" for x in fields["embedding"]),
+        {"embedding": []},
+        frozenset({"stride", "prompt", "prompt_name", "normalize_embeddings", "truncate_dim"}),
     ),
-    "classification": Task(_text_or_pair, _classify, _labels, {"label": None, "scores": {}}, frozenset({"stride"})),
+    "classification": CLASSIFYING,
+    "multiple-choice": replace(CLASSIFYING, options=frozenset({"stride", "candidates"})),
+    "token-classification": Task(str, _entities, _spans, {"entities": []}, frozenset({"stride", "aggregation"})),
+    "fill-mask": Task(str, _fill, _fills, {"fills": []}, frozenset({"stride", "top_k", "targets"})),
     "question-answering": Task(
         _question,
         _answer,
@@ -157,4 +262,4 @@ OTHERS = {
         frozenset({"stride", "n_best", "no_answer", "max_answer_tokens"}),
     ),
 }
-OTHER_OPTIONS = frozenset().union(*(task.options or () for task in OTHERS.values())) - {"n_best"}  # that generating does not take
+OTHER_OPTIONS = frozenset().union(*(task.options or () for task in OTHERS.values())) - {"n_best", "top_k"}  # that generating does not take

@@ -134,7 +134,8 @@ def test_labels_must_fit_the_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "encoding", [{"pooling": "max"}, {"problem": "hard"}, {"labels": ["a", 3]}, {"labels": ["a", "a"]}, {"pad_id": 99}, {"pad_type_id": -1}]
+    "encoding",
+    [{"pooling": "median"}, {"problem": "hard"}, {"labels": ["a", 3]}, {"labels": ["a", "a"]}, {"pad_id": 99}, {"pad_type_id": -1}],
 )
 def test_damaged_settings_are_refused(tmp_path: Path, encoding: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="encoding"):
