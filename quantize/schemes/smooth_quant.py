@@ -14,9 +14,7 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
 from onnxport.quantize.activation_statistics import Peak, observe
-from onnxport.quantize.schemes.int8 import FULL
 from onnxport.quantize.schemes.linear import Linear, linears
-from onnxport.quantize.schemes.rounding import stored_step
 
 SMALLEST = 1e-5
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -31,8 +29,6 @@ def smooth(model: ir.Model, feeds: Feeds) -> ir.Model:
     peaks = {str(x.name): Peak() for x in groups}
     observe(copy, {name: [peak] for name, peak in peaks.items()}, feeds)
     for x, group in groups.items():
-        if all(not np.isnan(stored_step(linear.weight, FULL)).any() for linear in group):
-            continue  # stored in 8 bit once: as they are they lose nothing
         weights = np.maximum(np.max([np.abs(linear.weight).max(1) for linear in group], 0), SMALLEST)
         scale = np.sqrt(_usual(np.asarray(peaks[str(x.name)].largest)) / weights)
         scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
