@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxport.errors import UsageError
 from onnxport.export.adapters import Adapter, Module
 from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel, choose_task
 from onnxport.export.exported import Exported
 from onnxport.export.pytorch.describe import describe
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.canonical import export_causal, export_encoder, export_seq2seq
+from onnxport.export.sentence_transformers import has_modules
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.trace.tracer import check_opset
 from onnxport.export.user_code import evaluating, one_thread
@@ -31,6 +33,11 @@ def export(
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
     found = resolve(source, allow_pickle)
+    if task == "text-generation" and isinstance(source, str | Path) and has_modules(Path(source)):
+        raise UsageError(
+            f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "
+            "copy the folder without modules.json and export that"
+        )
     exported = _routed(found, task, opset, opset_written, progress)
     assumed = () if found.assumed is None or task is not None else (found.assumed,)
     return replace(exported, notes=(*found.notes, *assumed, *exported.notes))
@@ -55,6 +62,10 @@ def _routed(found: Source, task: str | None, opset: int | None, opset_written: i
         match model:
             case Seq2SeqModel():
                 return export_seq2seq(found, model, task, opset_written, progress)
+            case CausalModel(build=None):
+                from onnxport.export.routes.attention_interface import export_traced_causal
+
+                return export_traced_causal(found, model, task, opset_written, progress)
             case CausalModel():
                 return export_causal(found, model, task, opset_written, progress)
             case EncoderModel(build=None):

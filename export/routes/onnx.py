@@ -32,8 +32,10 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     original = Original.of(file.path)
     model = load(file, opset)
     inputs = inputs_of(model.graph)
+    assumed = task is None
     task = task or "tensor"
-    _check_task(task, inputs, model.graph)
+    if problem := _task_problem(task, inputs, model.graph):
+        raise UsageError(problem)
     progress("asking the original for golden answers")
     if is_half(file.proto):
         as_it_came, original = original, Original.rewritten(model, file.path)
@@ -44,6 +46,8 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
     config, found = None, FolderTokenizers()
     notes: tuple[str, ...] = ()
+    if assumed and (others := [other for other in TASKS if _task_problem(other, inputs, model.graph) is None]):
+        notes = (f"task tensor is assumed, arrays in and arrays out: for texts say --task {' or '.join(others)}",)
     if task != "tensor":
         rows = next(entry.rows for entry in inputs if entry.name == "input_ids")
         labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
@@ -70,21 +74,22 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     )
 
 
-def _check_task(task: str, inputs: list[GraphInput], graph: ir.Graph) -> None:
-    """UsageError unless the graph's names and shapes are those that transformers uses for this task."""
+def _task_problem(task: str, inputs: list[GraphInput], graph: ir.Graph) -> str | None:
+    """What of the graph's names and shapes is not as transformers has it for this task; None where all is."""
     if task == "tensor":
-        return
+        return None
     if task not in TASKS:
-        raise UsageError(f"task {task} is not possible for an ONNX file; possible: tensor, {', '.join(TASKS)}")
+        return f"task {task} is not possible for an ONNX file; possible: tensor, {', '.join(TASKS)}"
     named, outputs = {entry.name for entry in inputs}, {str(value.name): dims(value) for value in graph.outputs}
     if "input_ids" not in named or not named <= set(TEXT_INPUTS):
-        raise UsageError(f"task {task} needs inputs among {', '.join(TEXT_INPUTS)}, found {', '.join(sorted(named))}; use --task tensor")
+        return f"task {task} needs inputs among {', '.join(TEXT_INPUTS)}, found {', '.join(sorted(named))}; use --task tensor"
     for name, rank in TASKS[task].items():
         if name not in outputs:
-            raise UsageError(f"task {task} needs an output {name}, found {', '.join(outputs)}; use --task tensor")
+            return f"task {task} needs an output {name}, found {', '.join(outputs)}; use --task tensor"
         shape = outputs[name]
         if shape is not None and len(shape) != rank:
-            raise UsageError(f"task {task} needs {name} with {rank} axes, found {len(shape)}; use --task tensor")
+            return f"task {task} needs {name} with {rank} axes, found {len(shape)}; use --task tensor"
+    return None
 
 
 def _check_half(as_it_came: Original, cases: Arrays) -> None:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from onnxport.build.stages import build
 from onnxport.cli.commands import cli
+from onnxport.errors import UsageError
+from onnxport.export import export
 from onnxport.runtime import load
 from support import encoder_folders as folders
 
@@ -49,6 +51,8 @@ def test_a_decoder_with_a_pooling_embeds(tmp_path: Path, pooling: str) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
     bundle = build(str(folder), tmp_path / "bundle", precision=("fp32",))
     assert bundle.task == "embedding" and "the head of Qwen3ForCausalLM is left out" in bundle.provenance["notes"][0]
+    with pytest.raises(UsageError, match=r"text-generation is not possible for .*: its modules\.json makes it an embedding model; copy"):
+        export(folder, task="text-generation")
     texts = ["the cat sat", "a dog"]
     with load(bundle.path, threads=1) as ours, torch.no_grad():
         for text, found in zip(texts, ours.encode(texts), strict=True):

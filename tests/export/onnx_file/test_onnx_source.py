@@ -133,6 +133,14 @@ def test_a_task_that_the_outputs_cannot_do_is_wrong_usage(tmp_path: Path) -> Non
         export(file, task="translation")
 
 
+def test_a_task_that_is_assumed_is_noted(tmp_path: Path) -> None:
+    file = classifier(tmp_path / "model.onnx")
+    assert export(file).notes == ("task tensor is assumed, arrays in and arrays out: for texts say --task classification",)
+    assert export(file, task="tensor").notes == ()
+    plain = simple(tmp_path / "plain.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": [2, 3]}, {"y": [2, 3]})
+    assert export(plain).notes == ()  # it can be nothing else
+
+
 def test_external_data_stays_beside_the_file_and_in_the_hashes(tmp_path: Path) -> None:
     found = export(classifier(tmp_path / "model.onnx", external="model.bin"))
     assert set(found.source_hashes) == {"model.onnx", "model.bin"}
