@@ -58,10 +58,11 @@ class Seq2SeqModel:
 
 @dataclass(frozen=True)
 class CausalModel:
-    """A language model. `ids`, `max_length` and `search` as in Seq2SeqModel."""
+    """A language model. `ids`, `max_length` and `search` as in Seq2SeqModel. build: None where its one module, a class of transformers, is
+    traced through the attention interface."""
 
     original: CausalOriginal
-    build: Callable[[], CanonicalModel]
+    build: Callable[[], CanonicalModel] | None
     ids: dict[str, Any]
     max_length: int | None
     search: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from onnxport.graph.session import answers
 from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle import golden, interface
 from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.decode.cache import buffer_shapes
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.model import Model
@@ -108,10 +109,8 @@ def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
 
 def _steps(engine: Engine, ids: Sequence[int], more: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """A prefill of all but the last tokens, then these, each over the cache that the runs before left."""
-    config, inputs = engine.config, engine.inputs
-    capacity = config.window or len(ids)
-    shape = (1, config.kv_heads, capacity, config.head_size)
-    past = {name: np.zeros(shape, engine.cache_type) for name in engine.past}
+    inputs, shapes = engine.inputs, buffer_shapes(engine.config.layer_caches, 1, len(ids))
+    past = {name: np.zeros(shape, engine.cache_type) for name, shape in zip(engine.past, shapes, strict=True)}
     first = max(len(ids) - STEPS, 1)
     done = 0
     for part in [ids[:first], *([token] for token in ids[first:])]:

@@ -49,6 +49,7 @@ def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, p
 
 def export_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graph `decoder` of a language model. ParityError: the canonical model answers otherwise than the original."""
+    assert model.build is not None, "what has no canonical form is traced as its own class"
     goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
     progress(CHECKING)
     canonical = model.build()

@@ -17,6 +17,7 @@ from onnxport.export.user_code import silence
 from onnxport.graph.edit import remove_metadata
 
 OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
+KERNELS = "com.microsoft"  # ONNX Runtime's own operators
 Shapes = dict[str, tuple[int | str, ...]]
 
 
@@ -95,7 +96,7 @@ def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name
         if shape:
             value.shape = ir.Shape(shape)
     remove_metadata(model)
-    for domain in [domain for domain in model.opset_imports if domain != ""]:
+    for domain in [domain for domain in model.opset_imports if domain not in ("", KERNELS)]:
         del model.opset_imports[domain]
     model.opset_imports[""] = opset
     check(model, graph_name)

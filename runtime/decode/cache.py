@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxport.runtime.bundle.manifest import LayerCache
 from onnxport.runtime.sessions import Device, empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
@@ -46,101 +47,106 @@ Move = tuple[int, int, int]  # target row, source row, the position from which o
 
 
 class HostCache:
-    """2 * layers buffers [rows, heads, capacity, head_size], one array in host memory; fresh pages cost nothing until they are written."""
+    """Keys and values of each layer [rows, kv_heads, capacity, head_size] in host memory; fresh pages cost nothing until they are written.
 
-    def __init__(self, count: int, heads: int, size: int, dtype: np.dtype, window: int | None = None) -> None:
-        self.count, self.heads, self.size, self.dtype, self.window = count, heads, size, np.dtype(dtype), window
-        self.array = np.zeros((count, 0, heads, 0, size), dtype)
+    A layer with a window keeps the newest entries alone, which the kernel moves up.
+    """
+
+    def __init__(self, layers: Sequence[LayerCache], dtype: np.dtype) -> None:
+        self.layers, self.dtype = layers, np.dtype(dtype)
+        self.arrays: list[np.ndarray] = []
         self.values: list[onnxruntime.OrtValue] = []
+        self.rows = self.capacity = 0
 
     @property
-    def rows(self) -> int:
-        """Rows of the buffers."""
-        return int(self.array.shape[1])
-
-    @property
-    def capacity(self) -> int:
-        """Positions of the buffers."""
-        return int(self.array.shape[3])
+    def bounded(self) -> bool:
+        """Whether no layer ever needs more room."""
+        return all(layer.window is not None for layer in self.layers)
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New zeroed buffers for `rows` and at least `capacity` positions."""
-        self.array = np.zeros((self.count, rows, self.heads, self.window or _rounded(capacity), self.size), self.dtype)
-        self.values = [value_of(a) for a in self.array]
+        self.rows, self.capacity = rows, _rounded(capacity)
+        self._hold([np.zeros(shape, self.dtype) for shape in buffer_shapes(self.layers, rows, self.capacity)])
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept."""
-        old = self.array
-        self.allocate(self.rows, capacity)
-        self.array[:, :, :, :used] = old[:, :, :, :used]
+        self.capacity = _rounded(capacity)
+        shapes = buffer_shapes(self.layers, self.rows, self.capacity)
+        arrays = [old if old.shape == shape else np.zeros(shape, self.dtype) for old, shape in zip(self.arrays, shapes, strict=True)]
+        for new, old in zip(arrays, self.arrays, strict=True):
+            if new is not old:
+                new[:, :, :used] = old[:, :, :used]
+        self._hold(arrays)
 
     def select(self, rows: np.ndarray, used: int, capacity: int) -> None:
         """New buffers whose row i is the old row rows[i]: for beams that start from one prompt, and for rows that go on alone."""
-        old = self.array
+        before = self.arrays
         self.allocate(len(rows), capacity)
-        for new, before in zip(self.array, old, strict=True):
-            new[:, :, :used] = before[rows, :, :used]
+        for new, old in zip(self.arrays, before, strict=True):
+            new[:, :, :used] = old[rows, :, :used]
 
     def shrink(self, rows: int) -> None:
         """Go on with the first rows only; nothing is copied."""
-        self.array = self.array[:, :rows]
-        self.values = [value_of(a) for a in self.array]
+        self.rows = rows
+        self._hold([array[:rows] for array in self.arrays])
 
     def copy(self, moves: Sequence[Move], used: int) -> None:
         """In place: each target row becomes its source row at positions start..used; no target is a source."""
-        for target, source, start in moves:
-            if used > self.capacity:  # entries have moved up: none lies at its position
-                start = 0
-            self.array[:, target, :, start:used] = self.array[:, source, :, start:used]
+        for array in self.arrays:
+            moved_up = used > array.shape[2]  # then no entry lies at its position
+            for target, source, start in moves:
+                kept = slice(0 if moved_up else start, used)
+                array[target, :, kept] = array[source, :, kept]
+
+    def _hold(self, arrays: list[np.ndarray]) -> None:
+        self.arrays, self.values = arrays, [value_of(array) for array in arrays]
 
 
 class DeviceCache:
     """The same cache where only graphs can touch it: rows move through the `reorder` graph between two sets of buffers."""
 
-    def __init__(
-        self,
-        count: int,
-        heads: int,
-        size: int,
-        dtype: np.dtype,
-        device: Device,
-        reorder: onnxruntime.InferenceSession,
-        window: int | None = None,
-    ) -> None:
-        self.count, self.heads, self.size, self.dtype, self.window = count, heads, size, np.dtype(dtype), window
-        self.device = device
+    def __init__(self, layers: Sequence[LayerCache], dtype: np.dtype, device: Device, reorder: onnxruntime.InferenceSession) -> None:
+        self.layers, self.dtype, self.device = layers, np.dtype(dtype), device
         self._session = reorder
         self.values: list[onnxruntime.OrtValue] = []
         self._spare: list[onnxruntime.OrtValue] = []
         self.rows = self.capacity = 0
 
+    @property
+    def bounded(self) -> bool:
+        """Whether no layer ever needs more room."""
+        return all(layer.window is not None for layer in self.layers)
+
     def allocate(self, rows: int, capacity: int) -> None:
         """New buffers for `rows` and at least `capacity` positions."""
-        self.rows, self.capacity = rows, self.window or _rounded(capacity)
-        self.values, self._spare = self._buffers(rows, self.capacity), []
+        self.rows, self.capacity = rows, _rounded(capacity)
+        self.values, self._spare = self._buffers(rows), []
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept (through the host: growth is rare)."""
-        old = [v.numpy() for v in self.values]
-        self.rows, self.capacity, self._spare = self.rows, _rounded(capacity), []
-        self.values = []
-        for before in old:
-            new = np.zeros((self.rows, self.heads, self.capacity, self.size), self.dtype)
-            new[:, :, :used] = before[:, :, :used]
-            self.values.append(value_of(new, self.device))
+        self.capacity, self._spare = _rounded(capacity), []
+        shapes = buffer_shapes(self.layers, self.rows, self.capacity)
+        self.values = [self._grown(value, shape, used) for value, shape in zip(self.values, shapes, strict=True)]
+
+    def _grown(self, value: onnxruntime.OrtValue, shape: tuple[int, ...], used: int) -> onnxruntime.OrtValue:
+        if tuple(value.shape()) == shape:
+            return value
+        new = np.zeros(shape, self.dtype)
+        new[:, :, :used] = value.numpy()[:, :, :used]
+        return value_of(new, self.device)
 
     def select(self, rows: np.ndarray, used: int, capacity: int) -> None:
         """New buffers whose row i is the old row rows[i]."""
-        if capacity > self.capacity and self.window is None:
+        if capacity > self.capacity and not self.bounded:
             self.grow(capacity, used)
-        self._spare = self._buffers(len(rows), self.capacity)
+        self._spare = self._buffers(len(rows))
         self._gather(rows)
         self._spare, self.rows = [], len(rows)
 
     def copy(self, moves: Sequence[Move], used: int) -> None:
         """Each target row becomes its source row, whole; the buffers change places, so bindings must be made anew."""
         if moves:
-            self._spare = self._spare or self._buffers(self.rows, self.capacity)
+            self._spare = self._spare or self._buffers(self.rows)
             rows = np.arange(self.rows)
             for target, source, _ in moves:
                 rows[target] = source
@@ -155,11 +161,16 @@ class DeviceCache:
         run_bound(self._session, binding)
         self.values, self._spare = self._spare, self.values
 
-    def _buffers(self, rows: int, capacity: int) -> list[onnxruntime.OrtValue]:
-        return [empty_value((rows, self.heads, capacity, self.size), self.dtype, self.device) for _ in range(self.count)]
+    def _buffers(self, rows: int) -> list[onnxruntime.OrtValue]:
+        return [empty_value(shape, self.dtype, self.device) for shape in buffer_shapes(self.layers, rows, self.capacity)]
 
 
 Cache = HostCache | DeviceCache
+
+
+def buffer_shapes(layers: Sequence[LayerCache], rows: int, capacity: int) -> list[tuple[int, int, int, int]]:
+    """Shapes of the key and the value of each layer, in the order of a graph's inputs."""
+    return [(rows, layer.kv_heads, layer.window or capacity, layer.head_size) for layer in layers for _ in range(2)]
 
 
 def _rounded(capacity: int) -> int:

@@ -84,7 +84,12 @@ class Engine:
             raise BundleError(
                 f"variant {variant.name}: its decoder has {len(caches)} caches, expected 2 for each of {config.layers} layers; export again"
             )
-        wanted: list[tuple[Any, tuple[int | None, ...]]] = [(value, (None, config.kv_heads, None, config.head_size)) for value in caches]
+        sizes_of = {
+            name: (None, layer.kv_heads, None, layer.head_size)
+            for i, layer in enumerate(config.layer_caches)
+            for name in interface.cache_names(interface.PAST, config.layers)[2 * i : 2 * i + 2]
+        }
+        wanted: list[tuple[Any, tuple[int | None, ...]]] = [(value, sizes_of[value.name]) for value in caches if value.name in sizes_of]
         wanted += [(value, (None, config.vocab_size)) for value in logits]
         for value, sizes in wanted:
             if len(value.shape) != len(sizes) or any(
@@ -137,11 +142,10 @@ class Engine:
 
     def new_cache(self) -> Cache:
         """An empty cache, in host memory or the device's."""
-        config = self.config
-        shape = (2 * config.layers, config.kv_heads, config.head_size, self.cache_type)
+        layers = self.config.layer_caches
         if self.device.host_memory:
-            return HostCache(*shape, config.window)
-        return DeviceCache(*shape, self.device, self._reorder(), config.window)
+            return HostCache(layers, self.cache_type)
+        return DeviceCache(layers, self.cache_type, self.device, self._reorder())
 
     def select_cross(self, cross: CrossCache, sources: np.ndarray) -> CrossCache:
         """The same for some of the sources only."""

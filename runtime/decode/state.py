@@ -102,7 +102,7 @@ class DecoderState:
         # A finished row writes its last entry again, so that it never runs out of positions.
         at = np.where(self.active, self.lengths, np.maximum(self.lengths, 1) - 1)
         longest = int(at.max())
-        if longest >= self.cache.capacity and self.cache.window is None:
+        if longest >= self.cache.capacity and not self.cache.bounded:
             self.cache.grow(max(2 * self.cache.capacity, longest + 1), longest)
         interface.at_positions(self._feeds, at)
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.

@@ -12,6 +12,7 @@ import torch
 from onnxport.build.stages import build
 from onnxport.runtime import load
 from onnxport.runtime.decode import state
+from onnxport.runtime.bundle.manifest import LayerCache
 from onnxport.runtime.decode.cache import HostCache
 from support import causal_folders
 
@@ -99,21 +100,22 @@ def test_a_window_bounds_the_cache(both: tuple[Any, Any]) -> None:
     assert engine.config.window == (WINDOW if windowed else None)
     batch = state.DecoderState(engine, None, prompts(70), 10)
     batch.prefill()
-    assert batch.cache.capacity == (WINDOW if windowed else 128)
-    before = batch.cache.array
+    assert batch.cache.arrays[0].shape[2] == (WINDOW if windowed else 128)
+    before = batch.cache.arrays
     for _ in range(10):
         batch.step()
-    assert batch.cache.array is before
+    assert batch.cache.arrays is before
 
 
 def test_moved_rows_of_a_full_window_are_copied_whole() -> None:
-    cache = HostCache(2, 1, 4, np.dtype(np.float32), window=3)
+    cache = HostCache((LayerCache(1, 4, window=3),), np.dtype(np.float32))
     cache.allocate(2, 50)
-    cache.array[:, 0], cache.array[:, 1] = 1, 2
+    for array in cache.arrays:
+        array[0], array[1] = 1, 2
     cache.copy([(0, 1, 2)], 3)  # full, and not moved up yet: entries lie at their positions
-    assert cache.array[0, 0, 0, :, 0].tolist() == [1, 1, 2]
+    assert cache.arrays[0][0, 0, :, 0].tolist() == [1, 1, 2]
     cache.copy([(0, 1, 7)], 9)
-    assert cache.capacity == 3 and (cache.array[:, 0] == 2).all()
+    assert cache.bounded and all((array[0] == 2).all() for array in cache.arrays)
 
 
 def test_parts_of_a_prompt_depend_on_its_own_length_only() -> None:

@@ -9,22 +9,23 @@ import pytest
 
 from onnxport.graph.search_graphs import reorder_graph
 from onnxport.runtime import load
+from onnxport.runtime.bundle.manifest import LayerCache
 from onnxport.runtime.decode.cache import Cache, DeviceCache, HostCache, Move
 from onnxport.runtime.sessions import CPU
 from support import tiny_bundles as tiny
 
-SHAPE = (4, 2, 8)
+LAYERS = (LayerCache(2, 8), LayerCache(2, 8))
 
 
 def device_cache(dtype: np.dtype) -> DeviceCache:
-    session = onnxruntime.InferenceSession(reorder_graph(SHAPE[0], str(np.dtype(dtype))), providers=["CPUExecutionProvider"])
-    return DeviceCache(*SHAPE, dtype, CPU, session)
+    session = onnxruntime.InferenceSession(reorder_graph(2 * len(LAYERS), str(np.dtype(dtype))), providers=["CPUExecutionProvider"])
+    return DeviceCache(LAYERS, dtype, CPU, session)
 
 
 @pytest.fixture(params=["host32", "host16", "device32", "device16"])
 def cache(request: pytest.FixtureRequest) -> Cache:
     dtype = np.dtype(np.float32 if request.param.endswith("32") else np.float16)
-    return HostCache(*SHAPE, dtype) if request.param.startswith("host") else device_cache(dtype)
+    return HostCache(LAYERS, dtype) if request.param.startswith("host") else device_cache(dtype)
 
 
 def filled(cache: Cache, rows: int, capacity: int) -> list[np.ndarray]:
@@ -89,7 +90,7 @@ def test_generation_with_the_device_cache(kind: str, request: pytest.FixtureRequ
         made: list[DeviceCache] = []
 
         def new_cache() -> DeviceCache:
-            made.append(DeviceCache(2 * tiny.LAYERS, tiny.HEADS, tiny.SIZE, np.dtype(np.float32), CPU, engine.search("reorder")))
+            made.append(DeviceCache(engine.config.layer_caches, np.dtype(np.float32), CPU, engine.search("reorder")))
             return made[-1]
 
         monkeypatch.setattr(engine, "new_cache", new_cache)
@@ -104,7 +105,8 @@ def test_beams_copy_only_what_differs(model: object, monkeypatch: pytest.MonkeyP
     def watched(self: HostCache, moves: Sequence[Move], used: int) -> None:
         assert not {target for target, _, _ in moves} & {source for _, source, _ in moves}
         for target, source, start in moves:  # what the caller claims: equal before `start`
-            np.testing.assert_array_equal(self.array[:, target, :, :start], self.array[:, source, :, :start])
+            for array in self.arrays:
+                np.testing.assert_array_equal(array[target, :, :start], array[source, :, :start])
             starts.append((start, used))
         copy(self, moves, used)
 
@@ -112,3 +114,19 @@ def test_beams_copy_only_what_differs(model: object, monkeypatch: pytest.MonkeyP
     model.generate([[5, 6, 7, 2], [9, 2]], beam=4, min_new_tokens=20, max_new_tokens=20)  # type: ignore[attr-defined]
     assert any(start > 0 for start, _ in starts)
     assert any(start < used for start, used in starts)
+
+
+def test_layers_may_keep_caches_of_their_own() -> None:
+    cache = HostCache((LayerCache(2, 8, window=3), LayerCache(1, 16)), np.dtype(np.float32))
+    cache.allocate(2, 10)
+    assert [array.shape for array in cache.arrays] == [(2, 2, 3, 8)] * 2 + [(2, 1, 64, 16)] * 2
+    assert not cache.bounded
+    for array in cache.arrays:
+        array[0], array[1] = 1, 2
+    cache.grow(100, 10)
+    assert [array.shape[2] for array in cache.arrays] == [3, 3, 128, 128]
+    cache.copy([(0, 1, 7)], 10)
+    assert all((array[0] == 2).all() for array in cache.arrays[:2])  # moved up: copied whole
+    assert (cache.arrays[2][0, :, :7] == 1).all() and (cache.arrays[2][0, :, 7:10] == 2).all()
+    cache.select(np.array([1, 1, 0]), 10, 100)
+    assert [array.shape[:3:2] for array in cache.arrays] == [(3, 3)] * 2 + [(3, 128)] * 2

@@ -1,0 +1,172 @@
+"""A cached attention function for transformers' attention interface, and the cache object that goes with it.
+
+The function gives the node GroupQueryAttention itself: window, soft cap, sinks, scale and biases are its arguments. The cache hands new keys
+and values on as they are, since the node joins them to the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onnxport.errors import CheckpointError
+from onnxport.export.transformers_library import import_transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "onnxport_cached"
+HEAD_MULTIPLE = 8  # the kernel's head sizes
+BIAS, SINK, LENGTHS = 10, 11, 16  # places of the kernel's inputs attention_bias, head_sink and query_seqlens
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The cache of one call of attention: heads of keys and values, their padded size, and the window of positions it sees, None for all."""
+
+    kv_heads: int
+    head_size: int
+    window: int | None
+
+
+@dataclass
+class Step:
+    """One run of a decoder: what its attention reads, and what it leaves.
+
+    past: [rows, kv_heads, past, head_size] keys and values in the order in which attention is called; empty in a run that only finds shapes.
+    lengths, total: as the kernel reads them (`seqlens_k` int32 [rows], `total_sequence_length` int32 []). real: `query_seqlens` int32 [rows].
+    bounded: windowed caches hold no more than their window. present, shapes: of each call, in order.
+    """
+
+    past: Sequence[Tensor]
+    lengths: Tensor
+    total: Tensor
+    real: Tensor
+    present: list[Tensor] = field(default_factory=list)
+    shapes: list[LayerShape] = field(default_factory=list)
+
+
+_RUNNING: ContextVar[Step] = ContextVar("onnxport_step")
+
+
+@contextmanager
+def running(step: Step) -> Iterator[None]:
+    """The step whose attention is meant while the class runs."""
+    token = _RUNNING.set(step)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Cached attention, as transformers calls it: query [rows, heads, length, size], new key and value [rows, kv_heads, length, size]
+    → [rows, length, heads, size of a value].
+
+    Heads are padded with zeros to one size that the kernel takes: zeros add nothing to a score, nor to an answer.
+    """
+    step = _RUNNING.get()
+    rows, heads, length, size = query.shape
+    kv_heads, width = key.shape[1], value.shape[-1]
+    if attention_mask is not None and not attention_mask.is_floating_point():
+        raise CheckpointError("the class builds a mask of its own, expected attention that is masked by positions alone")
+    padded = -(-max(size, width) // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    query, key, value = (_flat(x if x.shape[-1] == padded else F.pad(x, [0, padded - x.shape[-1]])) for x in (query, key, value))
+    window = int(sliding_window) if sliding_window else None
+    number = len(step.shapes)
+    step.shapes.append(LayerShape(kv_heads, padded, window))
+    past = [*step.past[2 * number : 2 * number + 2]] or [query.new_zeros(rows, kv_heads, 0, padded)] * 2
+    inputs: list[Tensor | None] = [query, key, value, *past, step.lengths, step.total]
+    if attention_mask is not None:
+        inputs += [None] * (BIAS - len(inputs)) + [attention_mask]
+    if s_aux is not None:
+        inputs += [None] * (SINK - len(inputs)) + [s_aux.flatten()]
+    inputs += [None] * (LENGTHS - len(inputs)) + [step.real]
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(size**-0.5 if scaling is None else scaling)}
+    if window:
+        attributes |= {"local_window_size": window, "sliding_window_cache": 1}
+    if softcap:
+        attributes["softcap"] = float(softcap)
+    kept = [rows, kv_heads, past[0].shape[2] + length, padded]
+    answer, *present = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        attributes,
+        dtypes=[query.dtype] * 3,
+        shapes=[[rows, length, heads * padded], kept, kept],
+        version=1,
+    )
+    step.present += present
+    answer = answer.view(rows, length, heads, padded)
+    return answer if width == padded else answer[..., :width], None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[rows, heads, length, size] → [rows, length, heads * size]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def handing_cache(step: Step) -> Any:
+    """A cache of transformers that gives new keys and values back as they are."""
+    from transformers import Cache
+
+    class Handing(Cache):  # type: ignore[misc]
+        """What a class asks of its cache, for one step."""
+
+        def __init__(self) -> None:
+            super().__init__(layers=[])
+
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            """The new keys and values alone."""
+            return key_states, value_states
+
+        def get_seq_length(self, *_: Any, **__: Any) -> int:
+            """Positions before this step."""
+            return step.past[0].shape[2] if step.past else 0
+
+        def get_mask_sizes(self, query_length: Any, *_: Any, **__: Any) -> tuple[int, int]:
+            """Length and offset of the keys that a mask would have."""
+            length = query_length if isinstance(query_length, int | torch.SymInt) else query_length.shape[0]
+            return length + self.get_seq_length(), 0
+
+    return Handing()
+
+
+@contextmanager
+def cached_attention(model: Any) -> Iterator[None]:
+    """The model's attention and experts are ours, until the block is left."""
+    from onnxport.export.attention_interface.experts import DENSE, register_experts
+
+    transformers = import_transformers()
+    transformers.AttentionInterface.register(NAME, attend)
+    register_experts()
+    configs = list({id(c): c for c in (m.config for m in model.modules() if hasattr(m, "config"))}.values())
+    attributes = {"_attn_implementation_internal": NAME, "_experts_implementation_internal": DENSE}
+    before = [(config, {name: getattr(config, name) for name in attributes if hasattr(config, name)}) for config in configs]
+    try:
+        for config, held in before:
+            for name in held:
+                setattr(config, name, attributes[name])
+        yield
+    finally:
+        for config, held in before:
+            for name, value in held.items():
+                setattr(config, name, value)

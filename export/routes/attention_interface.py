@@ -1,0 +1,62 @@
+"""The attention interface route: a class of transformers as it is, with cached attention of ours in the place of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxport.export import golden
+from onnxport.export.attention_interface.attention import LayerShape
+from onnxport.export.attention_interface.decoder import find_shapes, trace_decoder, vocabulary
+from onnxport.export.description import CausalModel
+from onnxport.export.exported import Exported
+from onnxport.export.source import Source
+from onnxport.progress import Progress
+from onnxport.runtime.bundle.manifest import GenerationConfig, LayerCache
+from onnxport.runtime.bundle.manifest import generation as generation_config
+
+
+def export_traced_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Graph `decoder` of a language model. CheckpointError: its class does not go through the attention interface, or cannot be traced."""
+    (original,) = model.original.modules
+    shapes = find_shapes(original)
+    goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
+    progress("tracing the decoder")
+    graph = trace_decoder(original, shapes, opset)
+    return Exported(
+        name=source.name,
+        task=task,
+        family=source.family,
+        route="attention-interface",
+        opset=opset,
+        graphs={"decoder": graph},
+        goldens=goldens,
+        generation=_generation(original, model, shapes),
+        tokenizers=source.tokenizers,
+        source_hashes=source.hashes,
+        expected={"decoder": {"group_query_attention": len(shapes)}},
+        settings=source.settings | {"class": type(original).__name__},
+        chat=source.chat,
+    )
+
+
+def _generation(original: Any, model: CausalModel, shapes: list[LayerShape]) -> GenerationConfig:
+    caches = [LayerCache(shape.kv_heads, shape.head_size, shape.window) for shape in shapes]
+    alike = len(set(caches)) == 1
+    section: dict[str, Any] = {
+        "kind": "causal",
+        "layers": len(caches),
+        "kv_heads": caches[0].kv_heads,
+        "head_size": caches[0].head_size,
+        "vocab_size": vocabulary(original),
+        "max_length": model.max_length,
+        "window": caches[0].window if alike else None,
+        **model.ids,
+        **model.search,
+    }
+    if not alike:
+        section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in caches]
+    config = generation_config(section)
+    assert config is not None, "there is a section"
+    return config
