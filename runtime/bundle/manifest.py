@@ -1,4 +1,10 @@
-"""The parts of bundle.json as frozen dataclasses, their checked reading from JSON values, and their writing."""
+"""The parts of bundle.json as frozen dataclasses, their checked reading from JSON values, and their writing.
+
+A runtime passes over keys that it does not know. Where such a key would change answers, the bundle names it under `requires`, and a runtime
+that does not know the name refuses the bundle. Runtimes of version 0.1.0 know no `requires`, but refuse a `format` above 1: a bundle that
+requires something is of format 2, any other is of format 1, which they read. So a new key that changes answers without being asked for gets
+a place in REQUIRED; a key that only offers something, or belongs to a task that older runtimes refuse by its name, does not.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,14 @@ from onnxport.errors import BundleError, UsageError
 from onnxport.runtime.options import Options, SearchConfig
 
 MANIFEST = "bundle.json"
+REQUIRED = (
+    "encoding.default_prompt",
+    "encoding.layers",
+    "encoding.lower",
+    "generation.caches",
+    "generation.max_total_tokens",
+    "generation.min_total_tokens",
+)
 SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
     "beam": (int,),
     "min_new_tokens": (int,),
@@ -50,6 +64,22 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """A copy, free to change."""
         return copy.deepcopy(dict(self.value))
+
+
+def required(manifest: Mapping[str, Any]) -> list[str]:
+    """The names in REQUIRED of the keys that a manifest has, sorted."""
+    sections = {name: manifest.get(name) or {} for name in ("encoding", "generation")}
+    return sorted(name for name in REQUIRED if sections[name.partition(".")[0]].get(name.partition(".")[2]))
+
+
+def check_required(value: object) -> None:
+    """BundleError unless `requires` of a manifest holds names of REQUIRED alone."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise BundleError(f"{MANIFEST}: requires must be a list of names; export the model again")
+    if unknown := sorted(set(value) - set(REQUIRED)):
+        raise BundleError(
+            f"{MANIFEST}: the bundle requires {', '.join(unknown)[:200]}, which this onnxport does not know; upgrade onnxport"
+        )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from onnxport.runtime.bundle.manifest import (
     Reader,
     Variant,
     chat,
+    check_required,
     encoding,
     generation,
     variant,
@@ -36,7 +37,7 @@ from onnxport.runtime.bundle.manifest import (
 from onnxport.runtime.bundle.publish import recover
 from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
 
-FORMAT = 1
+FORMAT = 2  # the newest, see `manifest`
 MOST_OF_MANIFEST = 1 << 26  # bytes
 _PIECE = 1 << 20
 TASKS = (
@@ -108,6 +109,7 @@ class Bundle:
             )
         if number < 1:
             raise BundleError(f"{root}: bundle format {number}, expected 1 to {FORMAT}; export the model again")
+        check_required(r.get("requires", list, []))
         files = {}
         for name, value in r.get("files", dict).items():
             entry = Reader(value, f"files.{name}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxport.errors import BundleError, OutputError
 from onnxport.progress import Progress, silent
-from onnxport.runtime.bundle.manifest import MANIFEST
+from onnxport.runtime.bundle.manifest import MANIFEST, required
 from onnxport.runtime.bundle.publish import publish, recover, sync, workspace
 from onnxport.runtime.bundle.reader import FORMAT, Bundle, sha256
 
@@ -37,7 +37,8 @@ class Staging:
             raise ValueError("the manifest was not set before the bundle was finished")
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
         sizes = {n: (self.path / n).stat().st_size for n in names if n != MANIFEST}
-        manifest = {"format": FORMAT, **self.manifest}
+        needed = sorted({*required(self.manifest), *self.manifest.get("requires", ())})
+        manifest = self.manifest | ({"format": FORMAT, "requires": needed} if needed else {"format": 1})
         manifest["files"] = {n: {"sha256": sha256(self.path / n) if hashed else "", "bytes": size} for n, size in sizes.items()}
         shared = sum(size for n, size in sizes.items() if n in _shared(manifest))
         manifest["variants"] = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from onnxport.errors import BundleError
 from onnxport.runtime import load
-from onnxport.runtime.bundle.manifest import chat, encoding, generation
+from onnxport.runtime.bundle.manifest import REQUIRED, EncodingConfig, GenerationConfig, chat, encoding, generation
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.writer import extended_bundle
+from onnxport.runtime.options import SearchConfig
 from onnxport.runtime.sessions import check_version
 from onnxport.runtime.verify import verify
 
@@ -87,3 +91,46 @@ def test_a_variant_names_the_oldest_onnxruntime_that_runs_it(tiny_bundle: Path, 
 def test_a_version_that_is_none_is_refused(tiny_bundle: Path, tmp_path: Path, version: object) -> None:
     with pytest.raises(BundleError, match="min_onnxruntime"):
         load(needing(tiny_bundle, tmp_path, version))
+
+
+# keys that runtimes of version 0.1.0 read
+OF_FORMAT_1 = {
+    "generation": """kind layers kv_heads head_size vocab_size source_vocab_size max_length pad_id bos_id eos_ids decoder_start_id search
+    max_new_tokens window beam min_new_tokens length_penalty early_stopping repetition_penalty no_repeat_ngram temperature top_k top_p
+    renormalize forced_bos_id forced_eos_ids suppressed begin_suppressed bad_words""".split(),
+    "encoding": "max_length pad_id pad_type_id vocab_size pooling normalize labels problem token_types question_first".split(),
+}
+OFFERED = {"encoding.prompts", "encoding.include_prompt"}  # they change nothing that is not asked for
+OF_NEW_TASKS = {"encoding.mask_id", "encoding.unknown_id"}  # whose names older runtimes refuse
+
+
+def test_every_key_since_format_1_is_required_or_changes_no_answers() -> None:
+    known = {f"{section}.{key}" for section, keys in OF_FORMAT_1.items() for key in keys}
+    kinds = {"generation": (GenerationConfig, SearchConfig), "encoding": (EncodingConfig,)}
+    every = {f"{section}.{entry.name}" for section, classes in kinds.items() for kind in classes for entry in fields(kind)}
+    assert every - known == {*REQUIRED, *OFFERED, *OF_NEW_TASKS}
+
+
+def test_a_bundle_requires_the_keys_that_older_runtimes_do_not_know(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert "requires" not in Bundle.open(tiny_bundle).manifest.value and Bundle.open(tiny_bundle).manifest.value["format"] == 1
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    with extended_bundle(copy) as staging:
+        assert staging.manifest is not None
+        staging.manifest["generation"]["max_total_tokens"] = 9
+        staging.manifest["encoding"] = {"lower": True}
+    for _ in range(2):
+        manifest = Bundle.open(copy).manifest.value
+        assert manifest["requires"] == ["encoding.lower", "generation.max_total_tokens"] and manifest["format"] == 2
+        with extended_bundle(copy):  # stays so
+            pass
+
+
+@pytest.mark.parametrize(
+    ("requires", "part"),
+    [(["encoding.other"], "requires encoding.other, which this onnxport does not know; upgrade"), ("x", "list"), ([1], "list of names")],
+)
+def test_what_is_required_and_not_known_is_refused(tiny_bundle: Path, tmp_path: Path, requires: object, part: str) -> None:
+    raw = Bundle.open(tiny_bundle).manifest.as_dict() | {"requires": requires}
+    with pytest.raises(BundleError, match=part):
+        Bundle.parse(raw, tiny_bundle)

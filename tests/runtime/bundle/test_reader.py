@@ -128,7 +128,7 @@ def test_a_newer_format(copy: Path) -> None:
         (lambda m: m["generation"].update(pad_id=30, source_vocab_size=20), "id 30 outside a vocabulary of 20"),
         (lambda m: m["generation"].pop("decoder_start_id"), "decoder_start_id"),
         (lambda m: m.update(generation=[]), "generation is list"),
-        (lambda m: m.update(encoding={"pooling": "max"}), "max"),
+        (lambda m: m.update(encoding={"pooling": "median"}), "median"),
     ],
 )
 def test_wrong_fields(copy: Path, change: Callable[[dict[str, Any]], object], part: str) -> None:
