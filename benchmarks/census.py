@@ -1,0 +1,205 @@
+"""Every type of model that the installed transformers maps: a tiny random folder of each is exported, and its answers are compared.
+
+    python benchmarks/census.py --kind encoders --out build/census
+    python benchmarks/census.py --kind encoders --out build/census --type mpnet --type esm --again
+
+Each type has a process of its own with a time limit, and a line in OUT/KIND.jsonl: a run that is begun again does what is missing. The
+table in OUT/KIND.md says of each type whether its folder could be built, what became of the export, how far answers are from those of
+transformers' own class, and how many attentions became kernels.
+
+For encoders, answers are hidden states at tokens that are real, of batches with padding at sizes that no export traced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tiny_folders import VOCABULARY, tiny_folder
+
+from onnxport.errors import OnnxportError, one_line
+
+TOLERANCE = 1e-4  # of the largest difference, over the largest answer
+LIMIT = 240  # seconds a type
+OUTCOMES = ("equal", "wrong", "refused", "crashed", "not built", "out of time")
+ATTENTION = {"MultiHeadAttention", "GroupQueryAttention", "Attention"}
+
+
+@dataclass
+class Row:
+    """A type's line. outcome: one of OUTCOMES. fused: attentions that became kernels; left: Softmax nodes that are left."""
+
+    type: str
+    cls: str
+    outcome: str
+    reason: str = ""
+    difference: float | None = None
+    fused: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of models. types: (type, class) pairs; difference: of a bundle's answers from those of the folder's own class, relative."""
+
+    types: Callable[[], Iterator[tuple[str, str]]]
+    difference: Callable[[str, Path, Path], float]
+
+
+def _first(names: Any) -> str | None:
+    return names if isinstance(names, str) or names is None else names[0]
+
+
+def encoder_types() -> Iterator[tuple[str, str]]:
+    """Types of encoders of texts: with a table of tokens of their own, a head for texts, and no generation."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    heads = ("MASKED_LM", "TEXT_ENCODING", "SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
+    tables = {name: getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES") for name in (*heads, "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM")}
+    for kind, names in modeling_auto.MODEL_MAPPING_NAMES.items():
+        causal = kind in tables["CAUSAL_LM"] and kind not in tables["MASKED_LM"]
+        if causal or kind in tables["SEQ_TO_SEQ_CAUSAL_LM"] or not any(kind in tables[name] for name in heads):
+            continue
+        name = _first(names)
+        cls = getattr(transformers, str(name))
+        others = {"vision_config", "visual_feat_dim", "image_feature_pool_shape"}
+        if cls.main_input_name == "input_ids" and not others & cls.config_class().to_dict().keys():
+            yield kind, str(name)
+
+
+def encoder_difference(cls: str, folder: Path, bundle: Path) -> float:
+    """The largest difference of hidden states at real tokens, over the largest hidden state."""
+    import torch
+    import transformers
+
+    from onnxport.runtime import load
+
+    theirs, ours = getattr(transformers, cls).from_pretrained(folder).eval(), load(bundle)
+    random, worst = np.random.default_rng(11), 0.0
+    for lengths in ([6, 13], [9], [17, 2, 12, 5]):
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        ids = np.where(mask > 0, random.integers(5, VOCABULARY - 8, mask.shape), getattr(theirs.config, "pad_token_id", None) or 0)
+        with torch.no_grad():
+            expected = theirs(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))["last_hidden_state"].numpy()
+        got = ours.run({"input_ids": ids, "attention_mask": mask})["last_hidden_state"]
+        worst = max(worst, float(np.abs(got - expected)[mask > 0].max() / np.abs(expected[mask > 0]).max()))
+    return worst
+
+
+KINDS = {"encoders": Kind(encoder_types, encoder_difference)}
+
+
+def one(kind: Kind, row: Row, work: Path) -> None:
+    """Builds, exports and compares one type; fills in `row`."""
+    from onnxport.build import build
+
+    folder, bundle = work / "folder", work / "bundle"
+    try:
+        tiny_folder(row.type, row.cls, folder)
+    except Exception as error:  # whatever a class raises at these sizes
+        row.reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        return
+    try:
+        build(str(folder), bundle, precision=("fp32",))
+    except OnnxportError as error:
+        row.outcome = "crashed" if error.exit_code == 1 else "refused"
+        row.reason = f"exit {error.exit_code}: {one_line(error).replace(str(folder), 'FOLDER')}"
+        return
+    row.difference = kind.difference(row.cls, folder, bundle)
+    row.outcome = "equal" if row.difference <= TOLERANCE else "wrong"
+    row.fused, row.left = attentions(bundle)
+
+
+def attentions(bundle: Path) -> tuple[int, int]:
+    """Kernels of attention in the graphs of the fp32 variant, and Softmax nodes beside them."""
+    import onnx
+
+    files = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["variants"]["fp32"]["graphs"].values()
+    nodes = Counter(node.op_type for file in files for node in onnx.load(bundle / file, load_external_data=False).graph.node)
+    return sum(nodes[name] for name in ATTENTION), nodes["Softmax"]
+
+
+def run_child(kind: str, model_type: str, cls: str, work: Path) -> None:
+    """The process of one type: its line on standard output."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    row = Row(model_type, cls, "not built")
+    try:
+        one(KINDS[kind], row, work)
+    except Exception:  # the comparison itself
+        row.outcome, row.reason = "crashed", traceback.format_exc(limit=-2)[-300:]
+    sys.stdout.write("\n" + json.dumps(asdict(row)) + "\n")
+
+
+def run_type(kind: str, model_type: str, cls: str, work: Path) -> Row:
+    """A type in a process of its own."""
+    shutil.rmtree(work, ignore_errors=True)
+    command = [sys.executable, __file__, "--kind", kind, "--out", str(work), "--child", model_type, cls]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+        return Row(**json.loads(done.stdout.strip().splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        return Row(model_type, cls, "out of time", f"{LIMIT} s")
+    except (IndexError, ValueError, TypeError):
+        return Row(model_type, cls, "crashed", f"exit {done.returncode}: {done.stderr[-300:]}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown, after a line of sums."""
+    counts = Counter(row.outcome for row in rows)
+    fused = sum(row.outcome == "equal" and row.fused > 0 and row.left == 0 for row in rows)
+    built = len(rows) - counts["not built"]
+    lines = [f"{built} built: " + ", ".join(f"{counts[name]} {name}" for name in OUTCOMES) + f"; attention fused in {fused}", ""]
+    lines += ["| type | class | outcome | difference | fused | left | reason |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        difference = "" if row.difference is None else f"{row.difference:.1e}"
+        reason = row.reason.replace("|", "/").replace("\n", " ")
+        lines.append(f"| {row.type} | {row.cls} | {row.outcome} | {difference} | {row.fused} | {row.left} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--kind", type=click.Choice(sorted(KINDS)), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--type", "only", multiple=True, help="This type alone; may be given several times.")
+@click.option("--again", is_flag=True, help="Types that have a line already, too.")
+@click.option("--child", nargs=2, hidden=True)
+def main(kind: str, out: Path, only: tuple[str, ...], again: bool, child: tuple[str, str] | None) -> None:
+    """Takes the census of one kind of models."""
+    if child is not None:
+        run_child(kind, *child, out)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lines = out / f"{kind}.jsonl"
+    found = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
+    rows = {row.type: row for row in found}
+    for model_type, cls in KINDS[kind].types():
+        if (only and model_type not in only) or (model_type in rows and not again):
+            continue
+        rows[model_type] = run_type(kind, model_type, cls, out / f"{model_type}.work")
+        click.echo(f"{model_type}: {rows[model_type].outcome} {rows[model_type].reason[:160]}")
+        lines.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows.values()))
+    text = table(list(rows.values()))
+    (out / f"{kind}.md").write_text(text)
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
