@@ -22,9 +22,10 @@ from onnxport.compare.verdict import recommend, verdicts
 from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
 from onnxport.progress import Progress, silent
-from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.processor import cores
 
+TRIES = 3  # of a comparison whose bundle is replaced meanwhile
 Entrant = tuple[Bundle, str]  # a bundle and one of its variants
 
 
@@ -64,9 +65,48 @@ def compare(
     baseline: an earlier report: `X_change` of a variant is what became of X since.
     progress: called with the name of each stage.
 
-    Raises UsageError (gates, variants, missing extras), BundleError, DataError, DeviceError, OutputError.
+    A bundle that another command replaces meanwhile is measured anew. Raises UsageError (gates, variants, missing extras), BundleError,
+    DataError, DeviceError, OutputError.
     """
     progress = progress or silent
+
+    def again() -> None:
+        progress("note: a bundle was replaced while it was measured: everything is measured anew")
+
+    def measured() -> Report:
+        return _measured(
+            bundle, data, precisions, device, source, batches, threads, out, gates, baseline, limit, progress,
+            force=force, beam=beam, max_new_tokens=max_new_tokens, others=others, tolerances=tolerances,
+        )  # fmt: skip
+
+    report = unreplaced([bundle, *others], measured, TRIES, again, by_content=True)
+    if out is not None:
+        progress("writing the report")
+        report.write(out, force=force)
+    return report
+
+
+def _measured(
+    bundle: str | Path,
+    data: str | Path | None,
+    precisions: Sequence[str] | None,
+    device: str,
+    source: str | None,
+    batches: Sequence[int],
+    threads: int | None,
+    out: str | Path | None,
+    gates: Sequence[str],
+    baseline: str | Path | None,
+    limit: int | None,
+    progress: Progress,
+    *,
+    force: bool,
+    beam: int | None,
+    max_new_tokens: int | None,
+    others: Sequence[str | Path],
+    tolerances: Sequence[str],
+) -> Report:
+    """The report of `compare`, not yet written."""
     parsed, tolerated = ([parse_gate(expr) for expr in given] for given in (gates, tolerances))
     if not batches or min(batches) < 1:
         raise UsageError(f"batches are {list(batches)}; expected sizes from 1, such as 1,8")
@@ -111,7 +151,7 @@ def compare(
         progress("looking where answers part")
     alike = [name for name in specs if name == PYTORCH or notes.tokenizers(entered[name][0]) == notes.tokenizers(opened)]
     recommended = recommend(variants, reference, accepted)
-    report = Report(
+    return Report(
         **conditions,
         variants=variants,
         gates=evaluate(parsed, variants, reference),
@@ -126,10 +166,6 @@ def compare(
         notes=sentences,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if out is not None:
-        progress("writing the report")
-        report.write(out, force=force)
-    return report
 
 
 def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle]:

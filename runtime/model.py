@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_line
 from onnxport.progress import Progress, silent
-from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many
@@ -46,6 +46,10 @@ def load(path: str | Path, precision: str | None = None, device: str = "cpu", th
     Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
     (the device cannot be had).
     """
+    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify))
+
+
+def _loaded(path: str | Path, precision: str | None, device: str, threads: int | None, verify: bool) -> Model:
     bundle = Bundle.open(path, verify)
     name = bundle.default if precision is None else precision
     if name not in bundle.variants:
@@ -79,6 +83,7 @@ class Model:
         for role, file in bundle.tokenizers.items():
             self._tokenizers[role] = known.setdefault(file, known.get(file) or TextTokenizer(bundle.file(file)))
         self._generator: Generator | None = None
+        self._template = None if bundle.chat is None else bundle.content(bundle.chat.template)
         self._chat: ChatTemplate | None = None
         self._encoder: Encoder | None = None
         variant = bundle.variants[precision]
@@ -177,12 +182,12 @@ class Model:
 
     def _prompt(self, messages: Conversation, watch: Watch) -> list[int]:
         tokenizer = self._ready()._source()
-        if self.bundle.chat is None or tokenizer is None:
+        if self.bundle.chat is None or self._template is None or tokenizer is None:
             raise UsageError("this bundle has no chat template; use generate with a text")
         if self._chat is None:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
-            self._chat = ChatTemplate.read(self.bundle.file(self.bundle.chat.template), self.bundle.chat.tokens)
+            self._chat = ChatTemplate.parse(self._template, self.bundle.chat.tokens)
         return tokenizer.encode([self._chat.render(messages, watch.check)], special=False)[0]
 
     @suggesting

@@ -16,7 +16,7 @@ from onnxport.errors import BundleError, ParityError
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.interface import ATTENTION_MASK
-from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generator
 from onnxport.runtime.decode.state import DecoderState
@@ -35,6 +35,10 @@ def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
     a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
     that the manifest records.
     """
+    return unreplaced([path], lambda: _verified(path, threads))
+
+
+def _verified(path: str | Path, threads: int | None) -> dict[str, Any]:
     bundle = Bundle.open(path, verify=True)
     sessions = Sessions.on("cpu", threads)
     for file in bundle.search.values():

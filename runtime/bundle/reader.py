@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from onnxport.errors import BundleError, one_line
+from onnxport.errors import BundleError, OnnxportError, one_line
 from onnxport.files import open_regular, read_regular
 from onnxport.runtime.bundle.manifest import (
     MANIFEST,
@@ -40,6 +40,7 @@ from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
 FORMAT = 2  # the newest, see `manifest`
 MOST_OF_MANIFEST = 1 << 26  # bytes
 _PIECE = 1 << 20
+T = TypeVar("T")
 TASKS = (
     "translation",
     "summarization",
@@ -79,6 +80,10 @@ class Bundle:
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Bundle:
         """Read and check the bundle in folder `path`: manifest, presence and sizes; with `verify` also every hash. BundleError."""
+        return unreplaced([path], lambda: cls._opened_whole(path, verify))
+
+    @classmethod
+    def _opened_whole(cls, path: str | Path, verify: bool) -> Bundle:
         bundle = cls.read(path)
         try:
             bundle.check_files(verify)
@@ -160,6 +165,11 @@ class Bundle:
         """The full path of a listed file."""
         return self.path / name
 
+    def content(self, name: str) -> bytes:
+        """The bytes of a listed file. BundleError."""
+        with self._opened(name) as file:
+            return file.read()
+
     def check_files(self, verify: bool) -> None:
         """Check that the listed files are there, regular and of their sizes, and that graphs read no others; with `verify` also hashes.
 
@@ -226,6 +236,50 @@ class Bundle:
         """Files in the folder that the manifest does not name, sorted."""
         found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir())
         return sorted(f for f in found if f != MANIFEST and f not in self.files)
+
+
+def unreplaced(
+    paths: Sequence[str | Path],
+    read: Callable[[], T],
+    tries: int = 20,
+    told: Callable[[], None] = lambda: None,
+    by_content: bool = False,
+) -> T:
+    """What `read` makes of the bundles at `paths`, made again where another command replaced one meanwhile: it may be of two bundles then.
+
+    told: called before each time that it is made again. by_content: what was made while the same bundle was written once more will do.
+    BundleError where they are replaced every time; what `read` raises of bundles that stay.
+    """
+    for _ in range(tries):
+        before = [_place(path) for path in paths]
+        contents = [_content(path) for path in paths] if by_content else None
+        try:
+            found = read()
+        except (OnnxportError, OSError):
+            if before == [_place(path) for path in paths]:
+                raise
+        else:
+            if before == [_place(path) for path in paths] or (contents and contents == [_content(path) for path in paths]):
+                return found
+        told()
+    raise BundleError(f"{', '.join(map(str, paths))}: replaced {tries} times while it was read; try again when nothing writes it")
+
+
+def _place(path: str | Path) -> tuple[int, ...] | None:
+    """What tells one writing of a bundle from another; None where there is no bundle."""
+    try:
+        found = os.stat(Path(path) / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _content(path: str | Path) -> bytes | None:
+    """The manifest, which hashes all other files; None without one."""
+    try:
+        return read_regular(Path(path) / MANIFEST, MOST_OF_MANIFEST)
+    except (OSError, ValueError):
+        return None
 
 
 def _kind(path: Path) -> str | None:

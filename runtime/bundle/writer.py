@@ -18,7 +18,7 @@ from onnxport.errors import BundleError, OutputError
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.manifest import MANIFEST, required
 from onnxport.runtime.bundle.publish import publish, recover, sync, workspace
-from onnxport.runtime.bundle.reader import FORMAT, Bundle, sha256
+from onnxport.runtime.bundle.reader import FORMAT, Bundle, sha256, unreplaced
 
 
 class Staging:
@@ -124,7 +124,7 @@ def _check_replaceable(out: Path) -> None:
         if not any(out.iterdir()):
             return
         with contextlib.suppress(BundleError):  # files may be missing or damaged, but the manifest must tell which are the bundle's
-            stray = Bundle.read(out).unlisted()
+            stray = unreplaced([out], lambda: Bundle.read(out).unlisted())
             if not stray:
                 return
     if stray:

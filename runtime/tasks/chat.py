@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from onnxport.errors import BundleError, OnnxportError, TextError, one_line
@@ -50,12 +49,12 @@ class ChatTemplate:
             raise BundleError(f"the chat template cannot be used ({one_line(error, 200)}); export the model again with another") from None
 
     @classmethod
-    def read(cls, path: Path, tokens: Mapping[str, str]) -> ChatTemplate:
-        """The template in a file. BundleError where it cannot be used, UsageError without jinja2."""
+    def parse(cls, content: bytes, tokens: Mapping[str, str]) -> ChatTemplate:
+        """The template in a file's content. BundleError where it cannot be used, UsageError without jinja2."""
         try:
-            return cls(path.read_text("utf-8"), tokens)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: cannot be read ({one_line(error, 200)}); export the model again") from None
+            return cls(content.decode("utf-8"), tokens)
+        except UnicodeDecodeError as error:
+            raise BundleError(f"the chat template is not UTF-8 ({one_line(error, 200)}); export the model again") from None
 
     def render(self, messages: Sequence[Message], between: Callable[[], None] = lambda: None) -> str:
         """The prompt for the next answer; `between` is called between its pieces, to end it early.

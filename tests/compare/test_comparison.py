@@ -50,6 +50,23 @@ def fakes(monkeypatch):
     return options
 
 
+def test_a_bundle_that_is_replaced_meanwhile_is_measured_anew(bundle, data, fakes, tmp_path, monkeypatch):
+    real, calls, stages = measurement.measured, [], []
+
+    def measured(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            manifest = json.loads((bundle / "bundle.json").read_text())
+            (bundle / "bundle.json").write_text(json.dumps(manifest | {"name": "the new one"}))
+            raise BundleError("a file is missing")
+        return real(*arguments)
+
+    monkeypatch.setattr(measurement, "measured", measured)
+    report = compare(bundle, data, ["fp32", "int8"], out=tmp_path / "out", batches=(1,), progress=stages.append)
+    assert report.bundle == "the new one" == json.loads((tmp_path / "out" / "report.json").read_text())["bundle"]
+    assert len(calls) == 2 and any("was replaced while it was measured" in stage for stage in stages)
+
+
 def test_a_whole_comparison(bundle, data, fakes, tmp_path):
     stages = []
     gates = ["int8.bleu_drop>0", "fp16.speedup<1", "fp16.agreement==1", "accuracy>=1"]
