@@ -4,7 +4,8 @@
 moment of the whole command, half within 30 ms after the output that is in the making has its last file, around the exchange. After each the
 earlier output or the new one must be there, whole: a bundle with all its hashes right, a report of one comparison, an .npz that is read to
 its end. In the end every command runs once more, and nothing but the outputs may be left.
-Every command runs in a child of this process, which has the large packages imported, so that a kill meets work and not imports.
+Every command runs in a child of this process, which has the large packages imported, so that a kill meets work and not imports. What was
+imported stays, and processes that a command starts import anew: leave the code alone meanwhile.
 """
 
 from __future__ import annotations
@@ -95,8 +96,13 @@ def last_files(name: str) -> set[Path]:
     return set()
 
 
-def kill(name: str, draw: random.Random, seconds: float) -> bool:
-    """Starts a command and kills it; whether it was still there to be killed."""
+def said(name: str, status: int) -> str:
+    """How a command ended that was not killed."""
+    return f"{name} ended by itself with exit code {os.waitstatus_to_exitcode(status)}: {Path('said').read_text()[-2000:].strip()}"
+
+
+def kill(name: str, draw: random.Random, seconds: float) -> str | None:
+    """Starts a command and kills it. None where it was still there to be killed, else "", or what it said where it failed."""
     number, began = child(name), time.monotonic()
     status = None
     if draw.random() < 0.5:
@@ -111,10 +117,8 @@ def kill(name: str, draw: random.Random, seconds: float) -> bool:
             os.killpg(number, signal.SIGKILL)
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
-        return True
-    if status:
-        raise SystemExit(f"{name} ended by itself with status {status}: {Path('said').read_text()[-2000:]}")
-    return False
+        return None
+    return said(name, status) if status else ""
 
 
 def wrong(name: str) -> str | None:
@@ -146,7 +150,7 @@ def run_all() -> dict[str, float]:
     for name in COMMANDS:
         began = time.monotonic()
         if status := ended(child(name), began + 600):
-            raise SystemExit(f"{name} ended by itself with status {status}: {Path('said').read_text()[-2000:]}")
+            raise SystemExit(said(name, status))
         taken[name] = time.monotonic() - began
     return taken
 
@@ -176,9 +180,13 @@ def main() -> int:
         print("seconds a command:", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()), flush=True)
         while sum(killed.values()) < options.kills:
             name = draw.choices(list(COMMANDS), (1, 5, 2, 4))[0]  # an export takes longest
-            (killed if kill(name, draw, seconds[name]) else finished)[name] += 1
+            end = kill(name, draw, seconds[name])
+            (killed if end is None else finished)[name] += 1
+            if end:
+                faults.append(f"after kill {sum(killed.values())}: {end}")
+                print(faults[-1], flush=True)
             if out:
-                out.write_text(json.dumps({"killed": dict(killed), "not whole": faults}) + "\n")
+                out.write_text(json.dumps({"killed": dict(killed), "findings": faults}) + "\n")
             for output in COMMANDS:
                 if fault := wrong(output):
                     faults.append(f"after kill {sum(killed.values())}, of {name}: {output}: {fault}")
@@ -186,7 +194,7 @@ def main() -> int:
         run_all()
         left = sorted({path.name for path in Path().iterdir()} - OUTPUTS - {"__pycache__", "said"})
     result: dict[str, Any] = {
-        "seed": options.seed, "killed": dict(killed), "ended before the kill": dict(finished), "not whole": faults, "left": left,
+        "seed": options.seed, "killed": dict(killed), "ended before the kill": dict(finished), "findings": faults, "left": left,
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     if out:
