@@ -30,7 +30,7 @@ ACTIVATIONS = {
 class TextSettings:
     """How texts of a folder become answers. pooling: None where nothing says; max_length: None for what the model can.
 
-    token_types: the tokenizer gives them. lower: texts are lowered first.
+    token_types: the tokenizer gives them. lower: texts are lowered first. mask_id, unknown_id: of the tokenizer, None without such a token.
     """
 
     pooling: str | None = None
@@ -38,10 +38,16 @@ class TextSettings:
     max_length: int | None = None
     token_types: bool = True
     lower: bool = False
+    mask_id: int | None = None
+    unknown_id: int | None = None
 
     def encoding(self, task: str | None) -> EncodingConfig:
         """The bundle's settings, but for labels and sizes; task None: hidden states."""
         config = EncodingConfig(token_types=self.token_types, lower=self.lower)
+        if task == "fill-mask":
+            return replace(config, mask_id=self.mask_id)
+        if task == "token-classification":
+            return replace(config, unknown_id=self.unknown_id)
         return replace(config, pooling=self.pooling or "mean", normalize=self.normalize) if task in (None, "embedding") else config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +76,9 @@ def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:
     if problems:
         raise CheckpointError("; ".join(dict.fromkeys(problems)))
     return result
+
+
+def for_task(found: Source, task: str | None) -> Source:
+    """The source as it does a task, where its adapter can leave its head out for it."""
+    adapter = found.adapter
+    return replace(found, adapter=adapter.for_task(task)) if hasattr(adapter, "for_task") else found

@@ -12,7 +12,7 @@ from onnxport.export.pytorch.describe import describe
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.canonical import export_causal, export_encoder, export_seq2seq
 from onnxport.export.sentence_transformers import has_modules
-from onnxport.export.source import OnnxFile, Source
+from onnxport.export.source import OnnxFile, Source, for_task
 from onnxport.export.trace.tracer import check_opset
 from onnxport.export.user_code import evaluating, one_thread
 from onnxport.progress import Progress
@@ -54,7 +54,7 @@ def _routed(found: Source, task: str | None, opset: int | None, opset_written: i
             from onnxport.export.routes.direct import export_module
 
             return export_module(found, module, choose_task(("tensor",), task or found.task, "Module"), opset_written, progress)
-    found, model = describe(found)
+    found, model = describe(for_task(found, task))
     task = choose_task(model.tasks, task or found.task, type(found.adapter).__name__)
     modules = model.modules if isinstance(model, EncoderModel) else model.original.modules
     with evaluating(*modules), one_thread():

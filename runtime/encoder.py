@@ -16,7 +16,7 @@ from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.native import native
 from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
-from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
+from onnxport.runtime.tokenizer import Piece, TextTokenizer, check_ids, check_text
 
 PADDING = 1.25  # a batch is cut where it would compute this many times its own tokens
 TOKENS = 4096  # of a batch: more are no faster, and attention's memory grows with their length
@@ -28,10 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Window:
-    """A text, or a part of one that is too long: what the model reads at once. owner: the text's place in the call."""
+    """A text, or a part of one that is too long: what the model reads at once.
+
+    owner: the text's place in the call. offsets: the characters of each token in the text, or of a pair in its own one of the two.
+    """
 
     owner: int
     encoding: Encoding
+    offsets: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.encoding)
@@ -150,8 +154,10 @@ class Encoder:
         found = []
         for i, ((text, pair), whole) in enumerate(zip(pairs, tokenizer.read(pairs), strict=True)):
             fits = most is None or len(whole) <= most
-            parts = [whole] if fits else _located(i, len(texts), tokenizer.cut, text, pair, most, stride, cut_first)
-            found += [Window(i, part) for part in parts]
+            parts = [Piece(whole, whole.offsets)]
+            if not fits:
+                parts = _located(i, len(texts), tokenizer.cut, text, pair, most, stride, cut_first)
+            found += [Window(i, part.encoding, part.offsets) for part in parts]
         return found
 
     def word_windows(self, sentences: Sequence[Sequence[str]], stride: int | None) -> list[Window]:
@@ -163,7 +169,8 @@ class Encoder:
         found = []
         for i, words in enumerate(sentences):
             words = [word.lower() for word in words] if self.config.lower else list(words)
-            found += [Window(i, part) for part in _located(i, len(sentences), tokenizer.words, words, self.config.max_length, stride)]
+            parts = _located(i, len(sentences), tokenizer.words, words, self.config.max_length, stride)
+            found += [Window(i, part.encoding, part.offsets) for part in parts]
         return found
 
     def _reader(self, stride: int | None) -> TextTokenizer:

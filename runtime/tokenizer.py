@@ -6,6 +6,7 @@ import json
 import operator
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ LONGEST = 1 << 24  # characters of a text: nothing ends a tokenizer early, and m
 SHARED = 128  # tokens that neighbouring windows of a text share, at most half a window: the custom of question answering
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window of a text. offsets: the characters of each token in the text, (0, 0) for special tokens.
+
+    The encoding has offsets too, from which the library takes the space before a word a second time as it adds special tokens.
+    """
+
+    encoding: Encoding
+    offsets: list[tuple[int, int]]
 
 
 class TextTokenizer:
@@ -52,7 +64,7 @@ class TextTokenizer:
         """Each text, or pair of texts, with its special tokens. TextError for what is not encodable text."""
         return self._read([text if pair is None else (text, pair) for text, pair in texts], special=True)
 
-    def cut(self, text: str, pair: str | None, most: int, stride: int | None, cut_first: bool = False) -> list[Encoding]:
+    def cut(self, text: str, pair: str | None, most: int, stride: int | None, cut_first: bool = False) -> list[Piece]:
         """A text, or a pair of texts, in windows of at most `most` tokens that share `stride` tokens (None: SHARED, at most half a window).
 
         The last part, `pair` if there is one, is cut, or the first with `cut_first`; the other is in every window. TextError: no room
@@ -68,19 +80,25 @@ class TextTokenizer:
             raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds beside the rest")
         long.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
         pairs = [[part, *parts] if cut_first else [*parts, part] for part in (long, *long.overflowing)]
-        return [self._tokenizer.post_process(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
+        return [self._finished(pair) for pair in pairs]
 
-    def words(self, words: list[str], most: int | None, stride: int | None) -> list[Encoding]:
+    def _finished(self, parts: Sequence[Encoding]) -> Piece:
+        """One or two encodings with special tokens."""
+        encoding = self._tokenizer.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+        given = iter([offsets for part in parts for offsets in part.offsets])
+        return Piece(encoding, [(0, 0) if special else next(given) for special in encoding.special_tokens_mask])
+
+    def words(self, words: list[str], most: int | None, stride: int | None) -> list[Piece]:
         """A text that is words already, in windows of at most `most` tokens that share `stride`; TextError and UsageError as `cut`."""
         (whole,) = self._read([words], special=True)
         if most is None or len(whole.ids) <= most:
-            return [whole]
+            return [Piece(whole, whole.offsets)]
         (long,) = self._read([words], special=False)
         room = most - self.specials
         if stride is not None and stride >= room:
             raise UsageError(f"stride is {stride}, expected less than the {room} tokens that a window holds")
         long.truncate(room, stride=min(SHARED, room // 2) if stride is None else stride)
-        return [self._tokenizer.post_process(part) for part in (long, *long.overflowing)]
+        return [self._finished([part]) for part in (long, *long.overflowing)]
 
     def _read(self, texts: Sequence[Any], special: bool) -> list[Encoding]:
         words = bool(texts) and isinstance(texts[0], list)

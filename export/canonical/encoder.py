@@ -1,12 +1,14 @@
 """The encoder, and the graph that also prepares every decoder layer's keys and values."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onnxport.export.canonical.attention import LOWEST, CrossProjection, SelfAttention
-from onnxport.export.canonical.layers import ACTIVATIONS, FeedForward, Linear, make_norm
+from onnxport.export.canonical.layers import ACTIVATIONS, FeedForward, LayerNorm, Linear, make_norm
 from onnxport.export.canonical.position import Embedding, RelativeBias, counted_positions
 from onnxport.export.canonical.relative_attention import Distances, Relations, RelativeAttention
 from onnxport.export.canonical.settings import Layer, Stack
@@ -83,7 +85,8 @@ class SourceEncoder(nn.Module):
 class HeadShape:
     """A head over hidden states: inputs and outputs of its last projection, and of one before it with an activation, if there is one.
 
-    split: each output is a tensor of its own, [batch, sequence].
+    split: each output is a tensor of its own, [batch, sequence]. norm: eps of a LayerNorm before the last projection.
+    tokens: the last projection is a table of tokens, "own" or "tied" to that of the embedding.
     """
 
     inputs: int
@@ -92,21 +95,40 @@ class HeadShape:
     dense: tuple[int, int] | None = None
     activation: str = "tanh"
     split: bool = False
+    norm: float | None = None
+    tokens: Literal["own", "tied"] | None = None
 
 
 class Head(nn.Module):
-    """`out(activation(dense(x)))`, or `out(x)`."""
+    """`out(norm(activation(dense(x))))`, or less of it."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.dense = Linear(*shape.dense) if shape.dense is not None else None
         self.activation, self.split = shape.activation, shape.split
-        self.out = Linear(shape.inputs, shape.outputs, shape.bias)
+        self.norm = LayerNorm(shape.inputs, shape.norm) if shape.norm is not None else None
+        self.out = Linear(shape.inputs, shape.outputs, shape.bias) if shape.tokens is None else TokenScores(shape)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """[..., hidden] → [..., outputs], or as many tensors [...]."""
-        y = self.out(x if self.dense is None else ACTIVATIONS[self.activation](self.dense(x)))
+    def forward(self, x: Tensor, table: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """[..., hidden], and the embedding's table → [..., outputs], or as many tensors [...]."""
+        y = x if self.dense is None else ACTIVATIONS[self.activation](self.dense(x))
+        y = y if self.norm is None else self.norm(y)
+        y = self.out(y, table) if isinstance(self.out, TokenScores) else self.out(y)
         return tuple(part.squeeze(-1) for part in y.split(1, -1)) if self.split else y
+
+
+class TokenScores(nn.Module):
+    """A score for every token of the vocabulary."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        # [vocabulary, hidden], not transposed: a tied table stays one tensor (Gemm reads it transposed)
+        self.weight = nn.Parameter(torch.empty(shape.outputs, shape.inputs)) if shape.tokens == "own" else None
+        self.bias = nn.Parameter(torch.empty(shape.outputs)) if shape.bias else None
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """[..., hidden], and the embedding's table [vocabulary, hidden] → [..., vocabulary]."""
+        return F.linear(x, table if self.weight is None else self.weight, self.bias)
 
 
 class TextEncoder(nn.Module):
@@ -119,7 +141,7 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """int64 [batch, sequence] all → [batch, sequence, hidden or outputs], or [batch, hidden or outputs] when pooled."""
         x = pool(self.encoder(input_ids, attention_mask, token_type_ids), attention_mask, self.pooling)
-        return x if self.head is None else self.head(x)
+        return x if self.head is None else self.head(x, self.encoder.embedding.weight)
 
 
 def pool(x: Tensor, mask: Tensor, pooling: str | None) -> Tensor:

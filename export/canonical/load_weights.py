@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +65,33 @@ class StackWeights:
 
 @dataclass(frozen=True)
 class HeadParts:
-    """A head's modules with their names: the last projection, and one before it with an activation. See HeadShape."""
+    """A head's modules with their names: the last projection, and before it one with an activation and a norm. See HeadShape.
+
+    tokens: the last projection gives a score for each token.
+    """
 
     out: tuple[str, nn.Linear]
     dense: tuple[str, nn.Linear] | None = None
     activation: str = "tanh"
     split: bool = False
+    norm: tuple[str, nn.LayerNorm] | None = None
+    tokens: bool = False
 
-    def shape(self) -> HeadShape:
-        """Its sizes."""
+    def shape(self, table: Tensor) -> HeadShape:
+        """Its sizes; the last projection may be `table`, the embedding's own."""
         out, dense = self.out[1], self.dense
         sizes = None if dense is None else (dense[1].in_features, dense[1].out_features)
-        return HeadShape(out.in_features, out.out_features, out.bias is not None, sizes, self.activation, self.split)
+        tied: Literal["tied", "own"] = "tied" if same_storage(out.weight, table) else "own"
+        return HeadShape(
+            out.in_features,
+            out.out_features,
+            out.bias is not None,
+            sizes,
+            self.activation,
+            self.split,
+            None if self.norm is None else self.norm[1].eps,
+            tied if self.tokens else None,
+        )
 
 
 def source_encoder(encoder: StackWeights, decoder: StackWeights) -> CanonicalGraph:
@@ -90,7 +106,8 @@ def source_encoder(encoder: StackWeights, decoder: StackWeights) -> CanonicalGra
 
 def text_encoder(weights: StackWeights, head: HeadParts | None, pooling: str | None) -> CanonicalGraph:
     """The graph `encoder` of a bidirectional model."""
-    loader = _Loader(TextEncoder(Encoder(weights.stack, weights.embedding()), None if head is None else head.shape(), pooling))
+    shape = None if head is None else head.shape(weights.tokens[1])
+    loader = _Loader(TextEncoder(Encoder(weights.stack, weights.embedding()), shape, pooling))
     loader.encoder(weights)
     if head is not None:
         loader.head(head)
@@ -179,14 +196,18 @@ class _Loader:
         self.names.modules["encoder"] = weights.path
 
     def head(self, head: HeadParts) -> None:
-        """A head's projections below `head`."""
-        for ours, named in (("head.dense", head.dense), ("head.out", head.out)):
-            if named is not None:
-                name, module = named
-                self.put(f"{ours}.weight", f"{name}.weight", module.weight.t())
-                if module.bias is not None:
-                    self.put(f"{ours}.bias", f"{name}.bias", module.bias)
-                self.names.modules[ours] = name
+        """A head's projections and norm below `head`; a tied one has no table of its own."""
+        there = {name for name, _ in self.module.named_parameters()}
+        for ours, named in (("head.dense", head.dense), ("head.norm", head.norm), ("head.out", head.out)):
+            if named is None:
+                continue
+            name, module = named
+            kept = isinstance(module, nn.LayerNorm) or (head.tokens and ours == "head.out")
+            if f"{ours}.weight" in there:
+                self.put(f"{ours}.weight", f"{name}.weight", module.weight if kept else module.weight.t())
+            if module.bias is not None:
+                self.put(f"{ours}.bias", f"{name}.bias", module.bias)
+            self.names.modules[ours] = name
 
     def done(self, stack: Stack) -> CanonicalGraph:
         """The module in eval mode without gradients. AssertionError when a parameter was never assigned."""

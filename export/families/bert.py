@@ -1,7 +1,7 @@
 """BERT: layers normed after their residuals, learned positions, token types."""
 
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
-from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.hugging_face.encoder import CHOICE, QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames, masked
 
 TABLE = WeightTable(
     layer=[
@@ -38,8 +38,12 @@ FAMILIES = (
             "BertForSequenceClassification": HeadNames("classification", "classifier", "first", "bert.pooler.dense"),
             "BertForQuestionAnswering": QUESTIONS,
             "BertForTokenClassification": TOKENS,
+            "BertForMultipleChoice": HeadNames(CHOICE, "classifier", "first", "bert.pooler.dense"),
+            "BertForMaskedLM": masked(
+                "cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", unread=(r"^cls\.seq_relationship\.",)
+            ),
         },
-        bare=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
+        bare=("BertForPreTraining", "BertForNextSentencePrediction"),
         paths=PATHS,
         keys=SIZED,
         settings=frozenset(SIZED),

@@ -3,7 +3,7 @@
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed
 from onnxport.export.config_checks import DEPTH, WIDTH, Key, dropout, integer, one_of
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG
-from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.hugging_face.encoder import CHOICE, QUESTIONS, TOKENS, EncoderFamily, HeadNames, masked
 
 KEYS = {
     "dim": Key(integer(1, WIDTH), None),
@@ -39,8 +39,10 @@ FAMILIES = (
             "DistilBertForSequenceClassification": HeadNames("classification", "classifier", "first", "pre_classifier", "relu"),
             "DistilBertForQuestionAnswering": QUESTIONS,
             "DistilBertForTokenClassification": TOKENS,
+            "DistilBertForMultipleChoice": HeadNames(CHOICE, "classifier", "first", "pre_classifier", "relu"),
+            "DistilBertForMaskedLM": masked("vocab_", "transform", "layer_norm", "projector"),
         },
-        bare=("DistilBertForMaskedLM",),
+        bare=(),
         paths={
             "tokens": "embeddings.word_embeddings",
             "positions": "embeddings.position_embeddings",

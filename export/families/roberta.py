@@ -1,7 +1,7 @@
 """RoBERTa: BERT's layers, positions that begin behind the padding's id, a head of its own."""
 
 from onnxport.export.families.bert import PATHS, TABLE
-from onnxport.export.hugging_face.encoder import QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames
+from onnxport.export.hugging_face.encoder import CHOICE, QUESTIONS, SIZED, TOKENS, EncoderFamily, HeadNames, masked
 
 
 def roberta(model_type: str, prefix: str) -> EncoderFamily:
@@ -15,8 +15,10 @@ def roberta(model_type: str, prefix: str) -> EncoderFamily:
             f"{prefix}ForSequenceClassification": HeadNames("classification", "classifier.out_proj", "first", "classifier.dense"),
             f"{prefix}ForQuestionAnswering": QUESTIONS,
             f"{prefix}ForTokenClassification": TOKENS,
+            f"{prefix}ForMultipleChoice": HeadNames(CHOICE, "classifier", "first", "roberta.pooler.dense"),
+            f"{prefix}ForMaskedLM": masked("lm_head.", "dense", "layer_norm", "decoder", "gelu"),
         },
-        bare=(f"{prefix}ForMaskedLM",),
+        bare=(),
         paths=PATHS,
         keys=SIZED,
         counted=True,

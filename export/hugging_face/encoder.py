@@ -20,7 +20,7 @@ from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
-from onnxport.export.hugging_face.original import TransformersEncoder
+from onnxport.export.hugging_face.original import OneChoice, TransformersEncoder
 from onnxport.export.sentence_transformers import NEWER, OLDER, PROBLEMS, TextSettings, problem
 from onnxport.runtime.bundle.manifest import EncodingConfig
 
@@ -53,23 +53,36 @@ TRAINING = frozenset(  # of training, or of heads that are left out
     """attention_probs_dropout_prob hidden_dropout_prob initializer_range tie_word_embeddings directionality pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size language name""".split()
 )
+FILL, CHOICE = "fill-mask", "multiple-choice"
+LABELLED = ("classification", "token-classification")
 OPTIONAL_TENSORS = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
 
 
 @dataclass(frozen=True)
 class HeadNames:
-    """A head of transformers: its modules by full name; see HeadParts. pooling: of what it reads."""
+    """A head of transformers: its modules by full name; see HeadParts. pooling: of what it reads.
+
+    activation: None for that of the layers, as the config says. unread: of tensors that the class does not read.
+    """
 
     task: str
     out: str
     pooling: str | None = None
     dense: str | None = None
-    activation: str = "tanh"
+    activation: str | None = "tanh"
     split: bool = False
+    norm: str | None = None
+    unread: tuple[str, ...] = ()
 
 
-QUESTIONS = HeadNames("question-answering", "qa_outputs", split=True)
-TOKENS = HeadNames("tensor", "classifier")
+POOLER = r"(^|\.)pooler\."
+QUESTIONS = HeadNames("question-answering", "qa_outputs", split=True, unread=(POOLER,))
+TOKENS = HeadNames("token-classification", "classifier", unread=(POOLER,))
+
+
+def masked(path: str, dense: str, norm: str, out: str, activation: str | None = None, unread: tuple[str, ...] = ()) -> HeadNames:
+    """A head that gives a score for each token of the vocabulary; `path` stands before the names of its modules."""
+    return HeadNames(FILL, path + out, dense=path + dense, activation=activation, norm=path + norm, unread=(POOLER, *unread))
 
 
 @dataclass(frozen=True)
@@ -110,9 +123,10 @@ class EncoderFamily:
 
     def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not."""
-        if self.heads[self.class_name(config)] is not None:
-            return OPTIONAL_TENSORS
-        return (*OPTIONAL_TENSORS, r"(^|\.)pooler\.", rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
+        head = self.heads[self.class_name(config)]
+        if head is not None:
+            return (*OPTIONAL_TENSORS, *head.unread)
+        return (*OPTIONAL_TENSORS, POOLER, rf"^(?!{self.base}\.|embeddings\.|encoder\.|transformer\.).*")
 
     def task(self, config: Mapping[str, Any]) -> str | None:
         """What the class is for."""
@@ -134,11 +148,15 @@ def text_encoding(task: str | None, config: Any, texts: TextSettings) -> Encodin
     CheckpointError: labels that lack a number, or that cannot be told apart, or an activation that no bundle has.
     """
     found = texts.encoding(task)
-    if task != "classification":
+    if found.mask_id is not None and found.mask_id >= config.vocab_size:  # the tokenizer's class has it, the model does not
+        found = replace(found, mask_id=None)
+    if task not in LABELLED:
         return found
     labels = [str(config.id2label.get(i, "")) for i in range(config.num_labels)]
     if not all(labels) or len(set(labels)) < len(labels):
         raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
+    if task == "token-classification":
+        return replace(found, labels=tuple(labels))
     return replace(found, labels=tuple(labels), problem=problem(config.to_dict(), len(labels)))
 
 
@@ -166,7 +184,8 @@ class HuggingFaceEncoder:
         """The model for the exporter."""
         config, head = self.model.config, self.head
         named = self.outputs()
-        original = TransformersEncoder(self.model, list(named))
+        choosing = head is not None and head.task == CHOICE
+        original = TransformersEncoder(OneChoice(self.model) if choosing else self.model, list(named))
         tasks = ("embedding", "tensor") if head is None else tuple(dict.fromkeys((head.task, "tensor")))
         return EncoderModel(
             modules=[self.model],
@@ -188,16 +207,23 @@ class HuggingFaceEncoder:
             return {"last_hidden_state": ("batch", "sequence", int(config.hidden_size))}
         if head.split:
             return {"start_logits": ("batch", "sequence"), "end_logits": ("batch", "sequence")}
-        labels = int(config.num_labels)
+        labels = {FILL: int(config.vocab_size), CHOICE: 1}.get(head.task, int(config.num_labels))
         return {"logits": ("batch", labels) if head.pooling else ("batch", "sequence", labels)}
+
+    def for_task(self, task: str | None) -> HuggingFaceEncoder:
+        """The same without its head, where only hidden states can do the task."""
+        if task != "embedding" or self.head is None or self.head.task != FILL:
+            return self
+        return replace(self, model=getattr(self.model, self.family.base))
 
     def build(self) -> CanonicalModel:
         """The canonical encoder, over the same tensors where their layout allows it."""
         head, parts = self.head, None
         if head is not None:
-            modules = {name: self.model.get_submodule(name) for name in (head.out, head.dense) if name is not None}
-            dense = None if head.dense is None else (head.dense, modules[head.dense])
-            parts = HeadParts((head.out, modules[head.out]), dense, head.activation, head.split)
+            modules = {name: self.model.get_submodule(name) for name in (head.out, head.dense, head.norm) if name is not None}
+            dense, norm = ((name, modules[name]) if name is not None else None for name in (head.dense, head.norm))
+            activation = head.activation or ACTIVATIONS[getattr(self.model.config, self.family.activation)]
+            parts = HeadParts((head.out, modules[head.out]), dense, activation, head.split, norm, head.task == FILL)
         return CanonicalModel({"encoder": load_weights.text_encoder(self._stack_weights(), parts, head.pooling if head else None)})
 
     def _types(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import read_json
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
-from onnxport.export.sentence_transformers import read_modules, score_notes
+from onnxport.export.sentence_transformers import has_modules, read_modules, score_notes
 from onnxport.export.source import Source
 from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
@@ -31,6 +33,7 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
     transformers = import_transformers()
     files = read_hugging_face_weights(folder, allow_pickle)
+    stated, config = config, _taken(family, config, has_modules(whole or folder), files.tensors)
     used, settings = {folder / "config.json", *files.paths}, None
     with quiet(), refusing(folder):
         cls = getattr(transformers, family.class_name(config))
@@ -49,6 +52,7 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     paths = files.paths
     del files, tensors  # transformers reads them again
     texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
+    texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id)
     adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding, texts)
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})}
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
@@ -66,15 +70,27 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         notes=(
             *tokenizers.notes,
             *generation_settings.not_obeyed(folder / "generation_config.json"),
-            *_notes(family, config, model_config, task),
+            *_notes(family, config, stated, model_config, task),
         ),
         assumed=f"task {task} is assumed from the model's class" if family.kind == "seq2seq" and task == "text2text" else None,
     )
 
 
-def _notes(family: Family, config: dict[str, Any], model_config: Any, task: str | None) -> list[str]:
-    """What of the folder is left out, or taken for something that it does not say."""
-    taken, named = family.class_name(config), (config.get("architectures") or [None])[0]
+def _taken(family: Family, config: dict[str, Any], embeds: bool, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config as it is taken: without the head where sentence-transformers reads hidden states, or where no file has a masked one.
+
+    transformers gives a head that is missing random values; many folders of embedding models name the class of their first training.
+    """
+    if family.kind != "encoder":
+        return config
+    inside = [name.startswith(family.prefix) for name in tensors]
+    headless = family.task(config) == "fill-mask" and (all(inside) or not any(inside))
+    return config | {"architectures": [family.class_name({})]} if embeds or headless else config
+
+
+def _notes(family: Family, config: dict[str, Any], stated: dict[str, Any], model_config: Any, task: str | None) -> list[str]:
+    """What of the folder is left out, or taken for something that it does not say. stated: the config as it was found."""
+    taken, named = family.class_name(config), (stated.get("architectures") or [None])[0]
     notes = []
     if named is None:
         notes.append(f"config.json names no architectures: taken as {taken}, task {task}")
@@ -125,8 +141,12 @@ def _shapes(
 
     with torch.device("meta"), no_init_weights():
         shell = cls(config)
-    shapes = {name: list(tensor.shape) for name, tensor in shell.state_dict().items()}
-    tensors = _named(found, shapes, prefix)
+    if _is_converted(shell):  # how, transformers alone knows: its own report of the loading is the check
+        return {}, {name: list(tensor.shape) for name, tensor in found.items()}, _numbers(found)
+    state = shell.state_dict()
+    shapes = {name: list(tensor.shape) for name, tensor in state.items() if tensor.is_floating_point()}
+    tensors = _named(found, dict.fromkeys(state, []), prefix)
+    tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or name not in state}  # ids of positions and their like
     groups: dict[str, set[str]] = {}
     for target, source in shell.get_expanded_tied_weights_keys(all_submodels=True).items():
         groups.setdefault(source, {source}).add(target)
@@ -142,6 +162,18 @@ def _shapes(
         {name: shape for name, shape in shapes.items() if name in optional},
         tensors,
     )
+
+
+def _is_converted(shell: Any) -> bool:
+    """Whether transformers renames, splits or joins tensors of this class's folders as it loads them, but for old names of norms."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(shell, add_legacy=False))
+
+
+def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without integers: tables of positions and their like, which classes make themselves."""
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
 def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TransformersSeq2Seq:
@@ -63,6 +63,18 @@ class TransformersEncoder:
         """`input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [batch, sequence] → outputs by name."""
         found = self.model(**inputs)
         return {name: found[name] for name in self.names}
+
+
+class OneChoice(nn.Module):
+    """A class of multiple choice as a function of one choice a row: it reads [batch, choices, sequence], and answers a logit for each."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Inputs [batch, sequence] by name → "logits" [batch, 1]."""
+        return {"logits": self.model(**{name: tensor[:, None] for name, tensor in inputs.items()}).logits}
 
 
 class TransformersCausal:

@@ -18,6 +18,7 @@ READY = "tokenizer.json"
 # files that transformers makes a tokenizer of
 FILES = ("vocab.json", "merges.txt", "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 SIDES = ("source", "target")
+MASKS = ("[MASK]", "<mask>")
 MOST_IDS = 1 << 24
 
 
@@ -27,7 +28,8 @@ class FolderTokenizers:
 
     by_side: `source` and `target` → bytes of a tokenizer.json, equal where one serves both; {} without any. files: what was read.
     gives_types: whether token types are given. longest: tokens of a text, as the folder states it. assumed: ids of tokens that no file has:
-    transformers' class adds them. chat: the template of conversations. notes: what a user should know.
+    transformers' class adds them. chat: the template of conversations. notes: what a user should know. mask_id, unknown_id: of the tokens
+    that stand for a missing word and for what is not known, None without them.
     """
 
     by_side: dict[str, bytes] = field(default_factory=dict)
@@ -37,6 +39,8 @@ class FolderTokenizers:
     assumed: frozenset[int] = frozenset()
     chat: ChatTemplate | None = None
     notes: tuple[str, ...] = ()
+    mask_id: int | None = None
+    unknown_id: int | None = None
 
     def problems(self, rows: dict[str, int]) -> list[str]:
         """Why they do not fit tables of `rows` by side."""
@@ -59,7 +63,7 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
             return FolderTokenizers()
     settings = [folder / name for name in special_tokens.FILES if (folder / name).is_file()]
     if data is not None and not settings and not (folder / "config.json").is_file():
-        return FolderTokenizers(dict.fromkeys(SIDES, data), (ready,))
+        return _of_file(data, ready)
     for path in settings:
         read_json(path)
     try:
@@ -86,6 +90,8 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         longest,
         _assumed(folder, loaded, files, settings),
         template,
+        mask_id=loaded.mask_token_id,
+        unknown_id=loaded.unk_token_id,
     )
 
 
@@ -132,7 +138,22 @@ def _as_loaded(folder: Path, loaded: Any, by_side: dict[str, bytes | None]) -> d
 
 def _alone(data: bytes, ready: Path, why: str, gives_types: bool = True) -> FolderTokenizers:
     """A tokenizer.json that nothing else says anything about, where transformers has no use for it."""
-    return FolderTokenizers(dict.fromkeys(SIDES, data), (ready,), gives_types, notes=(f"{READY} is taken as it is: {why}",))
+    return _of_file(data, ready, gives_types, (f"{READY} is taken as it is: {why}",))
+
+
+def _of_file(data: bytes, ready: Path, gives_types: bool = True, notes: tuple[str, ...] = ()) -> FolderTokenizers:
+    """A tokenizer.json alone, which does not say what its special tokens are for: they go by their usual names."""
+    tokenizer = Tokenizer.from_str(data.decode())
+    masks = [i for name in MASKS if (i := tokenizer.token_to_id(name)) is not None]
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    return FolderTokenizers(
+        dict.fromkeys(SIDES, data),
+        (ready,),
+        gives_types,
+        notes=notes,
+        mask_id=masks[0] if masks else None,
+        unknown_id=tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None,
+    )
 
 
 def _other_kind(loaded: Any, data: bytes) -> str | None:

@@ -87,7 +87,7 @@ def _chosen(windows: Sequence[Window], wholes: Sequence[Encoding], mask: int) ->
         for token, i in enumerate(window.encoding.ids):
             if i != mask:
                 continue
-            key = window.owner, starts.index(window.encoding.offsets[token][0])
+            key = window.owner, starts.index(window.offsets[token][0])
             depth = min(token, len(window) - 1 - token)
             if key not in best or depth > best[key][0]:
                 best[key] = depth, window, token

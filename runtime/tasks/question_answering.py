@@ -18,7 +18,7 @@ from tokenizers import Encoding
 
 from onnxport.errors import UsageError
 from onnxport.runtime.arrays import softmax
-from onnxport.runtime.encoder import Encoder, expect, finite
+from onnxport.runtime.encoder import Encoder, Window, expect, finite
 
 START, END = "start_logits", "end_logits"
 WINDOW = 384
@@ -66,7 +66,7 @@ def answer(
         null, begins, finishes = _probabilities(starts, ends, part.encoding, place)
         nothing[owner] = min(nothing[owner], null)
         for score, i, j in _spans(begins, finishes, max_answer_tokens, n_best):
-            span = _characters(part.encoding, questions[owner][1], i, j)
+            span = _characters(part, questions[owner][1], i, j)
             found[owner][span] = max(found[owner].get(span, 0.0), score)
     return [_best(questions[i][1], found[i], nothing[i], n_best, no_answer) for i in range(len(questions))]
 
@@ -97,9 +97,9 @@ def _spans(first: np.ndarray, last: np.ndarray, most: int, count: int) -> Iterat
             yield float(flat[i]), int(i) // most, int(i) // most + int(i) % most
 
 
-def _characters(encoding: Encoding, context: str, first: int, last: int) -> tuple[int, int]:
+def _characters(window: Window, context: str, first: int, last: int) -> tuple[int, int]:
     """Where a span of tokens begins and ends in the context, in whole words, without the space around it."""
-    words, offsets, sequences = encoding.word_ids, encoding.offsets, encoding.sequence_ids
+    words, offsets, sequences = window.encoding.word_ids, window.offsets, window.encoding.sequence_ids
 
     def joins(token: int, following: int, word: int | None) -> bool:
         """True where two neighbours are of one word; a tokenizer that knows no words has one for all, so no space may lie between."""

@@ -111,7 +111,7 @@ def _parts(encoder: Encoder, window: Window, logits: np.ndarray, text: str) -> l
     assert encoder.tokenizer is not None  # windows were made with it
     encoding, named = window.encoding, encoder.tokenizer.marks_continuations
     parts = []
-    for i, (token, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+    for i, (token, (start, end)) in enumerate(zip(encoding.ids, window.offsets, strict=True)):
         if encoding.special_tokens_mask[i]:
             continue
         if encoder.tokenizer.known([token])[0] == encoder.config.unknown_id:

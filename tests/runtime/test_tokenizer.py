@@ -198,3 +198,22 @@ def test_bytes_are_as_good_as_a_path(tmp_path: Path) -> None:
     assert TextTokenizer(path.read_bytes()).encode(["ababb"]) == TextTokenizer(path).encode(["ababb"]) == [[1, 1, 3]]
     with pytest.raises(BundleError, match=r"^tokenizer.json: not a usable tokenizer"):
         TextTokenizer(b"{}")
+
+
+@pytest.mark.parametrize("cut_first", [False, True])
+def test_windows_have_the_characters_of_the_whole_text(cut_first: bool) -> None:
+    from support.task_folders import SAMPLE, byte_level
+
+    tokenizer = TextTokenizer(byte_level().to_str().encode())
+    (whole,) = tokenizer.read([(SAMPLE, None)])
+    places = set(zip(whole.ids, whole.offsets, strict=True))
+    for other in (None, "the dog"):
+        text, pair = (SAMPLE, other) if cut_first or other is None else (other, SAMPLE)
+        pieces = tokenizer.cut(text, pair, 24, 7, cut_first and other is not None)
+        assert len(pieces) > 3
+        side = 0 if cut_first or other is None else 1
+        for piece in pieces:
+            for token, offsets, special, place in zip(
+                piece.encoding.ids, piece.offsets, piece.encoding.special_tokens_mask, piece.encoding.sequence_ids, strict=True
+            ):
+                assert offsets == (0, 0) if special else place not in (side, None) or (token, offsets) in places

@@ -20,6 +20,9 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {  # head → the class's ending,
     "regression": ("ForSequenceClassification", {"num_labels": 1, "problem_type": "regression"}),
     "questions": ("ForQuestionAnswering", {}),
     "tokens": ("ForTokenClassification", {"num_labels": 5}),
+    "masked": ("ForMaskedLM", {}),
+    "choices": ("ForMultipleChoice", {}),
+    "score": ("ForSequenceClassification", {"num_labels": 1}),
 }
 COMMON: dict[str, Any] = {"vocab_size": 61, "max_position_embeddings": 48, "num_hidden_layers": 2, "intermediate_size": 44}
 DISTIL = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim"}

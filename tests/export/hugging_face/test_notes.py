@@ -21,11 +21,11 @@ from support import encoder_folders as folders
 def test_a_head_that_is_left_out_is_said_everywhere(tmp_path: Path) -> None:
     import transformers
 
-    model = transformers.BertForMaskedLM(folders.make("bert", num_hidden_layers=1).config)
+    model = transformers.BertForPreTraining(folders.make("bert", num_hidden_layers=1).config)
     folder = folders.write(tmp_path / "source", model, "bert")
     bundle = str(tmp_path / "bundle")
     done = CliRunner().invoke(cli, ["export", str(folder), "--out", bundle, "--precision", "fp32"])
-    said = "the head of BertForMaskedLM is left out: the bundle has the hidden states of BertModel, task embedding"
+    said = "the head of BertForPreTraining is left out: the bundle has the hidden states of BertModel, task embedding"
     assert done.exit_code == 0 and f"note: {said}" in done.stderr.splitlines() and said not in done.stdout
     assert f"note: {said}" in CliRunner().invoke(cli, ["inspect", bundle]).stdout.splitlines()
     assert json.loads(CliRunner().invoke(cli, ["inspect", bundle, "--json"]).stdout)["provenance"]["notes"] == [said]
