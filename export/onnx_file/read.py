@@ -19,6 +19,7 @@ from onnxscript import version_converter
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.config_checks import read_json
+from onnxport.export.onnx_file.old_softmax import unflatten
 from onnxport.export.onnx_file.stored_weights import to_float
 from onnxport.export.sentence_transformers import MODULES, problem, read_modules
 from onnxport.export.source import OnnxFile, Source
@@ -188,6 +189,7 @@ def load(file: OnnxFile, opset: int | None) -> ir.Model:
             _plain(model)
             _convert(model, file, opset)
             passes.ShapeInferencePass()(model)
+            unflatten(model.graph)
     except (CheckpointError, UsageError):
         raise
     except Exception as error:

@@ -1,7 +1,8 @@
 """Attention written out in a foreign graph: product, scale, mask, Softmax and product become MultiHeadAttention.
 
 It reads keys and values as [batch, source, heads, head_size] before their Transpose, or as [batch, heads, source, head_size] where a
-cache was put in front of them. A mask is taken as the bias of scores that it is, whatever it was made of.
+cache was put in front of them. A mask is taken as the bias of scores that it is, whatever it was made of. Where the graph makes zeros of
+rows that see nothing (0/0 in their Softmax), the kernel's NaN become zeros behind it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Match:
     scale: float
     bias: ir.Value | None  # added to scores
     where: ir.Node | None  # a choice between scores and a low number
+    guard: bool  # rows that see nothing are zeros
     back: ir.Node  # Transpose of the answer
 
 
@@ -140,28 +142,23 @@ class SoftmaxAttention(Rule):
         product = produced_by(scores, "MatMul", "the score")
         query, query_scale = _scaled(source(product, 0))
         turned, turned_scale = _scaled(source(product, 1))
-        turn = produced_by(turned, "Transpose", "the key")
-        if tuple(attribute(turn, "perm", ())) == KEY_TURNED:
-            key, key_scale, behind = *_scaled(source(turn)), True
-        elif tuple(attribute(turn, "perm", ())) == (0, 1, 3, 2):
-            inner, key_scale = _scaled(source(turn))
-            key, behind = _heads(inner, "the key")
-        else:
-            raise Miss(f"the key is transposed by {attribute(turn, 'perm', ())}")
+        key, behind, key_scale = _turned_key(turned)
         key, more = _scaled(key)
         before = produced_by(query, "Transpose", "the query")
         if tuple(attribute(before, "perm", ())) != HEADS_BEHIND:
             raise Miss("the query's heads are not put in front by a Transpose")
         query, last = _scaled(source(before))
-        uses = node.outputs[0].uses()
+        probabilities = _unguarded(node.outputs[0])
+        uses = probabilities.uses()
         if len(uses) != 1 or not is_op(uses[0].node, "MatMul") or uses[0].idx != 0:
             raise Miss("the probabilities are not multiplied with values")
         answer = uses[0].node
+        guard = probabilities is not node.outputs[0] and not _finite(bias)
         back = answer.outputs[0].uses()
         if len(back) != 1 or not is_op(back[0].node, "Transpose") or tuple(attribute(back[0].node, "perm", ())) != HEADS_BEHIND:
             raise Miss("the answer's heads are not put behind by a Transpose")
         scale *= query_scale * turned_scale * key_scale * more * last
-        return Match(node, query, (key, behind), _heads(source(answer, 1), "the value"), scale, bias, where, back[0].node)
+        return Match(node, query, (key, behind), _heads(source(answer, 1), "the value"), scale, bias, where, guard, back[0].node)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
@@ -176,11 +173,15 @@ class SoftmaxAttention(Rule):
         for value in (match.bias, match.where and source(match.where)):
             if value is not None and len(dims(value) or (0,) * 5) > 4:
                 raise Miss(f"the mask has shape {dims(value)}, expected 4 dimensions at most")
-        for value in (match.softmax.outputs[0], source(match.softmax)):
-            if not only_use(value):
-                raise Miss("scores or probabilities are used elsewhere too")
-        if not all(is_op(use.node, "Reshape") and use.idx == 0 for use in match.back.outputs[0].uses()):
-            raise Miss("the answer's heads are not merged by a Reshape")
+        if not only_use(source(match.softmax)) or (match.softmax.outputs[0].is_graph_output()):
+            raise Miss("scores or probabilities are used elsewhere too")
+        shapes = 0
+        for use in match.back.outputs[0].uses():
+            shapes += is_op(use.node, "Shape")
+            if not is_op(use.node, "Shape") and not (is_op(use.node, "Reshape") and use.idx == 0):
+                raise Miss("the answer's heads are not merged by a Reshape")
+        if shapes and sizes[0][1] != sizes[2][1]:
+            raise Miss("the answer's shape is asked for, and values are wider or narrower than queries")
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
@@ -198,7 +199,12 @@ class SoftmaxAttention(Rule):
         out = match.back.outputs[0]
         like = ir.Value(name=out.name, type=out.type, shape=None)
         attributes = {"num_heads": heads, "scale": float(match.scale)}
+        for use in list(out.uses()):
+            if is_op(use.node, "Shape"):
+                use.node.replace_input_with(0, match.query)  # [batch, length, heads, size] too
         node = new_node(graph, match.back, self.kernel, inputs, attributes, [like])
+        if match.guard:
+            node = _guarded(graph, match.back, node)
         # The Reshapes behind it see the same numbers in the same order, so they stay right where they name the last dimension's size.
         take_over(out, node.outputs[0])
 
@@ -228,6 +234,106 @@ class SoftmaxAttention(Rule):
         wanted = new_node(graph, before, "Concat", sizes, {"axis": 0}, [target], domain="").outputs[0]
         like = ir.Value(name=f"{name}/wide_bias", type=bias.type)
         return new_node(graph, before, "Expand", [bias, wanted], {}, [like], domain="").outputs[0]
+
+
+def _turned_key(turned: ir.Value) -> tuple[ir.Value, bool, float]:
+    """The key before it was turned for the product, whether its heads are behind its length, and the factor on the way."""
+    if is_op(last := turned.producer(), "Reshape"):  # heads and rows are one axis while two others are exchanged
+        turn = produced_by(source(last), "Transpose", "the key")
+        first = produced_by(source(turn), "Reshape", "the key")
+        whole, factor = _scaled(source(first))
+        if tuple(attribute(turn, "perm", ())) != (0, 2, 1) or not _exchanges(whole, first, last):
+            raise Miss("the key is laid out anew before its product, and not only transposed")
+        return (*_heads(whole, "the key"), factor)
+    turn = produced_by(turned, "Transpose", "the key")
+    if tuple(attribute(turn, "perm", ())) == KEY_TURNED:
+        key, factor = _scaled(source(turn))
+        return key, True, factor
+    if tuple(attribute(turn, "perm", ())) == (0, 1, 3, 2):
+        inner, factor = _scaled(source(turn))
+        return (*_heads(inner, "the key"), factor)
+    raise Miss(f"the key is transposed by {attribute(turn, 'perm', ())}")
+
+
+def _exchanges(key: ir.Value, first: ir.Node, last: ir.Node) -> bool:
+    """Whether [batch, heads, source, size] → `first` [.., source, size] → exchanged → `last` exchanges the last two axes only."""
+    shape = dims(key)
+    if shape is None or len(shape) != 4:
+        return False
+    batch, heads, length, size = (extent if isinstance(extent, int) else (key, i) for i, extent in enumerate(shape))
+    folded, unfolded = extents(source(first, 1)), extents(source(last, 1))
+    return (
+        folded is not None
+        and unfolded is not None
+        and folded[1:] == [length, size]
+        and len(folded) == 3
+        and unfolded in ([batch, heads, size, length], [-1, heads, size, length], [batch, heads, size, -1])
+    )
+
+
+def extents(shape: ir.Value) -> list[int | tuple[ir.Value, int]] | None:
+    """A shape's entries: numbers, or axes of values of which they are read; None where it is made otherwise."""
+    array, node = array_of(shape), shape.producer()
+    if array is not None:
+        return [int(number) for number in array.ravel()]
+    if is_op(node, "Concat"):
+        parts = [extents(part) for part in node.inputs if part is not None]
+        return None if any(part is None for part in parts) else [entry for part in parts for entry in part or []]
+    if is_op(node, "Unsqueeze") or is_op(node, "Squeeze") or is_op(node, "Cast"):
+        return extents(source(node))
+    if is_op(node, "Shape"):
+        read = dims(source(node)) or ()
+        begin, end = attribute(node, "start", 0), attribute(node, "end", len(read))
+        entries = [extent if isinstance(extent, int) else (source(node), i) for i, extent in enumerate(read)]
+        return entries[begin:end]
+    if is_op(node, "Slice") or is_op(node, "Gather"):
+        return _taken(node)
+    return None
+
+
+def _taken(node: ir.Node) -> list[int | tuple[ir.Value, int]] | None:
+    """What a Slice with a step of 1, or a Gather of one place, takes out of a shape."""
+    whole, places = extents(source(node)), [array_of(value) for value in node.inputs[1:]]
+    if whole is None or any(place is None or place.size != 1 for place in places):
+        return None
+    numbers = [int(place.item()) for place in places if place is not None]
+    if node.op_type == "Gather":
+        return [whole[numbers[0]]] if -len(whole) <= numbers[0] < len(whole) else None
+    if len(numbers) > 3 and numbers[3] != 1:
+        return None
+    return whole[numbers[0] : numbers[1]]
+
+
+def _unguarded(probabilities: ir.Value) -> ir.Value:
+    """The probabilities with zeros where they are not numbers, if the graph makes these; else themselves."""
+    uses = probabilities.uses()
+    asked = next((use.node for use in uses if is_op(use.node, "IsNaN")), None)
+    chosen = next((use.node for use in uses if is_op(use.node, "Where") and use.idx == 2), None)
+    if asked is None or chosen is None or len(uses) != 2:
+        return probabilities
+    fits = source(chosen) is asked.outputs[0] and only_use(asked.outputs[0]) and _number(source(chosen, 1)) == 0
+    return chosen.outputs[0] if fits else probabilities
+
+
+def _finite(bias: ir.Value | None) -> bool:
+    """Whether a bias is a choice between finite constants, so that no row of scores is infinite as a whole."""
+    if bias is None:
+        return True
+    node = bias.producer()
+    numbers = [_number(value) for value in node.inputs[1:]] if node is not None and is_op(node, "Where") else [None]
+    return all(number is not None and math.isfinite(number) for number in numbers)
+
+
+def _guarded(graph: ir.Graph, before: ir.Node, node: ir.Node) -> ir.Node:
+    """The kernel's answer with zeros where it is not a number; returns the node that makes it."""
+    answer = node.outputs[0]
+    name = str(answer.name)
+    answer.name = f"{name}/seen"
+    asked = ir.Value(name=f"{name}/unseen", type=ir.TensorType(ir.DataType.BOOL))
+    unseen = new_node(graph, before, "IsNaN", [answer], {}, [asked], domain="").outputs[0]
+    zero = constant(graph, "zero_score", np.float32(0))
+    like = ir.Value(name=name, type=answer.type, shape=answer.shape)
+    return new_node(graph, before, "Where", [unseen, zero, answer], {}, [like], domain="")
 
 
 def _is_product(value: ir.Value) -> bool:

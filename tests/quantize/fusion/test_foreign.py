@@ -20,7 +20,45 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng([seed, *shape]).standard_normal(shape) * 0.4).astype(np.float32)
 
 
-def attention(build, scale: str = "scores", mask: str | None = "add", key: str = "one", split: list[int] | None = None):
+def turned_key(key: str) -> list:
+    """k_split → k_turned. folded: as torch.onnx before opset 23, batch and heads are one axis meanwhile; laid out: it is not turned."""
+    if key == "one":
+        return [("Transpose", ["k_split"], ["k_turned"], {"perm": [0, 2, 3, 1]})]
+    heads = ("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 1, 3]})
+    if key == "two":
+        return [heads, ("Transpose", ["k_heads"], ["k_turned"], {"perm": [0, 1, 3, 2]})]
+    return [
+        heads,
+        ("Shape", ["k_heads"], ["k_shape"]),
+        ("Slice", ["k_shape", "first", "second"], ["k_rows"]),
+        ("Slice", ["k_shape", "second", "third"], ["k_length"]),
+        ("Slice", ["k_shape", "minus", "last"], ["k_size"]),
+        ("Concat", ["minus", "k_length", "k_size"], ["k_three"], {"axis": 0}),
+        ("Reshape", ["k_heads", "k_three"], ["k_folded"]),
+        ("Transpose", ["k_folded"], ["k_exchanged"], {"perm": [0, 2, 1]}),
+        ("Concat", ["k_rows", "k_size", "k_length"], ["k_four"], {"axis": 0}),
+        ("Reshape", ["k_exchanged" if key == "folded" else "k_folded", "k_four"], ["k_turned"]),
+    ]
+
+
+def asked_sizes() -> list:
+    """`joined` as TorchScript's exporter makes it: sizes are read off the answer itself."""
+    nodes = []
+    for i in (0, 1):
+        nodes += [("Shape", ["back"], [f"back_shape{i}"]), ("Gather", [f"back_shape{i}", f"at{i}"], [f"size{i}"])]
+        nodes += [("Unsqueeze", [f"size{i}", "first"], [f"dim{i}"])]
+    return [*nodes, ("Concat", ["dim0", "dim1", "hidden"], ["joined"], {"axis": 0})]
+
+
+def attention(
+    build,
+    scale: str = "scores",
+    mask: str | None = "add",
+    key: str = "one",
+    split: list[int] | None = None,
+    guard: bool = False,
+    asks: bool = False,
+):
     """x [batch, length, hidden] and real [batch, 1, 1, length] (1 or 0) → y of the same shape; in the ways of several exporters."""
     split = split or [0, 0, HEADS, SIZE]
     constants = {f"w_{p}": weights(HIDDEN, HIDDEN, seed=i) for i, p in enumerate("qkv")}
@@ -30,16 +68,14 @@ def attention(build, scale: str = "scores", mask: str | None = "add", key: str =
         "half": np.float32(SIZE**-0.25),
         "whole": np.float32(SIZE**0.5),
     }
-    constants |= {"lowest": LOWEST, "one": np.float32(1), "zero": np.float32(0)}
+    constants |= {"lowest": np.float32(-np.inf) if mask == "infinite" else LOWEST, "one": np.float32(1), "zero": np.float32(0)}
+    constants |= {"minus": np.array([-1]), "first": np.array([0]), "second": np.array([2]), "third": np.array([3])}
+    constants |= {"last": np.array([9]), "at0": np.array(0), "at1": np.array(1), "hidden": np.array([HIDDEN])}
     nodes = []
     for p in "qkv":
         nodes += [("MatMul", ["x", f"w_{p}"], [f"{p}_flat"]), ("Reshape", [f"{p}_flat", "split"], [f"{p}_split"])]
     nodes += [("Transpose", [f"{p}_split"], [f"{p}_heads"], {"perm": [0, 2, 1, 3]}) for p in "qv"]
-    if key == "one":
-        nodes += [("Transpose", ["k_split"], ["k_turned"], {"perm": [0, 2, 3, 1]})]
-    else:
-        nodes += [("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 1, 3]})]
-        nodes += [("Transpose", ["k_heads"], ["k_turned"], {"perm": [0, 1, 3, 2]})]
+    nodes += turned_key(key)
     query, turned, scores = "q_heads", "k_turned", "product"
     if scale == "both":
         nodes += [("Mul", ["q_heads", "half"], ["q_scaled"]), ("Mul", ["half", "k_turned"], ["k_scaled"])]
@@ -54,8 +90,16 @@ def attention(build, scale: str = "scores", mask: str | None = "add", key: str =
     if mask == "where":
         nodes += [("Greater", ["real", "zero"], ["seen"]), ("Where", ["seen", scores, "lowest"], ["masked"])]
         scores = "masked"
-    nodes += [("Softmax", [scores], ["p"], {"axis": -1}), ("MatMul", ["p", "v_heads"], ["answer"])]
-    nodes += [("Transpose", ["answer"], ["back"], {"perm": [0, 2, 1, 3]}), ("Reshape", ["back", "join"], ["y"])]
+    if mask == "infinite":
+        nodes += [("Greater", ["real", "zero"], ["seen"]), ("Where", ["seen", "zero", "lowest"], ["bias"])]
+        nodes += [("Add", [scores, "bias"], ["masked"])]
+        scores = "masked"
+    nodes += [("Softmax", [scores], ["p"], {"axis": -1})]
+    if guard:
+        nodes += [("IsNaN", ["p"], ["blind"]), ("Where", ["blind", "zero", "p"], ["seeing"])]
+    nodes += [("MatMul", ["seeing" if guard else "p", "v_heads"], ["answer"]), ("Transpose", ["answer"], ["back"], {"perm": [0, 2, 1, 3]})]
+    nodes += asked_sizes() if asks else []
+    nodes += [("Reshape", ["back", "joined" if asks else "join"], ["y"])]
     inputs = {"x": ["batch", "length", HIDDEN]} | ({"real": ["batch", 1, 1, "length"]} if mask else {})
     return build(nodes, inputs, {"y": ["batch", "length", HIDDEN]}, constants)
 
@@ -67,6 +111,10 @@ CASES = {
     "both factors scaled": {"scale": "both"},
     "key turned twice": {"key": "two"},
     "heads left open": {"split": [0, 0, -1, SIZE]},
+    "key turned with batch and heads as one": {"key": "folded", "scale": "both"},
+    "rows that see nothing are zeros": {"guard": True, "mask": "infinite"},
+    "guard that is not needed": {"guard": True, "mask": "where"},
+    "sizes of the answer are asked for": {"asks": True},
 }
 
 
@@ -83,6 +131,23 @@ def test_written_out_attention_becomes_the_kernel(tools, session, case: str) -> 
         real[0, :, :, 1 + length // 2 :] = 0
         given = {"x": weights(rows, length, HIDDEN, seed=9), "real": real}
         np.testing.assert_allclose(tools.run(after, given)["y"], tools.run(before, given)["y"], atol=2e-6)
+
+
+def test_rows_that_see_nothing_stay_zeros(tools, session) -> None:
+    model = attention(tools.build, guard=True, mask="infinite")
+    fused, counts = fuse(model, "model", "cpu")
+    assert counts["softmax_attention"] == 1
+    real = np.ones((2, 1, 1, 5), np.float32)
+    real[1] = 0
+    given = {"x": weights(2, 5, HIDDEN, seed=9), "real": real}
+    answer = tools.run(session(fused), given)["y"]
+    assert (answer[1] == 0).all()
+    np.testing.assert_allclose(answer, tools.run(session(model), given)["y"], atol=2e-6)
+
+
+def test_a_key_that_is_laid_out_anew_stays(tools) -> None:
+    _, counts = fuse(attention(tools.build, key="laid out"), "model", "cpu")
+    assert "softmax_attention" not in counts
 
 
 def test_probabilities_that_are_used_elsewhere_stay(tools) -> None:
