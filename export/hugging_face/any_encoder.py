@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from onnxport.errors import CheckpointError
 from onnxport.export.description import EncoderModel
@@ -145,8 +145,10 @@ class TracedEncoder:
         """Tokens of a text: what the config says, no more than tables of positions hold behind the padding's row; None: no bound."""
         bounds = [getattr(self.model.config, "max_position_embeddings", None), self.texts.max_length]
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.Embedding) and re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
-                bounds.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+            table = getattr(module, "weight", None)  # of nn.Embedding, or of a class's own kind
+            if isinstance(table, Tensor) and table.dim() == 2 and re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
+                padding = getattr(module, "padding_idx", None)
+                bounds.append(table.shape[0] - (0 if padding is None else padding + 1))
         return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)
 
     @cached_property
