@@ -99,13 +99,13 @@ def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | No
             file.write_bytes(_graph(shape, name, copies, x))
             runner = open_file(file, Sessions.on("cpu", threads))
         runs[name] = partial(runner.session.run, [next(iter(runner.outputs))], dict.fromkeys(runner.inputs, x))
-    return {name: found / copies for name, found in alternate(runs).items()}
+    return {name: statistics.median(found) / copies for name, found in alternate(runs).items()}
 
 
 def alternate(
     runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, least: int = LEAST_ROUNDS, budget: float = SECONDS
-) -> dict[str, float]:
-    """Median seconds of each, run in turn; no more rounds than `least` once `budget` seconds are spent."""
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, run in turn; no more rounds than `least` once `budget` seconds are spent."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for number in range(-2, rounds):
@@ -116,7 +116,7 @@ def alternate(
             run()
             if number >= 0:
                 taken[name].append(time.perf_counter() - before)
-    return {name: statistics.median(found) for name, found in taken.items()}
+    return taken
 
 
 def _graph(shape: Shape, scheme_name: str, copies: int, x: np.ndarray) -> bytes:

@@ -177,10 +177,10 @@ class Measurements:
 
     def seconds_of_fp32(self) -> float:
         """Measured seconds of a whole answer."""
-        return float(self.journal.get("times", FP32.name, lambda: self.seconds_of({})[FP32.name]))
+        return float(self.journal.get("times", FP32.name, lambda: statistics.median(self.seconds_of({})[FP32.name])))
 
-    def seconds_of(self, plans: Mapping[str, Plan]) -> dict[str, float]:
-        """Measured seconds of a whole answer by each plan and by fp32, in turn."""
+    def seconds_of(self, plans: Mapping[str, Plan]) -> dict[str, list[float]]:
+        """Measured seconds of a whole answer by each plan and by fp32, in turn, in every round."""
         names = [FP32.name, *plans]
         with self.trials.made(plans) as bundle:
             budget = SECONDS * len(names)

@@ -10,6 +10,7 @@ from onnxport.compare import metrics
 from onnxport.compare.measure import measurement
 from onnxport.compare.protocol.bundle_side import BundleSide
 from onnxport.compare.protocol.client import Client
+from onnxport.compare.speed import LEAST_ROUNDS
 from onnxport.compare.workload import Workload
 from onnxport.quantize.auto.kernel_times import alternate
 from onnxport.runtime.bundle.reader import Bundle
@@ -69,8 +70,8 @@ class Quality:
 
 def seconds(
     bundle: Bundle, names: list[str], work: Workload, batch: int, sessions: Sessions, rounds: int, budget: float
-) -> dict[str, float]:
-    """Median seconds of an answer by variant, all doing the same amount of work in turn."""
+) -> dict[str, list[float]]:
+    """Seconds of an answer by variant in every round, all doing the same amount of work in turn."""
     chunks = work.batches(batch, rounds)
     rows = 1 if work.method == "run" else batch
 
@@ -78,4 +79,5 @@ def seconds(
         side, turn = _InProcessClient(bundle, name, sessions), iter(range(10**9))
         return lambda: side.call(work.method, chunks[next(turn) % len(chunks)], **work.fixed)
 
-    return {name: found / rows for name, found in alternate({name: run(name) for name in names}, rounds, 5, budget).items()}
+    taken = alternate({name: run(name) for name in names}, rounds, LEAST_ROUNDS, budget)
+    return {name: [one / rows for one in found] for name, found in taken.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnxport.compare.workload import Workload, workload
 from onnxport.errors import GateError, UsageError
 from onnxport.progress import Progress
 from onnxport.quantize.auto import module_loss, plan_quality
+from onnxport.quantize.auto.finalists import Choice, choose, speed_text
 from onnxport.quantize.auto.knapsack import Picks, Point, isotonic, point, search
 from onnxport.quantize.auto.measurements import Measurements, SearchOptions
 from onnxport.quantize.calibration_inputs import FEW, Feeds, write_remaining_rows
@@ -104,10 +106,9 @@ class PlanSearch:
             raise GateError(self._missed(costs))
         finalists = self._finalists(point(costs, losses, (0,) * len(costs)), uniform, within, best)
         seconds = self._seconds(finalists)
-        fastest = min(seconds, key=lambda name: seconds[name])
-        if not self._passes(reference) and fastest == FP32.name:
-            fastest = min((name for name in seconds if name != FP32.name), key=lambda name: seconds[name])
-        return self._result(finalists[fastest], fastest, seconds)
+        allowed = [name for name in finalists if name != FP32.name or self._passes(reference)]
+        choice = choose(seconds, {name: one.loss for name, one in finalists.items()}, allowed)
+        return self._result(finalists[choice.name], choice, seconds)
 
     def _begin(self) -> dict[str, Any]:
         """The metrics of fp32; the user hears what is there from before, and what the plans are measured on."""
@@ -134,12 +135,12 @@ class PlanSearch:
         searched = [one for one in (best, fastest) if one is not None and one in within and one.picks not in there]
         return named | ({"searched": searched[0]} if searched else {})
 
-    def _seconds(self, finalists: dict[str, Point]) -> dict[str, float]:
-        """Measured seconds of an answer by each finalist."""
+    def _seconds(self, finalists: dict[str, Point]) -> dict[str, list[float]]:
+        """Measured seconds of an answer by each finalist, in every round."""
         self.progress(f"time {', '.join(finalists)} in turn")
         plans = {f"auto-{name}": self.measurements.plan(one.picks) for name, one in finalists.items() if name != FP32.name}
         if not plans:
-            return {FP32.name: self.measurements.seconds_of_fp32()}
+            return {FP32.name: [self.measurements.seconds_of_fp32()]}
         return {name.removeprefix("auto-"): value for name, value in self.measurements.seconds_of(plans).items()}
 
     # judging
@@ -179,17 +180,19 @@ class PlanSearch:
 
     # results
 
-    def _result(self, one: Point, name: str, seconds: dict[str, float]) -> SearchResult:
+    def _result(self, one: Point, choice: Choice, seconds: dict[str, list[float]]) -> SearchResult:
         measurements = self.measurements
-        values = measurements.quality.reference if name == FP32.name else self.tried[one.picks][1]
-        value, faster = lookup(values, self.gate.path), seconds[FP32.name] / seconds[name]
-        if name == FP32.name:
+        values = measurements.quality.reference if choice.name == FP32.name else self.tried[one.picks][1]
+        value = lookup(values, self.gate.path)
+        if choice.name == FP32.name:
             plan = Plan({"*": FP32.name})
-            sentence = f"plain fp32 is the fastest found within {self.gate.expr}"
+            noise = f"; too noisy to tell whether {' or '.join(choice.unclear)} is faster" if choice.unclear else ""
+            sentence = f"plain fp32 is the fastest found within {self.gate.expr}{noise}"
         else:
             plan = measurements.plan(one.picks)
             shares = measurements.short(one.picks)
-            sentence = f"{shares}: {faster:.2f} times as fast as fp32, {self.gate.path} {value:.4g} (budget {self.gate.expr})"
+            alike = f"; {' and '.join(choice.alike)}, as fast as far as can be told, would lose more" if choice.alike else ""
+            sentence = f"{shares}: {speed_text(choice.speed)}, {self.gate.path} {value:.4g} (budget {self.gate.expr}){alike}"
         evidence = {
             "sensitivity": {
                 "metric": module_loss.ERROR if measurements.bundle.generation is None else module_loss.KL,
@@ -200,7 +203,7 @@ class PlanSearch:
                 for p, metrics in self.tried.values()
             ],
             "budget": {"expr": self.gate.expr, "value": value, "met": True},
-            "timed": seconds,
+            "timed": {name: statistics.median(found) for name, found in seconds.items()},
             "chosen": sentence,
             "inputs": self.work.count,
         }

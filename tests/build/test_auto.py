@@ -1,6 +1,7 @@
 """`--precision auto` as users meet it: a budget, data, a plan that is kept, an interrupted search that goes on, refusals."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,9 +60,9 @@ def made(plain_bundle: Bundle, known: dict[str, dict[str, float]], tmp_path: Pat
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that do not hang on the machine: of a product by scheme, and of a variant by what its weights became."""
 
-    def answer(bundle: Bundle, names: list[str], *_: object) -> dict[str, float]:
+    def answer(bundle: Bundle, names: list[str], *_: object) -> dict[str, list[float]]:
         plans = {name: bundle.variants[name].plan.values() for name in names}
-        return {name: sum(TIMES.get(scheme.removesuffix("-hqq"), 4.0) for scheme in plan) / len(plan) for name, plan in plans.items()}
+        return {name: [sum(TIMES.get(scheme.removesuffix("-hqq"), 4.0) for scheme in plan) / len(plan)] * 8 for name, plan in plans.items()}
 
     def product(shape: kernel_times.Shape, schemes: set[str], *_: object) -> dict[str, float]:
         return {scheme(name).kernel: TIMES[scheme(name).kernel] * shape.n / 1e6 for name in schemes}
@@ -114,7 +115,25 @@ def test_fp32_is_kept_and_named_where_nothing_is_faster(made: Path, data: Path, 
     result = quantize(made, "--calibrate", data)
     assert result.exit_code == 0, result.output
     assert set(Bundle.open(made).variants["auto"].plan.values()) == {"fp32"}
-    assert "plain fp32 is the fastest" in result.stdout
+    assert "plain fp32 is the fastest" in result.stdout and "too noisy" not in result.stdout
+
+
+def test_the_line_says_how_sure_the_speed_is(made: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = ("--calibrate", data, "--budget", "relative_error<=0.25", "--force")
+    result = quantize(made, *order)
+    assert re.search(r"\d times as fast as fp32 \(\d\.\d\d to \d\.\d\d in 8 rounds in turn\), relative_error", result.stdout)
+    answer = plan_quality.seconds
+
+    def noisy(*arguments: object) -> dict[str, list[float]]:
+        return {
+            name: [one * (1 + i % 2 * (name != "fp32") * 4) for i, one in enumerate(taken)] for name, taken in answer(*arguments).items()
+        }
+
+    monkeypatch.setattr(plan_quality, "seconds", noisy)
+    result = quantize(made, *order)
+    assert result.exit_code == 0, result.output
+    assert set(Bundle.open(made).variants["auto"].plan.values()) == {"fp32"}
+    assert "too noisy to tell whether" in result.stdout
 
 
 def test_an_interrupted_search_goes_on(made: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
