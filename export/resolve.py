@@ -13,6 +13,7 @@ from torch import nn
 
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.adapters import CausalLM, Encoder, Module, Seq2Seq
+from onnxport.export.checkpoints.plain import is_gguf
 from onnxport.export.config_checks import read_json
 from onnxport.export.families import MODULES, family
 from onnxport.export.sentence_transformers import has_modules, transformer_folder
@@ -34,19 +35,23 @@ _HUB_PAGE = re.compile(
 )
 
 
-def resolve(source: Any, allow_pickle: bool = False) -> Source:
-    """A folder, `package.module:factory`, an adapter, or `(module, example inputs)`.
+def resolve(source: Any, allow_pickle: bool = False, lora: str | Path | None = None) -> Source:
+    """A folder, a file, `package.module:factory`, an adapter, or `(module, example inputs)`.
 
+    lora: a folder of PEFT, merged into the weights of a folder or GGUF file of Hugging Face's models.
     Errors: CheckpointError when it is there but cannot be exported, UsageError when there is no such thing.
     """
-    if isinstance(source, str) and not os.path.exists(source) and _looks_importable(source):
-        return from_object(_call(source), default_name=source.rpartition(":")[0].rpartition(".")[2])
+    adapter = None if lora is None else Path(lora)
+    if isinstance(source, str | Path) and (os.path.exists(source) or not _looks_importable(str(source))):
+        return _from_path(source, allow_pickle, adapter)
+    if adapter is not None:
+        raise UsageError(f"--adapter: {adapter} is merged into the weights of a folder, and the source is none")
     if isinstance(source, str | Path):
-        return _from_path(source, allow_pickle)
+        return from_object(_call(str(source)), default_name=str(source).rpartition(":")[0].rpartition(".")[2])
     return from_object(source)
 
 
-def _from_path(source: str | Path, allow_pickle: bool) -> Source:
+def _from_path(source: str | Path, allow_pickle: bool, lora: Path | None) -> Source:
     path = Path(source)
     if not os.path.exists(path):  # Path's own raises where a folder above cannot be read
         name = str(path)
@@ -55,13 +60,38 @@ def _from_path(source: str | Path, allow_pickle: bool) -> Source:
         raise CheckpointError(_from_afar(str(source)) or f"{path} does not exist; give {_POSSIBLE}")
     if (kind := special(path.stat().st_mode)) is not None:
         raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
-    if path.suffix == ".onnx" and not path.is_dir():
+    if lora is not None and not lora.is_dir():
+        raise CheckpointError(f"--adapter: {lora} is no folder; give the folder of a LoRA adapter, as PEFT saves it")
+    if not path.is_dir():
+        return _from_file(path, lora)
+    if (gguf := _only_gguf(path)) is not None:
+        return _from_file(gguf, lora)
+    return read_folder(path, allow_pickle, lora)
+
+
+def _from_file(path: Path, lora: Path | None) -> Source:
+    if path.suffix == ".onnx":
+        if lora is not None:
+            raise UsageError(f"--adapter: {lora} is merged into the weights of a folder, and {path} is an ONNX file")
         from onnxport.export.onnx_file.read import read_onnx
 
         return read_onnx(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx")
-    return read_folder(path, allow_pickle)
+    if is_gguf(path):
+        from onnxport.export.checkpoints.gguf import opened
+
+        with opened(path) as gguf:
+            return gguf.finish(read_folder(gguf.folder, False, lora))
+    raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx or file.gguf")
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has nothing else to read. CheckpointError: there are several."""
+    if (folder / "config.json").is_file():
+        return None
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} has several GGUF files: {', '.join(path.name for path in found[:8])}; give one of them")
+    return found[0] if found else None
 
 
 def _from_afar(source: str) -> str | None:
@@ -79,7 +109,7 @@ def _from_afar(source: str) -> str | None:
     return f"{source} does not exist here, and nothing is fetched from a hub; {how}"
 
 
-def read_folder(folder: Path, allow_pickle: bool) -> Source:
+def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None) -> Source:
     """The Source of a folder with a config.json. CheckpointError lists the supported models where this one is none of them."""
     _check_files(folder)
     whole, folder = folder, transformer_folder(folder)
@@ -90,7 +120,9 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
     if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
         of = f"{base!r:.80}" if isinstance(base, str) and base else "a model that it does not name"
-        raise CheckpointError(f"{folder} holds an adapter of {of} ({adapter.name}); merge it into that model, save it and export that")
+        raise CheckpointError(
+            f"{folder} holds an adapter of {of} ({adapter.name}); export the folder of that model with --adapter {folder}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; known for now: {_KNOWN}")
     config = read_json(path)
@@ -98,6 +130,8 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
     if architecture is not None:
         if architecture != ARCHITECTURE:
             raise CheckpointError(f"{path} has the architecture {architecture!r:.60}; known for now: {_KNOWN}")
+        if lora is not None:
+            raise UsageError(f"--adapter: {lora} is merged into a model of Hugging Face's, and {folder} is none")
         from onnxport.export.pytorch.folder import read as read_pytorch
 
         return read_pytorch(folder, config, allow_pickle)
@@ -105,14 +139,26 @@ def read_folder(folder: Path, allow_pickle: bool) -> Source:
         raise CheckpointError(f"{path} has no architecture and no model_type; known for now: {_KNOWN}")
     if not isinstance(model_type, str):
         raise CheckpointError(f"{path} has the model_type {model_type!r:.60}; known for now: {_KNOWN}")
-    from onnxport.export.hugging_face.any_encoder import other_encoder
-    from onnxport.export.hugging_face.folder import read as read_hugging_face
+    from onnxport.export.checkpoints.folder import opened
 
+    with opened(folder, config, allow_pickle, lora) as plain:
+        return plain.finish(_read_hugging_face(plain.folder, plain.config, allow_pickle, whole))
+
+
+def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path) -> Source:
+    """The Source of a folder with plain weights. whole: what the user named, or holds it."""
+    from onnxport.export.hugging_face.any_decoder import other_decoder
+    from onnxport.export.hugging_face.any_encoder import answers_at_once, other_encoder
+    from onnxport.export.hugging_face.folder import read
+
+    path, model_type, embeds = folder / "config.json", config["model_type"], has_modules(whole)
     found = family(model_type) if model_type in MODULES else None
-    embeds = has_modules(whole)
-    if found is None or (found.kind == "causal" and embeds):
-        return read_hugging_face(other_encoder(model_type, config, path, _KNOWN, embeds), folder, config, allow_pickle, whole)
-    return read_hugging_face(found, folder, config, allow_pickle, whole)
+    at_once = embeds or ((found is None or found.kind != "encoder") and answers_at_once(model_type, config, path))
+    if not at_once and (found is None or (found.kind == "causal" and found.problems(config))):
+        found = other_decoder(model_type, config, path) or found
+    if found is None or (found.kind != "encoder" and at_once):
+        found = other_encoder(model_type, config, path, _KNOWN, embeds)
+    return read(found, folder, config, allow_pickle, whole)
 
 
 def _check_files(folder: Path) -> None:

@@ -31,6 +31,11 @@ class WeightFiles:
     paths: list[Path]
 
 
+def is_weight_file(path: Path) -> bool:
+    """Whether it holds weights in the layouts of PyTorch and safetensors, or is an index of such files."""
+    return path.name.endswith((".safetensors", ".index.json", *(pattern.lstrip("*") for pattern in PICKLES)))
+
+
 def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
     """Every tensor of the folder, on the CPU in its own type. Errors: CheckpointError."""
     paths = sorted(folder.glob("*.safetensors"))
@@ -64,6 +69,20 @@ def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
             )
         return _unwrapped(WeightFiles(read(single), [single]) if single.is_file() else _shards(index, read))
     raise CheckpointError(f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json")
+
+
+def read_adapter_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
+    """Every tensor of an adapter as PEFT saves it. Errors: CheckpointError."""
+    path, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    if path.is_file():
+        return WeightFiles(_safetensors(path), [path])
+    if not pickled.is_file():
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors; give the folder of an adapter, as PEFT saves it")
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({pickled.name}); save them as {path.name}, or allow pickles (--allow-pickle)"
+        )
+    return WeightFiles(_pickle(pickled), [pickled])
 
 
 def _unwrapped(files: WeightFiles) -> WeightFiles:

@@ -67,9 +67,9 @@ def test_another_url_is_not_fetched(url: str) -> None:
 
 def test_an_adapter_and_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
-    assert_refused(tmp_path, "adapter of 'org/base'", "adapter_config.json", "merge it")
+    assert_refused(tmp_path, "adapter of 'org/base'", "adapter_config.json", "--adapter")
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert_refused(tmp_path, "a model that it does not name", "merge it")
+    assert_refused(tmp_path, "a model that it does not name", "--adapter")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])

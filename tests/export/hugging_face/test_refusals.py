@@ -153,7 +153,7 @@ def test_weight_files(folder: Path) -> None:
 
 def test_adapter_of_peft(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
-    assert_refused(folder, "adapter_config.json", "merge it")
+    assert_refused(folder, "adapter_config.json", "--adapter")
 
 
 @pytest.mark.parametrize("folder", ["bart"], indirect=True)
