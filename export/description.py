@@ -76,7 +76,7 @@ class EncoderModel:
     answer: the original as a function of `input_ids`, `attention_mask` and, with `types` > 0 token types, `token_type_ids`, int64
     [batch, sequence] → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical form, with the one role
     `encoder`; None: its one module is traced directly. encoding: how the runtime handles texts, to which `encoding_config` adds sizes.
-    tasks: what it can do, its usual task first.
+    tasks: what it can do, its usual task first. end_id: what every text must end with, if anything.
     """
 
     modules: list[Any]
@@ -89,6 +89,7 @@ class EncoderModel:
     tasks: tuple[str, ...]
     types: int = 0
     encoding: EncodingConfig = EncodingConfig()
+    end_id: int | None = None
 
     def encoding_config(self) -> EncodingConfig:
         """`encoding` with the model's sizes. Where all tokens are of one type, the types that a tokenizer gives are not read."""

@@ -28,6 +28,7 @@ SEQ2SEQ_SHAPES = [([7], [5]), ([1, 4, 9], [3, 1, 4]), ([1], [1])]
 CAUSAL_SHAPES = [[6], [1, 5, 3], [1]]
 ENCODER_SHAPES = [[5], [1, 7, 3], [1]]
 GREEDY_SHAPES = [3, 8, 1]
+WIDE, FEW_TOKENS = 4096, 8  # numbers of an answer a token, above which texts are cut: golden answers are kept in the bundle
 WORDS = (9, 24)  # of a vocabulary, at random
 SAMPLE = (  # a question and its context
     "Where did the first steam railway for passengers open in 1825?",
@@ -141,11 +142,11 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
     tokenizer.json) of texts instead, with their special tokens in their places: on other input learned weights answer next to nothing, and
     a relative error says little. With `longest`, one more case with as many tokens as the model takes, but not more than that.
     """
-    inputs = Inputs(20240229, {model.pad_id})
+    inputs = Inputs(20240229, special({"pad": model.pad_id, "end": model.end_id}))
     shapes = [fit(lengths, model.max_length) for lengths in ENCODER_SHAPES]
     batches = [_random_inputs(inputs, model, lengths) for lengths in shapes] if tokenizer is None else text_inputs(tokenizer, model)
     if longest is not None:
-        most = min(longest, model.max_length or longest)
+        most = min(longest, _longest_text(model) or longest)
         batches.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
     check_alike("the model", list(model.answer(batches[0]).values()), list(model.answer(batches[0]).values()))
     result: dict[str, np.ndarray] = {}
@@ -155,8 +156,17 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
     return result
 
 
+def ended_rows(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> Tensor:
+    """int64 [rows, longest], padded on the right; each row ends as the model's texts do."""
+    rows = inputs.rows(model.rows, lengths, model.pad_id)
+    if model.end_id is not None:
+        for row, length in zip(rows, lengths, strict=True):
+            row[length - 1] = model.end_id
+    return rows
+
+
 def _random_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> dict[str, Tensor]:
-    arrays = {"input_ids": inputs.rows(model.rows, lengths, model.pad_id), "attention_mask": real(lengths).long()}
+    arrays = {"input_ids": ended_rows(inputs, model, lengths), "attention_mask": real(lengths).long()}
     if model.types:
         arrays["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * arrays["attention_mask"]
     return arrays
@@ -175,7 +185,7 @@ def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]
     question, context = SAMPLE
     texts: list[list[tuple[str, ...]]] = [[(context,)], [(question,), (context,), (words[0],)], [(question, context), (words[1],)]]
     batches = [[_read(reader, text, model) for text in batch] for batch in texts]
-    batches[0] = [batches[0][0][:1]]
+    batches[0] = [_ended(batches[0][0][:1], model)]
     return [_padded(rows, model) for rows in batches]
 
 
@@ -183,7 +193,19 @@ def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel) -> list
     """(id, token type) of each token."""
     encoding = reader.encode(text[0], text[1] if len(text) > 1 else None)
     row = [(i, type_id) for i, type_id in zip(encoding.ids, encoding.type_ids, strict=True) if i < model.rows]
-    return row[: model.max_length] or [(model.pad_id, 0)]
+    return _ended(row[: _longest_text(model)] or [(model.pad_id, 0)], model)
+
+
+def _longest_text(model: EncoderModel) -> int | None:
+    """Tokens of a text: few where each has a wide answer, such as a score for every token of the vocabulary."""
+    wide = any(isinstance(shape[-1], int) and shape[-1] > WIDE for shape in model.outputs.values())
+    bounds = [bound for bound in (model.max_length, FEW_TOKENS if wide else None) if bound is not None]
+    return min(bounds, default=None)
+
+
+def _ended(row: list[tuple[int, int]], model: EncoderModel) -> list[tuple[int, int]]:
+    """A row whose last token is the one that the model's texts must end with."""
+    return row if model.end_id is None or row[-1][0] == model.end_id else [*row[:-1], (model.end_id, row[-1][1])]
 
 
 def _padded(rows: list[list[tuple[int, int]]], model: EncoderModel) -> dict[str, Tensor]:

@@ -65,16 +65,56 @@ class TransformersEncoder:
         return {name: found[name] for name in self.names}
 
 
-class OneChoice(nn.Module):
-    """A class of multiple choice as a function of one choice a row: it reads [batch, choices, sequence], and answers a logit for each."""
+class Wrapped(nn.Module):
+    """A class of transformers, the `model`, behind the inputs and outputs of an encoder of texts."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
+
+class OneChoice(Wrapped):
+    """A class of multiple choice as a function of one choice a row: it reads [batch, choices, sequence], and answers a logit for each."""
+
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Inputs [batch, sequence] by name → "logits" [batch, 1]."""
         return {"logits": self.model(**{name: tensor[:, None] for name, tensor in inputs.items()}).logits}
+
+
+class TokenHead(Wrapped):
+    """A classifier whose head reads one token of each row: the last that is `end`, or without one the last that is real.
+
+    Its class finds that token by code that cannot be traced, or for a single row only.
+    """
+
+    def __init__(self, model: Any, end: int | None) -> None:
+        super().__init__(model)
+        self.end = end
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """int64 [batch, sequence] → "logits" [batch, labels]."""
+        shifted = getattr(self.model, "_shift_right", None)  # T5's classes make the decoder's input before their base
+        more = {} if shifted is None else {"decoder_input_ids": shifted(input_ids)}
+        base = getattr(self.model, self.model.base_model_prefix)
+        hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)[0]
+        chosen = (attention_mask != 0).reshape(input_ids.shape) if self.end is None else input_ids == self.end
+        last = (chosen * torch.arange(input_ids.shape[1])).amax(1)
+        head = self.model.score if hasattr(self.model, "score") else self.model.classification_head
+        return {"logits": head(hidden[torch.arange(input_ids.shape[0]), last])}
+
+
+class RowByRow:
+    """A class that answers a row alone, or rows that are like one another. names: of its outputs that count."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        self.model, self.names = model, names
+
+    def answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs [batch, sequence] by name, padded on the right → outputs [batch, ...] by name."""
+        rows = []
+        for i, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+            rows.append(self.model(**{name: tensor[i : i + 1, :length] for name, tensor in inputs.items()}))
+        return {name: torch.cat([row[name] for row in rows]) for name in self.names}
 
 
 class TransformersCausal:

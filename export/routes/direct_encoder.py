@@ -14,7 +14,8 @@ from onnxport.errors import CheckpointError, one_line
 from onnxport.export.canonical.graphs import TOLERANCE, agree
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.exported import Exported
-from onnxport.export.golden import Inputs, encoder_goldens, real
+from onnxport.export.golden import Inputs, encoder_goldens, ended_rows, real, special
+from onnxport.export.hugging_face.original import Wrapped
 from onnxport.export.source import Source
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import check_alike, silence
@@ -52,7 +53,8 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
     CheckpointError: it answers otherwise than texts need, or torch cannot trace it.
     """
     (module,) = model.modules
-    name = type(module).__name__
+    inside = "model." if isinstance(module, Wrapped) else ""
+    name = type(module.model if inside else module).__name__
     model = replace(model, answer=_guarded_answer(model, name))
     _check_answers(model, name)
     goldens = encoder_goldens(model, source.tokenizers.get("source"), longest=LONGEST)
@@ -60,12 +62,12 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
     types = {"token_type_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)} if model.types else {}
     lengths = [LENGTH, 4, 7]
     inputs: dict[str, Any] = {
-        "input_ids": Inputs(1, {model.pad_id}).rows(model.rows, lengths, model.pad_id),
+        "input_ids": ended_rows(Inputs(1, special({"pad": model.pad_id, "end": model.end_id})), model, lengths),
         "attention_mask": real(lengths).long(),
         **types,
     }
-    parameters = {f"model.{key}": key for key, _ in [*module.named_parameters(), *module.named_buffers()]}
-    modules = {"model": ""} | {f"model.{key}": key for key, _ in module.named_modules() if key}
+    parameters = {f"model.{key}": key.removeprefix(inside) for key, _ in [*module.named_parameters(), *module.named_buffers()]}
+    modules = {"model": ""} | {f"model.{key}": key.removeprefix(inside) for key, _ in module.named_modules() if key}
     axes = dict.fromkeys(inputs, {0: "batch", 1: "sequence"})
     call = NamedOutputs(module, list(model.outputs), _takes_keys(module, list(model.outputs), goldens))
     graph = trace(call, inputs, axes, list(inputs), model.outputs, Names(parameters, modules), opset, "encoder")
@@ -106,7 +108,7 @@ def _check_answers(model: EncoderModel, name: str) -> None:
     """CheckpointError unless the class answers what an encoder of texts answers, of every length it claims, and of each text the same
     whatever is beside it in a batch."""
     lengths = [min(9, model.max_length or 9), min(4, model.max_length or 4)]
-    ids = Inputs(2, {model.pad_id}).rows(model.rows, lengths, model.pad_id)
+    ids = ended_rows(Inputs(2, special({"pad": model.pad_id, "end": model.end_id})), model, lengths)
     both, again = (model.answer(_inputs(model, ids, real(lengths).long())) for _ in range(2))
     check_alike(name, list(both.values()), list(again.values()))
     alone = model.answer(_inputs(model, ids[1:, : lengths[1]], torch.ones(1, lengths[1], dtype=torch.long)))

@@ -213,8 +213,8 @@ def best_span(read: Any, output: dict[str, torch.Tensor], most: int) -> tuple[fl
     ("changes", "parts"),
     [
         (
-            {"architectures": ["BertForMultipleChoice"]},
-            ["BertForMultipleChoice", "BertForSequenceClassification", "BertForQuestionAnswering"],
+            {"architectures": ["BertForSomethingElse"]},
+            ["BertForSomethingElse", "BertForSequenceClassification", "BertForQuestionAnswering"],
         ),
         ({"is_decoder": True, "add_cross_attention": True}, ["is_decoder is True", "add_cross_attention is True"]),
         ({"position_embedding_type": "relative_key"}, ["position_embedding_type is 'relative_key', expected one of 'absolute'"]),
