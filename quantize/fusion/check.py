@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxport.errors import FusionError
 from onnxport.graph.edit import Miss, is_op
+from onnxport.graph.normalize import name_shapes
 from onnxport.graph.session import open_file
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.targets import TARGETS
@@ -65,7 +66,9 @@ def check_runs(path: str | Path, expected: dict[str, int], rules_of: str = "cpu"
 
 def _reason(path: str | Path, rule: Rule) -> str:
     """Why the rule did not apply to what is left in the file."""
-    graph = ir.load(str(path)).graph
+    model = ir.load(str(path))
+    name_shapes(model)  # a stored graph has none inside
+    graph = model.graph
     for node in graph:
         if is_op(node, rule.anchor):
             try:

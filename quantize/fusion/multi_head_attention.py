@@ -1,7 +1,8 @@
 """Attention without a cache of its own: encoder self-attention and cross-attention become MultiHeadAttention.
 
 Keys and values are taken as they are: three dimensions [batch, source, hidden] where a projection made them, four [batch, heads, source,
-head_size] where they come from outside (computed once per source). The key padding mask is read straight from the integer graph input.
+head_size] where they come from outside (computed once per source) or were turned by rotary positions. The key padding mask is read straight
+from the integer graph input where it is nothing else; any other mask becomes a bias of the scores, once for all layers that share it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from onnxport.graph.edit import (
     known_dims,
     new_node,
     optional,
-    produced_by,
     same_shape,
     source,
     take_over,
 )
 from onnxport.quantize.fusion.rule import Rule
+from onnxport.runtime.bundle.interface import SELF_MASK
 
 # The kernels add it in float32 to the scores of padding, also where they read half precision. No finite score brings padding back into
 # view, and a row of nothing but padding stays finite.
@@ -43,7 +44,7 @@ class Match:
     query: ir.Value  # [batch, heads, length, head_size]
     flat: tuple[ir.Value, ir.Value, ir.Value]  # query as [.., hidden] or 4-D if it must be reshaped; key and value as 3-D or 4-D
     mask: ir.Value | None  # integer graph input [batch, source], 0 = padding
-    bias: ir.Value | None  # of scores, [batch or 1, heads, length, source]
+    bias: ir.Value | None  # of scores, [batch or 1, heads or 1, length or 1, source]; bool: true is seen
     back: ir.Node  # Transpose of the answer to [batch, length, heads, head_size]
 
 
@@ -103,26 +104,19 @@ class MultiHeadAttention(Rule):
         flat_key, flat_value = _flat(key), _flat(value)
         if flat_key is None or flat_value is None:
             flat_key, flat_value = key, value
-        mask, bias = optional(node, 3), None
-        if mask is not None and is_op(where := mask.producer(), "Where"):
-            lowest = array_of(source(where, 2))
-            if lowest is None or lowest.size != 1 or lowest.item() > LOW:
-                raise Miss("the mask is no choice between a bias and a low constant")
-            mask, bias = source(where), source(where, 1)
+        mask, bias = _mask(node)
         uses = node.outputs[0].uses()
         if len(uses) != 1 or not is_op(uses[0].node, "Transpose"):
             raise Miss("the answer is not transposed back to [batch, length, heads, head_size]")
-        return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask and _padding(mask), bias, uses[0].node)
+        return Match(node, query, (_flat(query) or query, flat_key, flat_value), mask, bias, uses[0].node)
 
     def check(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
         key = _check_heads(match.attention)
-        if match.flat[0] is match.query:
-            produced_by(produced_by(match.query, "Transpose", "query").inputs[0], "Reshape", "query")
         if match.mask is not None and not same_shape(known_dims(match.mask, 2, "mask"), (key[0], key[2])):
             raise Miss(f"the mask is {dims(match.mask)}, the keys are {key}")
-        if match.bias is not None and len(dims(match.bias) or (0,) * 4) != 4:
-            raise Miss(f"the bias of scores has shape {dims(match.bias)}, expected 4 dimensions")
+        if match.bias is not None:
+            _check_bias(match.bias, key)
         if tuple(attribute(match.back, "perm", ())) != (0, 2, 1, 3):
             raise Miss("the answer is not transposed by (0, 2, 1, 3)")
         if not all(is_op(use.node, "Reshape") and use.idx == 0 for use in match.back.outputs[0].uses()):
@@ -139,7 +133,7 @@ class MultiHeadAttention(Rule):
         assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
         query = match.flat[0]
         if query is match.query:
-            split = source(match.query.producer())  # check() has seen the Transpose
+            split = _heads_behind(graph, match)
             shape = constant(graph, f"shape_0_0_{heads * size}", np.array([0, 0, heads * size], np.int64))
             like = ir.Value(name=f"{split.name}/flat", type=split.type, shape=ir.Shape([batch, length, heads * size]))
             query = new_node(graph, match.attention, "Reshape", [split, shape], {}, [like], domain="").outputs[0]
@@ -150,13 +144,85 @@ class MultiHeadAttention(Rule):
         if match.mask is not None:
             inputs += [None, _int32(graph, match.mask)]
         if match.bias is not None:
-            inputs += [None] * (BIAS - len(inputs)) + [match.bias]
+            inputs += [None] * (BIAS - len(inputs)) + [_scores(graph, match)]
         like = ir.Value(
             name=match.back.outputs[0].name, type=match.back.outputs[0].type, shape=ir.Shape([batch, length, heads * value_size])
         )
         node = new_node(graph, match.attention, self.kernel, inputs, attributes, [like])
         # The Reshapes behind it see the same numbers in the same order, so they stay right whatever shape they ask for.
         take_over(match.back.outputs[0], node.outputs[0])
+
+
+def _mask(attention: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """The padding mask and the bias of scores that a mask is made of; whatever it is made of otherwise, it is a bias itself.
+
+    Miss for another mask of a cached decoder: its layers keep one cache in one way.
+    """
+    mask = optional(attention, 3)
+    if mask is None:
+        return None, None
+    try:
+        if is_op(where := mask.producer(), "Where"):
+            lowest = array_of(source(where, 2))
+            if lowest is None or lowest.size != 1 or lowest.item() > LOW:
+                raise Miss("the mask is no choice between a bias and a low constant")
+            return _padding(source(where)), source(where, 1)
+        return _padding(mask), None
+    except Miss:
+        graph = attention.graph
+        if isinstance(graph, ir.Graph) and any(value.name == SELF_MASK for value in graph.inputs):
+            raise
+        return None, mask
+
+
+def _check_bias(bias: ir.Value, key: tuple[int | str, ...]) -> None:
+    """Miss unless the kernel can add it to scores of keys of the shape `key`."""
+    shape = known_dims(bias, 4, "the bias of scores")
+    if bias.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
+        raise Miss(f"the mask is {bias.dtype}, expected bool or float32")
+    if shape[3] == 1 and key[2] != 1:
+        raise Miss(f"the bias of scores is one for all keys: {shape}")
+
+
+def _heads_behind(graph: ir.Graph, match: Match) -> ir.Value:
+    """The query as [batch, length, heads, head_size]."""
+    made = match.query.producer()
+    if made is not None and is_op(made, "Transpose") and tuple(attribute(made, "perm", ())) == (0, 2, 1, 3):
+        return source(made)
+    batch, heads, length, size = known_dims(match.query, 4, "query")
+    name = f"{match.query.name}/{match.attention.outputs[0].name}/behind"
+    like = ir.Value(name=name, type=match.query.type, shape=ir.Shape([batch, length, heads, size]))
+    return new_node(graph, match.attention, "Transpose", [match.query], {"perm": [0, 2, 1, 3]}, [like], domain="").outputs[0]
+
+
+def _scores(graph: ir.Graph, match: Match) -> ir.Value:
+    """The bias in float32, as long as the queries: the kernel broadcasts over rows and heads only. Made once for queries of one length."""
+    bias = match.bias
+    assert bias is not None
+    before, shape, length = match.attention, known_dims(bias, 4, "bias"), known_dims(match.query, 4, "query")[2]
+    if bias.dtype == ir.DataType.BOOL:
+        name = f"{bias.name}/scores"
+        made = next((use.node.outputs[0] for use in bias.uses() if use.node.outputs[0].name == name), None)
+        if made is None:
+            seen, hidden = constant(graph, "zero_score", np.float32(0)), constant(graph, "masked_score", np.float32(MASKED_SCORE))
+            like = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=bias.shape)
+            made = new_node(graph, before, "Where", [bias, seen, hidden], {}, [like], domain="").outputs[0]
+        bias = made
+    if shape[2] != 1 or length == 1:
+        return bias
+    label = length if isinstance(length, int) or length != "?" else before.outputs[0].name
+    name = f"{bias.name}/{label}"
+    wide = next((use.node.outputs[0] for use in bias.uses() if use.node.outputs[0].name == name), None)
+    if wide is None:
+        int64 = ir.TensorType(ir.DataType.INT64)
+        count = ir.Value(name=f"{name}/length", type=int64, shape=ir.Shape([1]))
+        asked = new_node(graph, before, "Shape", [match.query], {"start": 2, "end": 3}, [count], domain="").outputs[0]
+        target = ir.Value(name=f"{name}/shape", type=int64, shape=ir.Shape([2]))
+        parts = [asked, constant(graph, "dim_1", np.array([1], np.int64))]
+        wanted = new_node(graph, before, "Concat", parts, {"axis": 0}, [target], domain="").outputs[0]
+        like = ir.Value(name=name, type=bias.type, shape=ir.Shape([shape[0], shape[1], length, shape[3]]))
+        wide = new_node(graph, before, "Expand", [bias, wanted], {}, [like], domain="").outputs[0]
+    return wide
 
 
 def _check_heads(attention: ir.Node) -> tuple[int | str, ...]:

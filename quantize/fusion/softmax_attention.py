@@ -22,7 +22,6 @@ from onnxport.graph.edit import (
     is_op,
     new_node,
     only_use,
-    optional,
     produced_by,
     source,
     take_over,
@@ -35,21 +34,30 @@ KEY_TURNED = (0, 2, 3, 1)  # the same and that of the product in one
 
 
 @dataclass
+class Choice:
+    """Scores or a low number, as a condition says. first: the low number stands where the condition is true."""
+
+    condition: ir.Value
+    low: ir.Value
+    first: bool
+
+
+@dataclass
 class Match:
-    """An attention that is written out."""
+    """An attention that is written out. Heads: a value, and whether its heads are behind its length, as projections leave them."""
 
     softmax: ir.Node
-    query: ir.Value  # [batch, length, heads, size]
-    key: tuple[ir.Value, bool]  # with True as the query, else [batch, heads, source, size]
+    query: tuple[ir.Value, bool]  # with True [batch, length, heads, size], else [batch, heads, length, size]
+    key: tuple[ir.Value, bool]
     value: tuple[ir.Value, bool]
     scale: float
-    bias: ir.Value | None  # added to scores
-    where: ir.Node | None  # a choice between scores and a low number
+    biases: list[ir.Value]  # added to scores
+    choice: Choice | None
     guard: bool  # rows that see nothing are zeros
     back: ir.Node  # Transpose of the answer
 
 
-def _scaled(value: ir.Value) -> tuple[ir.Value, float]:
+def scaled(value: ir.Value) -> tuple[ir.Value, float]:
     """What is multiplied or divided by a constant number, and the factor."""
     factor = 1.0
     while (node := value.producer()) is not None and node.op_type in ("Mul", "Div") and not node.domain:
@@ -129,49 +137,48 @@ class SoftmaxAttention(Rule):
 
     def pattern(self, node: ir.Node) -> Match:
         """As `Rule`."""
-        scores, bias, where = source(node), None, None
-        if is_op(choice := scores.producer(), "Where"):
-            low = _number(source(choice, 2))
-            if low is None or low > LOW:
-                raise Miss("scores are chosen by a Where without a low constant")
-            where, scores = choice, source(choice, 1)
-        if is_op(add := scores.producer(), "Add"):
-            place = 0 if _is_product(source(add, 0)) else 1
-            scores, bias = source(add, place), source(add, 1 - place)
-        scores, scale = _scaled(scores)
-        product = produced_by(scores, "MatMul", "the score")
-        query, query_scale = _scaled(source(product, 0))
-        turned, turned_scale = _scaled(source(product, 1))
+        scores, choice = _chosen(source(node))
+        product, scale, biases = _terms(scores)
+        query, query_scale = scaled(source(product, 0))
+        turned, turned_scale = scaled(source(product, 1))
         key, behind, key_scale = _turned_key(turned)
-        key, more = _scaled(key)
-        before = produced_by(query, "Transpose", "the query")
-        if tuple(attribute(before, "perm", ())) != HEADS_BEHIND:
-            raise Miss("the query's heads are not put in front by a Transpose")
-        query, last = _scaled(source(before))
+        key, more = scaled(key)
+        query, query_behind = _heads(query, "the query")
+        query, last = scaled(query)
         probabilities = _unguarded(node.outputs[0])
         uses = probabilities.uses()
         if len(uses) != 1 or not is_op(uses[0].node, "MatMul") or uses[0].idx != 0:
             raise Miss("the probabilities are not multiplied with values")
         answer = uses[0].node
-        guard = probabilities is not node.outputs[0] and not _finite(bias)
+        infinite = any(not _finite(bias) for bias in biases) or (choice is not None and _number(choice.low) == -math.inf)
         back = answer.outputs[0].uses()
         if len(back) != 1 or not is_op(back[0].node, "Transpose") or tuple(attribute(back[0].node, "perm", ())) != HEADS_BEHIND:
             raise Miss("the answer's heads are not put behind by a Transpose")
         scale *= query_scale * turned_scale * key_scale * more * last
-        return Match(node, query, (key, behind), _heads(source(answer, 1), "the value"), scale, bias, where, guard, back[0].node)
+        return Match(
+            node,
+            (query, query_behind),
+            (key, behind),
+            _heads(source(answer, 1), "the value"),
+            scale,
+            biases,
+            choice,
+            probabilities is not node.outputs[0] and infinite,
+            back[0].node,
+        )
 
     def check(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
         if attribute(match.softmax, "axis", -1) not in (-1, 3):
             raise Miss("the Softmax is not over the last axis")
-        sizes = [_sizes(found) for found in ((match.query, True), match.key, match.value)]
+        sizes = [_sizes(found) for found in (match.query, match.key, match.value)]
         heads = {size[0] for size in sizes}
         if len(heads) != 1 or not all(isinstance(part, int) for size in sizes for part in size) or sizes[0][1] != sizes[1][1]:
             raise Miss(f"heads and sizes of query, key and value are {sizes}, expected equal numbers")
         if match.key[1] != match.value[1]:
             raise Miss("key and value come in two layouts")
-        for value in (match.bias, match.where and source(match.where)):
-            if value is not None and len(dims(value) or (0,) * 5) > 4:
+        for value in (*match.biases, *([match.choice.condition] if match.choice else [])):
+            if len(dims(value) or (0,) * 5) > 4:
                 raise Miss(f"the mask has shape {dims(value)}, expected 4 dimensions at most")
         if not only_use(source(match.softmax)) or (match.softmax.outputs[0].is_graph_output()):
             raise Miss("scores or probabilities are used elsewhere too")
@@ -185,13 +192,14 @@ class SoftmaxAttention(Rule):
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
-        heads, size = _sizes((match.query, True))
+        heads, size = _sizes(match.query)
         value_size = _sizes(match.value)[1]
         assert isinstance(heads, int) and isinstance(size, int) and isinstance(value_size, int)
-        query = _flat(graph, match.softmax, match.query, heads * size)
+        behind = _behind(graph, match.softmax, match.query)
+        query = _flat(graph, match.softmax, behind, heads * size)
         key, value = (
-            _flat(graph, match.softmax, found, heads * width) if behind else found
-            for (found, behind), width in ((match.key, size), (match.value, value_size))
+            _flat(graph, match.softmax, found, heads * width) if split else found
+            for (found, split), width in ((match.key, size), (match.value, value_size))
         )
         inputs: list[ir.Value | None] = [query, key, value]
         if (bias := self._bias(graph, match)) is not None:
@@ -201,7 +209,7 @@ class SoftmaxAttention(Rule):
         attributes = {"num_heads": heads, "scale": float(match.scale)}
         for use in list(out.uses()):
             if is_op(use.node, "Shape"):
-                use.node.replace_input_with(0, match.query)  # [batch, length, heads, size] too
+                use.node.replace_input_with(0, behind)  # [batch, length, heads, size] too
         node = new_node(graph, match.back, self.kernel, inputs, attributes, [like])
         if match.guard:
             node = _guarded(graph, match.back, node)
@@ -210,15 +218,20 @@ class SoftmaxAttention(Rule):
 
     def _bias(self, graph: ir.Graph, match: Match) -> ir.Value | None:
         """What is added to scores, as long as the queries and the keys: the kernel broadcasts over rows and heads only."""
-        bias, before, name = match.bias, match.softmax, match.softmax.outputs[0].name
-        if match.where is not None:
+        before, name = match.softmax, match.softmax.outputs[0].name
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        bias: ir.Value | None = None
+        for i, term in enumerate(match.biases):
+            like = ir.Value(name=f"{name}/sum{i}", type=kind)
+            bias = term if bias is None else new_node(graph, before, "Add", [bias, term], {}, [like], "").outputs[0]
+        if match.choice is not None:
             nothing = bias if bias is not None else constant(graph, "zero_score", np.float32(0))
-            kind = ir.TensorType(ir.DataType.FLOAT)
             like = ir.Value(name=f"{name}/bias", type=kind)
             # the graph puts its low number in the score's place, the kernel adds it: only the lowest hides every score
-            infinite = _number(optional(match.where, 2)) == -math.inf
-            low = source(match.where, 2) if infinite else constant(graph, "masked_score", np.float32(MASKED_SCORE))
-            bias = new_node(graph, before, "Where", [source(match.where), nothing, low], {}, [like], "").outputs[0]
+            infinite = _number(match.choice.low) == -math.inf
+            low = match.choice.low if infinite else constant(graph, "masked_score", np.float32(MASKED_SCORE))
+            either = (low, nothing) if match.choice.first else (nothing, low)
+            bias = new_node(graph, before, "Where", [match.choice.condition, *either], {}, [like], "").outputs[0]
         if bias is None:
             return None
         int64 = ir.TensorType(ir.DataType.INT64)
@@ -229,7 +242,8 @@ class SoftmaxAttention(Rule):
 
         ones = constant(graph, "dims_1_1", np.array([1, 1], np.int64))
         key, behind = match.key
-        sizes = [ones, size(match.query, 1, "length"), size(key, 1 if behind else 2, "source")]
+        query, query_behind = match.query
+        sizes = [ones, size(query, 1 if query_behind else 2, "length"), size(key, 1 if behind else 2, "source")]
         target = ir.Value(name=f"{name}/bias_shape", type=int64, shape=ir.Shape([4]))
         wanted = new_node(graph, before, "Concat", sizes, {"axis": 0}, [target], domain="").outputs[0]
         like = ir.Value(name=f"{name}/wide_bias", type=bias.type)
@@ -241,16 +255,16 @@ def _turned_key(turned: ir.Value) -> tuple[ir.Value, bool, float]:
     if is_op(last := turned.producer(), "Reshape"):  # heads and rows are one axis while two others are exchanged
         turn = produced_by(source(last), "Transpose", "the key")
         first = produced_by(source(turn), "Reshape", "the key")
-        whole, factor = _scaled(source(first))
+        whole, factor = scaled(source(first))
         if tuple(attribute(turn, "perm", ())) != (0, 2, 1) or not _exchanges(whole, first, last):
             raise Miss("the key is laid out anew before its product, and not only transposed")
         return (*_heads(whole, "the key"), factor)
     turn = produced_by(turned, "Transpose", "the key")
     if tuple(attribute(turn, "perm", ())) == KEY_TURNED:
-        key, factor = _scaled(source(turn))
+        key, factor = scaled(source(turn))
         return key, True, factor
     if tuple(attribute(turn, "perm", ())) == (0, 1, 3, 2):
-        inner, factor = _scaled(source(turn))
+        inner, factor = scaled(source(turn))
         return (*_heads(inner, "the key"), factor)
     raise Miss(f"the key is transposed by {attribute(turn, 'perm', ())}")
 
@@ -336,8 +350,47 @@ def _guarded(graph: ir.Graph, before: ir.Node, node: ir.Node) -> ir.Node:
     return new_node(graph, before, "Where", [unseen, zero, answer], {}, [like], domain="")
 
 
-def _is_product(value: ir.Value) -> bool:
-    return is_op(_scaled(value)[0].producer(), "MatMul")
+def _chosen(scores: ir.Value) -> tuple[ir.Value, Choice | None]:
+    """The scores without a choice between them and a low constant, and that choice."""
+    node = scores.producer()
+    if node is None or not is_op(node, "Where"):
+        return scores, None
+    for place in (2, 1):
+        low = _number(source(node, place))
+        if low is not None and low <= LOW:
+            condition = source(node)
+            if is_op(wide := condition.producer(), "Expand") and len(dims(source(wide)) or ()) == 4:
+                condition = source(wide)  # the choice spreads it as well
+            return source(node, 3 - place), Choice(condition, source(node, place), place == 1)
+    raise Miss("scores are chosen by a Where without a low constant")
+
+
+def _terms(scores: ir.Value) -> tuple[ir.Node, float, list[ir.Value]]:
+    """The product of queries and keys that scores are made of, its factor, and what is added to it."""
+    biases: list[ir.Value] = []
+    while is_op(add := scores.producer(), "Add"):
+        place = 0 if _has_product(source(add, 0)) else 1
+        biases.append(source(add, 1 - place))
+        scores = source(add, place)
+    scores, scale = scaled(scores)
+    return produced_by(scores, "MatMul", "the score"), scale, biases[::-1]
+
+
+def _has_product(value: ir.Value) -> bool:
+    """Whether a term of scores is the product, or a sum that has it."""
+    value, node = scaled(value)[0], scaled(value)[0].producer()
+    if is_op(node, "Add"):
+        return _has_product(source(node, 0)) or _has_product(source(node, 1))
+    return is_op(node, "MatMul") and len(dims(value) or ()) == 4
+
+
+def _behind(graph: ir.Graph, before: ir.Node, heads: tuple[ir.Value, bool]) -> ir.Value:
+    """[batch, length, heads, size]."""
+    value, behind = heads
+    if behind:
+        return value
+    like = ir.Value(name=f"{value.name}/{before.outputs[0].name}/behind", type=value.type)
+    return new_node(graph, before, "Transpose", [value], {"perm": list(HEADS_BEHIND)}, [like], domain="").outputs[0]
 
 
 def _flat(graph: ir.Graph, before: ir.Node, value: ir.Value, width: int) -> ir.Value:

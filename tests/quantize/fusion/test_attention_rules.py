@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxport.errors import FusionError
 from onnxport.graph.normalize import parameter_of
-from onnxport.graph.store import write
-from onnxport.quantize.fusion import check_runs, fuse
+from onnxport.quantize.fusion import fuse
 
 RNG = np.random.default_rng(0)
 H, S, D = 2, 8, 16  # heads, head size, hidden
@@ -98,29 +96,52 @@ def test_cross_attention_reads_keys_and_values_as_they_are(session, tools, beams
     np.testing.assert_allclose(got, attention(q, k, v, mask, S**-0.5), atol=1e-5)
 
 
-@pytest.mark.parametrize(("replaced", "reason"), [
-    (("Equal", ["mask", "one"], ["is_pad"]), "does not compare its input with 0"),
-    (("Less", ["mask", "one"], ["is_pad"]), "comes from Not"),
-])  # fmt: skip
-def test_other_masks_stay_with_the_reason(tools, tmp_path, replaced, reason):
-    nodes = [*to_heads("x", "q"), replaced, *padding()[1:], ("Attention", ["q", "k", "v", "mask4"], ["a"]), *MERGE]
-    inputs = {"x": ["batch", 2, D], "k": ["batch", H, "source", S], "v": ["batch", H, "source", S], "mask": ("int32", ["batch", "source"])}
-    model = tools.build(nodes, inputs, {"y": ["batch", 2, D]}, {**SPLIT, "one": np.int32(1)})
-    fused, counts = fuse(model, "decoder", "cpu")
-    assert counts == {"mask_broadcast": 1}  # ONNX Runtime's kernel wants a mask for every query
-    write({"decoder": fused}, tmp_path)
-    with pytest.raises(FusionError, match=r"^decoder.onnx: multi_head_attention found 0 times, expected 1; "):
-        check_runs(tmp_path / "decoder.onnx", {"multi_head_attention": 1})
-    with pytest.raises(FusionError, match=reason):
-        write({"model": model}, tmp_path / "plain")
-        _reason_of(model)
+ONE = {"one": np.int32(1), "low": np.float32(np.finfo(np.float32).min), "nothing": np.float32(0)}
+OTHER_MASKS = {
+    "compared with 1": [("Equal", ["mask", "one"], ["real"]), ("Unsqueeze", ["real", "axes"], ["mask4"])],
+    "less than 1": [("Less", ["mask", "one"], ["is_pad"]), ("Not", ["is_pad"], ["real"]), ("Unsqueeze", ["real", "axes"], ["mask4"])],
+    "joined with another": [
+        *padding()[:2],
+        ("Unsqueeze", ["real", "axes"], ["real4"]),
+        ("And", ["real4", "also"], ["mask4"]),
+    ],
+    "added": [*padding()[:2], ("Unsqueeze", ["real", "axes"], ["real4"]), ("Where", ["real4", "score", "low"], ["mask4"])],
+}
 
 
-def _reason_of(model):
-    from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
-    from onnxport.quantize.fusion.rule import apply
-
-    raise FusionError(apply(model.clone().graph, [MultiHeadAttention()]).misses["multi_head_attention"][0])
+@pytest.mark.parametrize("form", OTHER_MASKS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_masks_become_a_bias_of_scores(session, tools, form, turned):
+    """Two layers share it, and so they do in the fused graph; queries that positions turned come in four dimensions."""
+    query = [*to_heads("x", "q1"), ("Mul", ["q1", "turn"], ["q"])] if turned else to_heads("x", "q")
+    nodes = [*query, *OTHER_MASKS[form], ("Attention", ["q", "k", "v", "mask4"], ["a"]), MERGE[0], ("Reshape", ["a4", "flat"], ["h"])]
+    again = [("Attention", ["q", "k", "v", "mask4"], ["b"]), ("Transpose", ["b"], ["b4"], PERM), ("Reshape", ["b4", "flat"], ["g"])]
+    nodes += [*again, ("Add", ["h", "g"], ["y"])]
+    memory = ["batch", H, "source", S]
+    inputs = {"x": ["batch", "length", D], "k": memory, "v": memory, "mask": ("int32", ["batch", "source"])}
+    inputs |= {"also": ("bool", ["batch", 1, "length", "source"])} if form == "joined with another" else {}
+    inputs |= {"score": ["batch", H, "length", "source"]} if form == "added" else {}
+    turn = normal(S)
+    model = tools.build(nodes, inputs, {"y": ["batch", "length", D]}, {**SPLIT, **ONE, "turn": turn})
+    fused, counts = fuse(model, "model", "cpu")
+    assert counts["multi_head_attention"] == 2
+    kinds = [node.op_type for node in fused.graph]
+    assert "Attention" not in kinds and kinds.count("Where") <= 1 and kinds.count("Expand") <= 1
+    for rows, length, places in ((1, 1, 1), (3, 4, 5), (2, 6, 3)):
+        real = np.ones((rows, places), np.int32)
+        real[0, (places + 1) // 2 :] = 0
+        seen = np.broadcast_to(real[:, None, None] != 0, (rows, 1, length, places)).copy()
+        also, score = RNG.random(seen.shape) < 0.7, normal(rows, H, length, places)
+        also[..., 0] = True
+        x, k, v = normal(rows, length, D), normal(rows, H, places, S), normal(rows, H, places, S)
+        q = x.reshape(rows, length, H, S).transpose(0, 2, 1, 3) * (turn if turned else 1)
+        scores = q.astype(float) @ k.transpose(0, 1, 3, 2) * S**-0.5 + (score if form == "added" else 0)
+        scores = np.where(seen & also if form == "joined with another" else seen, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        expected = 2 * (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(rows, length, D)
+        given = {"x": x, "k": k, "v": v, "mask": real, "also": also, "score": score}
+        got = tools.run(session(fused), {value.name: given[value.name] for value in fused.graph.inputs})["y"]
+        np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("target", ["any", "cpu"])
