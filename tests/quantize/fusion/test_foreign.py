@@ -50,6 +50,21 @@ def asked_sizes() -> list:
     return [*nodes, ("Concat", ["dim0", "dim1", "hidden"], ["joined"], {"axis": 0})]
 
 
+def masked(mask: str | None, scores: str) -> list:
+    """`masked` of scores and `real`."""
+    if mask == "add":
+        return [("Sub", ["one", "real"], ["padding"]), ("Mul", ["padding", "lowest"], ["bias"]), ("Add", [scores, "bias"], ["masked"])]
+    seen = ("Greater", ["real", "zero"], ["seen"])
+    if mask == "where":
+        return [seen, ("Where", ["seen", scores, "lowest"], ["masked"])]
+    if mask == "infinite":
+        return [seen, ("Where", ["seen", "zero", "lowest"], ["bias"]), ("Add", [scores, "bias"], ["masked"])]
+    if mask == "filled":
+        hidden = [("Equal", ["real", "zero"], ["hides"]), ("Expand", ["hides", "spread"], ["hidden_all"])]
+        return [*hidden, ("Where", ["hidden_all", "lowest", scores], ["masked"])]
+    return []
+
+
 def attention(
     build,
     scale: str = "scores",
@@ -58,6 +73,8 @@ def attention(
     split: list[int] | None = None,
     guard: bool = False,
     asks: bool = False,
+    positions: bool = False,
+    turned_query: bool = False,
 ):
     """x [batch, length, hidden] and real [batch, 1, 1, length] (1 or 0) → y of the same shape; in the ways of several exporters."""
     split = split or [0, 0, HEADS, SIZE]
@@ -71,12 +88,17 @@ def attention(
     constants |= {"lowest": np.float32(-np.inf) if mask == "infinite" else LOWEST, "one": np.float32(1), "zero": np.float32(0)}
     constants |= {"minus": np.array([-1]), "first": np.array([0]), "second": np.array([2]), "third": np.array([3])}
     constants |= {"last": np.array([9]), "at0": np.array(0), "at1": np.array(1), "hidden": np.array([HIDDEN])}
+    constants |= {"spread": np.array([1, HEADS, 1, 1]), "positions": weights(1, HEADS, 1, 1, seed=6)}
     nodes = []
     for p in "qkv":
         nodes += [("MatMul", ["x", f"w_{p}"], [f"{p}_flat"]), ("Reshape", [f"{p}_flat", "split"], [f"{p}_split"])]
     nodes += [("Transpose", [f"{p}_split"], [f"{p}_heads"], {"perm": [0, 2, 1, 3]}) for p in "qv"]
     nodes += turned_key(key)
     query, turned, scores = "q_heads", "k_turned", "product"
+    if turned_query:  # by rotary positions: it is no Transpose of a projection any more
+        constants["turn"] = weights(SIZE, seed=5)
+        nodes += [("Mul", ["q_heads", "turn"], ["q_turned"])]
+        query = "q_turned"
     if scale == "both":
         nodes += [("Mul", ["q_heads", "half"], ["q_scaled"]), ("Mul", ["half", "k_turned"], ["k_scaled"])]
         query, turned = "q_scaled", "k_scaled"
@@ -84,16 +106,11 @@ def attention(
     if scale == "scores":
         nodes += [("Div", ["product", "whole"], ["scaled"])]
         scores = "scaled"
-    if mask == "add":
-        nodes += [("Sub", ["one", "real"], ["padding"]), ("Mul", ["padding", "lowest"], ["bias"]), ("Add", [scores, "bias"], ["masked"])]
-        scores = "masked"
-    if mask == "where":
-        nodes += [("Greater", ["real", "zero"], ["seen"]), ("Where", ["seen", scores, "lowest"], ["masked"])]
-        scores = "masked"
-    if mask == "infinite":
-        nodes += [("Greater", ["real", "zero"], ["seen"]), ("Where", ["seen", "zero", "lowest"], ["bias"])]
-        nodes += [("Add", [scores, "bias"], ["masked"])]
-        scores = "masked"
+    if positions:
+        nodes += [("Add", [scores, "positions"], ["placed"])]
+        scores = "placed"
+    nodes += masked(mask, scores)
+    scores = "masked" if mask else scores
     nodes += [("Softmax", [scores], ["p"], {"axis": -1})]
     if guard:
         nodes += [("IsNaN", ["p"], ["blind"]), ("Where", ["blind", "zero", "p"], ["seeing"])]
@@ -115,6 +132,11 @@ CASES = {
     "rows that see nothing are zeros": {"guard": True, "mask": "infinite"},
     "guard that is not needed": {"guard": True, "mask": "where"},
     "sizes of the answer are asked for": {"asks": True},
+    "hidden scores are filled": {"mask": "filled"},
+    "positions and mask": {"positions": True},
+    "positions under a filled mask": {"positions": True, "mask": "filled"},
+    "a query that positions turned": {"turned_query": True},
+    "a query that positions turned, sizes asked for": {"turned_query": True, "asks": True},
 }
 
 
@@ -131,6 +153,67 @@ def test_written_out_attention_becomes_the_kernel(tools, session, case: str) -> 
         real[0, :, :, 1 + length // 2 :] = 0
         given = {"x": weights(rows, length, HIDDEN, seed=9), "real": real}
         np.testing.assert_allclose(tools.run(after, given)["y"], tools.run(before, given)["y"], atol=2e-6)
+
+
+def folded(build, bias: bool, factor: bool):
+    """As DeBERTa-v2 writes it: rows and heads are one axis in products; real [batch, 1, 1, length] → y."""
+    constants = {f"w_{p}": weights(HIDDEN, HIDDEN, seed=i) for i, p in enumerate("qkv")}
+    constants |= {"split": np.array([0, 0, HEADS, SIZE]), "join": np.array([0, 0, HIDDEN]), "whole": np.float32(SIZE**0.5)}
+    constants |= {"lowest": LOWEST, "zero": np.float32(0), "minus": np.array([-1]), "heads": np.array([HEADS]), "size": np.array([SIZE])}
+    nodes: list = [("Shape", ["x"], ["n"], {"start": 1, "end": 2}), ("Concat", ["minus", "n", "size"], ["three"], {"axis": 0})]
+    for p in "qkv":
+        nodes += [("MatMul", ["x", f"w_{p}"], [f"{p}_flat"]), ("Reshape", [f"{p}_flat", "split"], [f"{p}_split"])]
+        nodes += [("Transpose", [f"{p}_split"], [f"{p}_heads"], {"perm": [0, 2, 1, 3]}), ("Reshape", [f"{p}_heads", "three"], [p])]
+    nodes += [("Transpose", ["k"], ["k_turned"], {"perm": [0, 2, 1]}), ("Div", ["k_turned", "whole"], ["k_scaled"])]
+    nodes += [("MatMul", ["q", "k_scaled" if factor else "k_turned"], ["product"])]
+    if bias:
+        nodes += [("Transpose", ["q"], ["q_turned"], {"perm": [0, 2, 1]}), ("MatMul", ["k", "q_turned"], ["relative"])]
+        nodes += [("Add", ["product", "relative"], ["scores"])]
+    nodes += [
+        ("Concat", ["minus", "heads", "n", "n"], ["four"], {"axis": 0}),
+        ("Reshape", ["scores" if bias else "product", "four"], ["scores4"]),
+        ("Greater", ["real", "zero"], ["seen"]),
+        ("Where", ["seen", "scores4", "lowest"], ["masked"]),
+        ("Softmax", ["masked"], ["p4"], {"axis": -1}),
+        ("Concat", ["minus", "n", "n"], ["three_of_scores"], {"axis": 0}),
+        ("Reshape", ["p4", "three_of_scores"], ["p"]),
+        ("MatMul", ["p", "v"], ["answer"]),
+        ("Concat", ["minus", "heads", "n", "size"], ["four_of_values"], {"axis": 0}),
+        ("Reshape", ["answer", "four_of_values"], ["answer4"]),
+        ("Transpose", ["answer4"], ["back"], {"perm": [0, 2, 1, 3]}),
+        ("Reshape", ["back", "join"], ["y"]),
+    ]
+    return build(
+        nodes, {"x": ["batch", "length", HIDDEN], "real": ["batch", 1, 1, "length"]}, {"y": ["batch", "length", HIDDEN]}, constants
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("factor", [False, True])
+def test_heads_in_one_axis_with_rows(tools, session, bias: bool, factor: bool) -> None:
+    model = folded(tools.build, bias, factor)
+    name_inner_shapes(model)
+    fused, counts = fuse(model, "model", "cpu")
+    assert (counts["folded_heads"], counts["softmax_attention"]) == (1, 1)
+    before, after = session(model), session(fused)
+    for rows, length in ((1, 1), (3, 5), (2, 9)):
+        real = np.ones((rows, 1, 1, length), np.float32)
+        real[0, :, :, 1 + length // 2 :] = 0
+        given = {"x": weights(rows, length, HIDDEN, seed=9), "real": real}
+        np.testing.assert_allclose(tools.run(after, given)["y"], tools.run(before, given)["y"], atol=2e-6)
+
+
+def name_inner_shapes(model) -> None:
+    """Shapes as torch's exporter writes them: ONNX's inference does not name a dimension that a Reshape leaves open."""
+    scores = ir.Shape(["rows", "length", "length"])
+    wide = ir.Shape(["batch", HEADS, "length", "length"])
+    heads = ir.Shape(["batch", HEADS, "length", SIZE])
+    flat = ir.Shape(["rows", "length", SIZE])
+    known = {"q_heads": heads, "k_heads": heads, "v_heads": heads, "q": flat, "k": flat, "v": flat, "answer": flat, "answer4": heads}
+    known |= {"product": scores, "relative": scores, "scores": scores, "p": scores, "scores4": wide, "masked": wide, "p4": wide}
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = known.get(str(value.name), value.shape)
 
 
 def test_rows_that_see_nothing_stay_zeros(tools, session) -> None:
