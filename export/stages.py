@@ -24,15 +24,17 @@ def export(
     opset: int | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    lora: str | Path | None = None,
 ) -> Exported:
-    """Standard graphs and golden answers of a folder, a `package.module:factory`, an adapter, or `(module, example inputs)`.
+    """Standard graphs and golden answers of a folder, a file, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
+    lora: a folder of PEFT, which is merged into the weights first.
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
-    found = resolve(source, allow_pickle)
+    found = resolve(source, allow_pickle, lora)
     if task == "text-generation" and isinstance(source, str | Path) and has_modules(Path(source)):
         raise UsageError(
             f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "

@@ -51,7 +51,9 @@ def packed(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
     scale = parts["weight_scale"].float()
     zero: Tensor | float = 2.0 ** (bits - 1)
     if "weight_zero_point" in parts:
-        zero = unpack(parts["weight_zero_point"].t().contiguous(), bits).t()[:n].float()
+        stored = parts["weight_zero_point"]
+        packed_too = stored.dtype == torch.int32  # along the outputs
+        zero = unpack(stored.t().contiguous(), bits).t()[:n].float() if packed_too else stored.float() + zero
     if "weight_g_idx" in parts:
         group = parts["weight_g_idx"].long()
         return (codes - (zero[:, group] if isinstance(zero, Tensor) else zero)) * scale[:, group]

@@ -33,9 +33,7 @@ def weight(parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
     codes, zeros = unpack(qweight.t().contiguous(), bits), unpack(qzeros, bits)
     k = codes.shape[1]
     if zeros.shape != scales.shape or len(codes) != n:
-        raise ValueError(
-            f"qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and scales {list(scales.shape)} do not fit each other"
-        )
+        raise ValueError(f"qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and scales {list(scales.shape)} do not agree")
     group = parts["g_idx"].long() if "g_idx" in parts else torch.arange(k) // (-(-k // groups))
     if group.shape != (k,) or int(group.min()) < 0 or int(group.max()) >= groups:
         raise ValueError(f"g_idx does not lead from {k} inputs to {groups} groups")

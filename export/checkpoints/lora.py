@@ -28,6 +28,7 @@ HARMLESS = frozenset(  # of training, or already in the tensors' names and shape
 )
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base's own weights
 PLAIN_NAME = re.compile(r"\^?[\w.\\-]+\$?")
+HEADS = ("lm_head.weight", "score.weight")  # linear layers in those too
 TIED = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
 
@@ -74,7 +75,7 @@ def merge(base: WeightFiles, config: Mapping[str, Any], folder: Path, allow_pick
     if (folder / "tokenizer.json").is_file():
         notes.append("the tokenizer is that of the base; the adapter's own is left out")
     scales = {name: _scale(settings, name, change) for name, change in changes.items()}
-    inputs_first = bool(settings.get("fan_in_fan_out")) or config.get("model_type") in INPUTS_FIRST
+    inputs_first = config.get("model_type") in INPUTS_FIRST  # PEFT corrects fan_in_fan_out by the layer's class too
     tensors = _merged(base, changes, scales, inputs_first, untied)
     return Merged(config, tensors, tuple(notes), {"base": named, "rank": settings.get("r")}, (path, *files.paths))
 
@@ -171,7 +172,7 @@ def _merged(
     names = dict.fromkeys([*base.tensors, *changes, *(["lm_head.weight"] if untied else [])])
     for name in names:
         tensor = base.tensors[untied if name not in base.tensors and untied else name]
-        yield name, _changed(name, tensor, changes[name], scales[name], inputs_first) if name in changes else tensor
+        yield name, _changed(name, tensor, changes[name], scales[name], inputs_first and name not in HEADS) if name in changes else tensor
 
 
 def _changed(name: str, tensor: Tensor, change: Change, scale: float, inputs_first: bool) -> Tensor:

@@ -93,7 +93,7 @@ def settings_of(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | 
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} is {found!r:.60}, expected an object")
     method = found.get("quant_method") or ("bitsandbytes" if found.get("load_in_4bit") or found.get("load_in_8bit") else None)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise CheckpointError(
             f"{where} has the quant_method {method!r:.60}, expected one of {', '.join(METHODS)}; give the model before it was quantized"
         )
