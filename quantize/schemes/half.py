@@ -27,6 +27,7 @@ INTEGERS = {
     "QLinearConv", "QGemm", "QAttention", "QEmbedLayerNormalization", "QuantizeLinear",
 }  # fmt: skip
 FLOAT32_INPUTS = {"Resize": 2}  # the same for one input: scales
+INTEGER_OUTPUTS = {"EmbedLayerNormalization": 1}  # of kernels of ONNX Runtime that read floats: the place of an int32 result
 KINDS = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -106,8 +107,10 @@ def prepared(model: ir.Model) -> ir.Model:
     name_shapes(copy)  # types too: a stored graph has none inside
     for node in copy.graph:  # ONNX's inference knows no kernels of ONNX Runtime, whose results have the type of what they read
         types = [value.type for value in node.inputs if value is not None and value.type is not None]
-        for value in node.outputs:
-            if value.type is None and types:
+        for place, value in enumerate(node.outputs):
+            if value.type is None and INTEGER_OUTPUTS.get(node.op_type) == place:
+                value.type = ir.TensorType(ir.DataType.INT32)
+            elif value.type is None and types:
                 value.type = next((t for t in types if t.dtype == FLOAT), types[0])
     return copy
 
