@@ -127,7 +127,7 @@ def _base(model_type: str) -> str | None:
 
 def _headless(model_type: str, config: Mapping[str, Any], model_config: Any) -> bool:
     """Whether a folder is of a language model without a head, and none is tied to its table of tokens: it can only give hidden states."""
-    return _named(config) in _names(model_type, "MODEL_MAPPING_NAMES") and not model_config.tie_word_embeddings
+    return _named(config) in _names(model_type, "MODEL_MAPPING_NAMES") and not getattr(model_config, "tie_word_embeddings", False)
 
 
 def _kind_refused(
