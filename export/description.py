@@ -1,6 +1,6 @@
 """Descriptions of models: what the exporter needs to know of one, whatever class or library it comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -77,6 +77,7 @@ class EncoderModel:
     [batch, sequence] → outputs by name. outputs: their names and shapes. rows: ids it takes. build: its canonical form, with the one role
     `encoder`; None: its one module is traced directly. encoding: how the runtime handles texts, to which `encoding_config` adds sizes.
     tasks: what it can do, its usual task first. end_id: what every text must end with, if anything.
+    layers: arrays of what follows the pooling.
     """
 
     modules: list[Any]
@@ -90,6 +91,7 @@ class EncoderModel:
     types: int = 0
     encoding: EncodingConfig = EncodingConfig()
     end_id: int | None = None
+    layers: tuple[Mapping[str, Any], ...] = ()
 
     def encoding_config(self) -> EncodingConfig:
         """`encoding` with the model's sizes. Where all tokens are of one type, the types that a tokenizer gives are not read."""

@@ -25,6 +25,7 @@ class Exported:
     graphs: role → standard ONNX. goldens: `case/name` → array. generation: of a model that generates. encoding: of an encoder of texts.
     tokenizers: `source` and `target` → bytes of a tokenizer.json. source_hashes: file, module or class → sha256. expected: role → fusion
     rule → how often it must apply. settings: the model's settings, ready for JSON. notes: what was left out or assumed, a sentence each.
+    layers: arrays of what follows the pooling of an embedding model.
     """
 
     name: str
@@ -42,3 +43,4 @@ class Exported:
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, np.ndarray], ...] = ()

@@ -1,19 +1,35 @@
-"""What sentence-transformers' files in a folder say of texts: pooling, normalization, the longest text, small letters, activations."""
+"""What sentence-transformers' files in a folder say of texts: pooling and what follows it, prompts, the longest text, activations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import read_json
-from onnxport.runtime.bundle.manifest import EncodingConfig
+from onnxport.runtime.bundle.manifest import EncodingConfig, PooledLayer
 
 MODULES = "modules.json"
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-OTHER_POOLINGS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+LABELLED = ("classification", "token-classification")  # tasks whose outputs have names
+POOLINGS = {  # modes of a pooling, in the order in which its vectors are joined where older files name several
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+    "lasttoken": "last",
+}
+FLAGS = {  # of older files
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATED = ("Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Identity")  # of torch.nn, behind a Dense module
 KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in KINDS)  # the first that is there counts
 PROBLEMS = {"single_label_classification": "single", "multi_label_classification": "multi", "regression": "regression"}
@@ -31,6 +47,9 @@ class TextSettings:
     """How texts of a folder become answers. pooling: None where nothing says; max_length: None for what the model can.
 
     token_types: the tokenizer gives them. lower: texts are lowered first. mask_id, unknown_id: of the tokenizer, None without such a token.
+    layers: what follows the pooling, and `folders` where the weights of each are. prompts: by name, what stands before texts, and the name
+    of the one that does by default. include_prompt: pooling counts its tokens. truncate_dim: numbers of a vector that are kept.
+    arrays: of each layer, see `pooled_layers`.
     """
 
     pooling: str | None = None
@@ -40,6 +59,13 @@ class TextSettings:
     lower: bool = False
     mask_id: int | None = None
     unknown_id: int | None = None
+    layers: tuple[PooledLayer, ...] = ()
+    folders: tuple[Path, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    include_prompt: bool = True
+    truncate_dim: int | None = None
+    arrays: tuple[Mapping[str, Any], ...] = ()
 
     def encoding(self, task: str | None) -> EncodingConfig:
         """The bundle's settings, but for labels and sizes; task None: hidden states."""
@@ -48,7 +74,18 @@ class TextSettings:
             return replace(config, mask_id=self.mask_id)
         if task == "token-classification":
             return replace(config, unknown_id=self.unknown_id)
-        return replace(config, pooling=self.pooling or "mean", normalize=self.normalize) if task in (None, "embedding") else config
+        if task not in (None, "embedding"):
+            return config
+        return replace(
+            config,
+            pooling=self.pooling or "mean",
+            normalize=self.normalize,
+            layers=self.layers,
+            prompts={name: self.prompts[name] for name in sorted(self.prompts)},
+            default_prompt=self.default_prompt,
+            include_prompt=self.include_prompt,
+            truncate_dim=self.truncate_dim,
+        )
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -73,7 +110,7 @@ def read_modules(folder: Path, token_types: bool = True, longest: int | None = N
     settings = TextSettings(token_types=token_types)
     for module in read_json(path, list):
         settings = _module(module, path, settings)
-    _check_prompt(folder / "config_sentence_transformers.json")
+    settings = _with_prompts(settings, folder / "config_sentence_transformers.json")
     found = next((file for name in SETTINGS if (file := transformer_folder(folder) / name).is_file()), None)
     return replace(settings, max_length=longest) if found is None else _own_settings(found, settings, longest)
 
@@ -92,26 +129,46 @@ def _module(module: Any, path: Path, settings: TextSettings) -> TextSettings:
     """The settings with those of one module in modules.json."""
     if not isinstance(module, dict):
         raise CheckpointError(f"{path} holds {module!r:.40}, expected objects with type and path; copy it again")
-    kind = _kind(module)
+    kind, folder = _kind(module), path.parent / str(module.get("path", ""))
+    if kind in ("Transformer", "Dropout"):  # nothing is dropped in an answer
+        return settings
     if kind == "Pooling":
-        return replace(settings, pooling=_pooling(path.parent / str(module.get("path", "")) / "config.json"))
+        config = read_json(folder / "config.json")
+        return replace(settings, pooling=_pooling(config, folder), include_prompt=config.get("include_prompt", True) is not False)
+    if settings.pooling is None or kind not in ("Normalize", "Dense", "LayerNorm"):
+        known = "a Transformer, Pooling, and Dense, LayerNorm and Normalize behind it"
+        raise CheckpointError(f"{path} has a {kind} module in this place, expected {known}; export its Transformer alone")
+    if settings.normalize:  # what came last until now comes in between
+        between = {"layers": (*settings.layers, PooledLayer("normalize")), "folders": (*settings.folders, folder)}
+        settings = replace(settings, normalize=False, **between)
     if kind == "Normalize":
         return replace(settings, normalize=True)
-    if kind == "Transformer":
-        return settings
-    raise CheckpointError(f"{path} has a {kind} module, expected Transformer, Pooling and Normalize; export its Transformer alone")
+    layer = PooledLayer("norm") if kind == "LayerNorm" else _dense(read_json(folder / "config.json"), folder)
+    return replace(settings, layers=(*settings.layers, layer), folders=(*settings.folders, folder))
 
 
-def _pooling(path: Path) -> str:
-    config = read_json(path)
-    modes = [name for name in (*POOLINGS, *OTHER_POOLINGS) if config.get(name) is True]
-    mode = config.get("pooling_mode")  # newer files name it
-    if not modes and mode in ("mean", "cls", "lasttoken"):
-        return {"lasttoken": "last"}.get(str(mode), str(mode))
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        known = ", ".join(POOLINGS)
-        raise CheckpointError(f"{path} pools by {' and '.join(modes) or mode!r}, expected one of {known}; export as --task tensor")
-    return POOLINGS[modes[0]]
+def _pooling(config: Mapping[str, Any], folder: Path) -> str:
+    """The bundle's name of a pooling's modes. CheckpointError: one that is not known."""
+    stated = config.get("pooling_mode")  # newer files name it, and then the flags do not count
+    if stated is None:
+        stated = [mode for flag, mode in FLAGS.items() if config.get(flag) is True] or ["mean"]
+    modes = [stated] if isinstance(stated, str) else stated
+    if not isinstance(modes, list) or not modes or any(mode not in POOLINGS for mode in modes):
+        raise CheckpointError(f"{folder / 'config.json'} pools by {stated!r:.60}, expected some of {', '.join(POOLINGS)}")
+    return "+".join(POOLINGS[mode] for mode in modes)
+
+
+def _dense(config: Mapping[str, Any], folder: Path) -> PooledLayer:
+    """A Dense module. CheckpointError: it reads something else, or its activation is not known."""
+    path = folder / "config.json"
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise CheckpointError(f"{path}: {key} is {config[key]!r:.60}, expected sentence_embedding; export its Transformer alone")
+    stated = str(config.get("activation_function", "torch.nn.Tanh"))
+    place, _, name = stated.rpartition(".")
+    if not place.startswith("torch.nn") or name not in ACTIVATED:
+        raise CheckpointError(f"{path}: activation_function is {stated!r:.60}, expected {', '.join(ACTIVATED)} of torch.nn")
+    return PooledLayer("dense", name.lower(), config.get("use_residual") is True)
 
 
 def _own_settings(path: Path, settings: TextSettings, longest: int | None) -> TextSettings:
@@ -123,14 +180,20 @@ def _own_settings(path: Path, settings: TextSettings, longest: int | None) -> Te
     return replace(settings, max_length=longest if stated is None else stated, lower=config.get("do_lower_case") is True)
 
 
-def _check_prompt(path: Path) -> None:
-    """CheckpointError where texts get a prompt by default."""
+def _with_prompts(settings: TextSettings, path: Path) -> TextSettings:
+    """The settings with the folder's prompts. CheckpointError: they are none, or the default is not among them."""
     config = read_json(path) if path.is_file() else {}
-    name = config.get("default_prompt_name")
-    if name is not None and (config.get("prompts") or {}).get(name) != "":
-        raise CheckpointError(
-            f"{path}: default_prompt_name is {name!r:.40}, expected null: a bundle puts nothing before texts; do it yourself"
-        )
+    stated, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(stated, dict) or not all(text is None or isinstance(text, str) for text in stated.values()):
+        raise CheckpointError(f"{path}: prompts is {stated!r:.60}, expected texts by name; correct it")
+    prompts = {str(name): text or "" for name, text in stated.items()}
+    if default is not None and default not in prompts:
+        known = ", ".join(prompts) or "none"
+        raise CheckpointError(f"{path}: default_prompt_name is {default!r:.40}, expected one of its prompts, {known}; correct it")
+    size = config.get("truncate_dim")
+    if size is not None and (type(size) is not int or size < 1):
+        raise CheckpointError(f"{path}: truncate_dim is {size!r:.40}, expected a whole number from 1; correct it")
+    return replace(settings, prompts=prompts, default_prompt=default, truncate_dim=size)
 
 
 def activation(config: Mapping[str, Any]) -> str | None:

@@ -255,6 +255,7 @@ class TracedEncoder:
             types=self.types,
             encoding=text_encoding(self.task, config, self.texts),
             end_id=self.end_id,
+            layers=self.texts.arrays if self.task is None else (),
         )
 
     def _original(self, named: list[str]) -> tuple[nn.Module, Callable[[Arrays], Arrays]]:

@@ -21,7 +21,7 @@ from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, alway
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import OneChoice, TransformersEncoder
-from onnxport.export.sentence_transformers import NEWER, OLDER, PROBLEMS, TextSettings, problem
+from onnxport.export.sentence_transformers import LABELLED, NEWER, OLDER, PROBLEMS, TextSettings, problem
 from onnxport.runtime.bundle.manifest import EncodingConfig
 
 COMMON: dict[str, Key] = {
@@ -54,7 +54,6 @@ TRAINING = frozenset(  # of training, or of heads that are left out
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type type_vocab_size language name""".split()
 )
 FILL, CHOICE = "fill-mask", "multiple-choice"
-LABELLED = ("classification", "token-classification")
 OPTIONAL_TENSORS = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$")  # buffers that older versions saved
 
 
@@ -198,6 +197,7 @@ class HuggingFaceEncoder:
             tasks=tasks,
             types=self._types(),
             encoding=text_encoding(None if head is None else head.task, config, self.texts),
+            layers=self.texts.arrays if head is None else (),
         )
 
     def outputs(self) -> dict[str, tuple[int | str, ...]]:

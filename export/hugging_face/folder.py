@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onnxport.errors import CheckpointError
+from onnxport.export import pooled_layers
 from onnxport.export.config_checks import read_json
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
@@ -52,9 +53,10 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     paths = files.paths
     del files, tensors  # transformers reads them again
     texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
-    texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id)
+    arrays, layer_files = pooled_layers.read(texts, model_config.hidden_size, allow_pickle) if texts.layers else ((), {})
+    texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id, arrays=arrays)
     adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding, texts)
-    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})}
+    hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})} | layer_files
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers.by_side else family.task(config)
     return Source(
@@ -108,7 +110,7 @@ def _notes(family: Family, config: dict[str, Any], stated: dict[str, Any], model
 def _decoding(family: Family, settings: Any, sizes: dict[str, int]) -> tuple[Decoding, list[str]]:
     """The decoding of a transformers GenerationConfig, and what is wrong with it."""
     ids, problems = generation_settings.special_ids(settings, sizes["source"], sizes["target"], family.kind == "seq2seq")
-    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [ids["eos_id"]]
+    ends = ids["eos_id"] if isinstance(ids["eos_id"], list) else [] if ids["eos_id"] is None else [ids["eos_id"]]
     search, search_problems = generation_settings.read_generation(settings, sizes["target"], ends, family.kind == "seq2seq")
     return Decoding(ids, search), [*problems, *search_problems]
 

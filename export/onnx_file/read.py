@@ -159,11 +159,13 @@ def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) ->
         positions -= int(config.get("pad_token_id") or 0) + 1  # positions begin behind the padding's own
     pad = int(config.get("pad_token_id") or 0)
     found = replace(file.texts.encoding(task), max_length=file.texts.max_length or positions, pad_id=pad, vocab_size=rows)
-    if task == "classification":
+    if rows is not None and (found.mask_id or 0) >= rows:
+        found = replace(found, mask_id=None)
+    if labels is not None:
         names = config.get("id2label")
         known = isinstance(names, dict) and labels is not None and set(names) == {str(i) for i in range(labels)}
         texts = tuple(str(names[str(i)]) for i in range(labels or 0)) if known and isinstance(names, dict) else ()
-        return replace(found, labels=texts, problem=problem(config, labels))
+        return replace(found, labels=texts, problem=problem(config, labels) if task == "classification" else found.problem)
     return found
 
 

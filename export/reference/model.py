@@ -204,7 +204,7 @@ def original_encoder(model: EncoderModel, task: str, tokenizer: TextTokenizer | 
             return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     inputs = dict.fromkeys([INPUT_IDS, ATTENTION_MASK] + [TOKEN_TYPE_IDS] * (model.types > 0), "int64")
-    return TextEncoder(task, model.encoding_config(), tokenizer, inputs, model.outputs, run)
+    return TextEncoder(task, model.encoding_config(), tokenizer, inputs, model.outputs, run, layers=model.layers)
 
 
 def settings(model: Seq2SeqModel | CausalModel) -> GenerationConfig:

@@ -1,6 +1,7 @@
 """The canonical route: a model's weights go into the canonical Transformer, which is checked against the original, then traced."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -71,7 +72,8 @@ def export_encoder(source: Source, model: EncoderModel, task: str, opset: int, p
     _release(source, model.modules, canonical)
     progress("tracing the encoder")
     graphs = {"encoder": trace_text_encoder(canonical.graphs["encoder"], model.types > 0, model.outputs, opset)}
-    return _exported(source, task, opset, graphs, goldens, canonical, encoding=model.encoding_config())
+    exported = _exported(source, task, opset, graphs, goldens, canonical, encoding=model.encoding_config())
+    return replace(exported, layers=model.layers)
 
 
 def _check_encoder(canonical: CanonicalModel, model: EncoderModel, goldens: Mapping[str, np.ndarray]) -> None:

@@ -83,6 +83,7 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
         settings=source.settings | {"class": name},
+        layers=model.layers,
     )
 
 

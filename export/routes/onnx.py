@@ -8,21 +8,25 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import CheckpointError, UsageError
+from onnxport.export import pooled_layers
 from onnxport.export.exported import Exported
 from onnxport.export.onnx_file.inputs import Arrays, GraphInput, inputs_of
 from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
 from onnxport.export.onnx_file.read import encoding, is_half, load, tokenizers
-from onnxport.export.sentence_transformers import has_modules, score_notes
+from onnxport.export.sentence_transformers import LABELLED, has_modules, score_notes
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.tokenizers.folder import FolderTokenizers
 from onnxport.graph.edit import dims
 from onnxport.progress import Progress
 
+STATE = "last_hidden_state"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # task → the outputs that it needs, with the number of their dimensions
 TASKS: dict[str, dict[str, int]] = {
-    "embedding": {"last_hidden_state": 3},
+    "embedding": {STATE: 3},
     "classification": {"logits": 2},
+    "token-classification": {"logits": 3},
+    "fill-mask": {"logits": 3},
     "question-answering": {"start_logits": 2, "end_logits": 2},
 }
 
@@ -50,14 +54,19 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         notes = (f"task tensor is assumed, arrays in and arrays out: for texts say --task {' or '.join(others)}",)
     if task != "tensor":
         rows = next(entry.rows for entry in inputs if entry.name == "input_ids")
-        labels = cases["case0/out/logits"].shape[-1] if task == "classification" else None
+        labels = cases["case0/out/logits"].shape[-1] if task in LABELLED else None
         found = tokenizers(file)
         if rows is not None and (problems := found.problems(dict.fromkeys(found.by_side, rows))):
             raise CheckpointError(f"{problems[0]}; put the model's own tokenizer.json beside {file.path.name}")
-        token_types = found.gives_types
         longest = file.texts.max_length or (found.longest if any(map(has_modules, file.folders)) else None)
-        config = encoding(replace(file, texts=replace(file.texts, token_types=token_types, max_length=longest)), task, rows, labels)
+        more = {"token_types": found.gives_types, "max_length": longest, "mask_id": found.mask_id, "unknown_id": found.unknown_id}
+        file = replace(file, texts=replace(file.texts, **more))
+        config = encoding(file, task, rows, labels)
         notes = (*found.notes, *(score_notes(file.config, labels) if task == "classification" else ()))
+    layers: tuple[pooled_layers.Arrays, ...] = ()
+    if task == "embedding" and file.texts.layers:
+        layers, hashes = pooled_layers.read(file.texts, cases[f"case0/out/{STATE}"].shape[-1], False)
+        source = replace(source, hashes=source.hashes | hashes)
     return Exported(
         name=source.name,
         task=task,
@@ -71,6 +80,7 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         source_hashes=source.hashes,
         settings=settings,
         notes=notes,
+        layers=layers,
     )
 
 

@@ -22,6 +22,7 @@ REQUIRED = (
     "encoding.default_prompt",
     "encoding.layers",
     "encoding.lower",
+    "encoding.truncate_dim",
     "generation.caches",
     "generation.max_total_tokens",
     "generation.min_total_tokens",
@@ -47,6 +48,7 @@ POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean")
 LAYERS = ("dense", "norm", "normalize")
 ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid", "silu")
 PROBLEMS = ("single", "multi", "regression")
+_OF_EMBEDDING = ("layers", "prompts", "default_prompt", "include_prompt", "truncate_dim")
 _READ_BY_TASK = {
     "embedding": ("pooling", "normalize"),
     "classification": ("labels", "problem"),
@@ -188,6 +190,7 @@ class EncodingConfig:
     lower: texts are brought to small letters before the tokenizer sees them. pooling: one of POOLINGS, or several with + between them,
     whose vectors are joined. layers: what follows it, before `normalize`. prompts: by name, what `encode` puts before texts;
     default_prompt: the name of the one where none is asked for. include_prompt: pooling counts its tokens too.
+    truncate_dim: numbers of a vector that are kept.
     mask_id, unknown_id: tokens that stand for a missing word, and for what the tokenizer does not know.
     """
 
@@ -206,6 +209,7 @@ class EncodingConfig:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     include_prompt: bool = True
+    truncate_dim: int | None = None
     mask_id: int | None = None
     unknown_id: int | None = None
 
@@ -225,7 +229,8 @@ class EncodingConfig:
                 section[{"token_types": "kinds"}.get(entry.name, entry.name)] = list(value) if isinstance(value, tuple) else value
         if self.layers:
             section["layers"] = [layer.as_dict() for layer in self.layers]
-        return section | ({"prompts": dict(self.prompts)} if self.prompts else {})
+        section |= {"prompts": dict(self.prompts)} if self.prompts else {}
+        return section if task == "embedding" else {name: value for name, value in section.items() if name not in _OF_EMBEDDING}
 
 
 @dataclass(frozen=True)
@@ -419,6 +424,7 @@ def encoding(value: object) -> EncodingConfig:
         prompts=r.strings("prompts"),
         default_prompt=r.get("default_prompt", (str, type(None)), None),
         include_prompt=r.get("include_prompt", bool, True),
+        truncate_dim=r.natural("truncate_dim", None, 1, null=True),
         mask_id=r.natural("mask_id", None, null=True),
         unknown_id=r.natural("unknown_id", None, null=True),
     )

@@ -119,7 +119,7 @@ def _finished(pooled: np.ndarray, encoder: Encoder, wishes: Wishes) -> np.ndarra
     for layer, arrays in zip(encoder.config.layers, encoder.layers, strict=True):
         vectors = _layer(vectors, layer, arrays)
     vectors = _unit(vectors) if encoder.config.normalize else vectors
-    vectors = vectors if wishes.size is None else vectors[:, : wishes.size]
+    vectors = vectors[:, : wishes.size or encoder.config.truncate_dim]  # None keeps all
     return _unit(vectors) if wishes.normalize else vectors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
 CHAT = "chat_template.jinja"
+LAYERS = "layers.npz"
 
 
 def write_contents(staging: Staging, exported: Exported, default: str, name: str) -> None:
@@ -40,10 +42,23 @@ def _files(exported: Exported, search: dict[str, bytes]) -> dict[str, bytes]:
     files |= {_search_file(name): content for name, content in search.items()}
     if exported.chat is not None:
         files[CHAT] = exported.chat.text.encode()
+    if layers := _layers(exported):
+        files[LAYERS] = _npz(layers)
+    return files | {GOLDEN: _npz(exported.goldens)}
+
+
+def _npz(found: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = dict(sorted(exported.goldens.items()))
+    arrays: dict[str, Any] = dict(sorted(found.items()))
     np.savez_compressed(buffer, **arrays)  # no time of day in it: the bytes are repeatable
-    return files | {GOLDEN: buffer.getvalue()}
+    return buffer.getvalue()
+
+
+def _layers(exported: Exported) -> dict[str, np.ndarray]:
+    """Arrays of what follows the pooling, by place and name."""
+    if exported.task != "embedding":
+        return {}
+    return {f"{i}/{name}": array for i, layer in enumerate(exported.layers) for name, array in layer.items()}
 
 
 def _tokenizer_files(exported: Exported) -> dict[str, str]:
@@ -67,7 +82,6 @@ def _search_graphs(exported: Exported) -> dict[str, bytes]:
 
 def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: str) -> dict[str, Any]:
     encoding = None if exported.encoding is None else exported.encoding.as_dict(exported.task)
-    versions = {package: importlib.metadata.version(package) for package in VERSIONED if _installed(package)}
     return {
         "name": exported.name or name,
         "task": exported.task,
@@ -77,6 +91,7 @@ def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: 
         "encoding": encoding,
         "chat": None if exported.chat is None else ChatConfig(CHAT, exported.chat.tokens).as_dict(),
         "golden": GOLDEN,
+        **({"layers": LAYERS} if _layers(exported) else {}),
         "tokenizers": _tokenizer_files(exported),
         "search": {graph: _search_file(graph) for graph in search},
         "variants": {},
@@ -86,9 +101,15 @@ def _manifest(exported: Exported, search: dict[str, bytes], default: str, name: 
             "opset": exported.opset,
             "source": exported.source_hashes,
             **({"notes": list(exported.notes)} if exported.notes else {}),
-            "versions": {"onnxport": __version__, "python": platform.python_version(), **versions},
+            "versions": versions(VERSIONED),
         },
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of onnxport, Python, and those of `packages` that are installed."""
+    found = {package: importlib.metadata.version(package) for package in packages if _installed(package)}
+    return {"onnxport": __version__, "python": platform.python_version(), **found}
 
 
 def _installed(package: str) -> bool:

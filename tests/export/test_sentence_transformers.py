@@ -1,0 +1,236 @@
+"""Folders of sentence-transformers: what its modules make of hidden states, as its code does it, through bundles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
+
+from onnxport.build.stages import build
+from onnxport.errors import CheckpointError, TextError, UsageError
+from onnxport.export.resolve import resolve
+from onnxport.runtime import load
+from onnxport.runtime.bundle.reader import Bundle
+from support import encoder_folders as encoders
+from support import task_folders as folders
+from support.once import made_once
+
+TEXTS = ["the cat", "a dog lay by the door", "x", "Ada came to London"]
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+WIDTH = 40
+PROMPTS = {"query": "find: ", "document": "", "long": "see what: "}
+LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (  # of the folder that has all of them
+    ("Normalize", {}),
+    ("Dense", {"out_features": 24, "activation_function": "torch.nn.modules.activation.Tanh"}),
+    ("LayerNorm", {}),
+    ("Dense", {"out_features": 24, "activation_function": "torch.nn.modules.activation.GELU", "use_residual": True}),
+    ("Dense", {"out_features": 16, "activation_function": "torch.nn.modules.linear.Identity", "bias": False, "use_residual": True}),
+    ("Normalize", {}),
+)
+
+
+def modules(folder: Path, pooling: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]] = (), width: int = WIDTH) -> Path:
+    """Adds modules.json, a pooling and what follows it, with random weights."""
+    generator = torch.Generator().manual_seed(3)
+    size = width * (len(pooling["pooling_mode"]) if isinstance(pooling.get("pooling_mode"), list) else 1)
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": width} | pooling))
+    for i, (kind, config) in enumerate(layers, start=2):
+        place = folder / f"{i}_{kind}"
+        place.mkdir()
+        kinds.append((kind, place.name))
+        tensors = {}
+        if kind == "Dense":
+            config = {"in_features": size, "bias": True} | config
+            after = config["out_features"]
+            tensors["linear.weight"] = torch.randn(after, size, generator=generator) / size**0.5
+            tensors |= {"linear.bias": torch.randn(after, generator=generator) / 9} if config["bias"] else {}
+            if config.get("use_residual") and after != size:
+                tensors["residual.weight"] = torch.randn(after, size, generator=generator) / size**0.5
+            size = after
+        if kind == "LayerNorm":
+            config = {"dimension": size}
+            tensors = {f"norm.{part}": torch.rand(size, generator=generator) + 0.5 for part in ("weight", "bias")}
+        if tensors:
+            save_file(tensors, place / "model.safetensors")
+            (place / "config.json").write_text(json.dumps(config))
+    stated = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (kind, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(stated))
+    return folder
+
+
+def hidden(folder: Path, text: str) -> torch.Tensor:
+    """Hidden states [tokens, hidden] by transformers."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        found: torch.Tensor = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+    return found
+
+
+def pooled(states: torch.Tensor, modes: Sequence[str], skip: int = 0) -> torch.Tensor:
+    """As Pooling.forward of sentence-transformers, for a text without padding. skip: tokens of a prompt that do not count."""
+    mask = torch.ones(len(states))
+    mask[:skip] = 0
+    weights = torch.arange(1, len(states) + 1) * mask
+    kept = states[skip:]
+    made = {
+        "cls": kept[0],
+        "max": kept.max(0).values,
+        "mean": kept.mean(0),
+        "mean_sqrt_len_tokens": kept.sum(0) / len(kept) ** 0.5,
+        "weightedmean": (states * weights[:, None]).sum(0) / weights.sum(),
+        "lasttoken": states[-1],
+    }
+    return torch.cat([made[mode] for mode in modes])
+
+
+def through(vector: torch.Tensor, folder: Path) -> torch.Tensor:
+    """The modules behind the pooling."""
+    from safetensors.torch import load_file
+
+    for i, (kind, config) in enumerate(LAYERS, start=2):
+        place = folder / f"{i}_{kind}"
+        if kind == "Normalize":
+            vector = normalize(vector, dim=0)
+            continue
+        tensors = load_file(place / "model.safetensors")
+        if kind == "LayerNorm":
+            vector = torch.nn.functional.layer_norm(vector, vector.shape, tensors["norm.weight"], tensors["norm.bias"])
+            continue
+        activation = getattr(torch.nn, config["activation_function"].rpartition(".")[2])()
+        out = activation(tensors["linear.weight"] @ vector + tensors.get("linear.bias", 0))
+        if config.get("use_residual"):
+            out = out + (tensors["residual.weight"] @ vector if "residual.weight" in tensors else vector)
+        vector = out
+    return vector
+
+
+def made(folder: Path) -> None:
+    plain = modules(folders.write(folder / "plain-source", "bert", "bare"), {"pooling_mode_mean_tokens": True})
+    build(str(plain), folder / "plain", precision=("fp32",))
+    whole = modules(folders.write(folder / "whole-source", "bert", "bare"), {"pooling_mode": list(MODES), "include_prompt": False}, LAYERS)
+    (whole / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS, "default_prompt_name": "query"}))
+    build(str(whole), folder / "whole", precision=("fp32", "fp16"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "sentence-transformers", made)
+
+
+def test_every_pooling_prompt_and_layer(exported: Path) -> None:
+    source, bundle = exported / "whole-source", Bundle.open(exported / "whole", verify=True)
+    assert bundle.encoding.pooling == "cls+max+mean+mean_sqrt_len+weightedmean+last"
+    assert bundle.layers == "layers.npz" and bundle.variants["fp32"].bytes > bundle.files["layers.npz"].bytes
+    assert "encoding.layers" in bundle.manifest.as_dict()["requires"]
+    with load(bundle.path, threads=1) as model:
+        for name, options in (
+            ("query", {}), ("document", {"prompt_name": "document"}), ("long", {"prompt": PROMPTS["long"]}), ("document", {"prompt": ""}),
+        ):  # fmt: skip
+            prompt = PROMPTS[name]
+            skip = 0 if not prompt else len(model.tokenize(prompt)) - 1  # without its [SEP]
+            wanted = [through(pooled(hidden(source, prompt + text), MODES, skip), source) for text in TEXTS]
+            found = model.encode(TEXTS, **options)
+            np.testing.assert_allclose(found, torch.stack(wanted).numpy(), atol=2e-5)
+        cut = torch.stack(wanted)[:, :7]
+        np.testing.assert_allclose(model.encode(TEXTS, prompt="", truncate_dim=7), cut.numpy(), atol=2e-5)
+        found = model.encode(TEXTS, prompt="", truncate_dim=7, normalize_embeddings=True, batch_size=2)
+        np.testing.assert_allclose(found, normalize(cut, dim=1).numpy(), atol=2e-5)
+        assert model.encode([]).shape == (0, 16)
+        with pytest.raises(UsageError, match="prompt_name is 'passage', this bundle's prompts are: document, long, query"):
+            model.encode("a", prompt_name="passage")
+        with pytest.raises(UsageError, match="truncate_dim is 0"):
+            model.encode("a", truncate_dim=0)
+        with pytest.raises(TextError, match="the prompt has"):
+            model.encode("a", prompt="a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l m n o p q r s t u v")
+        with pytest.raises(TypeError, match="'normalize'; use normalize_embeddings"):
+            model.encode("a", normalize=True)  # type: ignore[call-arg]
+
+
+def test_plain_settings_and_progress(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with load(exported / "plain", threads=1) as model:
+        wanted = torch.stack([hidden(exported / "plain-source", text).mean(0) for text in TEXTS])
+        np.testing.assert_allclose(model.encode(TEXTS, show_progress_bar=True), wanted.numpy(), atol=2e-5)
+        told = capsys.readouterr()
+        assert told.out == "" and "encoding windows (4 of 4)" in told.err and told.err.endswith("\n")
+        found = model.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
+        np.testing.assert_allclose(found, normalize(wanted, dim=1).numpy(), atol=2e-5)
+        assert capsys.readouterr().err == ""
+    assert "requires" not in Bundle.open(exported / "plain").manifest.as_dict()
+
+
+def test_the_original_in_pytorch_goes_through_the_same(exported: Path) -> None:
+    from onnxport.export.reference.model import PyTorchReference
+
+    with load(exported / "whole", threads=1) as model:
+        np.testing.assert_allclose(PyTorchReference(str(exported / "whole-source")).encode(TEXTS), model.encode(TEXTS), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "pools by 'median', expected some of cls, max"),
+        ("3_Dense/config.json", {"activation_function": "mine.Swish"}, "activation_function is 'mine.Swish'"),
+        ("3_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name is 'token_embeddings'"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "none"}, "expected one of its prompts, query, document, long"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts is"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim is 0"),
+        ("modules.json", [("Transformer", ""), ("Dense", "3_Dense"), ("Pooling", "1_Pooling")], "a Dense module in this place"),
+        ("modules.json", [("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM")], "a LSTM module"),
+        ("modules.json", [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "5_Dense")], "behind vectors of 240"),
+    ],
+    ids=str,
+)
+def test_what_a_bundle_cannot_do_is_refused(exported: Path, tmp_path: Path, name: str, changes: Any, said: str) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(exported / "whole-source", tmp_path / "source"))
+    if isinstance(changes, dict):
+        changes = json.loads((folder / name).read_text()) | changes
+    else:
+        changes = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in changes]
+    (folder / name).write_text(json.dumps(changes))
+    with pytest.raises(CheckpointError, match=said):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_decoders_and_encoders_of_t5_embed(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 61, "num_hidden_layers": 2, "pad_token_id": 1}
+    if kind == "decoder":
+        more = {"num_key_value_heads": 1, "head_dim": 20, "hidden_size": 40, "intermediate_size": 44, "num_attention_heads": 2}
+        model: Any = transformers.Qwen3Model(transformers.Qwen3Config(**sizes, **more, tie_word_embeddings=False))
+    else:
+        config = transformers.T5Config(**sizes, d_model=40, d_kv=20, d_ff=44, num_layers=2, num_heads=2, eos_token_id=2)
+        model = transformers.T5EncoderModel(config)
+    encoders.randomize(model.eval())
+    model.save_pretrained(tmp_path / "source")
+    folders.save_tokenizer(tmp_path / "source", folders.letters("roberta"), folders.ROBERTA)
+    mode = "lasttoken" if kind == "decoder" else "mean"
+    modules(tmp_path / "source", {"pooling_mode": mode}, [("Dense", {"out_features": 12}), ("Normalize", {})])
+    with load(build(str(tmp_path / "source"), tmp_path / "bundle", precision=("fp32",)).path, threads=1) as ours:
+        assert ours.task == "embedding"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "source")
+        from safetensors.torch import load_file
+
+        dense = load_file(tmp_path / "source" / "2_Dense" / "model.safetensors")
+        for text, found in zip(TEXTS, ours.encode(TEXTS), strict=True):
+            with torch.no_grad():
+                states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            wanted = torch.tanh(dense["linear.weight"] @ pooled(states, [mode]) + dense["linear.bias"])
+            np.testing.assert_allclose(found, normalize(wanted, dim=0).numpy(), atol=2e-5)
