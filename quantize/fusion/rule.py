@@ -20,6 +20,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     anchor: ClassVar[str]  # op type (default domain) at which the pattern is looked for
+    since: ClassVar[int] = 0  # the first opset that has what the rule makes
     kernel: ClassVar[str]  # op type of the node that stands for one rewrite in the finished graph; "" if the rule only removes nodes
 
     @abstractmethod
@@ -46,6 +47,8 @@ def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
     """Apply rules in order, each once over all nodes, and remove what they leave unread; edits `graph`."""
     outcome = Outcome()
     for rule in rules:
+        if graph.opset_imports.get("", rule.since) < rule.since:
+            continue
         for node in list(graph):
             if node.graph is not graph or not is_op(node, rule.anchor):
                 continue

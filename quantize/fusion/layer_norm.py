@@ -1,0 +1,124 @@
+"""Norms written out, (x - mean) / sqrt(mean of squares + eps) * weight + bias, become LayerNormalization (Ba et al. 2016).
+
+So exporters write them before opset 17. ONNX Runtime finds them in float32 as well, but not in half precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.graph.edit import Miss, array_of, attribute, constant, dims, is_op, new_node, only_use, produced_by, source, take_over
+from onnxport.quantize.fusion.rule import Rule
+
+
+@dataclass
+class Match:
+    """A norm over the last axis. answer: the value that it gives; weight and bias: initializers, None where it has none."""
+
+    x: ir.Value
+    weight: ir.Value | None
+    bias: ir.Value | None
+    answer: ir.Value
+    epsilon: float
+
+
+class LayerNorm(Rule):
+    """ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt and Div, then the weight and the bias."""
+
+    name = "layer_norm"
+    anchor = "Sqrt"
+    since = 17
+    kernel = "LayerNormalization"
+
+    def pattern(self, node: ir.Node) -> Match:
+        """As `Rule`."""
+        variance, epsilon = _with_scalar(produced_by(source(node), "Add", "what is rooted"))
+        centred = _squared(_mean_of(variance))
+        sub = _through_cast(centred).producer()
+        if sub is None or not is_op(sub, "Sub") or _mean_of(source(sub, 1)) is not source(sub):
+            raise Miss("what is squared is no difference to a mean")
+        x = source(sub)
+        divided = _divided(node, centred, x)
+        weight, answer = _with_vector(divided, "Mul", x)
+        bias, answer = _with_vector(answer, "Add", x) if weight is not None else (None, answer)
+        return Match(x, weight, bias, answer, epsilon)
+
+    def check(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
+        size = (dims(match.x) or ("?",))[-1]
+        if match.weight is None and not isinstance(size, int):
+            raise Miss(f"what is normed has {size} values, expected a known number where there is no weight")
+        if match.x.dtype not in (None, ir.DataType.FLOAT):
+            raise Miss(f"what is normed is {match.x.dtype}, expected float32")
+
+    def rewrite(self, graph: ir.Graph, match: Match) -> None:
+        """As `Rule`."""
+        last, weight = match.answer.producer(), match.weight
+        assert last is not None
+        if weight is None:
+            size = (dims(match.x) or ())[-1]
+            assert isinstance(size, int)
+            weight = constant(graph, f"ones_{size}", np.ones(size, np.float32))
+        inputs = [match.x, weight] + ([match.bias] if match.bias is not None else [])
+        made = new_node(graph, last, self.kernel, inputs, {"axis": -1, "epsilon": match.epsilon}, [match.answer], domain="")
+        take_over(match.answer, made.outputs[0])
+
+
+def _through_cast(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    return source(node) if node is not None and is_op(node, "Cast") and source(node).dtype == value.dtype else value
+
+
+def _with_scalar(add: ir.Node) -> tuple[ir.Value, float]:
+    for value, other in ((source(add), source(add, 1)), (source(add, 1), source(add))):
+        array = array_of(other)
+        if array is not None and array.size == 1:
+            return value, float(array.item())
+    raise Miss("no small number is added to the mean of squares")
+
+
+def _mean_of(value: ir.Value) -> ir.Value:
+    """What a value is the mean of, over the last axis alone, which is kept."""
+    node = produced_by(value, "ReduceMean", "a mean")
+    axes = array_of(node.inputs[1]) if len(node.inputs) > 1 else np.array(attribute(node, "axes", ()))
+    rank = len(dims(source(node)) or ())
+    if axes is None or axes.size != 1 or int(axes.item()) not in (-1, rank - 1) or attribute(node, "keepdims", 1) != 1:
+        raise Miss("the mean is not over the last axis alone, or does not keep it")
+    return source(node)
+
+
+def _squared(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    if node is not None and is_op(node, "Pow"):
+        power = array_of(source(node, 1))
+        if power is not None and power.size == 1 and float(power.item()) == 2:
+            return source(node)
+    if node is not None and is_op(node, "Mul") and node.inputs[0] is node.inputs[1]:
+        return source(node)
+    raise Miss("the mean is not of squares")
+
+
+def _divided(root: ir.Node, centred: ir.Value, x: ir.Value) -> ir.Value:
+    """(x - mean) over the root; some graphs subtract the mean twice."""
+    for use in root.outputs[0].uses():
+        if is_op(use.node, "Div") and use.idx == 1:
+            top = source(use.node)
+            again = top.producer()
+            same = again is not None and is_op(again, "Sub") and source(again) is x and _mean_of(source(again, 1)) is x
+            if _through_cast(top) is _through_cast(centred) or same:
+                return use.node.outputs[0]
+    raise Miss("the root divides nothing that was centred")
+
+
+def _with_vector(value: ir.Value, op_type: str, x: ir.Value) -> tuple[ir.Value | None, ir.Value]:
+    """An initializer as long as the last axis that the next node takes, and what comes of it; None and the value where there is none."""
+    node = value.uses()[0].node if only_use(value) else None
+    if node is None or not is_op(node, op_type):
+        return None, value
+    other = source(node, 1 - value.uses()[0].idx)
+    size = (dims(x) or ("?",))[-1]
+    known = array_of(other) is not None and len(dims(other) or ()) == 1 and (not isinstance(size, int) or dims(other) == (size,))
+    return (other, node.outputs[0]) if known and dims(other) != (1,) else (None, value)
