@@ -1,4 +1,4 @@
-"""Readers for the data files of `--data` and `--calibrate`: tab-separated, CSV, JSON lines, plain text and SQuAD's JSON.
+"""Readers for the data files of `--data` and `--calibrate`: tab-separated, CSV, JSON lines, plain text, CoNLL's and SQuAD's JSON.
 
 `read_data` gives a `Dataset`; every fault is a `DataError` of one line: the file, the line, what was found and what was expected.
 Files may be gzipped (`.tsv.gz`). Text is UTF-8, with or without a byte-order mark.
@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,20 +26,29 @@ _FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the first form whose fiel
     ("pairs", ("source", "target")),
     ("pairs", ("source", "reference")),
     ("questions", ("question", "context", "answers")),
+    ("rankings", ("query", "documents", "relevance")),
+    ("choices", ("text", "candidates", "label")),
+    ("tags", ("tokens", "tags")),
+    ("tags", ("tokens", "ner_tags")),
+    ("entities", ("text", "entities")),
     ("labelled", ("text", "pair", "label")),
     ("labelled", ("text", "label")),
     ("labelled", ("text", "category")),
     ("texts", ("text",)),
 )
-_EXPECTED = "source and target; text, perhaps pair, and label; question, context and answers; or text alone"
+_EXPECTED = (
+    "source and target; text, perhaps pair, and label; question, context and answers; text and entities; tokens and tags; "
+    "query, documents and relevance; text, candidates and label; or text alone"
+)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Inputs and what is expected of them, in the file's order.
 
-    kind: "pairs" (str -> str), "labelled" (str, or two of them -> str), "questions" ({"question", "context"} -> list of accepted answers)
-    or "texts" (str).
+    kind: "pairs" (str -> str), "labelled" (str, or two of them -> str), "questions" ({"question", "context"} -> list of accepted answers),
+    "entities" (str -> list of [label, start, end]), "tags" (list of words -> list of tags such as B-PER), "rankings" ({"query",
+    "documents"} -> relevance of each document, 0 of what is not), "choices" ({"text", "candidates"} -> the right one) or "texts" (str).
     references: as many as inputs, or None for "texts".  lines: where in the file each input stands, from 1 (0 where there are no lines).
     """
 
@@ -58,6 +68,18 @@ class Dataset:
         rows = [i * len(self.inputs) // limit for i in range(limit)]
         references = None if self.references is None else [self.references[i] for i in rows]
         return replace(self, inputs=[self.inputs[i] for i in rows], references=references, lines=[self.lines[i] for i in rows])
+
+    def read(self) -> list[Any]:
+        """What a model reads: a text or a pair of texts for each input, of a ranking for each document."""
+        found: list[Any] = []
+        for given in self.inputs:
+            if self.kind == "rankings":
+                found += [(given["query"], document) for document in given["documents"]]
+            elif isinstance(given, dict):
+                found.append((given["question"], given["context"]) if self.kind == "questions" else given["text"])
+            else:
+                found.append(" ".join(given) if self.kind == "tags" else given)
+        return found
 
     def grouped(self) -> "Dataset":
         """Pairs with equal sources as one row, each reference a list: a sentence with several translations is scored against all."""
@@ -126,6 +148,26 @@ def _read_tsv(path: Path, text: str) -> tuple[str, list[Row]]:
 
 def _read_txt(path: Path, text: str) -> tuple[str, list[Row]]:
     return "texts", [(line, None, number) for number, line in _lines(text) if line.strip()]
+
+
+def _read_conll(path: Path, text: str) -> tuple[str, list[Row]]:
+    """A word and, in the last column, its tag a line; an empty line between sentences. Lines that begin with -DOCSTART- are left out."""
+    rows: list[Row] = []
+    words: list[str] = []
+    tags: list[str] = []
+    first = 1
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        columns = line.split()
+        if columns and columns[0] != "-DOCSTART-":
+            if len(columns) < 2:
+                raise DataError(f"{path}: line {number}: found {line!r:.60}; expected a word and its tag, separated by white space")
+            first = first if words else number
+            words.append(_string(f"{path}: line {number}", "word", columns[0]))
+            tags.append(columns[-1])
+        elif words:
+            rows.append((words, tags, first))
+            words, tags = [], []
+    return "tags", rows
 
 
 def _read_csv(path: Path, text: str) -> tuple[str, list[Row]]:
@@ -204,24 +246,89 @@ def _form(path: Path, line: int, names: Any) -> tuple[str, tuple[str, ...]]:
 
 def _row(path: Path, line: int, kind: str, names: tuple[str, ...], fields: dict[str, Any]) -> Row:
     """The row of one object or line of CSV, whose form is `kind` with the fields `names`."""
-    place = f"{path}: line {line}"
-    if kind == "questions":
-        answers = fields["answers"]
-        if isinstance(answers, dict):  # as the datasets library stores SQuAD
-            answers = answers.get("text")
-        answers = [answers] if isinstance(answers, str) else answers
-        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise DataError(f"{place}: field 'answers' is not text; expected a text or a list of texts")
-        return {name: _text(place, name, fields[name]) for name in names[:2]}, [_string(place, "answers", a) for a in answers], line
-    if kind == "labelled":
-        *texts, name = names
-        label = fields[name]
-        if not isinstance(label, str | int) or isinstance(label, bool):
-            raise DataError(f"{place}: field {name!r} is a {type(label).__name__}; expected a text or an integer")
-        inputs = [_text(place, text, fields[text]) for text in texts]
-        return inputs[0] if len(inputs) == 1 else tuple(inputs), _string(place, name, str(label)), line
+    given, expected = _ROWS.get(kind, _plain_row)(f"{path}: line {line}", names, fields)
+    return given, expected, line
+
+
+def _plain_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
     values = [_text(place, name, fields[name]) for name in names]
-    return values[0], values[1] if len(values) > 1 else None, line
+    return values[0], values[1] if len(values) > 1 else None
+
+
+def _question_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    answers = fields["answers"]
+    if isinstance(answers, dict):  # as the datasets library stores SQuAD
+        answers = answers.get("text")
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+        raise DataError(f"{place}: field 'answers' is not text; expected a text or a list of texts")
+    return {name: _text(place, name, fields[name]) for name in names[:2]}, [_string(place, "answers", a) for a in answers]
+
+
+def _labelled_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    *texts, name = names
+    label = fields[name]
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise DataError(f"{place}: field {name!r} is a {type(label).__name__}; expected a text or an integer")
+    inputs = [_text(place, text, fields[text]) for text in texts]
+    return inputs[0] if len(inputs) == 1 else tuple(inputs), _string(place, name, str(label))
+
+
+def _tagged_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    words, tags = (_listed_texts(place, name, fields[name]) for name in names)
+    if len(words) != len(tags):
+        raise DataError(f"{place}: {names[0]} has {len(words)} entries and {names[1]} {len(tags)}; expected a tag for each word")
+    return words, tags
+
+
+def _entity_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    text, stated = _text(place, "text", fields["text"]), fields["entities"]
+    expected = 'expected a list of {"label", "start", "end"}, characters of the text'
+    if not isinstance(stated, list):
+        raise DataError(f"{place}: field 'entities' is a {type(stated).__name__}; {expected}")
+    found = []
+    for one in stated:
+        fits = isinstance(one, dict) and isinstance(one.get("label"), str)
+        start, end = (one.get("start"), one.get("end")) if fits else (None, None)
+        if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+            raise DataError(f"{place}: field 'entities' holds {one!r:.60}; {expected}")
+        found.append([one["label"], start, end])
+    return text, found
+
+
+def _ranking_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    documents, relevance = _listed_texts(place, "documents", fields["documents"]), fields["relevance"]
+    fits = isinstance(relevance, list) and len(relevance) == len(documents)
+    if not fits or not all(isinstance(one, int | float) and 0 <= one < math.inf for one in relevance):
+        raise DataError(f"{place}: field 'relevance' is {relevance!r:.60}; expected a number from 0 for each of {len(documents)} documents")
+    return {"query": _text(place, "query", fields["query"]), "documents": documents}, [float(one) for one in relevance]
+
+
+def _choice_row(place: str, names: tuple[str, ...], fields: dict[str, Any]) -> tuple[Any, Any]:
+    candidates, label = _listed_texts(place, "candidates", fields["candidates"]), fields["label"]
+    if type(label) is int and 0 <= label < len(candidates):
+        label = candidates[label]
+    if label not in candidates or len(set(candidates)) < len(candidates):
+        raise DataError(f"{place}: field 'label' is {label!r:.60}; expected one of the candidates, each once, or its place from 0")
+    return {"text": _text(place, "text", fields["text"]), "candidates": candidates}, label
+
+
+def _listed_texts(place: str, name: str, value: Any) -> list[str]:
+    """A list of texts, with one at least."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: field {name!r} is {value!r:.40}; expected a list of texts")
+    return [_text(place, name, one) for one in value]
+
+
+# kind of `Dataset` → (place for messages, fields of the form, all fields) → input and what is expected of it
+_ROWS: dict[str, Callable[[str, tuple[str, ...], dict[str, Any]], tuple[Any, Any]]] = {
+    "questions": _question_row,
+    "labelled": _labelled_row,
+    "tags": _tagged_row,
+    "entities": _entity_row,
+    "rankings": _ranking_row,
+    "choices": _choice_row,
+}
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -272,6 +379,7 @@ READERS: dict[str, Callable[[Path, str], tuple[str, list[Row]]]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
+    ".conll": _read_conll,
     ".txt": _read_txt,
     ".json": _read_squad,
 }

@@ -2,12 +2,13 @@
 
 To add a metric, add a row to `_ROWS` and count it in `scores`; reports, verdicts, gates and baselines follow.
 
-An output is a dict: generated {"text", "tokens"}, classified {"label"}, answered {"answer"}, or a list of floats (a vector).
+An output is a dict: generated {"text", "tokens"}, classified {"label"}, answered {"answer"}, {"entities"}, {"tags"}, {"ranking", "scores"},
+or a list of floats (a vector).
 """
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +65,12 @@ _ROWS = (  # of those with `of_task`, the first that was measured leads the verd
     Metric("chrf", "chrF", share=False, digits=1, unit=" chrF", tolerance=0.5),
     Metric("exact_match", "exact match"),
     Metric("f1", "F1"),
+    Metric("ndcg_at_10", "nDCG at 10"),
+    Metric("accuracy_at_1", "accuracy at 1"),
     Metric("accuracy", "accuracy"),
     Metric("macro_f1", "macro F1"),
+    Metric("precision", "precision"),
+    Metric("recall", "recall"),
     Metric("perplexity", "perplexity", share=False, digits=1, lower_is_better=True, relative=True),
     Metric("recall_at_1", "recall at 1"),
     Metric("recall_at_10", "recall at 10"),
@@ -93,13 +98,23 @@ def task_statistics(kind: str, outputs: Sequence[Any], references: Sequence[Any]
     """The statistics of one side for data of `kind` (see `data.Dataset`); {} without references, and for vectors."""
     if references is None or not outputs or not isinstance(outputs[0], dict):
         return {}
-    if kind == "pairs":
-        return scores.of_texts([output["text"] or "" for output in outputs], references)
-    if kind == "questions":
-        return scores.of_answers([output.get("answer") or output.get("text") or "" for output in outputs], references)
-    if kind == "labelled" and "label" in outputs[0]:
-        return scores.of_labels([str(output["label"]) for output in outputs], references)
-    return {}
+    needed, count = _COUNTED.get(kind, ("", None))
+    if count is None or (needed and needed not in outputs[0]):
+        return {}
+    return count(outputs, references)
+
+
+# kind of data → the field that outputs must have, and how they are counted
+_COUNTED: dict[str, tuple[str, Callable[[Sequence[Any], Sequence[Any]], Statistics]]] = {
+    "pairs": ("", lambda outputs, right: scores.of_texts([one["text"] or "" for one in outputs], right)),
+    "questions": ("", lambda outputs, right: scores.of_answers([one.get("answer") or one.get("text") or "" for one in outputs], right)),
+    "labelled": ("label", lambda outputs, right: scores.of_labels([str(one["label"]) for one in outputs], right)),
+    "words": ("label", lambda outputs, right: scores.of_choices([one["label"] for one in outputs], right)),
+    "choices": ("label", lambda outputs, right: scores.of_choices([one["label"] for one in outputs], right)),
+    "entities": ("entities", lambda outputs, right: scores.of_entities([one["entities"] for one in outputs], right)),
+    "tags": ("tags", lambda outputs, right: scores.of_tags([one["tags"] for one in outputs], right)),
+    "rankings": ("scores", lambda outputs, right: scores.of_rankings([one["scores"] for one in outputs], right)),
+}
 
 
 def quality(kind: str, outputs: Sequence[Any], references: Sequence[Any] | None) -> dict[str, float]:
@@ -170,7 +185,7 @@ def first_difference(tokens: Sequence[int], other: Sequence[int]) -> int:
 
 def identity(output: dict[str, Any]) -> Any:
     """What must be equal for two outputs to be identical: the text where there is one, else the ids, labels or answer."""
-    for name in ("labels", "label", "answer", "text", "tokens"):
+    for name in ("entities", "tags", "ranking", "labels", "label", "answer", "text", "tokens"):
         if output.get(name) is not None:
             return output[name]
     return output

@@ -9,7 +9,14 @@ from onnxport.compare.workload import GOLDEN, Workload
 from onnxport.runtime.bundle.reader import Bundle
 
 PYTORCH = "pytorch"  # the name of the original's side
-INPUT_NOUNS = {"pairs": "pairs", "labelled": "texts", "texts": "texts", "questions": "questions"}  # what inputs of a kind are called
+INPUT_NOUNS = {  # what inputs of a kind are called, where that is not inputs
+    "pairs": "pairs",
+    "questions": "questions",
+    "rankings": "queries",
+    "tags": "sentences",
+    "words": "masks",
+    **dict.fromkeys(("labelled", "texts", "entities", "choices"), "texts"),
+}
 
 
 def method(work: Workload, batches: Sequence[int], threads: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from onnxport.compare.bootstrap import Statistic, mean, ratio
 from onnxport.extras import require
 
 RECALLS = (1, 10)
+NDCG = 10  # places of a ranking that count
 _ORDERS = 4  # of BLEU's n-grams
 
 Statistics = dict[str, Statistic]
@@ -143,3 +144,66 @@ def unit(vectors: Any) -> np.ndarray:
     """float64 vectors of length 1; of 0 they stay."""
     array = np.asarray(vectors, np.float64)
     return np.asarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-300))
+
+
+def of_entities(found: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]) -> Statistics:
+    """f1, precision and recall over entities, each [label, begin, end] of its text; an entity is right where all three are.
+
+    seqeval's default (micro) average: entities of all texts are counted together.
+    """
+    rows = []
+    for own, true in zip(found, expected, strict=True):
+        right, made = {tuple(one) for one in true}, {tuple(one) for one in own}
+        rows.append([len(made & right), len(made), len(right)])
+    counts = np.array(rows, np.float64)
+    return {
+        "f1": Statistic(counts, lambda sums: 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)),
+        "precision": Statistic(counts, lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1)),
+        "recall": Statistic(counts, lambda sums: sums[..., 0] / np.maximum(sums[..., 2], 1)),
+    }
+
+
+def of_tags(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> Statistics:
+    """`of_entities` of tags, a tag a word; see `chunks`."""
+    return of_entities([chunks(tags) for tags in found], [chunks(tags) for tags in expected])
+
+
+def chunks(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities of IOB, IOE or IOBES tags: label, first and last word; by the rules of seqeval's default mode, which are conlleval's.
+
+    An entity ends before a tag B, S or O, behind a tag E or S, and where the label changes; whatever else is inside begins one.
+    """
+    found: list[tuple[str, int, int]] = []
+    before, label, begin = "O", "", 0
+    for i, tag in enumerate([*tags, "O"]):
+        kind, other = tag[0], tag[1:].split("-", 1)[-1] or "_"
+        inside, differs = before not in "O.", label != other
+        if before in "ES" or (before in "BI" and kind in "BSO") or (inside and differs):
+            found.append((label, begin, i - 1))
+        if kind in "BS" or (before in "ESO" and kind in "EI") or (kind not in "O." and differs):
+            begin = i
+        before, label = kind, other
+    return found
+
+
+def of_rankings(scores: Sequence[Sequence[float]], relevance: Sequence[Sequence[float]]) -> Statistics:
+    """accuracy_at_1, the share of queries whose best document is relevant, and ndcg_at_10, the normalized discounted cumulative gain
+    (Järvelin and Kekäläinen 2002) with a document's relevance as its gain, over queries with a relevant document; ties count against both.
+    """
+    first, gains = [], []
+    for own, true in zip(scores, relevance, strict=True):
+        if not any(true):
+            continue
+        order = sorted(range(len(own)), key=lambda i: (-own[i], true[i]))  # NaN is sorted nowhere, sides refuse it
+        first.append(true[order[0]] > 0)
+        gains.append(_gain([true[i] for i in order]) / _gain(sorted(true, reverse=True)))
+    return {"ndcg_at_10": mean(np.array(gains)), "accuracy_at_1": mean(np.array(first))} if first else {}
+
+
+def _gain(relevance: Sequence[float]) -> float:
+    return float(sum(gain / np.log2(i + 2) for i, gain in enumerate(relevance[:NDCG])))
+
+
+def of_choices(found: Sequence[str], expected: Sequence[str]) -> Statistics:
+    """accuracy: the share of answers that are the expected one, small letters and capitals alike."""
+    return {"accuracy": mean(np.array([own.strip().lower() == true.strip().lower() for own, true in zip(found, expected, strict=True)]))}

@@ -1,5 +1,6 @@
 """The work that a comparison gives to every side: a method, inputs and options."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +12,31 @@ from onnxport.errors import BundleError, DataError
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.reader import Bundle
 
-METHODS = {"embedding": "encode", "classification": "classify", "question-answering": "answer", "tensor": "run"}  # others: generate
+METHODS = {  # of tasks; others generate
+    "embedding": "encode",
+    "classification": "classify",
+    "token-classification": "entities",
+    "fill-mask": "fill",
+    "multiple-choice": "choose",
+    "question-answering": "answer",
+    "tensor": "run",
+}
 GOLDEN = "golden"  # the kind of inputs that come from the bundle itself
-_LABELS = {"labelled": "labelled texts"}  # of kinds of data, where it is not the kind itself
+_LABELS = {"labelled": "labelled texts", "tags": "tagged words"}  # of kinds of data, where it is not the kind itself
+_BY_KIND = {  # of data → by task the method that it takes in place of the task's own
+    "rankings": {"classification": "rerank"},
+    "choices": {"classification": "choose"},
+    "tags": {"token-classification": "tags"},
+}
 _ACCEPTED = {  # method -> kinds of data
     "generate": ("pairs", "texts"),
     "encode": ("texts", "pairs", "labelled", "questions"),
     "classify": ("labelled", "texts"),
+    "choose": ("choices", "labelled"),
+    "rerank": ("rankings",),
+    "entities": ("entities", "texts"),
+    "tags": ("tags",),
+    "fill": ("labelled", "texts"),
     "answer": ("questions",),
     "run": (),
 }
@@ -26,6 +45,7 @@ _MOST_TOKENS = 128  # new tokens of an answer where neither the caller nor the m
 _PROMPTS = 200  # texts that a language model continues, at most; its perplexity is measured on all of them
 _PROMPT_TOKENS = 256  # of a beginning that is continued, at most, and half the model's positions
 _WINDOW = 1024  # tokens over which perplexity is measured, at most
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 @dataclass(frozen=True)
@@ -128,28 +148,24 @@ def workload(
 
     beam: of every side; None for as many as the model has of its own. others: bundles that get the same work, which must fit them too.
     """
-    method = METHODS.get(bundle.task, "generate")
-    if method == "classify" and bundle.encoding.problem == "regression":
-        method = "run"  # values, not labels
-    natural, fixed = _options([bundle, *others], beam, max_new_tokens) if method == "generate" else ({}, {})
     if data is None:
-        if bundle.tokenizers and method != "run":
-            kind, name, inputs = ("questions", "questions", QUESTIONS) if method == "answer" else ("texts", "sentences", SENTENCES)
-            return Workload(method, kind, f"built-in {name}", list(inputs), None, natural, fixed, True)
-        method = method if method == "generate" else "run"  # arrays: without a tokenizer there is nothing to read texts with
-        return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
+        return _built_in(bundle, beam, max_new_tokens, others)
     dataset = read_data(data)
-    if dataset.kind not in _ACCEPTED[method]:
-        takes = " or ".join(_LABELS.get(kind, kind) for kind in _ACCEPTED[method]) or "no data file: it is compared on its golden inputs"
-        raise DataError(f"{data}: holds {_LABELS.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes}")
+    method = _method(bundle, dataset)
+    natural, fixed = _options([bundle, *others], beam, max_new_tokens) if method == "generate" else ({}, {})
+    takes = _ACCEPTED[method]
+    if dataset.kind not in takes:
+        named = " or ".join(_LABELS.get(kind, kind) for kind in _taken(bundle.task, takes))
+        takes_text = named or "no data file: it is compared on its golden inputs"
+        raise DataError(f"{data}: holds {_LABELS.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes_text}")
     if not bundle.tokenizers:
         raise DataError(f"{data}: the bundle has no tokenizer, so it takes no texts; compare without data, or export with a tokenizer")
-    known = set(bundle.encoding.labels)
-    if method == "classify" and known and dataset.references and known.isdisjoint(dataset.references):
-        theirs, ours = (", ".join(sorted(names)[:3]) for names in (set(dataset.references), known))
-        raise DataError(f"{data}: none of its labels ({theirs}, ...) is one of the model's ({ours}, ...); name them as the model does")
     used: Dataset = dataset.grouped().limited(limit)
     work = Workload(method, used.kind, dataset.name, used.inputs, used.references, natural, fixed, lines=used.lines, rows=len(dataset))
+    if method in ("classify", "choose") and used.kind == "labelled":
+        return _labelled(work, bundle, dataset, data)
+    if method == "fill":
+        return _masked(work, bundle, data)
     if method == "encode" and used.kind == "questions":
         return _retrieval(work, dataset)
     if method == "answer" and any(not any(group) for group in used.references or ()):
@@ -157,6 +173,77 @@ def workload(
     if used.kind == "texts" and bundle.task == "text-generation":
         return _language(work, bundle, others)
     return work
+
+
+def _method(bundle: Bundle, dataset: Dataset | None) -> str:
+    """The method that a bundle is compared by, on its own inputs where there is no data."""
+    method = METHODS.get(bundle.task, "generate")
+    if dataset is not None and (other := _BY_KIND.get(dataset.kind, {}).get(bundle.task)) is not None:
+        return other
+    regression = method == "classify" and bundle.encoding.problem == "regression"
+    return "run" if regression else method  # values, not labels
+
+
+def _taken(task: str, kinds: Sequence[str]) -> list[str]:
+    """The kinds of data that a task takes: `kinds`, and those that have a method of their own."""
+    return [*kinds, *(kind for kind, methods in _BY_KIND.items() if task in methods and kind not in kinds)]
+
+
+def _built_in(bundle: Bundle, beam: int | None, max_new_tokens: int | None, others: Sequence[Bundle]) -> Workload:
+    """Built-in texts, or the golden inputs of a bundle that takes no texts."""
+    method = _method(bundle, None)
+    natural, fixed = _options([bundle, *others], beam, max_new_tokens) if method == "generate" else ({}, {})
+    if not bundle.tokenizers or method == "run":
+        method = method if method == "generate" else "run"  # arrays: without a tokenizer there is nothing to read texts with
+        return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
+    kind, name, inputs = ("questions", "questions", list(QUESTIONS)) if method == "answer" else ("texts", "sentences", list(SENTENCES))
+    if method == "choose":
+        kind, inputs = "choices", [{"text": text, "candidates": list(SENTENCES[:4])} for text in SENTENCES]
+    work = Workload(method, kind, f"built-in {name}", inputs, None, natural, fixed, True)
+    return replace(_masked(work, bundle, "built-in sentences"), references=None) if method == "fill" else work
+
+
+def _labelled(work: Workload, bundle: Bundle, dataset: Dataset, data: str | Path) -> Workload:
+    """Labels of the model's own, or for a model of entailment any others: all labels of the data are its candidates. DataError."""
+    known, found = set(bundle.encoding.labels), dict.fromkeys(dataset.references or ())
+    if work.method == "classify" and (not known or not known.isdisjoint(found)):
+        return work
+    entails = any(label.lower().startswith("entail") for label in known)
+    if bundle.task == "classification" and not entails:
+        theirs, ours = (", ".join(sorted(names)[:3]) for names in (found, known))
+        raise DataError(f"{data}: none of its labels ({theirs}, ...) is one of the model's ({ours}, ...); name them as the model does")
+    if not all(isinstance(text, str) for text in work.inputs):
+        raise DataError(f"{data}: holds pairs of texts with labels that are not the model's; expected single texts to be judged by them")
+    inputs = [{"text": text, "candidates": list(found)} for text in work.inputs]
+    return replace(work, method="choose", kind="choices", inputs=inputs)
+
+
+def _masked(work: Workload, bundle: Bundle, data: str | Path) -> Workload:
+    """Texts with a mask and the word that is expected there; of texts without one the middle word is masked and expected. DataError."""
+    from onnxport.runtime.tokenizer import TextTokenizer
+
+    mask = bundle.encoding.mask_id
+    name = None
+    if mask is not None:
+        name = TextTokenizer(bundle.file(bundle.tokenizers.get("source") or bundle.tokenizers["target"])).token(mask)
+    if name is None:
+        raise DataError(f"{data}: {bundle.path} does not say which token is its mask; export the model again, with its tokenizer's files")
+    if work.kind == "labelled":
+        bare = [i for i, text in enumerate(work.inputs) if not isinstance(text, str) or name not in text]
+        if bare:
+            line = work.lines[bare[0]] if work.lines else 0
+            raise DataError(f"{data}: line {line}: the text has no {name}; expected one where the label is missing")
+        return replace(work, kind="words")
+    texts, words = [], []
+    for text in work.inputs:
+        found = [match for match in _WORD.finditer(text) if name not in text]
+        if found:
+            middle = found[len(found) // 2]
+            texts.append(text[: middle.start()] + name + text[middle.end() :])
+            words.append(middle.group())
+    if not texts:
+        raise DataError(f"{data}: no text has a word that can be masked; expected sentences without {name}, or texts with label")
+    return replace(work, kind="words", inputs=texts, references=words, lines=None)
 
 
 def _retrieval(work: Workload, dataset: Dataset) -> Workload:

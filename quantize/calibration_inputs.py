@@ -48,7 +48,7 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
         raise DataError(f"{data}: this bundle has no tokenizer, so it is calibrated on a .npz of its input arrays, not on texts")
     dataset = read_data(data)
     check_dataset(dataset, bundle, data)
-    texts = dataset.inputs
+    texts = dataset.read()
     model = Model(bundle, variant, Sessions.on("cpu"))
     chosen = [texts[i] for i in places(len(texts), most)]
     if model.engine is None:
@@ -84,8 +84,7 @@ def _encoder_feeds(bundle: Bundle, variant: str, model: Model, items: Sequence[A
         return encoder.run(inputs)
 
     recorder = replace(encoder, run=run)
-    texts = [(item["question"], item["context"]) if isinstance(item, dict) else item for item in items]
-    for _ in recorder.each(recorder.windows(texts, None, TOKENS), ROWS):
+    for _ in recorder.each(recorder.windows(items, None, TOKENS), ROWS):
         pass
     return feeds
 
@@ -211,11 +210,18 @@ def _key(given: Any) -> str:
     return json.dumps(given, sort_keys=True)
 
 
+_NAMED = {"questions": "answers", "rankings": "relevance", "choices": "label"}  # what is expected of inputs that are objects
+
+
 def _row(dataset: Dataset, i: int) -> dict[str, Any]:
     given, expected = dataset.inputs[i], None if dataset.references is None else dataset.references[i]
     if dataset.kind == "pairs":
         return {"source": given, "target": expected}
-    if dataset.kind == "questions":
-        return {**given, "answers": expected}
+    if dataset.kind in _NAMED:
+        return {**given, _NAMED[dataset.kind]: expected}
+    if dataset.kind == "tags":
+        return {"tokens": given, "tags": expected}
+    if dataset.kind == "entities":
+        return {"text": given, "entities": [dict(zip(("label", "start", "end"), one, strict=True)) for one in expected]}
     texts = {"text": given} if isinstance(given, str) else dict(zip(("text", "pair"), given, strict=True))
     return texts | ({} if expected is None else {"label": expected})

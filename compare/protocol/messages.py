@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 from onnxport.errors import OnnxportError, one_line
 
-METHODS = ("generate", "encode", "classify", "answer", "likelihoods", "score", "run")
+METHODS = (
+    *("generate", "encode", "classify", "choose", "rerank", "entities", "tags", "fill", "answer"),
+    *("likelihoods", "score", "run"),
+)
 
 
 class Side(Protocol):
@@ -54,6 +57,38 @@ class AnsweringSide:
         """Texts, or lists of two -> {"label", "labels" (all that hold), "score" (the label's probability)}."""
         results = self.model.classify(_texts(inputs), **options)
         return [{"label": one.label, "labels": list(one.labels), "score": one.scores[one.label]} for one in results]
+
+    def choose(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """{"text", "candidates"} -> {"label", "score"}: the best candidate; inputs with the same candidates together."""
+        answers: list[dict[str, Any]] = [{}] * len(inputs)
+        for candidates in dict.fromkeys(tuple(one["candidates"]) for one in inputs):
+            places = [i for i, one in enumerate(inputs) if tuple(one["candidates"]) == candidates]
+            found = self.model.classify([inputs[i]["text"] for i in places], candidates=candidates, **options)
+            for i, one in zip(places, found, strict=True):
+                answers[i] = {"label": one.label, "score": one.scores[one.label]}
+        return answers
+
+    def rerank(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """{"query", "documents"} -> {"ranking": places of the documents, best first, "scores": of the documents as they stood}."""
+        answers = []
+        for one in inputs:
+            ranked = self.model.rerank(one["query"], one["documents"], **options)
+            answers.append({"ranking": [r.index for r in ranked], "scores": [r.score for r in sorted(ranked, key=lambda r: r.index)]})
+        return answers
+
+    def entities(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Texts -> {"entities": [[label, start, end], ...]}, whole words by their first token."""
+        found = self.model.entities(inputs, aggregation="first", **options)
+        return [{"entities": [[one.label, one.start, one.end] for one in entities]} for entities in found]
+
+    def tags(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Lists of words -> {"tags": one a word}."""
+        return [{"tags": tags} for tags in self.model.tags(inputs, **options)]
+
+    def fill(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        """Texts with a mask -> {"label": the best token, without space around it, "score"}; of several masks the first."""
+        found = self.model.fill(inputs, top_k=1, **options)
+        return [{"label": fills[0].token.strip(), "score": fills[0].score} for fills in found]
 
     def answer(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
         """{"question", "context"} -> {"answer", "start", "end", "score"}."""

@@ -25,10 +25,13 @@ from onnxport.runtime.bundle.manifest import GenerationConfig, generation
 from onnxport.runtime.decode.generator import Input
 from onnxport.runtime.encoder import Encoder as TextEncoder
 from onnxport.runtime.encoder import Text
-from onnxport.runtime.tasks.classification import Classification, classify
+from onnxport.runtime.tasks.classification import Candidates, Classification, choose, classify
 from onnxport.runtime.tasks.embedding import encode
+from onnxport.runtime.tasks.fill_mask import Fill, fill
 from onnxport.runtime.tasks.question_answering import Answer, answer
+from onnxport.runtime.tasks.reranking import Ranked, rerank
 from onnxport.runtime.tasks.scoring import Likelihood, Row, Scored, Scorer
+from onnxport.runtime.tasks.token_classification import OUTSIDE, Entity, entities, tags
 from onnxport.runtime.tokenizer import TextTokenizer
 
 NEW_TOKENS = 128
@@ -132,9 +135,31 @@ class PyTorchReference:
         """float32 [texts, hidden], as a bundle of this source gives them; [0, hidden] of no texts."""
         return encode(self._encoder("embedding"), texts, batch_size, None)
 
-    def classify(self, texts: Sequence[Text], batch_size: int = 32) -> list[Classification]:
+    def classify(
+        self, texts: Sequence[Text], candidates: Sequence[str] | None = None, batch_size: int = 32, **options: Any
+    ) -> list[Classification]:
         """As Model.classify."""
-        return classify(self._encoder("classification"), texts, batch_size, None)
+        if candidates is None:
+            return classify(self._encoder("classification"), texts, batch_size, None)
+        wanted = Candidates.of(candidates, options.get("hypothesis_template"), options.get("multi_label", False))
+        task = "multiple-choice" if self._does("multiple-choice") else "classification"
+        return choose(self._encoder(task), [str(text) for text in texts], [wanted] * len(texts), batch_size, None)
+
+    def rerank(self, query: str, documents: Sequence[str], batch_size: int = 32) -> list[Ranked]:
+        """As Model.rerank."""
+        return rerank(self._encoder("classification"), query, documents, None, batch_size, None)
+
+    def entities(self, texts: Sequence[str], aggregation: str = "simple", batch_size: int = 32) -> list[list[Entity]]:
+        """As Model.entities."""
+        return entities(self._encoder("token-classification"), texts, aggregation, frozenset({OUTSIDE}), batch_size, None)
+
+    def tags(self, sentences: Sequence[Sequence[str]], batch_size: int = 32) -> list[list[str]]:
+        """As Model.tags."""
+        return tags(self._encoder("token-classification"), sentences, batch_size, None)
+
+    def fill(self, texts: Sequence[str], top_k: int = 5, batch_size: int = 32) -> list[list[Fill]]:
+        """As Model.fill."""
+        return fill(self._encoder("fill-mask"), texts, top_k, None, batch_size, None)
 
     def answer(self, *, question: Sequence[str], context: Sequence[str], no_answer: bool = False, batch_size: int = 32) -> list[Answer]:
         """As Model.answer."""
@@ -163,10 +188,16 @@ class PyTorchReference:
             names = output_names(self.adapter.outputs, self.call.whole(tensors), len(outputs))
             return {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)}
 
+    def _does(self, task: str) -> bool:
+        return isinstance(self.described, EncoderModel) and task in self.described.tasks
+
     def _encoder(self, task: str) -> TextEncoder:
-        if not isinstance(self.described, EncoderModel):
+        described = self.described
+        if not isinstance(described, EncoderModel):
             raise UsageError(f"a {type(self.adapter).__name__} does not encode")
-        return original_encoder(self.described, task, self.tokenizers.get("source"))
+        if not self._does(task) and hasattr(self.adapter, "for_task"):  # a bundle whose task leaves the head out
+            described = self.adapter.for_task(task).describe()
+        return original_encoder(described, task, self.tokenizers.get("source"))
 
     def _scorer(self) -> Scorer:
         model = self.described
