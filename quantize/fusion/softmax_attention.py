@@ -54,6 +54,8 @@ class Match:
     biases: list[ir.Value]  # added to scores
     choice: Choice | None
     guard: bool  # rows that see nothing are zeros
+    answer: ir.Node  # product of probabilities and values
+    front: ir.Value  # the query as [batch, heads, length, size]
     back: ir.Node  # Transpose of the answer
 
 
@@ -143,6 +145,7 @@ class SoftmaxAttention(Rule):
         turned, turned_scale = scaled(source(product, 1))
         key, behind, key_scale = _turned_key(turned)
         key, more = scaled(key)
+        front = query
         query, query_behind = _heads(query, "the query")
         query, last = scaled(query)
         probabilities = _unguarded(node.outputs[0])
@@ -151,9 +154,6 @@ class SoftmaxAttention(Rule):
             raise Miss("the probabilities are not multiplied with values")
         answer = uses[0].node
         infinite = any(not _finite(bias) for bias in biases) or (choice is not None and _number(choice.low) == -math.inf)
-        back = answer.outputs[0].uses()
-        if len(back) != 1 or not is_op(back[0].node, "Transpose") or tuple(attribute(back[0].node, "perm", ())) != HEADS_BEHIND:
-            raise Miss("the answer's heads are not put behind by a Transpose")
         scale *= query_scale * turned_scale * key_scale * more * last
         return Match(
             node,
@@ -164,7 +164,9 @@ class SoftmaxAttention(Rule):
             biases,
             choice,
             probabilities is not node.outputs[0] and infinite,
-            back[0].node,
+            answer,
+            front,
+            _back(answer.outputs[0], front),
         )
 
     def check(self, graph: ir.Graph, match: Match) -> None:
@@ -182,7 +184,7 @@ class SoftmaxAttention(Rule):
                 raise Miss(f"the mask has shape {dims(value)}, expected 4 dimensions at most")
         if not only_use(source(match.softmax)) or (match.softmax.outputs[0].is_graph_output()):
             raise Miss("scores or probabilities are used elsewhere too")
-        shapes = 0
+        shapes = sum(is_op(use.node, "Shape") for use in match.answer.outputs[0].uses())
         for use in match.back.outputs[0].uses():
             shapes += is_op(use.node, "Shape")
             if not is_op(use.node, "Shape") and not (is_op(use.node, "Reshape") and use.idx == 0):
@@ -210,6 +212,9 @@ class SoftmaxAttention(Rule):
         for use in list(out.uses()):
             if is_op(use.node, "Shape"):
                 use.node.replace_input_with(0, behind)  # [batch, length, heads, size] too
+        for use in list(match.answer.outputs[0].uses()):
+            if is_op(use.node, "Shape"):
+                use.node.replace_input_with(0, match.front)
         node = new_node(graph, match.back, self.kernel, inputs, attributes, [like])
         if match.guard:
             node = _guarded(graph, match.back, node)
@@ -267,6 +272,24 @@ def _turned_key(turned: ir.Value) -> tuple[ir.Value, bool, float]:
         inner, factor = scaled(source(turn))
         return (*_heads(inner, "the key"), factor)
     raise Miss(f"the key is transposed by {attribute(turn, 'perm', ())}")
+
+
+def _back(answer: ir.Value, query: ir.Value) -> ir.Node:
+    """The Transpose that puts the answer's heads behind; TorchScript's exporter lays the answer out as it is before."""
+    readers = [use.node for use in answer.uses() if not is_op(use.node, "Shape")]
+    if len(readers) == 1 and is_op(same := readers[0], "Reshape") and _is_whole(extents(source(same, 1)), answer, query):
+        readers = [use.node for use in same.outputs[0].uses()]
+    if len(readers) != 1 or not is_op(readers[0], "Transpose") or tuple(attribute(readers[0], "perm", ())) != HEADS_BEHIND:
+        raise Miss("the answer's heads are not put behind by a Transpose")
+    return readers[0]
+
+
+def _is_whole(shape: list[int | tuple[ir.Value, int]] | None, answer: ir.Value, query: ir.Value) -> bool:
+    """Whether a shape is that of the answer [batch, heads, length, size], with one entry left open at most."""
+    known = dims(answer)
+    if shape is None or known is None or len(shape) != 4 or len(known) != 4 or shape.count(-1) > 1:
+        return False
+    return all(entry == -1 or entry == known[i] or entry == (answer, i) or (i < 3 and entry == (query, i)) for i, entry in enumerate(shape))
 
 
 def _exchanges(key: ir.Value, first: ir.Node, last: ir.Node) -> bool:

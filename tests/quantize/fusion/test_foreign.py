@@ -50,6 +50,16 @@ def asked_sizes() -> list:
     return [*nodes, ("Concat", ["dim0", "dim1", "hidden"], ["joined"], {"axis": 0})]
 
 
+def relaid_answer() -> list:
+    """`relaid` is the answer in the shape that it has: TorchScript's exporter of scaled_dot_product_attention."""
+    nodes = []
+    for i, (value, axis) in enumerate((("answer", "at0"), ("q_heads", "at2"), ("v_heads", "at3"))):
+        nodes += [("Shape", [value], [f"heads_shape{i}"]), ("Gather", [f"heads_shape{i}", axis], [f"heads_size{i}"])]
+        nodes += [("Unsqueeze", [f"heads_size{i}", "first"], [f"heads_dim{i}"])]
+    parts = ["heads_dim0", "minus", "heads_dim1", "heads_dim2"]
+    return [*nodes, ("Concat", parts, ["heads_shape"], {"axis": 0}), ("Reshape", ["answer", "heads_shape"], ["relaid"])]
+
+
 def masked(mask: str | None, scores: str) -> list:
     """`masked` of scores and `real`."""
     if mask == "add":
@@ -75,6 +85,7 @@ def attention(
     asks: bool = False,
     positions: bool = False,
     turned_query: bool = False,
+    relaid: bool = False,
 ):
     """x [batch, length, hidden] and real [batch, 1, 1, length] (1 or 0) → y of the same shape; in the ways of several exporters."""
     split = split or [0, 0, HEADS, SIZE]
@@ -87,7 +98,14 @@ def attention(
     }
     constants |= {"lowest": np.float32(-np.inf) if mask == "infinite" else LOWEST, "one": np.float32(1), "zero": np.float32(0)}
     constants |= {"minus": np.array([-1]), "first": np.array([0]), "second": np.array([2]), "third": np.array([3])}
-    constants |= {"last": np.array([9]), "at0": np.array(0), "at1": np.array(1), "hidden": np.array([HIDDEN])}
+    constants |= {
+        "last": np.array([9]),
+        "at0": np.array(0),
+        "at1": np.array(1),
+        "at2": np.array(2),
+        "at3": np.array(3),
+        "hidden": np.array([HIDDEN]),
+    }
     constants |= {"spread": np.array([1, HEADS, 1, 1]), "positions": weights(1, HEADS, 1, 1, seed=6)}
     nodes = []
     for p in "qkv":
@@ -114,7 +132,9 @@ def attention(
     nodes += [("Softmax", [scores], ["p"], {"axis": -1})]
     if guard:
         nodes += [("IsNaN", ["p"], ["blind"]), ("Where", ["blind", "zero", "p"], ["seeing"])]
-    nodes += [("MatMul", ["seeing" if guard else "p", "v_heads"], ["answer"]), ("Transpose", ["answer"], ["back"], {"perm": [0, 2, 1, 3]})]
+    nodes += [("MatMul", ["seeing" if guard else "p", "v_heads"], ["answer"])]
+    nodes += relaid_answer() if relaid else []
+    nodes += [("Transpose", ["relaid" if relaid else "answer"], ["back"], {"perm": [0, 2, 1, 3]})]
     nodes += asked_sizes() if asks else []
     nodes += [("Reshape", ["back", "joined" if asks else "join"], ["y"])]
     inputs = {"x": ["batch", "length", HIDDEN]} | ({"real": ["batch", 1, 1, "length"]} if mask else {})
@@ -136,6 +156,7 @@ CASES = {
     "positions and mask": {"positions": True},
     "positions under a filled mask": {"positions": True, "mask": "filled"},
     "a query that positions turned": {"turned_query": True},
+    "an answer that is laid out as it is": {"relaid": True, "guard": True, "mask": "infinite"},
     "a query that positions turned, sizes asked for": {"turned_query": True, "asks": True},
 }
 
