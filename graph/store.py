@@ -134,11 +134,15 @@ def _anonymize(model: ir.Model) -> None:
 
 
 class WeightsOnDisk:
-    """Graphs (role → onnx_ir.Model) whose large tensors are read from files in `folder` whenever somebody asks for them."""
+    """Graphs (role → onnx_ir.Model) whose large tensors are read from files in `folder` whenever somebody asks for them.
 
-    def __init__(self, graphs: dict[str, Any], folder: str) -> None:
+    there: the graphs were written there before.
+    """
+
+    def __init__(self, graphs: dict[str, Any], folder: str, there: bool = False) -> None:
         self.graphs, self._folder = graphs, folder
-        write(graphs, folder)
+        if not there:
+            write(graphs, folder)
         self.release_weights()
 
     def release_weights(self) -> None:

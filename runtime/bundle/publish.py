@@ -2,6 +2,7 @@
 
 Who writes PLACE holds a lock on `.PLACE.lock` and works in `.PLACE.*.part`, both beside it, and removes both in the end. What a killed
 writer left is put right by the next one, and by a reader that finds nothing at PLACE: under the lock, such a folder belongs to nobody.
+`.PLACE.work` is for a writer that is told to go on with what an earlier one began: nobody else touches it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,31 @@ def workspace(place: Path, progress: Progress = silent) -> Iterator[Path]:
             finally:
                 _put_back(folder, place)
                 _remove(folder)
+
+
+def kept_folder(place: Path) -> Path:
+    """The folder beside `place` that stays when its writer ends too early, made where there is none; its lock must be held. OutputError."""
+    folder = place.with_name(f".{place.name}.work")
+    with writing(place):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+        found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (_POSIX and found.st_uid != os.geteuid()):
+        raise OutputError(f"{folder}: expected no such thing, or a folder of yours that --resume left; remove it or choose another --out")
+    return folder
+
+
+def publish_kept(made: Path, place: Path, folder: Path) -> None:
+    """`publish` what was made in the kept folder of `place`, which then goes. folder: the workspace. OSError: all is as before."""
+    moved = folder / made.name
+    os.rename(made, moved)
+    try:
+        publish(moved, place)
+    except BaseException:
+        if os.path.lexists(moved) and not os.path.lexists(made):
+            os.rename(moved, made)
+        raise
+    _remove(made.parent)
 
 
 def publish(made: Path, place: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from onnxport.errors import BundleError, OutputError
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.manifest import MANIFEST, required
-from onnxport.runtime.bundle.publish import publish, recover, sync, workspace
+from onnxport.runtime.bundle.publish import kept_folder, publish, publish_kept, recover, sync, workspace
 from onnxport.runtime.bundle.reader import FORMAT, Bundle, sha256, unreplaced
 
 
@@ -38,7 +38,7 @@ class Staging:
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
         sizes = {n: (self.path / n).stat().st_size for n in names if n != MANIFEST}
         needed = sorted({*required(self.manifest), *self.manifest.get("requires", ())})
-        manifest = self.manifest | ({"format": FORMAT, "requires": needed} if needed else {"format": 1})
+        manifest: dict[str, Any] = self.manifest | ({"format": FORMAT, "requires": needed} if needed else {"format": 1})
         manifest["files"] = {n: {"sha256": sha256(self.path / n) if hashed else "", "bytes": size} for n, size in sizes.items()}
         shared = sum(size for n, size in sizes.items() if n in _shared(manifest))
         manifest["variants"] = {
@@ -70,8 +70,10 @@ def _shared(manifest: dict[str, Any]) -> set[str]:
 
 
 @contextlib.contextmanager
-def bundle_folder(out: str | Path, force: bool = False, progress: Progress = silent) -> Iterator[Staging]:
+def bundle_folder(out: str | Path, force: bool = False, progress: Progress = silent, keep: bool = False) -> Iterator[Staging]:
     """A Staging that becomes `out` when the block ends well; nothing is left behind when it does not.
+
+    keep: the Staging is in `.OUT.work`, which stays when the block does not end well, and may hold what an earlier one left.
 
     An existing `out` is refused unless `force`; then it is replaced in one step, and stays as it was when anything fails. What is no
     bundle, or holds files its manifest does not list, is never replaced. One command at a time writes `out`; another waits, and says so by
@@ -82,12 +84,15 @@ def bundle_folder(out: str | Path, force: bool = False, progress: Progress = sil
     _check_place(out, force)
     with workspace(out, progress) as folder:
         _check_place(out, force)  # what another command did while this one waited
-        staging = Staging(folder / out.name)
-        staging.path.mkdir()
+        staging = Staging((kept_folder(out) if keep else folder) / out.name)
+        staging.path.mkdir(exist_ok=keep)
         yield staging
         staging._finish()
         _check_place(out, force)
-        publish(staging.path, out)
+        if keep:
+            publish_kept(staging.path, out, folder)
+        else:
+            publish(staging.path, out)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
@@ -11,6 +12,8 @@ from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precisi
 from onnxport.runtime.other_names import hint
 
 FUSION_TARGET = "cpu"  # variants for CUDA too are made of graphs that were fused for it
+
+CALIBRATING = ("calibrate", "budget", "data", "threads")  # what only precisions read that calibrate
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class BuildOptions:
         self.check()
         if self.calibrate is not None and REFERENCE not in self.precisions:
             raise UsageError(f"--calibrate: data is read through the {REFERENCE} variant: add {REFERENCE} to --precision")
+
+    def of_variant(self, name: str) -> dict[str, Any]:
+        """The options that the variant of a precision depends on."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        unused = CALIBRATING if PRECISIONS[name].calibration == "unused" else ()
+        return {option: value for option, value in known.items() if option not in ("precisions", *unused)}
 
     @property
     def _rows(self) -> list[Precision]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxport.build.contents import write_contents
+from onnxport.build.contents import VERSIONED, versions, write_contents
 from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
+from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import NotApplicable, OutputError, UsageError
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
@@ -16,8 +19,10 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
 
 if TYPE_CHECKING:
-    from onnxport.build.variant import FusedGraphs
+    from onnxport.build.variant import FusedGraphs, VariantBuilder
     from onnxport.export.exported import Exported
+
+READERS = ("transformers", "tokenizers", "safetensors", "sentencepiece", "ml_dtypes", "numpy")  # what a source may be read by
 
 
 def build(
@@ -32,7 +37,10 @@ def build(
     data: Path | None = None,
     threads: int | None = None,
     allow_pickle: bool = False,
+    adapter: Path | None = None,
+    route: str | None = None,
     force: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Export `source` to a bundle at `out`.
@@ -48,7 +56,11 @@ def build(
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
         allow_pickle: read PyTorch pickles too (weights only).
+        adapter: a LoRA adapter's folder, as PEFT saves it, merged into the weights of the source.
+        route: as in `onnxport.export.export`; None for what suits the source.
         force: replace an existing bundle.
+        resume: what is finished stays in the folder `.OUT.work` beside `out` when the export ends too early, and an export of the same
+            source, options and versions goes on with it.
         progress: called with the name of each stage as it begins.
 
     Raises:
@@ -60,15 +72,34 @@ def build(
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
     from onnxport.export import export
+    from onnxport.export.trace.tracer import check_opset
 
-    with bundle_folder(out, force, progress) as staging:
-        exported = export(source, task=task, opset=opset, allow_pickle=allow_pickle, progress=progress)
-        progress("fuse")
-        fused = _fuse(exported)
-        write_contents(staging, exported, default=precision[0], name=Path(out).name)
-        _add_variants(staging, fused, options, search_folder(out), progress)
+    check_opset(opset)
+    reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
+    reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
+    with bundle_folder(out, force, progress, keep=resume) as staging, _work_folder(staging, source, reading, resume, progress) as work:
+        fused = work.graphs() if work else None
+        if fused is None:
+            exported = export(source, **reading, progress=progress)
+            progress("fuse")
+            fused = _fuse(exported)
+            write_contents(staging, exported, default=precision[0], name=Path(out).name)
+            if work:
+                work.keep_graphs(fused)
+        _add_variants(staging, fused, options, search_folder(out), work, progress)
         progress("hash and publish")
     return Bundle.open(out)
+
+
+@contextlib.contextmanager
+def _work_folder(staging: Staging, source: Any, reading: dict[str, Any], resume: bool, progress: Progress) -> Iterator[WorkFolder | None]:
+    """What an export with `resume` keeps; None without. reading: the options that graphs depend on."""
+    if not resume:
+        yield None
+        return
+    key = {"source": folder_hashes(source), "options": described(reading), "version": versions((*VERSIONED, *READERS))}
+    with WorkFolder(staging, key, progress) as work:
+        yield work
 
 
 def add_variant(
@@ -130,7 +161,9 @@ def _fuse(exported: Exported) -> FusedGraphs:
     return FusedGraphs(graphs, dict(rules), exported.expected)
 
 
-def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, folder: Path, progress: Progress) -> None:
+def _add_variants(
+    staging: Staging, fused: FusedGraphs, options: BuildOptions, folder: Path, work: WorkFolder | None, progress: Progress
+) -> None:
     """The variants, in the manifest in the order of the options; a precision that is not for this model is left out, and noted.
 
     Raises:
@@ -141,12 +174,13 @@ def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, f
 
     assert staging.manifest is not None
     left_out: dict[str, NotApplicable] = {}
-    with store.on_disk(fused.graphs, staging.path) as weights:
+    with store.on_disk(fused.graphs, staging.path) if work is None else contextlib.nullcontext(work.weights) as weights:
+        assert weights is not None
         builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
         for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
             staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)  # a bundle in the making is read too
             try:
-                builder.add(name)
+                _add(name, builder, options, work)
             except NotApplicable as reason:
                 if len(left_out) + 1 == len(options.precisions):
                     raise
@@ -157,6 +191,22 @@ def _add_variants(staging: Staging, fused: FusedGraphs, options: BuildOptions, f
     notes = [f"{name} is left out: {str(reason).rsplit('; ', 1)[0]}" for name, reason in left_out.items()]
     if notes:
         staging.manifest["provenance"].setdefault("notes", []).extend(notes)
+
+
+def _add(name: str, builder: VariantBuilder, options: BuildOptions, work: WorkFolder | None) -> None:
+    """One variant, taken over where an earlier export finished it. Raises what `VariantBuilder.add` does."""
+    if work is None:
+        builder.add(name)
+        return
+    made_with = options.of_variant(name)
+    if work.variant(name, made_with):
+        return
+    try:
+        builder.add(name)
+    except NotApplicable as reason:
+        work.keep_variant(name, made_with, reason)
+        raise
+    work.keep_variant(name, made_with)
 
 
 def _read_fused(bundle: Bundle) -> FusedGraphs:

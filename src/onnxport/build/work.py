@@ -1,0 +1,209 @@
+"""The work folder of an export with --resume: what is finished stays there, with hashes, until the bundle is published.
+
+    .OUT.work/journal.json    what is finished, and what it was made of
+    .OUT.work/fused/          the fused graphs in float32, which variants are made from
+    .OUT.work/OUT/            the bundle in the making
+
+Nothing of a folder is believed but what its journal names and whose hashes are right; all else is removed and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from onnxport.errors import BundleError, NotApplicable
+from onnxport.files import MOST, read_regular
+from onnxport.progress import Progress
+from onnxport.runtime.bundle.publish import sync
+from onnxport.runtime.bundle.reader import sha256
+from onnxport.runtime.bundle.writer import Staging
+
+if TYPE_CHECKING:
+    from onnxport.build.variant import FusedGraphs
+    from onnxport.graph.store import WeightsOnDisk
+
+JOURNAL, FUSED = "journal.json", "fused"
+Key = dict[str, Any]  # "source", "options", "versions": ready for JSON
+
+
+def folder_hashes(source: Any) -> dict[str, str] | None:
+    """sha256 of every file of a folder, by its path in it, and its name; None for what is no folder, or cannot be read whole.
+
+    Hidden files and __pycache__ do not count. Code may do otherwise the next time that it runs, whatever its files are.
+    """
+    if not isinstance(source, str | Path) or not os.path.isdir(source):
+        return None
+    root = Path(source).resolve()
+    try:
+        paths = [path for path in sorted(root.rglob("*")) if not any(map(_passed_over, path.relative_to(root).parts))]
+        return {path.relative_to(root).as_posix(): sha256(path) for path in paths if not path.is_dir()} | {"": root.name}
+    except (BundleError, OSError):
+        return None
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def described(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are compared: files and folders by what is in them."""
+    return {name: _described(value) for name, value in options.items()}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Path):
+        return folder_hashes(value) if value.is_dir() else sha256(value) if value.is_file() else str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+class WorkFolder:
+    """What an export has finished. A context manager: where the export ends with an error before anything is, the folder goes.
+
+    staging: the bundle in the making, inside the folder. key: what its graphs are made of. None of another key is taken over.
+    """
+
+    def __init__(self, staging: Staging, key: Key, progress: Progress) -> None:
+        self.staging, self.folder, self.progress = staging, staging.path.parent, progress
+        self.weights: WeightsOnDisk | None = None
+        self._key, self._file = json.loads(json.dumps(key)), self.folder / JOURNAL
+        self._graphs: dict[str, Any] = {}
+        self._variants: dict[str, Any] = {}
+        self._read()
+
+    def __enter__(self) -> WorkFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None and not self._file.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def graphs(self) -> FusedGraphs | None:
+        """The fused graphs of an earlier export, whose shared files and manifest are in `staging` then; None where they are to be made."""
+        known = self._graphs
+        if not known or self._key["source"] is None or not self._whole(known["files"]):
+            if known:
+                why = "the source is no folder" if self._key["source"] is None else "some of them have changed"
+                self.progress(f"note: graphs and golden answers are made again: {why}")
+            self._graphs = {}
+            self._remove_others()
+            return None
+        import onnx_ir as ir
+
+        from onnxport.build.variant import FusedGraphs
+        from onnxport.graph.store import WeightsOnDisk
+
+        self.progress(f"note: graphs and golden answers are taken over from {self.folder}")
+        graphs = {role: ir.load(self.folder / FUSED / f"{role}.onnx") for role in known["roles"]}
+        self.staging.manifest = json.loads(json.dumps(known["manifest"]))
+        self.weights = WeightsOnDisk(graphs, str(self.folder / FUSED), there=True)
+        return FusedGraphs(graphs, known["fusions"], known["expected"])
+
+    def keep_graphs(self, fused: FusedGraphs) -> None:
+        """Writes the fused graphs, and that they are finished with the shared files and manifest of `staging`."""
+        from onnxport.graph.store import WeightsOnDisk
+
+        self.weights = WeightsOnDisk(dict(fused.graphs), str(self.folder / FUSED))
+        variants = {f"{self.staging.path.name}/{name}" for name in self._variants}
+        made = [path for path in self._files() if path != JOURNAL and path.rpartition("/")[0] not in variants]
+        self._graphs = {
+            "files": self._hashes(made),
+            "roles": sorted(fused.graphs),
+            "fusions": fused.fusions,
+            "expected": fused.expected,
+            "manifest": self.staging.manifest,
+        }
+        self._write()
+
+    def variant(self, name: str, options: Mapping[str, Any]) -> bool:
+        """Whether a variant is taken over, whole, into the manifest of `staging`. options: it was made with.
+
+        NotApplicable: it was found to be none for this model.
+        """
+        known = self._variants.get(name)
+        if known is None or known["of"] != self._made_of(options):
+            return False
+        if known["left_out"] is not None:
+            raise NotApplicable(known["left_out"])
+        if not self._whole(known["files"]):
+            self.progress(f"note: {name} is made again: some of its files have changed")
+            return False
+        self.progress(f"note: {name} is taken over from {self.folder}")
+        assert self.staging.manifest is not None
+        self.staging.manifest["variants"][name] = json.loads(json.dumps(known["entry"]))
+        return True
+
+    def keep_variant(self, name: str, options: Mapping[str, Any], left_out: NotApplicable | None = None) -> None:
+        """Writes that a variant is finished, or that it is none for this model."""
+        assert self.staging.manifest is not None
+        entry = self.staging.manifest["variants"].get(name)
+        files = [] if left_out else [f"{self.staging.path.name}/{file}" for file in entry["files"]]
+        self._variants[name] = {
+            "of": self._made_of(options),
+            "left_out": None if left_out is None else str(left_out),
+            "files": self._hashes(files),
+            "entry": entry,
+        }
+        self._write()
+
+    def _made_of(self, options: Mapping[str, Any]) -> str:
+        """What tells one variant of a name from another."""
+        text = json.dumps([self._graphs["files"], described(options)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _read(self) -> None:
+        """The journal of an earlier export, if there is one of the same key; else nothing of the folder stays."""
+        if os.path.lexists(self._file):
+            state = self._state()
+            other = ["journal"] if state is None else [name for name, value in self._key.items() if state["key"].get(name) != value]
+            if state is None or other:
+                self.progress(f"note: {self.folder} is of another {' and '.join(other)}: everything is made anew")
+                self._file.unlink()
+            else:
+                self._graphs, self._variants = state["graphs"], state["variants"]
+        self._remove_others()
+
+    def _state(self) -> dict[str, Any] | None:
+        """What the journal says; None for one that is not as it was written."""
+        try:
+            digest, _, text = read_regular(self._file, MOST).partition(b"\n")
+        except OSError:
+            return None
+        return json.loads(text) if digest.decode("ascii", "replace") == hashlib.sha256(text).hexdigest() else None
+
+    def _write(self) -> None:
+        text = json.dumps({"key": self._key, "graphs": self._graphs, "variants": self._variants}).encode()
+        beside = self._file.with_suffix(".part")
+        beside.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        sync(beside)
+        os.replace(beside, self._file)
+
+    def _files(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+    def _hashes(self, names: list[str]) -> dict[str, str]:
+        for name in names:
+            sync(self.folder / name)
+        return {name: sha256(self.folder / name) for name in names}
+
+    def _whole(self, files: Mapping[str, str]) -> bool:
+        try:
+            return all(sha256(self.folder / name) == digest for name, digest in files.items())
+        except BundleError:
+            return False
+
+    def _remove_others(self) -> None:
+        """Removes what the journal does not name: it was begun and not finished."""
+        known = {JOURNAL, *self._graphs.get("files", ()), *(name for one in self._variants.values() for name in one["files"])}
+        for name in self._files():
+            if name not in known:
+                (self.folder / name).unlink()
+        for path in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
+            if path != self.staging.path and not any(path.iterdir()):
+                path.rmdir()
