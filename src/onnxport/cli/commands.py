@@ -149,6 +149,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @variant_options
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--resume", is_flag=True, help="Keep what is finished in .OUT.work until all is, and go on with what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
 def export(
@@ -163,6 +164,7 @@ def export(
     threads: int | None,
     allow_pickle: bool,
     force: bool,
+    resume: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -189,6 +191,7 @@ def export(
             threads=threads,
             allow_pickle=allow_pickle,
             force=force,
+            resume=resume,
             progress=progress,
         )
     if not quiet:
