@@ -1,7 +1,7 @@
 """The work that a comparison gives to every side: a method, inputs and options."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def workload(
     natural, fixed = _options([bundle, *others], beam, max_new_tokens) if method == "generate" else ({}, {})
     takes = _ACCEPTED[method]
     if dataset.kind not in takes:
-        named = " or ".join(_LABELS.get(kind, kind) for kind in _taken(bundle.task, takes))
+        named = " or ".join(_LABELS.get(kind, kind) for kind in _taken(bundle, takes))
         takes_text = named or "no data file: it is compared on its golden inputs"
         raise DataError(f"{data}: holds {_LABELS.get(dataset.kind, dataset.kind)}, but a bundle for {bundle.task} takes {takes_text}")
     if not bundle.tokenizers:
@@ -184,9 +184,17 @@ def _method(bundle: Bundle, dataset: Dataset | None) -> str:
     return "run" if regression else method  # values, not labels
 
 
-def _taken(task: str, kinds: Sequence[str]) -> list[str]:
-    """The kinds of data that a task takes: `kinds`, and those that have a method of their own."""
-    return [*kinds, *(kind for kind, methods in _BY_KIND.items() if task in methods and kind not in kinds)]
+def _taken(bundle: Bundle, kinds: Sequence[str]) -> list[str]:
+    """The kinds of data that a bundle takes: `kinds`, and those that have a method of their own, as far as its labels go with them."""
+    labels = bundle.encoding.labels
+    fits = {"rankings": len(labels) <= 1, "choices": _entails(labels)}
+    others = [kind for kind, methods in _BY_KIND.items() if bundle.task in methods and fits.get(kind, True)]
+    return [*kinds, *(kind for kind in others if kind not in kinds)]
+
+
+def _entails(labels: Iterable[str]) -> bool:
+    """Whether one of the labels is entailment."""
+    return any(label.lower().startswith("entail") for label in labels)
 
 
 def _built_in(bundle: Bundle, beam: int | None, max_new_tokens: int | None, others: Sequence[Bundle]) -> Workload:
@@ -208,8 +216,7 @@ def _labelled(work: Workload, bundle: Bundle, dataset: Dataset, data: str | Path
     known, found = set(bundle.encoding.labels), dict.fromkeys(dataset.references or ())
     if work.method == "classify" and (not known or not known.isdisjoint(found)):
         return work
-    entails = any(label.lower().startswith("entail") for label in known)
-    if bundle.task == "classification" and not entails:
+    if bundle.task == "classification" and not _entails(known):
         theirs, ours = (", ".join(sorted(names)[:3]) for names in (found, known))
         raise DataError(f"{data}: none of its labels ({theirs}, ...) is one of the model's ({ours}, ...); name them as the model does")
     if not all(isinstance(text, str) for text in work.inputs):

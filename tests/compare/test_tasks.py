@@ -141,7 +141,7 @@ def test_without_data_there_are_built_in_texts(made, task, kind):
 def test_a_regression_has_values_not_labels(tmp_path):
     bundle = tiny_encoder.write(tmp_path / "b", "classification", tiny_encoder.table(1), problem="regression", labels=["score"])
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    with pytest.raises(DataError, match="takes no data file"):
+    with pytest.raises(DataError, match="takes rankings$"):
         workload(Bundle.open(bundle), tmp_path / "a.csv", None)
 
 
