@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,21 @@ from support.once import made_once
 
 TEXTS = ["ada came to london", "the cat sat on a mat", "x", "a dog, by the door of mr smith"]
 NLI = ("contradiction", "neutral", "entailment")
+Exported = Callable[[str], Path]  # head
 HEADS = {"tokens": folders.TAGS, "masked": (), "single": NLI, "score": ("relevance",), "choices": ()}
 
 
-def made(folder: Path) -> None:
-    for head, labels in HEADS.items():
-        config = {"num_labels": len(labels)} if labels else {}
-        source = folders.write(folder / f"{head}-source", "bert", head, labels, num_hidden_layers=1, **config)
-        build(str(source), folder / head, precision=("fp32", "fp16"))
+def made(head: str, folder: Path) -> None:
+    """The folder `source` and its bundle."""
+    labels = HEADS[head]
+    config = {"num_labels": len(labels)} if labels else {}
+    source = folders.write(folder / "source", "bert", head, labels, num_hidden_layers=1, **config)
+    build(str(source), folder / "bundle", precision=("fp32", "fp16"))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "other-tasks", made)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return lambda head: made_once(tmp_path_factory, f"compared-{head}", partial(made, head))
 
 
 @pytest.fixture(autouse=True)
@@ -51,20 +55,20 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def measured(exported: Path, head: str, data: Path | None, **options: Any) -> dict[str, Any]:
-    report = compare(exported / head, data, batches=(2,), threads=1, **options)
+def measured(exported: Exported, head: str, data: Path | None, **options: Any) -> dict[str, Any]:
+    report = compare(exported(head) / "bundle", data, batches=(2,), threads=1, **options)
     return report.as_dict()
 
 
-def test_entities(exported: Path, tmp_path: Path) -> None:
-    with load(exported / "tokens", threads=1) as model:
+def test_entities(exported: Exported, tmp_path: Path) -> None:
+    with load(exported("tokens") / "bundle", threads=1) as model:
         found = model.entities(TEXTS, aggregation="first")
     rows = [
         {"text": text, "entities": [{"label": one.label, "start": one.start, "end": one.end} for one in entities]}
         for text, entities in zip(TEXTS, found, strict=True)
     ]
     rows[3]["entities"] = [{"label": "ORG", "start": 0, "end": 5}]  # one that nobody finds
-    report = measured(exported, "tokens", written(tmp_path / "a.jsonl", rows), source=str(exported / "tokens-source"))
+    report = measured(exported, "tokens", written(tmp_path / "a.jsonl", rows), source=str(exported("tokens") / "source"))
     right = sum(len(one) for one in found[:3])
     every = right + len(found[3])
     values = report["variants"]["fp32"]
@@ -74,9 +78,9 @@ def test_entities(exported: Path, tmp_path: Path) -> None:
     assert "f1_drop_ci" in values and "F1" in report["verdict"]["fp16"]
 
 
-def test_tags_of_words(exported: Path, tmp_path: Path) -> None:
+def test_tags_of_words(exported: Exported, tmp_path: Path) -> None:
     sentences = [text.split() for text in TEXTS]
-    with load(exported / "tokens", threads=1) as model:
+    with load(exported("tokens") / "bundle", threads=1) as model:
         tags = model.tags(sentences)
     data = tmp_path / "a.conll"
     lines = ["-DOCSTART- -X- O"]
@@ -89,53 +93,53 @@ def test_tags_of_words(exported: Path, tmp_path: Path) -> None:
     rows = [{"tokens": words, "ner_tags": ["O"] * len(words)} for words in sentences]
     values = measured(exported, "tokens", written(tmp_path / "b.jsonl", rows), precisions=["fp32"])["variants"]["fp32"]
     assert values["recall"] == values["f1"] == 0
-    side = PyTorchSide(str(exported / "tokens-source"), threads=1)
+    side = PyTorchSide(str(exported("tokens") / "source"), threads=1)
     side.load()
     assert [one["tags"] for one in side.tags(sentences)] == tags
 
 
-def test_masks(exported: Path, tmp_path: Path) -> None:
+def test_masks(exported: Exported, tmp_path: Path) -> None:
     texts = ["ada came to [MASK]", "the [MASK] sat", "a [MASK] by the door"]
-    with load(exported / "masked", threads=1) as model:
+    with load(exported("masked") / "bundle", threads=1) as model:
         best = [fills[0].token for fills in model.fill(texts)]
     rows = [{"text": text, "label": word.upper()} for text, word in zip(texts, [*best[:2], "nothing"], strict=True)]
     data = written(tmp_path / "a.jsonl", rows)
-    report = measured(exported, "masked", data, source=str(exported / "masked-source"))
+    report = measured(exported, "masked", data, source=str(exported("masked") / "source"))
     assert report["variants"]["fp32"]["accuracy"] == pytest.approx(2 / 3) and report["variants"]["fp32"]["agreement"] == 1
     plain = tmp_path / "a.txt"
     plain.write_text("the cat sat on a mat\nada came to london\n42\n")
-    work = workload(Bundle.open(exported / "masked"), plain, None)
+    work = workload(Bundle.open(exported("masked") / "bundle"), plain, None)
     assert work.inputs == ["the cat [MASK] on a mat", "ada came [MASK] london"] and work.references == ["sat", "to"]
     assert measured(exported, "masked", None)["data"]["built_in"]
     with pytest.raises(DataError, match=r"line 1: the text has no \[MASK\]"):
-        workload(Bundle.open(exported / "masked"), written(tmp_path / "b.jsonl", [{"text": "a", "label": "b"}]), None)
+        workload(Bundle.open(exported("masked") / "bundle"), written(tmp_path / "b.jsonl", [{"text": "a", "label": "b"}]), None)
 
 
-def test_candidates_and_choices(exported: Path, tmp_path: Path) -> None:
+def test_candidates_and_choices(exported: Exported, tmp_path: Path) -> None:
     labels = ["sport", "politics", "art"]
-    with load(exported / "single", threads=1) as model:
+    with load(exported("single") / "bundle", threads=1) as model:
         best = [one.label for one in model.classify(TEXTS, candidates=labels)]
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, best, strict=True)]
     rows += [{"text": "nothing of it", "label": label} for label in labels]  # all three are candidates
-    values = measured(exported, "single", written(tmp_path / "a.jsonl", rows), source=str(exported / "single-source"))["variants"]
+    values = measured(exported, "single", written(tmp_path / "a.jsonl", rows), source=str(exported("single") / "source"))["variants"]
     assert values["fp32"]["accuracy"] == pytest.approx(5 / 7) and values["fp32"]["agreement"] == 1
-    with load(exported / "choices", threads=1) as model:
+    with load(exported("choices") / "bundle", threads=1) as model:
         choice = [model.classify(text, candidates=["a mat", "the door"])[0].label for text in TEXTS]
     both = ["a mat", "the door"]
     rows = [{"text": text, "candidates": both, "label": both.index(one)} for text, one in zip(TEXTS, choice, strict=True)]
-    report = measured(exported, "choices", written(tmp_path / "b.jsonl", rows), source=str(exported / "choices-source"))
+    report = measured(exported, "choices", written(tmp_path / "b.jsonl", rows), source=str(exported("choices") / "source"))
     assert report["variants"]["fp32"]["accuracy"] == 1 and report["data"]["kind"] == "choices"
     assert measured(exported, "choices", None, precisions=["fp32"])["data"]["count"] == 12
 
 
-def test_rankings(exported: Path, tmp_path: Path) -> None:
+def test_rankings(exported: Exported, tmp_path: Path) -> None:
     documents = ["a mat", "the door", "ada", "smith in london"]
-    with load(exported / "score", threads=1) as model:
+    with load(exported("score") / "bundle", threads=1) as model:
         order = [ranked.index for ranked in model.rerank("where is ada", documents)]
     relevance = [0, 0, 0, 0]
     relevance[order[0]], relevance[order[1]] = 1, 2
     rows = [{"query": "where is ada", "documents": documents, "relevance": relevance}]
-    report = measured(exported, "score", written(tmp_path / "a.jsonl", rows), source=str(exported / "score-source"))
+    report = measured(exported, "score", written(tmp_path / "a.jsonl", rows), source=str(exported("score") / "source"))
     values = report["variants"]["fp32"]
     assert values["accuracy_at_1"] == 1
     assert values["ndcg_at_10"] == pytest.approx((1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)))
@@ -187,7 +191,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, row: dict[str, Any], t
         read_data(written(tmp_path / "a.jsonl", [row]))
 
 
-def test_data_of_another_task_is_refused(exported: Path, tmp_path: Path) -> None:
+def test_data_of_another_task_is_refused(exported: Exported, tmp_path: Path) -> None:
     data = written(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}])
     with pytest.raises(DataError, match="but a bundle for token-classification takes entities or texts or tagged words"):
-        workload(Bundle.open(exported / "tokens"), data, None)
+        workload(Bundle.open(exported("tokens") / "bundle"), data, None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from support.once import made_once
 TEXTS = ["the cat", "a dog lay by the door", "x", "Ada came to London"]
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 WIDTH = 40
+Exported = Callable[[str], Path]  # "plain" or "whole"
 PROMPTS = {"query": "find: ", "document": "", "long": "see what: "}
 LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (  # of the folder that has all of them
     ("Normalize", {}),
@@ -118,21 +120,24 @@ def through(vector: torch.Tensor, folder: Path) -> torch.Tensor:
     return vector
 
 
-def made(folder: Path) -> None:
-    plain = modules(folders.write(folder / "plain-source", "bert", "bare"), {"pooling_mode_mean_tokens": True})
-    build(str(plain), folder / "plain", precision=("fp32",))
-    whole = modules(folders.write(folder / "whole-source", "bert", "bare"), {"pooling_mode": list(MODES), "include_prompt": False}, LAYERS)
-    (whole / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS, "default_prompt_name": "query"}))
-    build(str(whole), folder / "whole", precision=("fp32", "fp16"))
+def made(name: str, folder: Path) -> None:
+    """The folder `source` and its bundle."""
+    source = folders.write(folder / "source", "bert", "bare")
+    if name == "plain":
+        modules(source, {"pooling_mode_mean_tokens": True})
+    else:
+        modules(source, {"pooling_mode": list(MODES), "include_prompt": False}, LAYERS)
+        (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS, "default_prompt_name": "query"}))
+    build(str(source), folder / "bundle", precision=("fp32",))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "sentence-transformers", made)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return lambda name: made_once(tmp_path_factory, f"sentence-transformers-{name}", partial(made, name))
 
 
-def test_every_pooling_prompt_and_layer(exported: Path) -> None:
-    source, bundle = exported / "whole-source", Bundle.open(exported / "whole", verify=True)
+def test_every_pooling_prompt_and_layer(exported: Exported) -> None:
+    source, bundle = exported("whole") / "source", Bundle.open(exported("whole") / "bundle", verify=True)
     assert bundle.encoding.pooling == "cls+max+mean+mean_sqrt_len+weightedmean+last"
     assert bundle.layers == "layers.npz" and bundle.variants["fp32"].bytes > bundle.files["layers.npz"].bytes
     assert "encoding.layers" in bundle.manifest.as_dict()["requires"]
@@ -160,23 +165,23 @@ def test_every_pooling_prompt_and_layer(exported: Path) -> None:
             model.encode("a", normalize=True)  # type: ignore[call-arg]
 
 
-def test_plain_settings_and_progress(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with load(exported / "plain", threads=1) as model:
-        wanted = torch.stack([hidden(exported / "plain-source", text).mean(0) for text in TEXTS])
+def test_plain_settings_and_progress(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
+    with load(exported("plain") / "bundle", threads=1) as model:
+        wanted = torch.stack([hidden(exported("plain") / "source", text).mean(0) for text in TEXTS])
         np.testing.assert_allclose(model.encode(TEXTS, show_progress_bar=True), wanted.numpy(), atol=2e-5)
         told = capsys.readouterr()
         assert told.out == "" and "encoding windows (4 of 4)" in told.err and told.err.endswith("\n")
         found = model.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
         np.testing.assert_allclose(found, normalize(wanted, dim=1).numpy(), atol=2e-5)
         assert capsys.readouterr().err == ""
-    assert "requires" not in Bundle.open(exported / "plain").manifest.as_dict()
+    assert "requires" not in Bundle.open(exported("plain") / "bundle").manifest.as_dict()
 
 
-def test_the_original_in_pytorch_goes_through_the_same(exported: Path) -> None:
+def test_the_original_in_pytorch_goes_through_the_same(exported: Exported) -> None:
     from onnxport.export.reference.model import PyTorchReference
 
-    with load(exported / "whole", threads=1) as model:
-        np.testing.assert_allclose(PyTorchReference(str(exported / "whole-source")).encode(TEXTS), model.encode(TEXTS), atol=2e-5)
+    with load(exported("whole") / "bundle", threads=1) as model:
+        np.testing.assert_allclose(PyTorchReference(str(exported("whole") / "source")).encode(TEXTS), model.encode(TEXTS), atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +199,10 @@ def test_the_original_in_pytorch_goes_through_the_same(exported: Path) -> None:
     ],
     ids=str,
 )
-def test_what_a_bundle_cannot_do_is_refused(exported: Path, tmp_path: Path, name: str, changes: Any, said: str) -> None:
+def test_what_a_bundle_cannot_do_is_refused(exported: Exported, tmp_path: Path, name: str, changes: Any, said: str) -> None:
     import shutil
 
-    folder = Path(shutil.copytree(exported / "whole-source", tmp_path / "source"))
+    folder = Path(shutil.copytree(exported("whole") / "source", tmp_path / "source"))
     if isinstance(changes, dict):
         changes = json.loads((folder / name).read_text()) | changes
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,34 @@ CLASSES: dict[str, Callable[[], Any]] = {
 }
 
 
-def made(folder: Path) -> None:
-    build(str(folders.write(folder / "bert-source", "bert", "single", NLI)), folder / "bert", precision=("fp32",))
-    build(str(folders.write(folder / "choices-source", "roberta", "choices")), folder / "choices", precision=("fp32",))
-    for name, make in CLASSES.items():
-        model = make().eval()
+def made(name: str, folder: Path) -> None:
+    """The folder `source` and its bundle."""
+    source = folder / "source"
+    if name == "bert":
+        folders.write(source, "bert", "single", NLI)
+    elif name == "choices":
+        folders.write(source, "roberta", "choices")
+    else:
+        model = CLASSES[name]().eval()
         encoders.randomize(model)
-        model.save_pretrained(folder / f"{name}-source")
+        model.save_pretrained(source)
         electra = name.startswith("electra")
         family, names = ("bert", folders.BERT) if electra else ("roberta", folders.ROBERTA)
-        folders.save_tokenizer(folder / f"{name}-source", folders.letters(family), names, types=electra)
-        build(str(folder / f"{name}-source"), folder / name, precision=("fp32",))
+        folders.save_tokenizer(source, folders.letters(family), names, types=electra)
+    build(str(source), folder / "bundle", precision=("fp32",))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "candidates", made)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return lambda name: made_once(tmp_path_factory, f"candidates-{name}", partial(made, name))
 
 
 @pytest.mark.parametrize("name", ["bert", "bart"])
 @pytest.mark.parametrize("several", [False, True])
-def test_candidates_are_judged_as_by_the_pipeline(exported: Path, name: str, several: bool) -> None:
-    theirs = transformers.pipeline("zero-shot-classification", model=str(exported / f"{name}-source"), device="cpu")
+def test_candidates_are_judged_as_by_the_pipeline(exported: Callable[[str], Path], name: str, several: bool) -> None:
+    theirs = transformers.pipeline("zero-shot-classification", model=str(exported(name) / "source"), device="cpu")
     template = "it is {}."
-    with load(exported / name, threads=1) as model:
+    with load(exported(name) / "bundle", threads=1) as model:
         for labels in (LABELS, LABELS[:1]):
             for text, found in zip(TEXTS, model.classify(TEXTS, candidates=labels, multi_label=several), strict=True):
                 wanted = theirs(text, candidate_labels=labels, multi_label=several)
@@ -77,9 +82,9 @@ def test_candidates_are_judged_as_by_the_pipeline(exported: Path, name: str, sev
 
 
 @pytest.mark.parametrize("name", ["bart", "llama", "llama-unpadded"])
-def test_classes_that_read_one_token_answer_as_the_pipeline(exported: Path, name: str) -> None:
-    theirs = transformers.pipeline("text-classification", model=str(exported / f"{name}-source"), device="cpu", top_k=None)
-    with load(exported / name, threads=1) as model:
+def test_classes_that_read_one_token_answer_as_the_pipeline(exported: Callable[[str], Path], name: str) -> None:
+    theirs = transformers.pipeline("text-classification", model=str(exported(name) / "source"), device="cpu", top_k=None)
+    with load(exported(name) / "bundle", threads=1) as model:
         for text, found in zip(TEXTS, model.classify(TEXTS), strict=True):  # rows of one batch, of different lengths
             wanted = {one["label"]: one["score"] for one in theirs(text)}
             assert found.scores == pytest.approx(wanted, abs=1e-5)
@@ -87,12 +92,12 @@ def test_classes_that_read_one_token_answer_as_the_pipeline(exported: Path, name
 
 @pytest.mark.parametrize("name", ["choices", "electra-choices"])
 @torch.no_grad()
-def test_choices_are_those_of_the_class(exported: Path, name: str) -> None:
-    source = exported / f"{name}-source"
+def test_choices_are_those_of_the_class(exported: Callable[[str], Path], name: str) -> None:
+    source = exported(name) / "source"
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     theirs = transformers.AutoModelForMultipleChoice.from_pretrained(source).eval()
     choices = ["a mat", "the door of it", "x"]
-    with load(exported / name, threads=1) as model:
+    with load(exported(name) / "bundle", threads=1) as model:
         assert model.task == "multiple-choice"
         for text, found in zip(TEXTS, model.classify(TEXTS, candidates=choices), strict=True):
             read = tokenizer([text] * 3, choices, return_tensors="pt", padding=True)
@@ -103,14 +108,14 @@ def test_choices_are_those_of_the_class(exported: Path, name: str) -> None:
 
 
 @torch.no_grad()
-def test_documents_are_ranked_by_the_score_of_the_pair(exported: Path) -> None:
-    source = exported / "llama-source"
+def test_documents_are_ranked_by_the_score_of_the_pair(exported: Callable[[str], Path]) -> None:
+    source = exported("llama") / "source"
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(source).eval()
     documents = ["a mat", "the door", "ada came", "a mat"]
     scores = [theirs(**tokenizer("who came", text, return_tensors="pt")).logits.sigmoid().item() for text in documents]
     order = sorted(range(4), key=lambda i: -round(scores[i], 6))
-    with load(exported / "llama", threads=1) as model:
+    with load(exported("llama") / "bundle", threads=1) as model:
         found = model.rerank("who came", documents)
         assert [one.index for one in found] == order and order.index(0) < order.index(3)
         assert [one.score for one in found] == pytest.approx([scores[i] for i in order], abs=1e-5)
@@ -119,28 +124,28 @@ def test_documents_are_ranked_by_the_score_of_the_pair(exported: Path) -> None:
         for wrong, said in (({"top_k": 0}, "top_k is 0"), ({"documents": "a"}, "documents is a text")):
             with pytest.raises(UsageError, match=said):
                 model.rerank(**({"query": "a", "documents": ["b"]} | wrong))
-    with load(exported / "bert", threads=1) as model, pytest.raises(UsageError, match="gives 3 scores a pair, expected one"):
+    with load(exported("bert") / "bundle", threads=1) as model, pytest.raises(UsageError, match="gives 3 scores a pair, expected one"):
         model.rerank("a", ["b"])
 
 
-def test_the_command_takes_candidates_and_documents(exported: Path) -> None:
-    with load(exported / "bert", threads=1) as model:
+def test_the_command_takes_candidates_and_documents(exported: Callable[[str], Path]) -> None:
+    with load(exported("bert") / "bundle", threads=1) as model:
         wanted = model.classify(TEXTS[0], candidates=LABELS)[0]
         plain = model.classify(TEXTS[0])[0]
     lines = [json.dumps({"text": TEXTS[0], "candidates": LABELS}), TEXTS[0]]
-    done = invoke("run", exported / "bert", *lines, "--json")
+    done = invoke("run", exported("bert") / "bundle", *lines, "--json")
     first, second = json.loads(done.stdout)["results"]
     assert first == {"label": wanted.label, "scores": wanted.scores} and second == {"label": plain.label, "scores": plain.scores}
-    done = invoke("run", exported / "bert", TEXTS[0], "--candidates", ",".join(LABELS))
+    done = invoke("run", exported("bert") / "bundle", TEXTS[0], "--candidates", ",".join(LABELS))
     assert done.stdout == f"{wanted.label}\t{wanted.scores[wanted.label]:.4f}\n"
-    done = invoke("run", exported / "bert", TEXTS[0], "--candidates", ",".join(LABELS), "--multi-label", "--json")
+    done = invoke("run", exported("bert") / "bundle", TEXTS[0], "--candidates", ",".join(LABELS), "--multi-label", "--json")
     assert set(json.loads(done.stdout)["results"][0]) == {"label", "labels", "scores"}
     query = json.dumps({"query": "who came", "documents": ["a mat", "ada"]})
-    with load(exported / "llama", threads=1) as model:
+    with load(exported("llama") / "bundle", threads=1) as model:
         ranked = model.rerank("who came", ["a mat", "ada"])
-    done = invoke("run", exported / "llama", query, "--json")
+    done = invoke("run", exported("llama") / "bundle", query, "--json")
     assert json.loads(done.stdout)["results"] == [{"ranking": [{"index": one.index, "score": one.score} for one in ranked]}]
-    done = invoke("run", exported / "llama", query, "--top-k", "1")
+    done = invoke("run", exported("llama") / "bundle", query, "--top-k", "1")
     assert done.stdout == f"{ranked[0].index}\t{ranked[0].score:.4f}\n"
     for wrong in (
         {"query": "a", "documents": []},
@@ -148,12 +153,12 @@ def test_the_command_takes_candidates_and_documents(exported: Path) -> None:
         {"documents": ["a"]},
         {"text": "a", "candidates": "b"},
     ):
-        assert invoke("run", exported / "llama", json.dumps(wrong)).exit_code == 4
-    assert invoke("run", exported / "llama", TEXTS[0], "--candidates", "a,b").exit_code == 2
+        assert invoke("run", exported("llama") / "bundle", json.dumps(wrong)).exit_code == 4
+    assert invoke("run", exported("llama") / "bundle", TEXTS[0], "--candidates", "a,b").exit_code == 2
 
 
-def test_candidates_that_cannot_be_are_refused(exported: Path) -> None:
-    with load(exported / "bert", threads=1) as model:
+def test_candidates_that_cannot_be_are_refused(exported: Callable[[str], Path]) -> None:
+    with load(exported("bert") / "bundle", threads=1) as model:
         for options, said in (
             ({"candidates": []}, "expected one or more"),
             ({"candidates": ["a", "a"]}, "each once"),
@@ -164,5 +169,8 @@ def test_candidates_that_cannot_be_are_refused(exported: Path) -> None:
                 model.classify("x", **options)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="'candidate_labels'; use candidates"):
             model.classify("x", candidate_labels=["a"])  # type: ignore[call-arg]
-    with load(exported / "llama-unpadded", threads=1) as model, pytest.raises(UsageError, match="candidates need a model of entailment"):
+    with (
+        load(exported("llama-unpadded") / "bundle", threads=1) as model,
+        pytest.raises(UsageError, match="candidates need a model of entailment"),
+    ):
         model.classify("x", candidates=["a"])

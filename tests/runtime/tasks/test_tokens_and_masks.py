@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +28,25 @@ TEXTS = (
     "Mr. Smith's house in New York; it didn't move. 42 % of it",
     "naïve Ωμέγα, ada?",
 )
+Exported = Callable[[str, str], Path]  # family, head
 LONG = "Ada came to London, and the dog lay by the door of a house. " * 8
 
 
-def made(folder: Path) -> None:
-    for family in FAMILIES:
-        for head, labels in (("tokens", folders.TAGS), ("masked", ())):
-            source = folders.write(folder / f"{family}-{head}-source", family, head, labels)
-            build(str(source), folder / f"{family}-{head}", precision=("fp32",))
+def made(family: str, head: str, folder: Path) -> None:
+    """The folder `source` and its bundle."""
+    source = folders.write(folder / "source", family, head, folders.TAGS if head == "tokens" else ())
+    build(str(source), folder / "bundle", precision=("fp32",))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "tokens-and-masks", made)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return lambda family, head: made_once(tmp_path_factory, f"{family}-{head}", partial(made, family, head))
 
 
-def opened(exported: Path, family: str, head: str) -> tuple[Model, Any]:
+def opened(exported: Exported, family: str, head: str) -> tuple[Model, Any]:
     """The bundle, and transformers' pipeline of its source."""
     task = {"tokens": "token-classification", "masked": "fill-mask"}[head]
-    return load(exported / f"{family}-{head}", threads=1), pipeline(task, model=str(exported / f"{family}-{head}-source"), device="cpu")
+    return load(exported(family, head) / "bundle", threads=1), pipeline(task, model=str(exported(family, head) / "source"), device="cpu")
 
 
 def agree(found: Any, wanted: Any) -> None:
@@ -55,7 +57,7 @@ def agree(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_entities_are_those_of_the_pipeline(exported: Path, family: str) -> None:
+def test_entities_are_those_of_the_pipeline(exported: Exported, family: str) -> None:
     model, theirs = opened(exported, family, "tokens")
     with model:
         assert model.task == "token-classification"
@@ -69,7 +71,7 @@ def test_entities_are_those_of_the_pipeline(exported: Path, family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
-def test_entities_of_long_texts_are_those_of_the_pipeline(exported: Path, family: str, strategy: str) -> None:
+def test_entities_of_long_texts_are_those_of_the_pipeline(exported: Exported, family: str, strategy: str) -> None:
     model, theirs = opened(exported, family, "tokens")
     with model:
         found, short = model.entities([LONG, "Ada came"], aggregation=strategy, stride=11)
@@ -78,7 +80,7 @@ def test_entities_of_long_texts_are_those_of_the_pipeline(exported: Path, family
 
 
 @torch.no_grad()
-def test_tags_are_those_of_each_words_first_token(exported: Path) -> None:
+def test_tags_are_those_of_each_words_first_token(exported: Exported) -> None:
     words = [["Ada", "came", "to", "U.S.", "London", "."], ["x"], ["Ada", "\u200b", "came"]]
     model, theirs = opened(exported, "bert", "tokens")
     with model:
@@ -97,7 +99,7 @@ def test_tags_are_those_of_each_words_first_token(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fills_are_those_of_the_pipeline(exported: Path, family: str) -> None:
+def test_fills_are_those_of_the_pipeline(exported: Exported, family: str) -> None:
     model, theirs = opened(exported, family, "masked")
     mask = theirs.tokenizer.mask_token
     with model:
@@ -118,7 +120,7 @@ def test_fills_are_those_of_the_pipeline(exported: Path, family: str) -> None:
             assert (one.id, one.score) == (other["token"], pytest.approx(other["score"], abs=1e-6))
 
 
-def test_a_mask_of_a_long_text_is_read_where_it_has_most_around_it(exported: Path) -> None:
+def test_a_mask_of_a_long_text_is_read_where_it_has_most_around_it(exported: Exported) -> None:
     model, theirs = opened(exported, "bert", "masked")
     before, after = "the cat sat on a mat " * 6, " and the dog lay by the door" * 6
     with model:
@@ -129,15 +131,15 @@ def test_a_mask_of_a_long_text_is_read_where_it_has_most_around_it(exported: Pat
         assert [one.mask for one in two] == [0, 1]
 
 
-def test_what_is_no_text_for_them_is_refused(exported: Path) -> None:
-    with load(exported / "bert-masked", threads=1) as model:
+def test_what_is_no_text_for_them_is_refused(exported: Exported) -> None:
+    with load(exported("bert", "masked") / "bundle", threads=1) as model:
         with pytest.raises(TextError, match=r"text 1: 'no mask here' has no \[MASK\]"):
             model.fill(["a [MASK]", "no mask here"])
         with pytest.raises(UsageError, match="top_k is 0"):
             model.fill("a [MASK]", top_k=0)
         with pytest.raises(UsageError, match="task is fill-mask, expected token-classification"):
             model.entities("a")
-    with load(exported / "bert-tokens", threads=1) as model:
+    with load(exported("bert", "tokens") / "bundle", threads=1) as model:
         with pytest.raises(UsageError, match="aggregation is 'middle', expected one of none, simple, first, average, max"):
             model.entities("a", aggregation="middle")
         with pytest.raises(TypeError, match="'aggregation_strategy'; use aggregation"):
@@ -145,31 +147,31 @@ def test_what_is_no_text_for_them_is_refused(exported: Path) -> None:
         assert model.entities([]) == []
 
 
-def test_the_command_answers_them(exported: Path) -> None:
-    with load(exported / "bert-tokens", threads=1) as model:
+def test_the_command_answers_them(exported: Exported) -> None:
+    with load(exported("bert", "tokens") / "bundle", threads=1) as model:
         wanted = model.entities(TEXTS[:2], aggregation="first")
-    done = invoke("run", exported / "bert-tokens", *TEXTS[:2], "", "--aggregation", "first", "--json")
+    done = invoke("run", exported("bert", "tokens") / "bundle", *TEXTS[:2], "", "--aggregation", "first", "--json")
     results = json.loads(done.stdout)["results"]
     assert [len(one["entities"]) for one in results] == [len(wanted[0]), len(wanted[1]), 0]
     first = wanted[0][0]
     assert results[0]["entities"][0] == {
         "label": first.label, "score": first.score, "start": first.start, "end": first.end, "text": first.text,
     }  # fmt: skip
-    plain = invoke("run", exported / "bert-tokens", TEXTS[0], "--aggregation", "first").stdout
+    plain = invoke("run", exported("bert", "tokens") / "bundle", TEXTS[0], "--aggregation", "first").stdout
     assert plain.startswith(f"{first.label}\t{first.score:.4f}\t{first.text}")
-    with load(exported / "bert-masked", threads=1) as model:
+    with load(exported("bert", "masked") / "bundle", threads=1) as model:
         (fills,) = model.fill("ada [MASK]", top_k=2)
-    done = invoke("run", exported / "bert-masked", "ada [MASK]", "--top-k", "2", "--json")
+    done = invoke("run", exported("bert", "masked") / "bundle", "ada [MASK]", "--top-k", "2", "--json")
     (found,) = json.loads(done.stdout)["results"]
     assert [(one["token"], one["id"], one["score"], one["text"]) for one in found["fills"]] == [
         (one.token, one.id, one.score, one.text) for one in fills
     ]
-    assert invoke("run", exported / "bert-masked", "ada", "--json").exit_code == 4
-    assert invoke("run", exported / "bert-masked", "ada [MASK]", "--aggregation", "first").exit_code == 2
+    assert invoke("run", exported("bert", "masked") / "bundle", "ada", "--json").exit_code == 4
+    assert invoke("run", exported("bert", "masked") / "bundle", "ada [MASK]", "--aggregation", "first").exit_code == 2
 
 
-def test_a_masked_model_embeds_where_it_is_asked_to(exported: Path, tmp_path: Path) -> None:
-    source = exported / "bert-masked-source"
+def test_a_masked_model_embeds_where_it_is_asked_to(exported: Exported, tmp_path: Path) -> None:
+    source = exported("bert", "masked") / "source"
     with load(build(str(source), tmp_path / "hidden", task="embedding", precision=("fp32",)).path, threads=1) as model:
         theirs = pipeline("feature-extraction", model=str(source), device="cpu")
         wanted = torch.tensor(theirs("Ada came")).mean(1).numpy()
