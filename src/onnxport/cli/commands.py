@@ -148,6 +148,8 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @variant_options
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
+@click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter's folder, merged into the weights.")
+@click.option("--route", hidden=True)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--resume", is_flag=True, help="Keep what is finished in .OUT.work until all is, and go on with what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
@@ -163,6 +165,8 @@ def export(
     data: Path | None,
     threads: int | None,
     allow_pickle: bool,
+    adapter: Path | None,
+    route: str | None,
     force: bool,
     resume: bool,
     as_json: bool,
@@ -173,7 +177,7 @@ def export(
 
     Traces it, compares with the original, fuses, makes the variants, and checks each again.
 
-    SOURCE is a folder with config.json and weights, package.module:factory, or model.onnx.
+    SOURCE is a folder with config.json and weights, package.module:factory, model.onnx, or model.gguf.
     """
     from onnxport.build import build
     from onnxport.cli.overview import notes
@@ -190,6 +194,8 @@ def export(
             data=data,
             threads=threads,
             allow_pickle=allow_pickle,
+            adapter=adapter,
+            route=route,
             force=force,
             resume=resume,
             progress=progress,
@@ -313,7 +319,7 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
     onnxport compare artifacts/en-de --with artifacts/en-de-new --data test.tsv --gate 'en-de-new/int8.bleu_drop_ci.low<=0'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .txt, SQuAD's JSON.")
+@click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .conll, .txt, SQuAD's JSON.")
 @click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
