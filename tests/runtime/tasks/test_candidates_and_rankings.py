@@ -86,7 +86,7 @@ def test_classes_that_read_one_token_answer_as_the_pipeline(exported: Callable[[
     theirs = transformers.pipeline("text-classification", model=str(exported(name) / "source"), device="cpu", top_k=None)
     with load(exported(name) / "bundle", threads=1) as model:
         for text, found in zip(TEXTS, model.classify(TEXTS), strict=True):  # rows of one batch, of different lengths
-            wanted = {one["label"]: one["score"] for one in theirs(text)}
+            wanted = {one["label"]: one["score"] for one in theirs([text])[0]}
             assert found.scores == pytest.approx(wanted, abs=1e-5)
 
 
