@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxport.build import contents, work
 from onnxport.build.stages import build
 from onnxport.errors import CheckpointError, OutputError
-from onnxport.runtime.bundle import writer
+from onnxport.runtime.bundle import publish, writer
 from onnxport.runtime.bundle.publish import workspace
 from onnxport.runtime.bundle.reader import Bundle
 from support.commands import COMMAND, invoke, started
@@ -231,6 +232,21 @@ def test_an_interrupt_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     else:
         raise AssertionError("the export never came to its end")
     assert step > 10 and sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_work_that_cannot_be_published_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, full = product(tmp_path / "source" / "model.onnx"), publish.publish
+
+    def fails(made: Path, place: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publish, "publish", fails)
+    with pytest.raises(OutputError, match="No space left"):
+        build(source, tmp_path / "out", precision=("fp32",), resume=True)
+    monkeypatch.setattr(publish, "publish", full)
+    lines = Lines()
+    build(source, tmp_path / "out", precision=("fp32",), resume=True, progress=lines)
+    assert lines.noted("fp32 is taken over") and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_killed_export_goes_on(tmp_path: Path) -> None:

@@ -203,6 +203,9 @@ def test_arrays_of_a_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert np.load("out.npz")["y"].shape == (5, 3)
     assert_refused(invoke("run", "b", "--npz", "in.npz", "--out", "out.npz"), 6, "--force")
     assert_refused(invoke("run", "b", "some text"), 2, "--npz")
+    assert_refused(
+        invoke("run", "b", "--npz", "in.npz", "--out", "out.npz", "--beam", 2, "--chat"), 2, "--beam, --chat: --npz takes arrays"
+    )
     assert_refused(invoke("run", "b", "--npz", "in.npz", "--out", "x.npz", "some text"), 2, "TEXT")
     outputs = json.loads(invoke("run", "b", "--npz", "in.npz", "--out", "x.npz", "--json").stdout)["outputs"]
     assert outputs == {"y": {"shape": [5, 3], "dtype": "float32"}}

@@ -97,6 +97,7 @@ def _work_folder(staging: Staging, source: Any, reading: dict[str, Any], resume:
     if not resume:
         yield None
         return
+    progress("hash the source")
     key = {"source": folder_hashes(source), "options": described(reading), "version": versions((*VERSIONED, *READERS))}
     with WorkFolder(staging, key, progress) as work:
         yield work

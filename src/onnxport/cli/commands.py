@@ -53,9 +53,10 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             ours = {str(param.name): param.opts[-1] for param in self.params if isinstance(param, click.Option)}
-            if meant := OPTIONS.get(error.option_name.lstrip("-").replace("-", "_").lower()):
-                error.possibilities = [ours[meant]] if meant in ours else error.possibilities
-            raise
+            meant = OPTIONS.get(error.option_name.lstrip("-").replace("-", "_").lower())
+            if meant not in ours:
+                raise
+            raise click.NoSuchOption(error.option_name, possibilities=[ours[meant]], ctx=error.ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; failures become exit codes."""

@@ -4,7 +4,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def answer(
         raise UsageError("--out goes with --npz: texts are answered on standard output")
     if npz is not None and (texts or stream):
         raise UsageError("--npz takes its inputs from the file: leave TEXT and --stream out")
+    if npz is not None and (wrong := _named(options | {"chat": chat})):
+        raise UsageError(f"{_flags(wrong)}: --npz takes arrays as they are; leave out what is for texts")
     with load(bundle, precision=precision, device=device, threads=threads) as model:
         if npz is not None or model.task == "tensor":
             if npz is None or out is None:
@@ -61,13 +63,21 @@ def answer(
 
 def _task_options(model: Model, task: Task, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the user named. UsageError for those that the task does not take."""
-    named = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    named = _named(options)
     wrong = [name for name in named if (name in OTHER_OPTIONS if task.options is None else name not in task.options)]
     if wrong:
-        names = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
         lacking = "generates no text" if task.options is not None and not OTHER_OPTIONS & set(wrong) else "has no use for it"
-        raise UsageError(f"{names}: the task of this bundle is {model.task}, which {lacking}")
+        raise UsageError(f"{_flags(wrong)}: the task of this bundle is {model.task}, which {lacking}")
     return named
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user did not leave out."""
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in sorted(names))
 
 
 def _answers(model: Model, task: Task, texts: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
