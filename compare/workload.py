@@ -204,7 +204,8 @@ def _built_in(bundle: Bundle, beam: int | None, max_new_tokens: int | None, othe
     if not bundle.tokenizers or method == "run":
         method = method if method == "generate" else "run"  # arrays: without a tokenizer there is nothing to read texts with
         return Workload(method, GOLDEN, "golden inputs", golden_inputs(bundle, method), None, natural, fixed, True)
-    kind, name, inputs = ("questions", "questions", list(QUESTIONS)) if method == "answer" else ("texts", "sentences", list(SENTENCES))
+    kind, name = ("questions", "questions") if method == "answer" else ("texts", "sentences")
+    inputs: list[Any] = list(QUESTIONS if method == "answer" else SENTENCES)
     if method == "choose":
         kind, inputs = "choices", [{"text": text, "candidates": list(SENTENCES[:4])} for text in SENTENCES]
     work = Workload(method, kind, f"built-in {name}", inputs, None, natural, fixed, True)

@@ -28,7 +28,8 @@ def read(texts: TextSettings, width: int, allow_pickle: bool) -> tuple[tuple[Arr
     width: of the hidden states. allow_pickle: PyTorch's own files are read too. CheckpointError: weights are missing, or do not fit.
     """
     size = width * len((texts.pooling or "mean").split("+"))
-    found, hashes = [], {}
+    found: list[Arrays] = []
+    hashes: dict[str, str] = {}
     for layer, folder in zip(texts.layers, texts.folders, strict=True):
         arrays: Arrays = {}
         if NAMES[layer.kind]:
@@ -53,7 +54,7 @@ def _size(layer: PooledLayer, arrays: Arrays, size: int, folder: Path) -> int:
         return size
     shapes = {name: array.shape for name, array in arrays.items()}
     after = shapes["weight"][-1] if shapes.get("weight") else 0
-    wanted = {"weight": (size,), "bias": (size,)} if layer.kind == "norm" else {"weight": (size, after)}
+    wanted: dict[str, tuple[int, ...]] = {"weight": (size,), "bias": (size,)} if layer.kind == "norm" else {"weight": (size, after)}
     if layer.kind == "dense":
         wanted |= {"bias": (after,)} if "bias" in shapes else {}
         wanted |= {"residual": (size, after)} if layer.residual and size != after else {}

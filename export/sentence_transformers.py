@@ -139,8 +139,8 @@ def _module(module: Any, path: Path, settings: TextSettings) -> TextSettings:
         known = "a Transformer, Pooling, and Dense, LayerNorm and Normalize behind it"
         raise CheckpointError(f"{path} has a {kind} module in this place, expected {known}; export its Transformer alone")
     if settings.normalize:  # what came last until now comes in between
-        between = {"layers": (*settings.layers, PooledLayer("normalize")), "folders": (*settings.folders, folder)}
-        settings = replace(settings, normalize=False, **between)
+        layers = (*settings.layers, PooledLayer("normalize"))
+        settings = replace(settings, normalize=False, layers=layers, folders=(*settings.folders, folder))
     if kind == "Normalize":
         return replace(settings, normalize=True)
     layer = PooledLayer("norm") if kind == "LayerNorm" else _dense(read_json(folder / "config.json"), folder)

@@ -222,6 +222,6 @@ def _row(dataset: Dataset, i: int) -> dict[str, Any]:
     if dataset.kind == "tags":
         return {"tokens": given, "tags": expected}
     if dataset.kind == "entities":
-        return {"text": given, "entities": [dict(zip(("label", "start", "end"), one, strict=True)) for one in expected]}
+        return {"text": given, "entities": [dict(zip(("label", "start", "end"), one, strict=True)) for one in expected or ()]}
     texts = {"text": given} if isinstance(given, str) else dict(zip(("text", "pair"), given, strict=True))
     return texts | ({} if expected is None else {"label": expected})

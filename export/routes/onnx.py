@@ -59,8 +59,8 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         if rows is not None and (problems := found.problems(dict.fromkeys(found.by_side, rows))):
             raise CheckpointError(f"{problems[0]}; put the model's own tokenizer.json beside {file.path.name}")
         longest = file.texts.max_length or (found.longest if any(map(has_modules, file.folders)) else None)
-        more = {"token_types": found.gives_types, "max_length": longest, "mask_id": found.mask_id, "unknown_id": found.unknown_id}
-        file = replace(file, texts=replace(file.texts, **more))
+        texts = replace(file.texts, token_types=found.gives_types, max_length=longest)
+        file = replace(file, texts=replace(texts, mask_id=found.mask_id, unknown_id=found.unknown_id))
         config = encoding(file, task, rows, labels)
         notes = (*found.notes, *(score_notes(file.config, labels) if task == "classification" else ()))
     layers: tuple[pooled_layers.Arrays, ...] = ()

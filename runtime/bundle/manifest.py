@@ -176,7 +176,10 @@ class PooledLayer:
 
     def as_dict(self) -> dict[str, Any]:
         """Its entry in bundle.json."""
-        more = {"dense": {"activation": self.activation, "residual": self.residual}, "norm": {"eps": self.eps}}
+        more: dict[str, dict[str, Any]] = {
+            "dense": {"activation": self.activation, "residual": self.residual},
+            "norm": {"eps": self.eps},
+        }
         return {"kind": self.kind, **more.get(self.kind, {})}
 
 

@@ -15,7 +15,7 @@ from onnxport.runtime.encoder import Encoder, Window, expect, finite, weighted
 
 STATE = "last_hidden_state"
 TINY = 1e-12  # of a length that vectors are divided by
-_erf = np.frompyfunc(math.erf, 1, 1)
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 # hidden states [tokens, hidden] of a text, and the places of these tokens in it, from 0 → [hidden]; as in sentence-transformers
 Pool = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # as torch.nn's
     "identity": lambda x: x,
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2)).astype(np.float64)),
+    "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
     "sigmoid": lambda x: 0.5 * (1 + np.tanh(x / 2)),
     "silu": lambda x: x * 0.5 * (1 + np.tanh(x / 2)),
 }
@@ -131,9 +131,9 @@ def _layer(x: np.ndarray, layer: PooledLayer, arrays: Mapping[str, np.ndarray]) 
         centred = x - x.mean(1, keepdims=True)
         return np.asarray(centred / np.sqrt((centred**2).mean(1, keepdims=True) + layer.eps) * arrays["weight"] + arrays["bias"])
     y = ACTIVATIONS[layer.activation](x @ arrays["weight"] + arrays.get("bias", 0.0))
-    if not layer.residual:
-        return y
-    return y + (x @ arrays["residual"] if "residual" in arrays else x)
+    if layer.residual:
+        y = y + (x @ arrays["residual"] if "residual" in arrays else x)
+    return np.asarray(y)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -110,10 +110,12 @@ def _pairs(line: str) -> str | tuple[str, ...] | Choice | Query:
         return line
     if "documents" in fields:
         documents = _list_of(fields, "documents")
-        return Query(*_texts_of(fields, ("query",)), documents)
+        (query,) = _texts_of(fields, ("query",))
+        return Query(query, documents)
     if "candidates" in fields:
         candidates = _list_of(fields, "candidates")
-        return Choice(*_texts_of(fields, ("text",)), candidates)
+        (text,) = _texts_of(fields, ("text",))
+        return Choice(text, candidates)
     texts = _texts_of(fields, ("text",), ("pair",))
     return texts[0] if len(texts) == 1 else tuple(texts)
 
