@@ -15,7 +15,7 @@ from onnxport.compare.report.junit import render_junit
 from onnxport.compare.report.text import render_markdown
 from onnxport.errors import GateError, OutputError
 from onnxport.files import special
-from onnxport.runtime.bundle.publish import check_file, publish, recover, replace, sync, workspace
+from onnxport.runtime.bundle.publish import check_file, publish, recover_output, replace, sync, workspace
 
 FORMAT = 1
 _UNMOVABLE = (errno.EXDEV, errno.EBUSY)  # of a folder from a lower layer of overlayfs, or one that is mounted somewhere
@@ -102,7 +102,7 @@ def check_out(out: str | Path, force: bool) -> None:
     """
     out = Path(out).absolute()
     with _writing(out):
-        recover(out)
+        recover_output(out)
         if os.path.lexists(out) and not out.is_dir():
             raise OutputError(f"{out}: is {special(out.lstat().st_mode) or 'a file'}; expected a folder, new or existing, for the report")
         there = [name for name in FILES if os.path.lexists(out / name)]

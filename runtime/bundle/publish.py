@@ -167,6 +167,14 @@ def recover(place: Path) -> bool:
     return os.path.lexists(place)
 
 
+def recover_output(place: Path) -> None:
+    """`recover` before `place` is written. OutputError where that cannot be done."""
+    try:
+        recover(place)
+    except BundleError as e:
+        raise OutputError(str(e)) from e
+
+
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[None]:
     """OutputError for what a file system says when it cannot be written."""

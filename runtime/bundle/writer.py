@@ -17,7 +17,7 @@ from typing import Any
 from onnxport.errors import BundleError, OutputError
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.manifest import MANIFEST, required
-from onnxport.runtime.bundle.publish import kept_folder, publish, publish_kept, recover, sync, workspace
+from onnxport.runtime.bundle.publish import kept_folder, publish, publish_kept, recover_output, sync, workspace
 from onnxport.runtime.bundle.reader import FORMAT, Bundle, sha256, unreplaced
 
 
@@ -80,7 +80,7 @@ def bundle_folder(out: str | Path, force: bool = False, progress: Progress = sil
     `progress`. OutputError.
     """
     out = Path(out).absolute()
-    recover(out)
+    recover_output(out)
     _check_place(out, force)
     with workspace(out, progress) as folder:
         _check_place(out, force)  # what another command did while this one waited

@@ -100,15 +100,16 @@ def test_finished_variants_and_graphs_are_taken_over(model_folder: Path, bundle:
 
 
 @pytest.mark.usefixtures("no_trace")
-@pytest.mark.parametrize("file", ["out/fp16/weights.bin", "out/fp16/plan.json"])
+@pytest.mark.parametrize(("file", "other"), [("out/fp16/weights.bin", "fp32"), ("out/fp32/decoder.onnx", "fp16")])
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink], ids=["cut", "gone"])
 def test_a_variant_that_was_changed_is_made_again(
-    model_folder: Path, bundle: Bundle, place: Path, file: str, change: Callable[[Path], Any]
+    model_folder: Path, bundle: Bundle, place: Path, file: str, other: str, change: Callable[[Path], Any]
 ) -> None:
     change(place / ".out.work" / file)
     lines = Lines()
     build(str(model_folder), place / "out", resume=True, progress=lines)
-    assert lines.noted("fp16 is made again") and lines.noted("fp32 is taken") and "make and check fp16" in lines
+    again = file.split("/")[1]
+    assert lines.noted(f"{again} is made again") and lines.noted(f"{other} is taken") and f"make and check {again}" in lines
     assert content(place / "out") == content(bundle.path)
 
 

@@ -19,6 +19,7 @@ import pytest
 from onnxport.errors import BundleError, OutputError
 from onnxport.runtime.bundle import publish as module
 from onnxport.runtime.bundle.publish import check_file, publish, recover, workspace, write_file
+from onnxport.runtime.bundle.writer import bundle_folder
 
 STEPS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "ftruncate", "close")
 
@@ -194,7 +195,7 @@ def test_an_exchange_that_fails_keeps_the_old_one(tmp_path: Path, monkeypatch: p
     assert hidden(tmp_path / "out") == []
 
 
-def test_a_reader_says_where_it_is_when_it_cannot_be_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_put_back_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "out"
     write(tmp_path / ".out.01234567.part" / "old", "old")
 
@@ -203,8 +204,11 @@ def test_a_reader_says_where_it_is_when_it_cannot_be_put_back(tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "rename", failing)
-        with pytest.raises(BundleError, match=r"Read-only.*move .*\.out\.01234567\.part/old there"):
+        told = r"Read-only.*move .*\.out\.01234567\.part/old there"
+        with pytest.raises(BundleError, match=told):
             recover(place)
+        with pytest.raises(OutputError, match=told), bundle_folder(place):
+            pytest.fail("it was written over")
     assert read(place) == "old"
 
 
