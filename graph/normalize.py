@@ -7,9 +7,13 @@ import onnx
 import onnx.reference
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, constant, take_over
+from onnxport.graph.edit import MICROSOFT, array_of, constant, take_over
 
 FOLDED = {"Split", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Concat"}  # what only lays weights out anew
+# Kernels of ONNX Runtime whose first result has the shape of what they read first.
+LIKE_FIRST_INPUT = (
+    "BiasGelu", "Gelu", "FastGelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding",
+)  # fmt: skip
 REFERENCE_SINCE = {"DequantizeLinear": 19}  # the oldest opset that ONNX's reference has, whose meaning is that of older ones
 
 PARAMETER = "parameter"  # key in Value.meta: the PyTorch weight a folded initializer was made from
@@ -59,6 +63,23 @@ def evaluate(node: ir.Node) -> list[np.ndarray]:
     return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: t.numpy() for name, t in tensors.items()}))
 
 
+def _stand_in(graph: onnx.GraphProto) -> None:
+    """Puts ONNX's own operators in the place of kernels of ONNX Runtime, which its inference does not know; their results have the shapes
+    of the kernels' first results."""
+    for node in graph.node:
+        if node.domain != MICROSOFT or node.op_type not in (*LIKE_FIRST_INPUT, "MatMulNBits"):
+            continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        inputs = [node.input[0]]
+        if node.op_type == "MatMulNBits":
+            weight = f"{node.output[0]}/weight"
+            shape = [attributes["K"], attributes["N"]]
+            graph.input.append(onnx.helper.make_tensor_value_info(weight, onnx.TensorProto.FLOAT, shape))
+            inputs.append(weight)
+        made = onnx.helper.make_node("MatMul" if len(inputs) == 2 else "Identity", inputs, [node.output[0]], name=node.name)
+        node.CopyFrom(made)
+
+
 def name_shapes(model: ir.Model) -> None:
     """Fill in shapes and types that are left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
     graph = model.graph
@@ -69,6 +90,7 @@ def name_shapes(model: ir.Model) -> None:
         if len(weight.raw_data) > 4096:  # inference needs no weights, and a proto cannot hold 2 GB of them
             weight.ClearField("raw_data")
             weight.data_location = onnx.TensorProto.EXTERNAL
+    _stand_in(proto.graph)
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     known = {v.name: v for node in inferred.graph for v in node.outputs}
     for node in graph:
