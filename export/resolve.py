@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnxport.export.families import MODULES, family
 from onnxport.export.sentence_transformers import has_modules, transformer_folder
 from onnxport.export.source import Source, read_tokenizers
 from onnxport.export.user_code import contained
+from onnxport.export.weights import is_weight_file
 from onnxport.files import first_special, special
 
 TEMPLATES = "additional_chat_templates"  # a folder that transformers' tokenizers read too
@@ -58,15 +60,23 @@ def _from_path(source: str | Path, allow_pickle: bool, lora: Path | None) -> Sou
         if all(part.isidentifier() for part in name.split(".")) and Path(f"{name.replace('.', '/')}.py").is_file():
             raise UsageError(f"{name} is a module; write {name}:FACTORY, a function in it that returns an adapter or (module, inputs)")
         raise CheckpointError(_from_afar(str(source)) or f"{path} does not exist; give {_POSSIBLE}")
-    if (kind := special(path.stat().st_mode)) is not None:
-        raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
+    _check_special(path)
     if lora is not None and not lora.is_dir():
         raise CheckpointError(f"--adapter: {lora} is no folder; give the folder of a LoRA adapter, as PEFT saves it")
     if not path.is_dir():
         return _from_file(path, lora)
-    if (gguf := _only_gguf(path)) is not None:
-        return _from_file(gguf, lora)
-    return read_folder(path, allow_pickle, lora)
+    if not (files := _files_of(path)):
+        return read_folder(path, allow_pickle, lora)
+    _check_special(files[0])
+    found = _from_file(files[0], lora)
+    left = f"; left out: {', '.join(other.name for other in files[1:])}" if files[1:] else ""
+    note = f"the folder has no weights of PyTorch: {files[0].relative_to(path)} is taken{left}"
+    return replace(found, name=path.resolve().name, notes=(note, *found.notes))
+
+
+def _check_special(path: Path) -> None:
+    if (kind := special(path.stat().st_mode)) is not None:
+        raise CheckpointError(f"{path} is {kind}, expected a regular file or a folder; give the model itself")
 
 
 def _from_file(path: Path, lora: Path | None) -> Source:
@@ -84,14 +94,28 @@ def _from_file(path: Path, lora: Path | None) -> Source:
     raise CheckpointError(f"{path} is neither a folder with config.json and weights nor a file.onnx or file.gguf")
 
 
-def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has nothing else to read. CheckpointError: there are several."""
-    if (folder / "config.json").is_file():
-        return None
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) > 1:
-        raise CheckpointError(f"{folder} has several GGUF files: {', '.join(path.name for path in found[:8])}; give one of them")
-    return found[0] if found else None
+def _files_of(folder: Path) -> list[Path]:
+    """Files of a folder without weights of PyTorch that are models by themselves, the one to take first; [] where it has none.
+
+    ONNX files are in transformers.js's layout: that in float32 is called model.onnx, others model_fp16.onnx, model_quantized.onnx and the
+    like. CheckpointError: there are several GGUF files.
+    """
+    try:
+        if any(is_weight_file(path) for path in folder.iterdir()):
+            return []
+    except OSError:
+        return []  # a reader of folders says why
+    if not (folder / "config.json").is_file():
+        found = sorted(folder.glob("*.gguf"))
+        if len(found) > 1:
+            raise CheckpointError(f"{folder} has several GGUF files: {', '.join(path.name for path in found[:8])}; give one of them")
+        return found
+    return next((files for place in (folder / "onnx", folder) if (files := sorted(place.glob("model*.onnx"), key=_preference))), [])
+
+
+def _preference(path: Path) -> tuple[int, str]:
+    names = ("model.onnx", "model_fp16.onnx")
+    return names.index(path.name) if path.name in names else len(names), path.name
 
 
 def _from_afar(source: str) -> str | None:

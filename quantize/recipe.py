@@ -15,7 +15,7 @@ from onnxport.quantize.calibration_inputs import golden_feeds
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import half, smooth_quant
+from onnxport.quantize.schemes import half, smooth_quant, stored
 from onnxport.quantize.schemes.apply import quantize
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
@@ -74,6 +74,8 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = recipe.feeds() if recipe.feeds is not None else None
+    if recipe.plan is None:
+        plan = stored.own_plan(plan, fused)
     if plan.rounds_activations:
         fused = smoothed(fused, feeds, goldens)
     if recipe.plan is None and not plan.needs and (role := _reads_texts(fused)):

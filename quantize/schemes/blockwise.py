@@ -17,6 +17,7 @@ from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.schemes.hqq import quantize_hqq
 from onnxport.quantize.schemes.linear import Linear, Lookup
 from onnxport.quantize.schemes.rounding import Blocks, quantize_nearest
+from onnxport.quantize.schemes.stored import stored_blocks
 
 SIZES = (128, 64, 32, 16)
 TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
@@ -50,12 +51,18 @@ class Weights:
         self._looked_up.add(_key(table))
 
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
-        """weight float [N, K] -> its integers. GPTQ without a Hessian is rounding to nearest: a token's row is read as it is."""
+        """weight float [N, K] -> its integers: those it has already where it lies on such a grid.
+
+        GPTQ without a Hessian is rounding to nearest: a token's row is read as it is.
+        """
         key = _key(weight)
         name = named(chosen, size)
         if (key, name) not in self._found:
             hessian = self._hessians.get(key) if chosen.solver == "gptq" else None
-            if hessian is not None:
+            stored = stored_blocks(weight, chosen.bits, size, chosen.symmetric)
+            if stored is not None:
+                found = stored
+            elif hessian is not None:
                 damping = TIED if key in self._looked_up else DAMPING
                 found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, hessian, damping)
             elif chosen.solver == "hqq":
