@@ -8,7 +8,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ NUMPY_TYPES = {
 
 MOST_THREADS = 1024
 SPIN_US = 1000
+NO_KERNEL = "Failed to find kernel for QLinear"
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _leaked: list[Any] = []
 _loading = threading.Lock()  # files are mapped by one thread at a time, see onnxport.runtime.mappings
@@ -187,6 +188,8 @@ class Sessions:
                 own(files, before)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
+            if self.exact and NO_KERNEL in reason:  # weights that were made uint8 have no kernel beside activations of int8
+                return replace(self, exact=False).open(path, steady, threads, adjust)
             if any(word in reason for word in device.missing):
                 raise DeviceError(f"{path}: cannot run on {device.name} ({reason}); use device cpu or a variant made for it") from e
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e

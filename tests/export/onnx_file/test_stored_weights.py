@@ -103,12 +103,31 @@ def in_blocks(path: Path) -> Path:
     return saved(path, [helper.make_node("MatMulNBits", ["x", "fc.q", "fc.scale"], ["y"], **attributes)], arrays)
 
 
+def by_qlinear(path: Path) -> Path:
+    """Quantized operators of ONNX, activations int8 as onnxruntime.quantization.quantize_static has them."""
+    arrays = {
+        "fc.q": codes(INNER, OUTER),
+        "fc.scale": np.float32(0.02),
+        "x.scale": np.float32(0.03),
+        "y.scale": np.float32(0.2),
+        "zero": np.int8(0),
+    }
+    product = ["x.q", "x.scale", "zero", "fc.q", "fc.scale", "zero", "y.scale", "zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x.scale", "zero"], ["x.q"]),
+        helper.make_node("QLinearMatMul", product, ["y.q"]),
+        helper.make_node("DequantizeLinear", ["y.q", "y.scale", "zero"], ["y"]),
+    ]
+    return saved(path, nodes, arrays)
+
+
 FILES = {
     "cast": by_cast,
     "dequantize": by_dequantize,
     "uint8": lambda path: by_dequantize(path, np.uint8),
     "integers": by_integers,
     "static": by_static,
+    "qlinear": by_qlinear,
     "blocks": in_blocks,
 }
 # What the plain command makes of each: a precision is left out where nothing is there for it to change.
@@ -118,6 +137,7 @@ MADE = {
     "uint8": ["fp32", "fp16", "int8"],
     "integers": ["fp32"],
     "static": ["fp32"],
+    "qlinear": ["fp32"],
     "blocks": ["fp32", "fp16"],
 }
 
