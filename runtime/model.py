@@ -256,7 +256,7 @@ class Model:
         self,
         texts: str | Sequence[str],
         *,
-        aggregation: str = "simple",
+        aggregation: str = "first",
         ignore_labels: Sequence[str] = ("O",),
         batch_size: int = 32,
         stride: int | None = None,

@@ -149,7 +149,7 @@ class PyTorchReference:
         """As Model.rerank."""
         return rerank(self._encoder("classification"), query, documents, None, batch_size, None)
 
-    def entities(self, texts: Sequence[str], aggregation: str = "simple", batch_size: int = 32) -> list[list[Entity]]:
+    def entities(self, texts: Sequence[str], aggregation: str = "first", batch_size: int = 32) -> list[list[Entity]]:
         """As Model.entities."""
         return entities(self._encoder("token-classification"), texts, aggregation, frozenset({OUTSIDE}), batch_size, None)
 

@@ -15,11 +15,18 @@ from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
 from onnxport.export.onnx_file.read import encoding, is_half, load, tokenizers
 from onnxport.export.sentence_transformers import LABELLED, has_modules, score_notes
 from onnxport.export.source import OnnxFile, Source
-from onnxport.export.tokenizers.folder import FolderTokenizers
+from onnxport.export.tokenizers.folder import READY, FolderTokenizers
 from onnxport.graph.edit import dims
 from onnxport.progress import Progress
 
 STATE = "last_hidden_state"
+ENDINGS = {  # of transformers' classes → their task
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForQuestionAnswering": "question-answering",
+    "Model": "embedding",
+}
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # task → the outputs that it needs, with the number of their dimensions
 TASKS: dict[str, dict[str, int]] = {
@@ -36,8 +43,7 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     original = Original.of(file.path)
     model = load(file, opset)
     inputs = inputs_of(model.graph)
-    assumed = task is None
-    task = task or "tensor"
+    wanted, task = task, task or _stated_task(file, inputs, model.graph) or "tensor"
     if problem := _task_problem(task, inputs, model.graph):
         raise UsageError(problem)
     progress("asking the original for golden answers")
@@ -50,8 +56,8 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
     settings: dict[str, object] = {"producer": " ".join(filter(None, (file.proto.producer_name, file.proto.producer_version)))}
     config, found = None, FolderTokenizers()
     notes: tuple[str, ...] = ()
-    if assumed and (others := [other for other in TASKS if _task_problem(other, inputs, model.graph) is None]):
-        notes = (f"task tensor is assumed, arrays in and arrays out: for texts say --task {' or '.join(others)}",)
+    if wanted is None:
+        notes = _assumed(task, [other for other in TASKS if _task_problem(other, inputs, model.graph) is None])
     if task != "tensor":
         rows = next(entry.rows for entry in inputs if entry.name == "input_ids")
         labels = cases["case0/out/logits"].shape[-1] if task in LABELLED else None
@@ -62,7 +68,7 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         texts = replace(file.texts, token_types=found.gives_types, max_length=longest)
         file = replace(file, texts=replace(texts, mask_id=found.mask_id, unknown_id=found.unknown_id))
         config = encoding(file, task, rows, labels)
-        notes = (*found.notes, *(score_notes(file.config, labels) if task == "classification" else ()))
+        notes = (*notes, *found.notes, *(score_notes(file.config, labels) if task == "classification" else ()))
     layers: tuple[pooled_layers.Arrays, ...] = ()
     if task == "embedding" and file.texts.layers:
         layers, hashes = pooled_layers.read(file.texts, cases[f"case0/out/{STATE}"].shape[-1], False)
@@ -82,6 +88,23 @@ def export_onnx(source: Source, file: OnnxFile, task: str | None, opset: int | N
         notes=notes,
         layers=layers,
     )
+
+
+def _stated_task(file: OnnxFile, inputs: list[GraphInput], graph: ir.Graph) -> str | None:
+    """The task of the class in a config.json beside the file, where the graph can do it and a tokenizer is there; None for none."""
+    if not any((folder / READY).is_file() for folder in file.folders):
+        return None
+    named = str((file.config.get("architectures") or [""])[0])
+    embeds = any(map(has_modules, file.folders))
+    stated = "embedding" if embeds else next((task for ending, task in ENDINGS.items() if named.endswith(ending)), None)
+    return stated if stated is not None and _task_problem(stated, inputs, graph) is None else None
+
+
+def _assumed(task: str, possible: list[str]) -> tuple[str, ...]:
+    """What is said of a task that nobody named."""
+    if task != "tensor":
+        return (f"task {task} is taken from the files beside the ONNX file: for arrays in and arrays out say --task tensor",)
+    return (f"task tensor is assumed, arrays in and arrays out: for texts say --task {' or '.join(possible)}",) if possible else ()
 
 
 def _task_problem(task: str, inputs: list[GraphInput], graph: ir.Graph) -> str | None:

@@ -288,7 +288,7 @@ def quantize(
 @click.option("--candidates", help="Labels between commas that texts are judged by (zero-shot, multiple choice).")
 @click.option("--hypothesis-template", help="Makes a sentence of a candidate, which stands for {}; default: 'This example is {}.'")
 @click.option("--multi-label", is_flag=True, help="Any number of the candidates may hold.")
-@click.option("--aggregation", type=click.Choice(["none", "simple", "first", "average", "max"]), help="Of tokens to entities.")
+@click.option("--aggregation", type=click.Choice(["none", "simple", "first", "average", "max"]), help="Of tokens; default: first.")
 @click.option("--targets", multiple=True, help="A token that a mask may be filled with; may be given several times.")
 @click.option("--prompt", help="Text that stands before every text that is embedded.")
 @click.option("--prompt-name", help="One of the bundle's own prompts.")

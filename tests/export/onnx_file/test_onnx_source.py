@@ -141,6 +141,19 @@ def test_a_task_that_is_assumed_is_noted(tmp_path: Path) -> None:
     assert export(plain).notes == ()  # it can be nothing else
 
 
+def test_the_task_of_the_files_beside_is_taken(tmp_path: Path) -> None:
+    file = classifier(tmp_path / "m" / "onnx" / "model.onnx")
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    assert export(file).task == "tensor"  # without a tokenizer
+    tiny.tokenizer("encoder").save(str(tmp_path / "m" / "tokenizer.json"))
+    found = export(file)
+    assert found.task == "classification" and "task classification is taken from the files beside the ONNX file" in found.notes[0]
+    assert export(file, task="tensor").task == "tensor"
+    for named in ("BertForTokenClassification", "BertModel", "Mine"):  # the graph cannot do it, or nobody knows it
+        (tmp_path / "m" / "config.json").write_text(json.dumps({"architectures": [named]}))
+        assert export(file).task == "tensor"
+
+
 def test_external_data_stays_beside_the_file_and_in_the_hashes(tmp_path: Path) -> None:
     found = export(classifier(tmp_path / "model.onnx", external="model.bin"))
     assert set(found.source_hashes) == {"model.onnx", "model.bin"}
