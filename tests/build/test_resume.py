@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -265,6 +266,21 @@ def test_a_killed_export_goes_on(tmp_path: Path) -> None:
     whole = build(source, tmp_path / "whole")
     assert content(tmp_path / "out") == content(whole.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+
+def test_a_second_export_waits_for_the_first(tmp_path: Path) -> None:
+    source, lines = product(tmp_path / "source" / "model.onnx"), Lines()
+    second = threading.Thread(
+        target=build, args=(source, tmp_path / "out"), kwargs={"precision": ("fp32",), "resume": True, "progress": lines}, daemon=True
+    )
+    with workspace(tmp_path / "out"):
+        second.start()
+        until = time.monotonic() + 60
+        while not any(line.startswith("wait for process") for line in lines) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert lines[-1].startswith("wait for process") and not (tmp_path / ".out.work").exists()
+    second.join(60)
+    assert Bundle.open(tmp_path / "out").variants and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_without_anything_finished_nothing_is_left(tmp_path: Path) -> None:
