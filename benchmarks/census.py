@@ -7,7 +7,8 @@ Each type has a process of its own with a time limit, and a line in OUT/KIND.jso
 table in OUT/KIND.md says of each type whether its folder could be built, what became of the export, how far answers are from those of
 transformers' own class, and how many attentions became kernels.
 
-For encoders, answers are hidden states at tokens that are real, of batches with padding at sizes that no export traced.
+For encoders, answers are hidden states at tokens that are real, of batches with padding at sizes that no export traced. For decoders they are
+the log-probabilities of generated tokens behind prompts of several lengths in one batch, windows full, in one block of prefill and in several.
 """
 
 from __future__ import annotations
@@ -99,7 +100,41 @@ def encoder_difference(cls: str, folder: Path, bundle: Path) -> float:
     return worst
 
 
-KINDS = {"encoders": Kind(encoder_types, encoder_difference)}
+def decoder_types() -> Iterator[tuple[str, str]]:
+    """Types of language models: with a head for generation, and no head for masked tokens."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    for kind, names in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        name = _first(names)
+        cls = getattr(transformers, str(name))
+        if kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not hasattr(cls.config_class(), "vision_config"):
+            yield kind, str(name)
+
+
+def decoder_difference(cls: str, folder: Path, bundle: Path) -> float:
+    """The largest difference of log-probabilities of generated tokens, over the largest of them."""
+    import torch
+    import transformers
+
+    from onnxport.runtime import load
+    from onnxport.runtime.decode import state
+
+    theirs, ours, new, worst = getattr(transformers, cls).from_pretrained(folder).eval(), load(bundle), 12, 0.0
+    random, rows = np.random.default_rng(11), min(VOCABULARY, int(theirs.config.get_text_config().vocab_size))
+    prompts = [random.integers(5, rows - 8, length).tolist() for length in (5, 17, 1, 30)]
+    for block in (state.PREFILL_CHUNK, 7):
+        state.PREFILL_CHUNK = block
+        for prompt, answer in zip(prompts, ours.generate(prompts, min_new_tokens=new, max_new_tokens=new), strict=True):
+            with torch.no_grad():
+                logits = theirs(input_ids=torch.tensor([[*prompt, *answer.tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+            expected = logits.float().log_softmax(-1)[torch.arange(new), torch.tensor(answer.tokens)].numpy()
+            got = np.array(answer.token_logprobs)
+            worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
+    return worst
+
+
+KINDS = {"encoders": Kind(encoder_types, encoder_difference), "decoders": Kind(decoder_types, decoder_difference)}
 
 
 def one(kind: Kind, row: Row, work: Path) -> None:

@@ -24,7 +24,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 64, "n_positions": 64, "max_length": 64, "projection_dim": 32, "type_vocab_size": 2, "true_hidden_size": 32,
     "intra_bottleneck_size": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 24,
     "num_experts_per_tok": 2, "shared_expert_intermediate_size": 24, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "sliding_window": 8, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
 }  # fmt: skip
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from onnxport.errors import UsageError
 from onnxport.export.adapters import Adapter, Module
 from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel, choose_task
 from onnxport.export.exported import Exported
+from onnxport.export.hugging_face.original import TransformersCausal
 from onnxport.export.pytorch.describe import describe
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.canonical import export_causal, export_encoder, export_seq2seq
@@ -17,6 +18,8 @@ from onnxport.export.trace.tracer import check_opset
 from onnxport.export.user_code import evaluating, one_thread
 from onnxport.progress import Progress
 
+ATTENTION_INTERFACE = "attention-interface"
+
 
 def export(
     source: str | Path | Adapter | tuple[Any, Any],
@@ -25,10 +28,12 @@ def export(
     allow_pickle: bool = False,
     progress: Progress | None = None,
     lora: str | Path | None = None,
+    route: str | None = None,
 ) -> Exported:
     """Standard graphs and golden answers of a folder, a file, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
-    lora: a folder of PEFT, which is merged into the weights first.
+    lora: a folder of PEFT, which is merged into the weights first. route: ATTENTION_INTERFACE has a language model of transformers that could
+    go the canonical route traced as its own class; None for what suits the source.
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
@@ -40,12 +45,12 @@ def export(
             f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "
             "copy the folder without modules.json and export that"
         )
-    exported = _routed(found, task, opset, opset_written, progress)
+    exported = _routed(found, task, opset, opset_written, progress, route)
     assumed = () if found.assumed is None or task is not None else (found.assumed,)
     return replace(exported, notes=(*found.notes, *assumed, *exported.notes))
 
 
-def _routed(found: Source, task: str | None, opset: int | None, opset_written: int, progress: Progress) -> Exported:
+def _routed(found: Source, task: str | None, opset: int | None, opset_written: int, progress: Progress, route: str | None) -> Exported:
     """The source by its route."""
     match found.adapter:
         case OnnxFile() as file:
@@ -58,6 +63,10 @@ def _routed(found: Source, task: str | None, opset: int | None, opset_written: i
             return export_module(found, module, choose_task(("tensor",), task or found.task, "Module"), opset_written, progress)
     found, model = describe(for_task(found, task))
     task = choose_task(model.tasks, task or found.task, type(found.adapter).__name__)
+    if route == ATTENTION_INTERFACE:
+        if not isinstance(model, CausalModel) or not isinstance(model.original, TransformersCausal):
+            raise UsageError(f"route {route} is for language models of transformers, found a {type(found.adapter).__name__}")
+        model = replace(model, build=None)
     modules = model.modules if isinstance(model, EncoderModel) else model.original.modules
     with evaluating(*modules), one_thread():
         progress("asking the original for golden answers")

@@ -22,8 +22,8 @@ def dense_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_w
 
     hidden_states [tokens, hidden], top_k_index and top_k_weights [tokens, k] → [tokens, hidden]. It costs every expert's products.
     """
-    weights = torch.zeros(hidden_states.shape[0], self.num_experts, dtype=hidden_states.dtype)
-    weights = weights.scatter_add(1, top_k_index, top_k_weights.to(hidden_states.dtype))
+    chosen = top_k_index[:, :, None] == torch.arange(self.num_experts, device=top_k_index.device)
+    weights = (chosen * top_k_weights[:, :, None].to(hidden_states.dtype)).sum(1)
     up = _product(self, hidden_states[None], "gate_up_proj" if self.has_gate else "up_proj")
     up = self._apply_gate(up) if self.has_gate else self.act_fn(up)
     down = _product(self, up, "down_proj")

@@ -128,6 +128,8 @@ def special_ids(config: Any, source_rows: int, rows: int, starts: bool) -> tuple
     bos = ids.one("bos_token_id", config.bos_token_id)
     start = ids.one("decoder_start_token_id", config.decoder_start_token_id)
     start = bos if config.decoder_start_token_id is None else start
+    if pad is None and not starts:
+        pad = 0  # nothing real looks at what pads a decoder's rows on the right
     if pad is None and not ids.problems:
         ids.problems.append("neither pad_token_id nor eos_token_id is given, expected an id to pad with")
     if starts and start is None and not ids.problems:

@@ -19,7 +19,8 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
-    anchor: ClassVar[str]  # op type (default domain) at which the pattern is looked for
+    anchor: ClassVar[str]  # op type at which the pattern is looked for
+    domain: ClassVar[str] = ""  # of the anchor
     since: ClassVar[int] = 0  # the first opset that has what the rule makes
     kernel: ClassVar[str]  # op type of the node that stands for one rewrite in the finished graph; "" if the rule only removes nodes
 
@@ -50,7 +51,7 @@ def apply(graph: ir.Graph, rules: Iterable[Rule]) -> Outcome:
         if graph.opset_imports.get("", rule.since) < rule.since:
             continue
         for node in list(graph):
-            if node.graph is not graph or not is_op(node, rule.anchor):
+            if node.graph is not graph or not is_op(node, rule.anchor, rule.domain):
                 continue
             try:
                 match = rule.pattern(node)

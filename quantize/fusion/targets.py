@@ -11,8 +11,11 @@ from onnxport.errors import UsageError
 from onnxport.graph.edit import optional
 from onnxport.quantize.fusion.folded_heads import FoldedHeads
 from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
+from onnxport.quantize.fusion.head_layout import HeadLayout
 from onnxport.quantize.fusion.layer_norm import LayerNorm
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
+from onnxport.quantize.fusion.rms_norm import RmsNorm
+from onnxport.quantize.fusion.rotary import Rotary
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
@@ -20,7 +23,7 @@ from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameS
 from onnxport.runtime.sessions import CPU, CUDA
 
 # Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
-_KERNELS = (LayerNorm(), GroupQueryAttention(), MultiHeadAttention(), FoldedHeads(), SoftmaxAttention(), ReshapeOfReshape(), SameShape())
+_KERNELS = (LayerNorm(), RmsNorm(), Rotary(), HeadLayout(), GroupQueryAttention(), MultiHeadAttention(), FoldedHeads(), SoftmaxAttention(), ReshapeOfReshape(), SameShape())
 _INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def build(
     out: str | Path,
     *,
     task: str | None = None,
-    precision: tuple[str, ...] = DEFAULT,
+    precision: tuple[str, ...] | None = None,
     opset: int | None = None,
     calibrate: Path | None = None,
     budget: str | None = None,
@@ -49,7 +50,8 @@ def build(
         source: what `onnxport.export.export` takes: a folder, `package.module:factory`, or an adapter.
         out: the bundle's folder; it appears whole or not at all.
         task: the bundle's task; None for the source's own.
-        precision: the variants; the first becomes the default one.
+        precision: the variants; the first becomes the default one. None for fp32, fp16 and int8, or where most weights are codes of 4 or 8
+            bits already, for what carries these without loss, and fp32.
         opset: ONNX opset of the traced graphs; None for the exporter's own.
         calibrate: data for the schemes that are calibrated, a file as `compare` takes.
         budget: what the variant `auto` may lose, a gate such as `bleu_drop<=0.3`.
@@ -67,7 +69,7 @@ def build(
         UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
         is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
-    options = BuildOptions(precision, None, calibrate, budget, data, threads)
+    options = BuildOptions(precision or DEFAULT, None, calibrate, budget, data, threads)
     options.check_new_bundle()
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
@@ -83,12 +85,30 @@ def build(
             exported = export(source, **reading, progress=progress)
             progress("fuse")
             fused = _fuse(exported)
-            write_contents(staging, exported, default=precision[0], name=Path(out).name)
+            write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
             if work:
                 work.keep_graphs(fused)
+        if precision is None and calibrate is None:
+            options = _carrying(options, fused, staging)
         _add_variants(staging, fused, options, search_folder(out), work, progress)
         progress("hash and publish")
     return Bundle.open(out)
+
+
+def _carrying(options: BuildOptions, fused: FusedGraphs, staging: Staging) -> BuildOptions:
+    """The options with the precisions of a model whose weights are codes already, which the manifest notes; else as they are."""
+    from onnxport.quantize.schemes.stored import carrying
+
+    name = carrying(fused.graphs)
+    if name is None:
+        return options
+    assert staging.manifest is not None
+    left = ", ".join(one for one in options.precisions if one != REFERENCE)
+    note = f"the weights are codes of few bits already, which {name} carries without loss: {left} are left out; --precision makes them"
+    provenance = staging.manifest["provenance"]
+    provenance["notes"] = list(dict.fromkeys([*provenance.get("notes", ()), note]))
+    staging.manifest["default"] = name
+    return replace(options, precisions=(name, REFERENCE))
 
 
 @contextlib.contextmanager

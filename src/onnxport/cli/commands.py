@@ -144,7 +144,9 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
     "multiple-choice, question-answering or tensor; default: the source's own.",
 )
 @click.option(
-    "--precision", callback=precision_list, default=",".join(DEFAULT), show_default=True, help="Variants; the first is the default one."
+    "--precision",
+    callback=precision_list,
+    help=f"Variants; the first is the default one; default: {','.join(DEFAULT)}, or what a quantized source carries.",
 )
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @variant_options
@@ -159,7 +161,7 @@ def export(
     source: str,
     out: Path,
     task: str | None,
-    precision: tuple[str, ...],
+    precision: tuple[str, ...] | None,
     opset: int | None,
     calibrate: Path | None,
     budget: str | None,
