@@ -56,7 +56,8 @@ class Command(click.Command):
             meant = OPTIONS.get(error.option_name.lstrip("-").replace("-", "_").lower())
             if meant not in ours:
                 raise
-            raise click.NoSuchOption(error.option_name, possibilities=[ours[meant]], ctx=error.ctx) from None
+            said = f"No such option {error.option_name!r}. Did you mean {ours[meant]!r}?"  # click would drop what is not spelt alike
+            raise click.NoSuchOption(error.option_name, message=said, ctx=error.ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; failures become exit codes."""
