@@ -16,6 +16,7 @@ from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.rounding import ROUNDED, Blocks, Grid, in_blocks
 
+CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits
 MOST = 0.5  # share of a model's weights
 REST = "int8-blocks"  # of weights that a 4-bit checkpoint left in float: nothing to speak of is lost
 ROWS, FEW = 4, 4  # rows of a weight, and weights of a block, that are looked at first
@@ -33,7 +34,7 @@ def stored_blocks(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> 
 def _blocks(blocks: np.ndarray, bits: int, symmetric: bool) -> Blocks | None:
     most = (1 << bits) - 1
     reach = most if not symmetric else 127 if bits == 8 else 8
-    step = _steps(blocks.reshape(-1, blocks.shape[2]), reach, symmetric).reshape(blocks.shape[:2])
+    step = _steps(blocks.reshape(-1, blocks.shape[2]), reach, symmetric and bits == 8).reshape(blocks.shape[:2])
     if np.isnan(step).any():
         return None
     times = np.rint(blocks / step[:, :, None])
@@ -113,6 +114,11 @@ def stored(graphs: Mapping[str, ir.Model], bits: int) -> Stored:
     kept = {name: carried for name, carried in found.items() if carried != FP32.name}
     just = sum(sizes[name] for name, carried in kept.items() if carried.startswith(f"int{bits}-"))
     return Stored(kept if just else {}, just / max(1, sum(sizes.values())))
+
+
+def carrying(graphs: Mapping[str, ir.Model]) -> str | None:
+    """The precision whose blocks carry most of a model's weights without loss: int4, else int8-weight; None where neither does."""
+    return next((name for name, bits in CARRYING.items() if stored(graphs, bits).share >= MOST), None)
 
 
 def own_plan(plan: Plan, graphs: Mapping[str, ir.Model]) -> Plan:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
 from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFWriter, get_tensor_name_map
 from gguf.quants import quantize
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -19,8 +19,18 @@ SIZES: dict[str, Any] = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_si
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
 
-def write(path: Path, model: Any, kinds: dict[str, Kind] | Kind, architecture: str = "llama", extra: dict[str, Any] | None = None) -> Path:
-    """A model of `SIZES`, each weight in the type of the longest part of its name in `kinds`; vectors in F32. extra: more of the header."""
+def write(
+    path: Path,
+    model: Any,
+    kinds: dict[str, Kind] | Kind,
+    architecture: str = "llama",
+    extra: dict[str, Any] | None = None,
+    more: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A model of `SIZES`, each weight in the type of the longest part of its name in `kinds`; vectors in F32.
+
+    extra: more of the header. more: more tensors.
+    """
     config = model.config
     arch = next(a for a, name in _architectures().items() if name == architecture)
     names = get_tensor_name_map(arch, config.num_hidden_layers)
@@ -47,8 +57,8 @@ def write(path: Path, model: Any, kinds: dict[str, Kind] | Kind, architecture: s
         kind = Kind.F32 if array.ndim == 1 else kinds if isinstance(kinds, Kind) else _kind(name, kinds)
         data = blocks(array, kind) if kind not in (Kind.F32, Kind.F16) else array.astype(np.float16 if kind == Kind.F16 else np.float32)
         writer.add_tensor(f"{names.get_name(stem)}.{end}", data, raw_dtype=kind)
-    if "rope_freqs" in (extra or {}):
-        raise AssertionError("give it through `factors`")
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -66,16 +76,15 @@ def blocks(array: np.ndarray, kind: Kind) -> np.ndarray:
         count, size = GGML_QUANT_SIZES[kind]
         rng = np.random.default_rng(array.size)
         data = rng.integers(0, 256, (*array.shape[:-1], array.shape[-1] // count, size), np.uint8)
-        halves = np.array([2e-4, 1e-4], np.float16).view(np.uint8)
+        halves = (rng.random((*data.shape[:-1], 2)) * 1e-4 + 1e-4).astype(np.float16).view(np.uint8)
         place = {Kind.Q4_K: (0, 4), Kind.Q5_K: (0, 4), Kind.Q6_K: (208, 2), Kind.Q2_K: (80, 4), Kind.Q3_K: (108, 2)}[kind]
-        data[..., place[0] : place[0] + place[1]] = halves[: place[1]]
+        data[..., place[0] : place[0] + place[1]] = halves[..., : place[1]]
         return data.reshape(*array.shape[:-1], -1)
 
 
 def _architectures() -> dict[Any, str]:
     from gguf import MODEL_ARCH_NAMES
 
-    assert MODEL_ARCH.LLAMA in MODEL_ARCH_NAMES
     return MODEL_ARCH_NAMES
 
 

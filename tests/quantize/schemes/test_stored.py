@@ -66,6 +66,13 @@ def test_steps_that_float32_rounded() -> None:
     assert found is not None and np.abs(found.values(64) - weight).max() < 2e-7 * np.abs(weight).max()
 
 
+def test_the_largest_codes_of_both_signs_in_a_block() -> None:
+    weight = np.tile(np.array([3, -3, 0, 0] * 4 + [7, -8, 1, 2] * 4, np.float32) * 0.1, (8, 1))
+    found = stored_blocks(weight, 4, 16, True)
+    assert found is not None and np.allclose(found.values(32), weight, rtol=1e-6)
+    assert scheme_of(weight[:, :16] + 0.0, (4, 8)) == "int4-blocks16"
+
+
 def product(weights: dict[str, np.ndarray]) -> ir.Model:
     """x → one product after the other."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 256]))
