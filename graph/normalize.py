@@ -40,7 +40,7 @@ def fold_constants(graph: ir.Graph) -> int:
             continue
         origin = parameter_of(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
         for i, (old, array) in enumerate(zip(node.outputs, results, strict=True)):
-            new = constant(graph, f"{old.name}/folded", np.ascontiguousarray(array))
+            new = constant(graph, f"{old.name}/folded", np.asarray(array, order="C"))
             if origin is not None:
                 new.meta[PARAMETER] = f"{origin}[{i}]" if len(results) > 1 else origin
             take_over(old, new)

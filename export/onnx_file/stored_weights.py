@@ -35,7 +35,7 @@ def to_float(graph: ir.Graph) -> int:
         (array,) = evaluate(node)
         old = node.outputs[0]
         name = str(old.name)
-        ir.convenience.replace_all_uses_with(old, new := constant(graph, f"{name}/stored", np.ascontiguousarray(array)))
+        ir.convenience.replace_all_uses_with(old, new := constant(graph, f"{name}/stored", np.asarray(array, order="C")))
         graph.remove(node, safe=True)
         if new.name != name and name not in graph.initializers:  # the name is how a plan calls it
             del graph.initializers[str(new.name)]

@@ -68,7 +68,7 @@ def fold_parameters(graph: ir.Graph, parameters: set[str]) -> set[str]:
                 source.name = f"{base}/before"
             name = unused(base, set(graph.initializers) | {v.name for v in graph.inputs})
             folded = ir.Value(
-                name=name, type=value.type, shape=ir.Shape(array.shape), const_value=ir.tensor(np.ascontiguousarray(array), name=name)
+                name=name, type=value.type, shape=ir.Shape(array.shape), const_value=ir.tensor(np.asarray(array, order="C"), name=name)
             )
             graph.register_initializer(folded)
             ir.convenience.replace_all_uses_with(value, folded)

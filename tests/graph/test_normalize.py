@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.graph.edit import dims
-from onnxport.graph.normalize import name_shapes
+from onnxport.graph.normalize import fold_constants, name_shapes
 
 K, N = 32, 24
 MICROSOFT = "com.microsoft"
@@ -36,3 +36,19 @@ def test_shapes_behind_kernels_of_onnxruntime():
     assert {name: found[name] for name in "abc"} == dict.fromkeys("abc", ("batch", "length", N))
     assert found["d"] == ("batch", "length", 4, 6)
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "BiasGelu", "SkipLayerNormalization", "Reshape", "Add"]
+
+
+def test_a_scalar_that_is_folded_stays_one():
+    nodes = [helper.make_node("Squeeze", ["one"], ["scalar"]), helper.make_node("Mul", ["x", "scalar"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(np.array([3], np.float32), "one")],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+    assert fold_constants(model.graph) == 1
+    (node,) = model.graph
+    assert node.inputs[1].const_value.numpy().shape == ()
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
