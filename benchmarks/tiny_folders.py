@@ -99,11 +99,13 @@ def _tokens(default: dict[str, Any]) -> dict[str, Any]:
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
     """Weights at which attention and every layer matter: matrices keep the size of what they read, vectors are varied a little."""
     generator = torch.Generator().manual_seed(seed)
-    tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    tables = {module.weight: module.padding_idx for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter in tables:
+                if tables[parameter] is not None:
+                    noise[tables[parameter]] = 0  # as classes make it
                 parameter.copy_(0.7 * noise)
             elif parameter.dim() >= 2:
                 parameter.copy_(noise * 1.2 / math.sqrt(parameter.shape[-1]))
