@@ -37,15 +37,16 @@ _HUB_PAGE = re.compile(
 )
 
 
-def resolve(source: Any, allow_pickle: bool = False, lora: str | Path | None = None) -> Source:
+def resolve(source: Any, allow_pickle: bool = False, lora: str | Path | None = None, allow_remote_code: bool = False) -> Source:
     """A folder, a file, `package.module:factory`, an adapter, or `(module, example inputs)`.
 
-    lora: a folder of PEFT, merged into the weights of a folder or GGUF file of Hugging Face's models.
+    lora: a folder of PEFT, merged into the weights of a folder or GGUF file of Hugging Face's models. allow_remote_code: a folder's own
+    code is run.
     Errors: CheckpointError when it is there but cannot be exported, UsageError when there is no such thing.
     """
     adapter = None if lora is None else Path(lora)
     if isinstance(source, str | Path) and (os.path.exists(source) or not _looks_importable(str(source))):
-        return _from_path(source, allow_pickle, adapter)
+        return _from_path(source, allow_pickle, adapter, allow_remote_code)
     if adapter is not None:
         raise UsageError(f"--adapter: {adapter} is merged into the weights of a folder, and the source is none")
     if isinstance(source, str | Path):
@@ -53,7 +54,7 @@ def resolve(source: Any, allow_pickle: bool = False, lora: str | Path | None = N
     return from_object(source)
 
 
-def _from_path(source: str | Path, allow_pickle: bool, lora: Path | None) -> Source:
+def _from_path(source: str | Path, allow_pickle: bool, lora: Path | None, allow_remote_code: bool) -> Source:
     path = Path(source)
     if not os.path.exists(path):  # Path's own raises where a folder above cannot be read
         name = str(path)
@@ -66,7 +67,7 @@ def _from_path(source: str | Path, allow_pickle: bool, lora: Path | None) -> Sou
     if not path.is_dir():
         return _from_file(path, lora)
     if not (files := _files_of(path)):
-        return read_folder(path, allow_pickle, lora)
+        return read_folder(path, allow_pickle, lora, allow_remote_code)
     _check_special(files[0])
     found = _from_file(files[0], lora)
     left = f"; left out: {', '.join(other.name for other in files[1:])}" if files[1:] else ""
@@ -133,7 +134,7 @@ def _from_afar(source: str) -> str | None:
     return f"{source} does not exist here, and nothing is fetched from a hub; {how}"
 
 
-def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None) -> Source:
+def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None, allow_remote_code: bool = False) -> Source:
     """The Source of a folder with a config.json. CheckpointError lists the supported models where this one is none of them."""
     _check_files(folder)
     whole, folder = folder, transformer_folder(folder)
@@ -164,17 +165,23 @@ def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None) -> S
     if not isinstance(model_type, str):
         raise CheckpointError(f"{path} has the model_type {model_type!r:.60}; known for now: {_KNOWN}")
     from onnxport.export.checkpoints.folder import opened
+    from onnxport.export.hugging_face.remote_code import check_own_code
 
+    own = check_own_code(config, path, allow_remote_code)
     with opened(folder, config, allow_pickle, lora) as plain:
-        return plain.finish(_read_hugging_face(plain.folder, plain.config, allow_pickle, whole))
+        return plain.finish(_read_hugging_face(plain.folder, plain.config, allow_pickle, whole, own))
 
 
-def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path) -> Source:
-    """The Source of a folder with plain weights. whole: what the user named, or holds it."""
+def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path, own: bool) -> Source:
+    """The Source of a folder with plain weights. whole: what the user named, or holds it. own: by the folder's code."""
     from onnxport.export.hugging_face.any_decoder import other_decoder
     from onnxport.export.hugging_face.any_encoder import answers_at_once, other_encoder
     from onnxport.export.hugging_face.folder import read
 
+    if own:
+        from onnxport.export.hugging_face.remote_code import own_family
+
+        return read(own_family(folder, config), folder, config, allow_pickle, whole)
     path, model_type, embeds = folder / "config.json", config["model_type"], has_modules(whole)
     found = family(model_type) if model_type in MODULES else None
     at_once = embeds or ((found is None or found.kind != "encoder") and answers_at_once(model_type, config, path))

@@ -28,18 +28,19 @@ def export(
     allow_pickle: bool = False,
     progress: Progress | None = None,
     lora: str | Path | None = None,
+    allow_remote_code: bool = False,
     route: str | None = None,
 ) -> Exported:
     """Standard graphs and golden answers of a folder, a file, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
-    lora: a folder of PEFT, which is merged into the weights first. route: ATTENTION_INTERFACE has a language model of transformers that could
-    go the canonical route traced as its own class; None for what suits the source.
+    lora: a folder of PEFT, which is merged into the weights first. route: ATTENTION_INTERFACE has a language model of transformers traced
+    as its own class, also where it has a canonical form; None for what suits the source.
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
-    found = resolve(source, allow_pickle, lora)
+    found = resolve(source, allow_pickle, lora, allow_remote_code)
     if task == "text-generation" and isinstance(source, str | Path) and has_modules(Path(source)):
         raise UsageError(
             f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "

@@ -37,7 +37,7 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     stated, config = config, _taken(family, config, has_modules(whole or folder), files.tensors)
     used, settings = {folder / "config.json", *files.paths}, None
     with quiet(), refusing(folder):
-        cls = getattr(transformers, family.class_name(config))
+        cls = getattr(family, "own_class", None) or getattr(transformers, family.class_name(config))
         model_config = cls.config_class.from_dict(dict(config))
         if family.kind != "encoder":
             settings, settings_file = _generation_config(transformers, folder)

@@ -39,6 +39,7 @@ def build(
     threads: int | None = None,
     allow_pickle: bool = False,
     adapter: Path | None = None,
+    allow_remote_code: bool = False,
     route: str | None = None,
     force: bool = False,
     resume: bool = False,
@@ -58,6 +59,7 @@ def build(
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
         allow_pickle: read PyTorch pickles too (weights only).
+        allow_remote_code: run a folder's own code (`auto_map`), which can do whatever its user can.
         adapter: a LoRA adapter's folder, as PEFT saves it, merged into the weights of the source.
         route: as in `onnxport.export.export`; None for what suits the source.
         force: replace an existing bundle.
@@ -79,6 +81,7 @@ def build(
     check_opset(opset)
     reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
     reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
+    reading |= {"allow_remote_code": True} if allow_remote_code else {}
     with bundle_folder(out, force, progress, keep=resume) as staging, _work_folder(staging, source, reading, resume, progress) as work:
         fused = work.graphs() if work else None
         if fused is None:

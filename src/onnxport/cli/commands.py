@@ -152,6 +152,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @variant_options
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
+@click.option("--allow-remote-code", is_flag=True, help="Run a folder's own code (auto_map): it can do whatever you can.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter's folder, merged into the weights.")
 @click.option("--route", hidden=True)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -169,6 +170,7 @@ def export(
     data: Path | None,
     threads: int | None,
     allow_pickle: bool,
+    allow_remote_code: bool,
     adapter: Path | None,
     route: str | None,
     force: bool,
@@ -198,6 +200,7 @@ def export(
             data=data,
             threads=threads,
             allow_pickle=allow_pickle,
+            allow_remote_code=allow_remote_code,
             adapter=adapter,
             route=route,
             force=force,
