@@ -41,7 +41,7 @@ def to_float(graph: ir.Graph) -> int:
             del graph.initializers[str(new.name)]
             new.name = name
             graph.register_initializer(new)
-        made.discard(node.inputs[0])  # type: ignore[arg-type]
+        made.discard(node.inputs[0])
         small.add(new)
         if new.dtype not in SMALL:
             made.add(new)
