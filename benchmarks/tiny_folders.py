@@ -24,13 +24,17 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 64, "n_positions": 64, "max_length": 64, "projection_dim": 32, "type_vocab_size": 2, "true_hidden_size": 32,
     "intra_bottleneck_size": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 24,
     "num_experts_per_tok": 2, "shared_expert_intermediate_size": 24, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "sliding_window": 8, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "sliding_window": 8, "rotary_dim": 4,
+    "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
 }  # fmt: skip
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
     "big_bird": {"attention_type": "original_full"},
     "bros": {"dim_bbox": 8, "bbox_scale": 100.0},
+    "deepseek_v2": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+    "deepseek_v3": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+    "axk1": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "canine": {"max_position_embeddings": 64, "num_hash_buckets": 64, "local_transformer_stride": 8},
     "convbert": {"head_ratio": 2, "conv_kernel_size": 3},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False, "max_relative_positions": 24},
@@ -92,8 +96,9 @@ def _sizes(default: dict[str, Any], named: dict[str, str]) -> dict[str, Any]:
 
 def _tokens(default: dict[str, Any]) -> dict[str, Any]:
     """Ids of special tokens that a small vocabulary has."""
-    ids = {key: value for key, value in default.items() if key.endswith("_token_id") and isinstance(value, int)}
-    return {key: VOCABULARY - 1 - i for i, (key, value) in enumerate(sorted(ids.items())) if value >= VOCABULARY}
+    ids = {key: value for key, value in default.items() if key.endswith("_token_id") and isinstance(value, int | list)}
+    beyond = [key for key, value in sorted(ids.items()) if max([-1, *(value if isinstance(value, list) else [value])]) >= VOCABULARY]
+    return {key: VOCABULARY - 1 - i for i, key in enumerate(beyond)}
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
 """A cached attention function for transformers' attention interface, and the cache object that goes with it.
 
-The function gives the node GroupQueryAttention itself: window, soft cap, sinks, scale and biases are its arguments. The cache hands new keys
-and values on as they are, since the node joins them to the past.
+The function gives the node GroupQueryAttention itself: window, soft cap, sinks and scale are its arguments. The cache hands new keys and
+values on as they are, since the node joins them to the past.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 NAME = "onnxport_cached"
 HEAD_MULTIPLE = 8  # the kernel's head sizes
-BIAS, SINK, LENGTHS = 10, 11, 16  # places of the kernel's inputs attention_bias, head_sink and query_seqlens
+SINK, LENGTHS = 11, 16  # places of the kernel's inputs head_sink and query_seqlens
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The cache of one call of attention: heads of keys and values, their padded size, and the window of positions it sees, None for all."""
+    """The cache of one call of attention: heads of keys and values, their padded size, and the positions that it sees, None for all."""
 
     kv_heads: int
     head_size: int
@@ -40,9 +40,9 @@ class LayerShape:
 class Step:
     """One run of a decoder: what its attention reads, and what it leaves.
 
-    past: [rows, kv_heads, past, head_size] keys and values in the order in which attention is called; empty in a run that only finds shapes.
-    lengths, total: as the kernel reads them (`seqlens_k` int32 [rows], `total_sequence_length` int32 []). real: `query_seqlens` int32 [rows].
-    bounded: windowed caches hold no more than their window. present, shapes: of each call, in order.
+    past: keys and values [rows, kv_heads, past, head_size] in the order in which attention is called; empty in a run that only finds
+    shapes. lengths, total, real: the kernel's `seqlens_k` int32 [rows], `total_sequence_length` int32 [] and `query_seqlens` int32 [rows].
+    present, shapes: of each call, in order. asked: the class asked the cache for its length, which is not that of every row.
     """
 
     past: Sequence[Tensor]
@@ -51,6 +51,7 @@ class Step:
     real: Tensor
     present: list[Tensor] = field(default_factory=list)
     shapes: list[LayerShape] = field(default_factory=list)
+    asked: bool = False
 
 
 _RUNNING: ContextVar[Step] = ContextVar("onnxport_step")
@@ -86,7 +87,7 @@ def attend(
     step = _RUNNING.get()
     rows, heads, length, size = query.shape
     kv_heads, width = key.shape[1], value.shape[-1]
-    if attention_mask is not None and not attention_mask.is_floating_point():
+    if attention_mask is not None:
         raise CheckpointError("the class builds a mask of its own, expected attention that is masked by positions alone")
     padded = -(-max(size, width) // HEAD_MULTIPLE) * HEAD_MULTIPLE
     query, key, value = (_flat(x if x.shape[-1] == padded else F.pad(x, [0, padded - x.shape[-1]])) for x in (query, key, value))
@@ -95,8 +96,6 @@ def attend(
     step.shapes.append(LayerShape(kv_heads, padded, window))
     past = [*step.past[2 * number : 2 * number + 2]] or [query.new_zeros(rows, kv_heads, 0, padded)] * 2
     inputs: list[Tensor | None] = [query, key, value, *past, step.lengths, step.total]
-    if attention_mask is not None:
-        inputs += [None] * (BIAS - len(inputs)) + [attention_mask]
     if s_aux is not None:
         inputs += [None] * (SINK - len(inputs)) + [s_aux.flatten()]
     inputs += [None] * (LENGTHS - len(inputs)) + [step.real]
@@ -140,12 +139,13 @@ def handing_cache(step: Step) -> Any:
 
         def get_seq_length(self, *_: Any, **__: Any) -> int:
             """Positions before this step."""
+            step.asked = True
             return step.past[0].shape[2] if step.past else 0
 
         def get_mask_sizes(self, query_length: Any, *_: Any, **__: Any) -> tuple[int, int]:
             """Length and offset of the keys that a mask would have."""
             length = query_length if isinstance(query_length, int | torch.SymInt) else query_length.shape[0]
-            return length + self.get_seq_length(), 0
+            return length + (step.past[0].shape[2] if step.past else 0), 0
 
     return Handing()
 

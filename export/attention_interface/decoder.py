@@ -44,7 +44,14 @@ class StepDecoder(nn.Module):
             raise CheckpointError(f"{type(model).__name__} takes no cache")
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, logits_index: Tensor, lengths: Tensor, total: Tensor, real: Tensor, past: Sequence[Tensor]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        logits_index: Tensor,
+        lengths: Tensor,
+        total: Tensor,
+        real: Tensor,
+        past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """→ logits [rows, vocabulary] at `logits_index`, and the present keys and values in the order of `past`."""
         step = Step(past, lengths, total, real)
@@ -66,7 +73,9 @@ class StepDecoder(nn.Module):
             hook.remove()
         logits: Tensor = found.logits
         if logits.dim() != 2:
-            raise CheckpointError(f"{type(self.model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2")
+            raise CheckpointError(
+                f"{type(self.model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2"
+            )
         return logits
 
 
@@ -85,6 +94,8 @@ def find_shapes(model: Any) -> list[LayerShape]:
             raise CheckpointError(
                 f"{type(model).__name__} does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})"
             ) from error
+    if step.asked and not decoder.takes_positions:
+        raise CheckpointError(f"{type(model).__name__} counts positions by the length of its cache, expected position_ids for each row")
     if not step.shapes:
         raise CheckpointError(f"the attention of {type(model).__name__} does not come through transformers' attention interface")
     return step.shapes
@@ -118,7 +129,9 @@ def trace_decoder(model: Any, shapes: Sequence[LayerShape], opset: int) -> ir.Mo
     names = [INPUT_IDS, POSITION_IDS, LOGITS_INDEX, SEQLENS, TOTAL_LENGTH, QUERY_LENGTHS, *cache_names(PAST, layers)]
     outputs: Shapes = {LOGITS: ("batch", vocabulary(model))}
     for i, shape in enumerate(shapes):
-        outputs |= dict.fromkeys(cache_names(PRESENT, layers)[2 * i : 2 * i + 2], ("batch", shape.kv_heads, _capacity(shape), shape.head_size))
+        outputs |= dict.fromkeys(
+            cache_names(PRESENT, layers)[2 * i : 2 * i + 2], ("batch", shape.kv_heads, _capacity(shape), shape.head_size)
+        )
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     parameters = {f"model.{name}": name for name, _ in tensors}
     modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}

@@ -1,4 +1,4 @@
-"""Language models in transformers that are none of the families, or have settings that theirs do not know: the class's own code is traced."""
+"""Language models in transformers that are none of the families, or have settings unknown to theirs: the class's own code is traced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARYING = ("dynamic", "longrope")  # kinds of rotary positions whose tables chan
 
 
 def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> OtherDecoder | None:
-    """The family of a language model of transformers; None where the type has none. CheckpointError for a config that transformers refuses."""
+    """The family of a language model of transformers; None where the type has none. CheckpointError: transformers refuses the config."""
     from transformers.models.auto import modeling_auto
 
     transformers = import_transformers()
@@ -40,7 +40,7 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
 
 @dataclass(frozen=True)
 class OtherDecoder:
-    """A family that is only what transformers makes of it. classes: those with a language-modelling head; chosen: the one that is loaded."""
+    """A family that is only what transformers makes of it. classes: those with a head for the next token; chosen: the one to load."""
 
     model_type: str
     chosen: str

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from onnxport.export import golden
 from onnxport.export.attention_interface.attention import LayerShape
 from onnxport.export.attention_interface.decoder import find_shapes, trace_decoder, vocabulary

@@ -54,7 +54,8 @@ class HeadLayout(Rule):
         for path in paths:
             value = path.flat
             for step in path.steps:
-                value = _norm(graph, node, step, value, path) if step.op_type == "RMSNormalization" else _turn(graph, node, step, value, path)
+                move = _norm if step.op_type == "RMSNormalization" else _turn
+                value = move(graph, node, step, value, path)
             node.replace_input_with(path.place, value)
 
 
@@ -84,6 +85,8 @@ def _path(node: ir.Node, place: int, what: str) -> Path:
 
 
 def _norm(graph: ir.Graph, before: ir.Node, step: ir.Node, flat: ir.Value, path: Path) -> ir.Value:
+    if (made := _made(flat, f"{step.outputs[0].name}/heads")) is not None:
+        return _after(made)
     batch, length, _ = known_dims(flat, 3, "heads")
     split = constant(graph, f"shape_0_0_{path.heads}_{path.size}", np.array([0, 0, path.heads, path.size], np.int64))
     merged = constant(graph, f"shape_0_0_{path.heads * path.size}", np.array([0, 0, path.heads * path.size], np.int64))
@@ -98,9 +101,23 @@ def _norm(graph: ir.Graph, before: ir.Node, step: ir.Node, flat: ir.Value, path:
 
 
 def _turn(graph: ir.Graph, before: ir.Node, step: ir.Node, flat: ir.Value, path: Path) -> ir.Value:
+    if (made := _made(flat, f"{step.outputs[0].name}/flat")) is not None:
+        return made
     like = _like(f"{step.outputs[0].name}/flat", flat.type, list(flat.shape or ()))
     attributes = {key: found.value for key, found in step.attributes.items()} | {"num_heads": path.heads}
     return new_node(graph, before, "RotaryEmbedding", [flat, *step.inputs[1:]], attributes, [like], domain="").outputs[0]
+
+
+def _made(flat: ir.Value, name: str) -> ir.Value | None:
+    """What another attention over the same keys or values has made of them already."""
+    return next((use.node.outputs[0] for use in flat.uses() if use.node.outputs[0].name == name), None)
+
+
+def _after(heads: ir.Value) -> ir.Value:
+    """Norm and Reshape behind heads that were made already."""
+    (norm,) = heads.uses()
+    (flat,) = norm.node.outputs[0].uses()
+    return flat.node.outputs[0]
 
 
 def _like(name: str, kind: ir.TypeProtocol | None, shape: list[object]) -> ir.Value:

@@ -23,7 +23,18 @@ from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameS
 from onnxport.runtime.sessions import CPU, CUDA
 
 # Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
-_KERNELS = (LayerNorm(), RmsNorm(), Rotary(), HeadLayout(), GroupQueryAttention(), MultiHeadAttention(), FoldedHeads(), SoftmaxAttention(), ReshapeOfReshape(), SameShape())
+_KERNELS = (
+    LayerNorm(),
+    RmsNorm(),
+    Rotary(),
+    HeadLayout(),
+    GroupQueryAttention(),
+    MultiHeadAttention(),
+    FoldedHeads(),
+    SoftmaxAttention(),
+    ReshapeOfReshape(),
+    SameShape(),
+)
 _INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 
 

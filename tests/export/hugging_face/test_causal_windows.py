@@ -11,8 +11,8 @@ import torch
 
 from onnxport.build.stages import build
 from onnxport.runtime import load
-from onnxport.runtime.decode import state
 from onnxport.runtime.bundle.manifest import LayerCache
+from onnxport.runtime.decode import state
 from onnxport.runtime.decode.cache import HostCache
 from support import causal_folders
 

@@ -12,7 +12,6 @@ from onnxport.runtime import load
 from onnxport.runtime.bundle.manifest import LayerCache
 from onnxport.runtime.decode.cache import Cache, DeviceCache, HostCache, Move
 from onnxport.runtime.sessions import CPU
-from support import tiny_bundles as tiny
 
 LAYERS = (LayerCache(2, 8), LayerCache(2, 8))
 

@@ -1,0 +1,121 @@
+"""Language models traced as their own classes: one tiny model for each mechanism, against transformers, ragged, cached, windows full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onnxport.build import build
+from onnxport.errors import CheckpointError, UsageError
+from onnxport.export.attention_interface.decoder import find_shapes
+from onnxport.export.hugging_face.any_decoder import TracedCausal
+from onnxport.export.resolve import resolve
+from onnxport.runtime import load
+from onnxport.runtime.decode import state
+from support.causal_folders import TINY, randomize
+
+NEW = 10
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {
+    **EXPERTS, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6,
+    "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+WINDOWS = {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+# mechanism → class, settings beside TINY
+MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "windows of some layers, norms of heads, two rotations": ("Gemma3ForCausalLM", WINDOWS),
+    "soft caps": ("Gemma2ForCausalLM", WINDOWS | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0}),
+    "sinks and experts with biases": ("GptOssForCausalLM", WINDOWS | EXPERTS | {"num_local_experts": 4}),
+    "latent attention, values narrower than keys": ("DeepseekV3ForCausalLM", LATENT),
+    "partial rotation, parallel blocks, biases": ("GPTNeoXForCausalLM", {"rotary_pct": 0.5}),
+    "interleaved rotation": ("CohereForCausalLM", {}),
+    "learned positions, heads of 5": ("OPTForCausalLM", {"hidden_size": 20, "ffn_dim": 24, "word_embed_proj_dim": 20}),
+    "two attentions a layer": ("DiffLlamaForCausalLM", {}),
+}
+
+
+def made(name: str, folder: Path, **settings: Any) -> Any:
+    """A tiny random model of the class in a folder."""
+    import transformers
+
+    cls = getattr(transformers, name)
+    known = cls.config_class().to_dict().keys() | cls.config_class.attribute_map.keys()
+    config = cls.config_class(**{key: value for key, value in {**TINY, **settings}.items() if key in known})
+    model = cls(config).eval()
+    randomize(model)
+    model.save_pretrained(folder)
+    return model
+
+
+def agrees(model: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities of generated tokens are those of the class over the whole text, for ragged prompts in one and in several blocks."""
+    random = np.random.default_rng(3)
+    prompts = [random.integers(5, 90, length).tolist() for length in (5, 19, 1)]
+    with load(bundle, threads=1) as ours:
+        for block in (state.PREFILL_CHUNK, 7):
+            monkeypatch.setattr(state, "PREFILL_CHUNK", block)
+            for prompt, answer in zip(prompts, ours.generate(prompts, min_new_tokens=NEW, max_new_tokens=NEW), strict=True):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([[*prompt, *answer.tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+                expected = logits.log_softmax(-1)[torch.arange(NEW), torch.tensor(answer.tokens)]
+                np.testing.assert_allclose(answer.token_logprobs, expected.numpy(), atol=1e-5 * float(logits.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_answers_are_the_classes_own(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, settings = MECHANISMS[mechanism]
+    model = made(name, tmp_path / "folder", **settings)
+    bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+    assert bundle.manifest.value["provenance"]["route"] == "attention-interface"
+    agrees(model, tmp_path / "bundle", monkeypatch)
+
+
+def test_layers_keep_what_they_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("Gemma3ForCausalLM", tmp_path / "folder", **WINDOWS)
+    before = model.config._attn_implementation
+    assert [(one.kv_heads, one.head_size, one.window) for one in find_shapes(model)] == [(2, 8, 8), (2, 8, None)]
+    assert model.config._attn_implementation == before
+    bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32", "fp16", "int8"))
+    assert bundle.generation is not None
+    assert [cache.window for cache in bundle.generation.caches] == [8, None]
+    fusions = bundle.variants["fp32"].fusions
+    assert (fusions["rms_norm"], fusions["rotary"], fusions["head_layout"]) == (13, 4, 2)
+    with load(tmp_path / "bundle", threads=1) as ours:
+        greedy = ours.generate([[5, 6, 7] * 9], min_new_tokens=NEW, max_new_tokens=NEW, beam=3)
+        assert len(greedy[0].tokens) == NEW
+
+
+def test_a_canonical_family_answers_alike_on_both_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("LlamaForCausalLM", tmp_path / "folder")
+    bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",), route="attention-interface")
+    assert bundle.manifest.value["provenance"]["route"] == "attention-interface"
+    agrees(model, tmp_path / "bundle", monkeypatch)
+
+
+def test_settings_that_the_canonical_form_lacks_take_this_route(tmp_path: Path) -> None:
+    made("LlamaForCausalLM", tmp_path / "folder", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    found = resolve(tmp_path / "folder")
+    assert isinstance(found.adapter, TracedCausal)
+
+
+def test_rotation_that_changes_with_the_length_bounds_the_text(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    made("Phi3ForCausalLM", tmp_path / "folder", rope_parameters=rope)
+    adapter = resolve(tmp_path / "folder").adapter
+    assert isinstance(adapter, TracedCausal) and adapter.max_length == 32
+
+
+def test_attention_of_its_own_is_refused(tmp_path: Path) -> None:
+    made("BloomForCausalLM", tmp_path / "folder")
+    with pytest.raises(CheckpointError, match="does not come through transformers' attention interface"):
+        build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+
+
+def test_a_route_that_a_source_cannot_take_is_wrong_usage(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="route attention-interface is for language models of transformers"):
+        build(str(model_folder), tmp_path / "bundle", precision=("fp32",), route="attention-interface")
