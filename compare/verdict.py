@@ -39,8 +39,9 @@ class Recommendation:
 def recommend(variants: Variants, reference: str, accepted: Sequence[Gate] = ()) -> Recommendation:
     """Of the variants that keep the quality: one that is faster for certain, else a clearly smaller one that is not much slower.
 
-    The plain variant has the fewest surprises: another must be clearly faster than it, or clearly smaller and fast enough. accepted: gates on
-    quality that stand in the place of the built-in tolerances.
+    The plain variant has the fewest surprises: another must be clearly faster than it, or clearly smaller and fast enough.
+
+    accepted: gates on quality that stand in the place of the built-in tolerances.
     """
     fit = [name for name in variants if name != "pytorch" and keeps_quality(name, variants, reference, accepted)]
     if not fit:
