@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -127,7 +128,7 @@ def _misfit(change: Change) -> bool:
     a, b = change.a, change.b
     if a is None or b is None:
         return a is not b
-    return a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]
+    return bool(a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1])
 
 
 def _named(name: str, base: WeightFiles) -> str | None:
@@ -161,8 +162,8 @@ def _scale(settings: Mapping[str, Any], target: str, change: Change) -> float:
     module = target.removesuffix(".weight")
     patterns = settings.get("alpha_pattern") or {}
     alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), settings.get("lora_alpha", 8))
-    rank = change.a.shape[0]
-    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+    rank = int(change.a.shape[0])
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _merged(

@@ -87,7 +87,7 @@ def _write_weights(made: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
 
 
 def _shares(tensor: Tensor, others: Iterable[Tensor]) -> bool:

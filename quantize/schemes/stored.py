@@ -131,7 +131,7 @@ def own_plan(plan: Plan, graphs: Mapping[str, ir.Model]) -> Plan:
         return plan
     found = stored(graphs, chosen.bits)
     rest = {"*": REST} if found.share >= MOST else {}
-    return Plan(plan.schemes | rest | found.schemes)
+    return Plan({**plan.schemes, **rest, **found.schemes})
 
 
 def _parts(graphs: Mapping[str, ir.Model]) -> Iterator[Linear | Lookup]:
