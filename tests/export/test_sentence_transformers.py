@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from onnxport.build.stages import build
+from onnxport.cli.overview import overview
 from onnxport.errors import CheckpointError, TextError, UsageError
 from onnxport.export.resolve import resolve
 from onnxport.runtime import load
@@ -175,6 +176,25 @@ def test_plain_settings_and_progress(exported: Exported, capsys: pytest.CaptureF
         np.testing.assert_allclose(found, normalize(wanted, dim=1).numpy(), atol=2e-5)
         assert capsys.readouterr().err == ""
     assert "requires" not in Bundle.open(exported("plain") / "bundle").manifest.as_dict()
+
+
+def test_inspect_says_how_vectors_are_made(exported: Exported) -> None:
+    assert "\nvectors: mean\n" in overview(Bundle.open(exported("plain") / "bundle"))
+    told = overview(Bundle.open(exported("whole") / "bundle"))
+    assert "+last, normalize, dense, norm, dense, dense, normalize; prompts: document, long, query (default)\n" in told
+
+
+def test_an_onnx_file_with_these_files_beside_it(exported: Exported, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(exported("whole") / "source", tmp_path / "source"))
+    (folder / "model.safetensors").unlink()
+    shutil.copytree(exported("whole") / "bundle" / "fp32", folder / "onnx")
+    (folder / "onnx" / "encoder.onnx").rename(folder / "onnx" / "model.onnx")
+    found = build(str(folder / "onnx" / "model.onnx"), tmp_path / "bundle", precision=("fp32",))
+    assert found.task == "embedding" and "3_Dense/model.safetensors" in found.provenance["source"]
+    with load(found.path, threads=1) as ours, load(exported("whole") / "bundle", threads=1) as other:
+        np.testing.assert_allclose(ours.encode(TEXTS), other.encode(TEXTS), atol=1e-6)
 
 
 def test_the_original_in_pytorch_goes_through_the_same(exported: Exported) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from onnxport.runtime.bundle.manifest import Variant
+from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 
 SCORES = {"single": "softmax of the logits", "multi": "sigmoid of each logit", "regression": "the logits as they are"}
@@ -32,6 +32,8 @@ def overview(bundle: Bundle, with_notes: bool = True) -> str:
         lines.append("decoder: " + ", ".join(f"{name.replace('_', ' ')} {getattr(generation, name)}" for name in shown))
     if bundle.task == "classification":
         lines.append(f"scores: {SCORES[bundle.encoding.problem]}")
+    if bundle.task == "embedding":
+        lines.append(_vectors(bundle.encoding))
     lines += [f"note: {note}" for note in notes(bundle) if with_notes]
     base = bundle.variants["fp32"].bytes if "fp32" in bundle.variants else None
     longest = max(10, *(len(name) + 2 for name in bundle.variants))
@@ -53,6 +55,14 @@ def overview(bundle: Bundle, with_notes: bool = True) -> str:
     lines.append("* the default variant; differences are to the original module's own answers")
     lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]
     return "\n".join(lines)
+
+
+def _vectors(config: EncodingConfig) -> str:
+    """How vectors are made of hidden states, in a line."""
+    steps = [config.pooling, *(layer.kind for layer in config.layers), *(["normalize"] if config.normalize else [])]
+    size = "" if config.truncate_dim is None else f", cut to {config.truncate_dim}"
+    prompts = [f"{name} (default)" if name == config.default_prompt else name for name in config.prompts]
+    return f"vectors: {', '.join(steps)}{size}" + (f"; prompts: {', '.join(prompts)}" if prompts else "")
 
 
 def _plan(name: str, variant: Variant) -> str:
