@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from onnxport.export import golden
@@ -36,7 +37,17 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
         expected={"decoder": {"group_query_attention": len(shapes)}},
         settings=source.settings | {"class": type(original).__name__},
         chat=source.chat,
+        notes=tuple(_notes(original, model)),
     )
+
+
+def _notes(original: Any, model: CausalModel) -> Iterator[str]:
+    """What costs more than it could, or bounds what the model's own configuration does not."""
+    if any(getattr(module, "num_experts", 0) and hasattr(module, "down_proj") for module in original.modules()):
+        yield "every expert is computed for every token, and the router's weights choose: right, but as slow as all experts together"
+    longest = getattr(original.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and model.max_length is not None and model.max_length < longest:
+        yield f"texts are bounded to {model.max_length} of {longest} tokens: beyond, its rotary positions change with the length of a text"
 
 
 def _generation(original: Any, model: CausalModel, shapes: list[LayerShape]) -> GenerationConfig:

@@ -6,6 +6,7 @@ back. Both can be had of [batch, length, heads, size] and [batch, length, heads 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,8 @@ class HeadLayout(Rule):
 def _path(node: ir.Node, place: int, what: str) -> Path:
     merged = produced_by(source(node, place), "Reshape", what)
     back = produced_by(source(merged), "Transpose", what)
-    value, steps = source(back), []
+    value = source(back)
+    steps: list[ir.Node] = []
     while (step := value.producer()) is not None and (is_op(step, "RMSNormalization") or is_op(step, "RotaryEmbedding")):
         if is_op(step, "RotaryEmbedding") and len(step.inputs) != 3:
             raise Miss(f"{what} is turned by tables of positions")
@@ -120,5 +122,5 @@ def _after(heads: ir.Value) -> ir.Value:
     return flat.node.outputs[0]
 
 
-def _like(name: str, kind: ir.TypeProtocol | None, shape: list[object]) -> ir.Value:
+def _like(name: str, kind: ir.TypeProtocol | None, shape: Sequence[int | str | ir.SymbolicDim]) -> ir.Value:
     return ir.Value(name=name, type=kind, shape=ir.Shape(shape))

@@ -60,7 +60,9 @@ class RmsNorm(Rule):
         elif array_of(weight) is None:  # 1 + weight, as Gemma has it
             parts = _constant_sum(weight)
             assert parts is not None, "pattern() has seen the sum"
-            named = next(value.name for value in weight.producer().inputs if value.name in graph.initializers)  # type: ignore[union-attr]
+            node = weight.producer()
+            assert node is not None
+            named = next(value.name for value in node.inputs if value is not None and value.name in graph.initializers)
             weight = constant(graph, f"{named}/with_one", parts)
         like = [match.answer]
         made = new_node(graph, last, self.kernel, [match.x, weight], {"axis": -1, "epsilon": match.epsilon}, like, domain="")
