@@ -18,7 +18,7 @@ OPTIONS = [
     (name, option.opts[-1])
     for name, command in cli.commands.items()
     for option in command.params
-    if isinstance(option, click.Option) and option.opts[-1] not in COMMON
+    if isinstance(option, click.Option) and not option.hidden and option.opts[-1] not in COMMON
 ]
 
 
