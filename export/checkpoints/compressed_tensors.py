@@ -25,7 +25,8 @@ def problem(settings: Mapping[str, Any]) -> str | None:
     sparsity = settings.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         return f"weights are stored sparse ({sparsity.get('format')!r:.40}), expected dense"
-    if (settings.get("transform_config") or {}).get("config_groups"):
+    transforms = settings.get("transform_config")
+    if transforms and (not isinstance(transforms, dict) or transforms.get("config_groups")):
         return "transform_config rotates activations, which no class of transformers does"
     return None
 

@@ -20,7 +20,7 @@ FORMATS = {"gptq": 1, "gptq_v2": 0}  # checkpoint_format → what is added to a 
 def problem(settings: Mapping[str, Any]) -> str | None:
     """What of the settings cannot be read."""
     found = settings.get("checkpoint_format") or "gptq"
-    if found not in FORMATS:
+    if not isinstance(found, str) or found not in FORMATS:
         return f"checkpoint_format is {found!r:.40}, expected {' or '.join(FORMATS)}"
     return "the layout is that of Marlin, expected that of GPTQ" if settings.get("is_marlin_format") else None
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from onnxport.errors import CheckpointError
+from onnxport.export.checkpoints.plain import ADAPTER
 from onnxport.export.config_checks import read_json
 from onnxport.export.source import Source
 from onnxport.export.weights import WeightFiles, file_hash, read_adapter_weights
@@ -45,7 +46,7 @@ class Merged:
 
     def hashed(self, source: Source) -> Source:
         """The source with the hashes of the adapter's files."""
-        return replace(source, hashes=source.hashes | {f"adapter/{path.name}": file_hash(path) for path in self.files})
+        return replace(source, hashes=source.hashes | {f"{ADAPTER}{path.name}": file_hash(path) for path in self.files})
 
 
 @dataclass
@@ -70,7 +71,8 @@ def merge(base: WeightFiles, config: Mapping[str, Any], folder: Path, allow_pick
     changes = _changes(files, base, folder)
     config, untied = _untied(dict(config), base, changes)
     named = settings.get("base_model_name_or_path")
-    notes = [f"an adapter of {named!r:.80} is merged: {len(changes)} of {len(base.tensors)} tensors change"]
+    of = f"{named!r:.80}" if isinstance(named, str) and named else "a base that it does not name"
+    notes = [f"an adapter of {of} is merged: {len(changes)} of {len(base.tensors)} tensors change"]
     if untied:
         notes.append("the adapter changes one of two tied tables: they are two tables now")
     if (folder / "tokenizer.json").is_file():

@@ -21,6 +21,7 @@ from onnxport.export.source import Source
 from onnxport.export.weights import file_hash, is_weight_file, page_out
 
 CONFIG = "config.json"
+ADAPTER = "adapter/"  # before names of an adapter's files
 SHARD = 1 << 30  # bytes of weights in a file
 
 
@@ -101,5 +102,6 @@ def as_from(source: Source, path: Path, weights: Iterable[Path], notes: Iterable
     weights: the files whose values went into its own. settings: what its settings say besides. Hashes are those of the user's files.
     """
     own = {path.name: path} if path.is_file() else {name: path / name for name in source.hashes if (path / name).is_file()}
-    hashes = {name: file_hash(file) for name, file in sorted((own | {file.name: file for file in weights}).items())}
+    adapter = {name: value for name, value in source.hashes.items() if name.startswith(ADAPTER)}
+    hashes = adapter | {name: file_hash(file) for name, file in sorted((own | {file.name: file for file in weights}).items())}
     return replace(source, hashes=hashes, notes=(*notes, *source.notes), settings=source.settings | settings)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from onnxport.errors import UsageError
 from onnxport.export.resolve import resolve
-from support import causal_folders
+from support import causal_folders, quantized_folders
 from support.refusals import assert_refused
 
 IDS = torch.tensor([[5, 17, 2, 40, 33, 8]])
@@ -163,3 +164,25 @@ def test_an_adapter_of_another_base(tmp_path: Path) -> None:
     deep = write_adapter(tmp_path / "deep", matrices(other, ["model.layers.2.self_attn.q_proj"]))
     assert_refused(tmp_path / "base", "model.layers.2.self_attn.q_proj.lora_A.weight has no place", lora=deep)
     assert_refused(tmp_path / "base", "has no adapter_config.json", lora=tmp_path / "base")
+
+
+def test_an_adapter_of_a_quantized_base(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    quantized_folders.write(base, quantized_folders.gptq(), {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False})
+    model = resolve(base).adapter.model
+    pairs = matrices(model, MODULES)
+    found = resolve(base, lora=write_adapter(tmp_path / "adapter", pairs))
+    beside(model, pairs, dict.fromkeys(MODULES, 3.0))
+    with torch.no_grad():
+        wanted, got = model(IDS).logits, found.adapter.model(IDS).logits
+    assert (wanted - got).abs().max() < 2e-5 * wanted.abs().max()
+    assert found.settings["quantization"] == "gptq" and found.name == "base"
+    assert {"config.json", "model.safetensors", "adapter/adapter_model.safetensors"} <= set(found.hashes)
+
+
+def test_only_weights_of_hugging_face_take_an_adapter(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", {})
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert_refused(tmp_path / "model.onnx", "--adapter", "is an ONNX file", error=UsageError, lora=adapter)
+    assert_refused("mymodel:build", "--adapter", error=UsageError, lora=adapter)
+    assert_refused(tmp_path / "adapter", "holds an adapter of 'org/base'", "--adapter", lora=adapter)
