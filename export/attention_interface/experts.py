@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,30 @@ def register_experts() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(DENSE, dense_experts)
+
+
+SLOW = "every expert is computed for every token, and the router's weights choose: right, but as slow as all experts together"
+
+
+def has_experts(model: Any) -> bool:
+    """Whether a model of transformers has experts that its interface computes."""
+    return any(getattr(module, "num_experts", 0) and hasattr(module, "down_proj") for module in model.modules())
+
+
+@contextmanager
+def dense(model: Any) -> Iterator[None]:
+    """The model's experts are ours, until the block is left."""
+    register_experts()
+    key = "_experts_implementation_internal"
+    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), key)}
+    before = [(config, getattr(config, key)) for config in configs.values()]
+    try:
+        for config, _ in before:
+            setattr(config, key, DENSE)
+        yield
+    finally:
+        for config, value in before:
+            setattr(config, key, value)
 
 
 def dense_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

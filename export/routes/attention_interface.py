@@ -8,6 +8,7 @@ from typing import Any
 from onnxport.export import golden
 from onnxport.export.attention_interface.attention import LayerShape
 from onnxport.export.attention_interface.decoder import find_shapes, trace_decoder, vocabulary
+from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.description import CausalModel
 from onnxport.export.exported import Exported
 from onnxport.export.source import Source
@@ -43,8 +44,8 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
 
 def _notes(original: Any, model: CausalModel) -> Iterator[str]:
     """What costs more than it could, or bounds what the model's own configuration does not."""
-    if any(getattr(module, "num_experts", 0) and hasattr(module, "down_proj") for module in original.modules()):
-        yield "every expert is computed for every token, and the router's weights choose: right, but as slow as all experts together"
+    if has_experts(original):
+        yield SLOW
     longest = getattr(original.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_length is not None and model.max_length < longest:
         yield f"texts are bounded to {model.max_length} of {longest} tokens: beyond, its rotary positions change with the length of a text"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError, one_line
+from onnxport.export.attention_interface.experts import SLOW, dense, has_experts
 from onnxport.export.canonical.graphs import TOLERANCE, agree
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.exported import Exported
@@ -70,7 +71,8 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
     modules = {"model": ""} | {f"model.{key}": key.removeprefix(inside) for key, _ in module.named_modules() if key}
     axes = dict.fromkeys(inputs, {0: "batch", 1: "sequence"})
     call = NamedOutputs(module, list(model.outputs), _takes_keys(module, list(model.outputs), goldens))
-    graph = trace(call, inputs, axes, list(inputs), model.outputs, Names(parameters, modules), opset, "encoder")
+    with dense(module):
+        graph = trace(call, inputs, axes, list(inputs), model.outputs, Names(parameters, modules), opset, "encoder")
     return Exported(
         name=source.name,
         task=task,
@@ -84,6 +86,7 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
         source_hashes=source.hashes,
         settings=source.settings | {"class": name},
         layers=model.layers,
+        notes=(SLOW,) if has_experts(module) else (),
     )
 
 
