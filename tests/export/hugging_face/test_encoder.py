@@ -256,7 +256,7 @@ def test_a_single_kind_of_tokens_whatever_the_tokenizer_tells(tmp_path: Path) ->
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "has a Dense module"),
         ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length is '256'"),
         ("sentence_roberta_config.json", {"max_seq_length": 0}, "max_seq_length is 0"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"q": "query: "}}, "default_prompt_name is 'q'"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"d": "query: "}}, "default_prompt_name is 'q'"),
     ],
 )
 def test_what_sentence_transformers_would_do_and_a_bundle_not(tmp_path: Path, file: str, said: Any, part: str) -> None:
