@@ -43,7 +43,7 @@ def change(folder: Path, file: str = "config.json", **changes: Any) -> Path:
     [
         ("marian", {"model_type": "opt"}, ["model_type 'opt'", '"model_type": "marian"', '"model_type": "bart"', '"architecture"']),
         ("marian", {"model_type": ["marian"]}, ["model_type ['marian']"]),
-        ("marian", {"quantization_config": {"bits": 4}}, ["quantization_config is not a key"]),
+        ("marian", {"quantization_config": {"bits": 4}}, ["quantization_config has the quant_method None, expected one of gptq"]),
         ("marian", {"head_dim": 4, "auto_map": {}}, ["head_dim is not a key", "auto_map is not a key"]),
         ("marian", {"normalize_before": True}, ["normalize_before is True, expected one of False"]),
         ("marian", {"normalize_embedding": True}, ["normalize_embedding is True"]),
