@@ -159,7 +159,7 @@ class SoftmaxAttention(Rule):
             node,
             (query, query_behind),
             (key, behind),
-            _heads(source(answer, 1), "the value"),
+            _heads(source(answer, 1), "the value") if behind else (source(answer, 1), False),  # in the layout of the key
             scale,
             biases,
             choice,

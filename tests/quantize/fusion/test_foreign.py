@@ -27,6 +27,8 @@ def turned_key(key: str) -> list:
     heads = ("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 1, 3]})
     if key == "two":
         return [heads, ("Transpose", ["k_heads"], ["k_turned"], {"perm": [0, 1, 3, 2]})]
+    if key == "placed":  # by rotary positions
+        return [heads, ("Mul", ["k_heads", "turn"], ["k_placed"]), ("Transpose", ["k_placed"], ["k_turned"], {"perm": [0, 1, 3, 2]})]
     return [
         heads,
         ("Shape", ["k_heads"], ["k_shape"]),
@@ -106,7 +108,7 @@ def attention(
         "at3": np.array(3),
         "hidden": np.array([HIDDEN]),
     }
-    constants |= {"spread": np.array([1, HEADS, 1, 1]), "positions": weights(1, HEADS, 1, 1, seed=6)}
+    constants |= {"turn": weights(SIZE, seed=5), "spread": np.array([1, HEADS, 1, 1]), "positions": weights(1, HEADS, 1, 1, seed=6)}
     nodes = []
     for p in "qkv":
         nodes += [("MatMul", ["x", f"w_{p}"], [f"{p}_flat"]), ("Reshape", [f"{p}_flat", "split"], [f"{p}_split"])]
@@ -114,7 +116,6 @@ def attention(
     nodes += turned_key(key)
     query, turned, scores = "q_heads", "k_turned", "product"
     if turned_query:  # by rotary positions: it is no Transpose of a projection any more
-        constants["turn"] = weights(SIZE, seed=5)
         nodes += [("Mul", ["q_heads", "turn"], ["q_turned"])]
         query = "q_turned"
     if scale == "both":
@@ -156,6 +157,7 @@ CASES = {
     "positions and mask": {"positions": True},
     "positions under a filled mask": {"positions": True, "mask": "filled"},
     "a query that positions turned": {"turned_query": True},
+    "query and key that positions turned": {"turned_query": True, "key": "placed"},
     "an answer that is laid out as it is": {"relaid": True, "guard": True, "mask": "infinite"},
     "a query that positions turned, sizes asked for": {"turned_query": True, "asks": True},
 }
