@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.description import Arrays, EncoderModel
