@@ -127,7 +127,7 @@ def handing_cache(step: Step) -> Any:
     """A cache of transformers that gives new keys and values back as they are."""
     from transformers import Cache
 
-    class Handing(Cache):  # type: ignore[misc]
+    class Handing(Cache):
         """What a class asks of its cache, for one step."""
 
         def __init__(self) -> None:

@@ -39,9 +39,10 @@ class StepDecoder(nn.Module):
         self.model = model
         reads = inspect.signature(model.forward).parameters
         self.takes_positions = POSITION_IDS in reads
-        self.cache_name = next((name for name in ("cache", "past_key_values") if name in reads), None)
-        if self.cache_name is None:
+        names = [name for name in ("cache", "past_key_values") if name in reads]
+        if not names:
             raise CheckpointError(f"{type(model).__name__} takes no cache")
+        self.cache_name: str = names[0]
 
     def forward(
         self,
