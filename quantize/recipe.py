@@ -117,8 +117,8 @@ def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
 
 
 def _reads_texts(fused: Graphs) -> str | None:
-    """The role of the only graph, where it encodes texts: it is called so, or reads token ids by their usual name."""
-    if len(fused) != 1:
+    """The role of the only graph, where it encodes texts: it is called so, or reads token ids by their usual name and is no decoder."""
+    if len(fused) != 1 or "decoder" in fused:
         return None
     ((role, model),) = fused.items()
     return role if role == "encoder" or any(value.name == "input_ids" for value in model.graph.inputs) else None

@@ -119,7 +119,7 @@ def test_subclasses_and_known_classes_from_a_factory(
         ({"model_type": "opt"}, ["architectures is ['ElectraModel']", "OPTForCausalLM"]),
         ({"model_type": "vit"}, ["model_type 'vit'", "reads pixel_values and no input_ids"]),
         ({"is_decoder": True}, ["architectures is ['ElectraModel']", "ElectraForCausalLM"]),
-        ({"auto_map": {"AutoModel": "mine.Electra"}}, ["auto_map is", "the folder's own code"]),
+        ({"auto_map": {"AutoModel": "mine.Electra"}}, ["the folder's own code", "auto_map: AutoModel", "--allow-remote-code"]),
         ({"architectures": ["ElectraForSomethingElse"]}, ["ElectraForSomethingElse", "ElectraForSequenceClassification"]),
         ({"architectures": ["ElectraForQuestionAnswering"]}, ["missing tensors", "qa_outputs.weight"]),
         ({"hidden_act": "nonesuch"}, ["transformers refuses", "nonesuch"]),

@@ -16,6 +16,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export import golden
 from onnxport.export.canonical.graphs import check_causal
 from onnxport.export.hugging_face.causal import HuggingFaceCausal
+from onnxport.export.hugging_face.any_decoder import TracedCausal
 from onnxport.export.resolve import resolve
 from onnxport.export.source import Source
 from onnxport.export.user_code import evaluating
@@ -155,15 +156,26 @@ def test_configs_of_transformers_4(tmp_path: Path, settings: dict[str, Any], old
     assert_canonical_equals_transformers(tmp_path / "model", model)
 
 
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), OTHERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_the_canonical_form_lacks_is_traced_as_its_own_class(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    adapter = resolve(change(causal_folders.write(tmp_path / "model", family), **changes)).adapter
+    assert isinstance(adapter, TracedCausal)
+    assert adapter.describe().build is None
+
+
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
-    ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
-    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type"),
-    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type"),
-    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
-    ("qwen2", {"layer_types": ["sliding_attention", "chunked_attention"]}, "layer_types"),
+    ("gpt2", {"add_cross_attention": True}, "missing tensors: transformer.h.0.crossattention"),
+    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "transformers refuses"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, r"missing tensors: score\.weight"),
+    ("qwen2", {"layer_types": ["sliding_attention"]}, "transformers refuses"),
 ]
 
 
@@ -194,7 +206,10 @@ def test_buffers_of_older_versions_are_left_alone(tmp_path: Path, family: str, b
     assert_canonical_equals_transformers(change(tmp_path / "model", dtype="bfloat16"), model)
 
 
-def test_a_missing_head_that_is_not_tied_is_refused(tmp_path: Path) -> None:
+def test_a_missing_head_that_is_not_tied_makes_an_embedding_model(tmp_path: Path) -> None:
     causal_folders.make("llama", tie_word_embeddings=False).base_model.save_pretrained(tmp_path / "model")
+    found = resolve(tmp_path / "model")
+    assert (type(found.adapter).__name__, found.task) == ("TracedEncoder", "tensor")  # there is no tokenizer
+    change(tmp_path / "model", architectures=["LlamaForCausalLM"])
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
         resolve(tmp_path / "model")
