@@ -15,8 +15,8 @@ from onnxport.build.stages import build
 from onnxport.errors import CheckpointError
 from onnxport.export import golden
 from onnxport.export.canonical.graphs import check_causal
-from onnxport.export.hugging_face.causal import HuggingFaceCausal
 from onnxport.export.hugging_face.any_decoder import TracedCausal
+from onnxport.export.hugging_face.causal import HuggingFaceCausal
 from onnxport.export.resolve import resolve
 from onnxport.export.source import Source
 from onnxport.export.user_code import evaluating
