@@ -1,6 +1,5 @@
 """A command that is told to end undoes what it began and ends with the signal's code, whatever becomes of the interrupt on its way."""
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -10,7 +9,7 @@ import pytest
 
 from onnxport.cli.console import _interrupted
 from onnxport.errors import CheckpointError
-from support.commands import assert_refused, invoke
+from support.commands import assert_refused, invoke, obedient
 
 EXPORT = """
 import os, signal, sys
@@ -50,7 +49,7 @@ def export(number: str, became: str, out: Path) -> "subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell ignores it in the background
+        preexec_fn=obedient,
     )
 
 

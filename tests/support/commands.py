@@ -18,13 +18,16 @@ def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
+def obedient() -> None:
+    """For `preexec_fn`: signals that a shell ignores in the background, or nohup, and that children inherit, count again."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
-    """A process that never outlives the test, and that Ctrl-C ends even where the tests themselves run with interrupts ignored.
-
-    A shell ignores interrupts in what it starts in the background, and children inherit that.
-    """
-    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options) as process:
+    """A process that never outlives the test, and that signals end even where the tests themselves run with these ignored."""
+    with subprocess.Popen(command, preexec_fn=obedient, **options) as process:
         try:
             yield process
         finally:

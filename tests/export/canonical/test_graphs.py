@@ -128,12 +128,12 @@ def test_golden_ids_are_below_a_head_smaller_than_the_table() -> None:
     """Otherwise a golden prompt or target could hold ids that no answer can."""
     embedding, head = nn.Embedding.from_pretrained(tiny.table(40, 16)), nn.Linear(16, 6)
     ids = {"pad_id": 0, "bos_id": 1, "eos_id": 2}
-    causal = CausalLM(transformer=tiny.encoder_stack(), embedding=embedding, head=head, **ids)
+    causal = CausalLM(transformer=tiny.encoder_stack().eval(), embedding=embedding, head=head, **ids)
     assert_canonical_equals_original(causal)
     parts = prepare(causal)
     goldens = golden.causal_goldens(original_encoder(parts), parts.ids, None)
     assert all(goldens[f"seq{i}/input_ids"].max() < 6 and goldens[f"seq{i}/logits"].shape[2] == 6 for i in range(3))
-    parts = prepare(seq2seq(nn.Transformer(16, 2, 1, 1, 20), 16, source_embedding=embedding, head=head))
+    parts = prepare(seq2seq(nn.Transformer(16, 2, 1, 1, 20).eval(), 16, source_embedding=embedding, head=head))
     goldens = golden.seq2seq_goldens(original_seq2seq(parts), parts.ids, None)
     assert all(goldens[f"seq{i}/target_ids"].max() < 6 for i in range(3)) and goldens["seq1/source_ids"].max() >= 6
 

@@ -20,6 +20,7 @@ from onnxport.errors import BundleError, OutputError
 from onnxport.runtime.bundle import publish as module
 from onnxport.runtime.bundle.publish import check_file, publish, recover, workspace, write_file
 from onnxport.runtime.bundle.writer import bundle_folder
+from support.commands import started
 
 STEPS = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "ftruncate", "close")
 
@@ -305,11 +306,12 @@ def test_a_writer_that_waits_can_be_interrupted(tmp_path: Path) -> None:
             print("interrupted")
     """
     with workspace(place):
-        waiting = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(place)], stdout=subprocess.PIPE, text=True)
-        assert waiting.stdout is not None
-        assert waiting.stdout.readline().startswith("wait for process")
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.communicate(timeout=30)[0] == "interrupted\n"
+        command = [sys.executable, "-c", textwrap.dedent(code), str(place)]
+        with started(command, stdout=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline().startswith("wait for process")
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.communicate(timeout=30)[0] == "interrupted\n"
         assert hidden(place) != []
     assert hidden(place) == []
 
