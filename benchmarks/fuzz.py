@@ -33,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: children are forked, and OpenMP's threads do not come along
 LIMIT_S, LIMIT_BYTES = 60, 8 << 30
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 7, 2**31 - 1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, float("inf"), 0.1, 1000000,
