@@ -94,3 +94,9 @@ def read_keys(
             problems.append(f"{name} is {value!r:.60}, expected {expected}")
     config = {name: values.get(name, key.default) for name, key in keys.items()}
     return config, {name for name in config if config[name] is not ... and name not in wrong}, problems
+
+
+def named_class(config: Mapping[str, Any]) -> str | None:
+    """The first class of `architectures`; None where it names none."""
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.checkpoints import awq, bitsandbytes, compressed_tensors, fp8, gptq, mxfp4
 from onnxport.export.checkpoints.plain import CONFIG
-from onnxport.export.config_checks import read_json
+from onnxport.export.config_checks import named_class, read_json
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 from onnxport.export.weights import WeightFiles, page_out
 
@@ -143,7 +143,7 @@ def _weight(form: Format, parts: Parts, settings: Mapping[str, Any], failure: st
 def _made_up(files: WeightFiles, config: Mapping[str, Any]) -> set[str]:
     """Biases of zeros that the model's class has not: older tools of GPTQ gave every layer one."""
     zeros = {name for name, tensor in files.tensors.items() if name.endswith(".bias") and not tensor.any()}
-    named = (config.get("architectures") or [None])[0]
+    named = named_class(config)
     cls = getattr(import_transformers(), named, None) if isinstance(named, str) else None
     if not zeros or cls is None:
         return set()

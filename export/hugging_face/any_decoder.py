@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import DEPTH, named_class
 from onnxport.export.description import CausalModel
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.family import Decoding
@@ -17,6 +18,7 @@ from onnxport.export.transformers_library import import_transformers, quiet, ref
 
 TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 OPTIONAL_TENSORS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"\.attention\.(masked_)?bias$")  # buffers of older versions
+COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_experts", "num_local_experts", "n_routed_experts")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 VARYING = ("dynamic", "longrope")  # kinds of rotary positions whose tables change where a text is longer than the original length
 
@@ -30,7 +32,7 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
     if found is None:
         return None
     names = (found,) if isinstance(found, str) else tuple(found)
-    named = (config.get("architectures") or [None])[0]
+    named = named_class(config)
     chosen = named if named in names else names[0]
     with quiet(), refusing(where.parent):
         cls = getattr(transformers, chosen)
@@ -59,6 +61,9 @@ class OtherDecoder:
         problems = ["auto_map names the folder's own code, which is not run"] if config.get("auto_map") else []
         if config.get("is_encoder_decoder"):
             problems.append("is_encoder_decoder is True, expected a decoder alone")
+        for key in COUNTS:  # the class is built with as many parts before its weights are held against it
+            if isinstance(value := config.get(key), int) and value > DEPTH:
+                problems.append(f"{key} is {value}, expected at most {DEPTH}")
         return problems + architecture_problems(config, self.classes)
 
     def class_name(self, config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import named_class
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.encoder import CHOICE, FILL, OPTIONAL_TENSORS, POOLER, text_encoding
@@ -94,7 +95,7 @@ def answers_at_once(model_type: str, config: Mapping[str, Any], where: Path) -> 
 
 
 def _named(config: Mapping[str, Any]) -> Any:
-    return (config.get("architectures") or [None])[0]
+    return named_class(config)
 
 
 def _names(model_type: str, *tables: str) -> list[str]:
@@ -164,7 +165,7 @@ class OtherEncoder:
 
     def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of `architectures`, or the one that gives hidden states."""
-        named = (config.get("architectures") or [None])[0]
+        named = named_class(config)
         return named if isinstance(named, str) and self.classes.get(named) is not None else self.base
 
     def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.canonical.load_weights import HeadParts, StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
-from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of
+from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, named_class, number, one_of
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
@@ -117,7 +117,7 @@ class EncoderFamily:
 
     def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of `architectures`, or the one that gives hidden states."""
-        named = (config.get("architectures") or [None])[0]
+        named = named_class(config)
         return named if named in self.heads else next(name for name, head in self.heads.items() if head is None)
 
     def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onnxport.errors import CheckpointError
 from onnxport.export import pooled_layers
-from onnxport.export.config_checks import read_json
+from onnxport.export.config_checks import named_class, read_json
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.family import Decoding, Family
 from onnxport.export.sentence_transformers import has_modules, read_modules, score_notes
@@ -92,7 +92,7 @@ def _taken(family: Family, config: dict[str, Any], embeds: bool, tensors: Mappin
 
 def _notes(family: Family, config: dict[str, Any], stated: dict[str, Any], model_config: Any, task: str | None) -> list[str]:
     """What of the folder is left out, or taken for something that it does not say. stated: the config as it was found."""
-    taken, named = family.class_name(config), (stated.get("architectures") or [None])[0]
+    taken, named = family.class_name(config), named_class(stated)
     notes = []
     if named is None:
         notes.append(f"config.json names no architectures: taken as {taken}, task {task}")

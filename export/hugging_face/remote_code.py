@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import named_class
 from onnxport.export.hugging_face.any_decoder import OtherDecoder
 from onnxport.export.hugging_face.any_encoder import UNSUPPORTED, OtherEncoder
 from onnxport.export.hugging_face.config_keys import architecture_problems
@@ -91,7 +92,7 @@ def own_family(folder: Path, config: Mapping[str, Any]) -> RemoteDecoder | Remot
 
 def _chosen(references: Mapping[str, str], config: Mapping[str, Any], where: Path) -> tuple[str, str]:
     """The loader and the reference of the class that `architectures` names, else that of a language model, else of hidden states."""
-    named = (config.get("architectures") or [None])[0]
+    named = named_class(config)
     for key, value in references.items():
         if value.rpartition(".")[2] == named:
             return key, value

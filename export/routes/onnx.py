@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxport.errors import CheckpointError, UsageError
 from onnxport.export import pooled_layers
+from onnxport.export.config_checks import named_class
 from onnxport.export.exported import Exported
 from onnxport.export.onnx_file.inputs import Arrays, GraphInput, inputs_of
 from onnxport.export.onnx_file.original import HALF_ERROR, Original, goldens
@@ -94,7 +95,7 @@ def _stated_task(file: OnnxFile, inputs: list[GraphInput], graph: ir.Graph) -> s
     """The task of the class in a config.json beside the file, where the graph can do it and a tokenizer is there; None for none."""
     if not any((folder / READY).is_file() for folder in file.folders):
         return None
-    named = str((file.config.get("architectures") or [""])[0])
+    named = named_class(file.config) or ""
     embeds = any(map(has_modules, file.folders))
     stated = "embedding" if embeds else next((task for ending, task in ENDINGS.items() if named.endswith(ending)), None)
     return stated if stated is not None and _task_problem(stated, inputs, graph) is None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,14 @@ def test_attention_of_its_own_is_refused(tmp_path: Path) -> None:
 def test_a_route_that_a_source_cannot_take_is_wrong_usage(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="route attention-interface is for language models of transformers"):
         build(str(model_folder), tmp_path / "bundle", precision=("fp32",), route="attention-interface")
+
+
+@pytest.mark.parametrize(
+    "changes, named", [({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"), ({"architectures": 1.5}, "architectures is 1.5")]
+)
+def test_a_config_that_cannot_be_is_refused_at_once(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    made("LlamaForCausalLM", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=named):
+        resolve(tmp_path)
