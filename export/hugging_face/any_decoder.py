@@ -33,7 +33,7 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
         return None
     names = (found,) if isinstance(found, str) else tuple(found)
     named = named_class(config)
-    chosen = named if named in names else names[0]
+    chosen: str = named if named is not None and named in names else names[0]
     with quiet(), refusing(where.parent):
         cls = getattr(transformers, chosen)
         cls.config_class.from_dict(dict(config))

@@ -118,7 +118,7 @@ class EncoderFamily:
     def class_name(self, config: Mapping[str, Any]) -> str:
         """The class of `architectures`, or the one that gives hidden states."""
         named = named_class(config)
-        return named if named in self.heads else next(name for name, head in self.heads.items() if head is None)
+        return named if named is not None and named in self.heads else next(name for name, head in self.heads.items() if head is None)
 
     def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of tensors that may be there or not."""
