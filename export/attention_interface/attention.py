@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxport.errors import CheckpointError
+from onnxport.export.attention_interface.experts import dense
+from onnxport.export.attention_interface.implementations import using
 from onnxport.export.transformers_library import import_transformers
 
 if TYPE_CHECKING:
@@ -153,20 +155,6 @@ def handing_cache(step: Step) -> Any:
 @contextmanager
 def cached_attention(model: Any) -> Iterator[None]:
     """The model's attention and experts are ours, until the block is left."""
-    from onnxport.export.attention_interface.experts import DENSE, register_experts
-
-    transformers = import_transformers()
-    transformers.AttentionInterface.register(NAME, attend)
-    register_experts()
-    configs = list({id(c): c for c in (m.config for m in model.modules() if hasattr(m, "config"))}.values())
-    attributes = {"_attn_implementation_internal": NAME, "_experts_implementation_internal": DENSE}
-    before = [(config, {name: getattr(config, name) for name in attributes if hasattr(config, name)}) for config in configs]
-    try:
-        for config, held in before:
-            for name in held:
-                setattr(config, name, attributes[name])
+    import_transformers().AttentionInterface.register(NAME, attend)
+    with dense(model), using(model, "_attn_implementation_internal", NAME):
         yield
-    finally:
-        for config, held in before:
-            for name, value in held.items():
-                setattr(config, name, value)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onnxport.export.attention_interface.implementations import using
+
 DENSE = "onnxport_dense"
 
 
@@ -31,16 +33,8 @@ def has_experts(model: Any) -> bool:
 def dense(model: Any) -> Iterator[None]:
     """The model's experts are ours, until the block is left."""
     register_experts()
-    key = "_experts_implementation_internal"
-    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), key)}
-    before = [(config, getattr(config, key)) for config in configs.values()]
-    try:
-        for config, _ in before:
-            setattr(config, key, DENSE)
+    with using(model, "_experts_implementation_internal", DENSE):
         yield
-    finally:
-        for config, value in before:
-            setattr(config, key, value)
 
 
 def dense_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import Miss, array_of, attribute, constant, dims, is_op, new_node, only_use, produced_by, source, take_over
+from onnxport.graph.edit import Miss, array_of, dims, is_op, new_node, only_use, produced_by, source, take_over
+from onnxport.quantize.fusion.norm_parts import mean_of, no_weight, squared, with_scalar
 from onnxport.quantize.fusion.rule import Rule
 
 
@@ -35,10 +35,10 @@ class LayerNorm(Rule):
 
     def pattern(self, node: ir.Node) -> Match:
         """As `Rule`."""
-        variance, epsilon = _with_scalar(produced_by(source(node), "Add", "what is rooted"))
-        centred = _squared(_mean_of(variance))
+        variance, epsilon = with_scalar(produced_by(source(node), "Add", "what is rooted"))
+        centred = squared(mean_of(variance))
         sub = _through_cast(centred).producer()
-        if sub is None or not is_op(sub, "Sub") or _mean_of(source(sub, 1)) is not source(sub):
+        if sub is None or not is_op(sub, "Sub") or mean_of(source(sub, 1)) is not source(sub):
             raise Miss("what is squared is no difference to a mean")
         x = source(sub)
         divided = _divided(node, centred, x)
@@ -59,9 +59,7 @@ class LayerNorm(Rule):
         last, weight = match.answer.producer(), match.weight
         assert last is not None
         if weight is None:
-            size = (dims(match.x) or ())[-1]
-            assert isinstance(size, int)
-            weight = constant(graph, f"ones_{size}", np.ones(size, np.float32))
+            weight = no_weight(graph, match.x)
         inputs = [match.x, weight] + ([match.bias] if match.bias is not None else [])
         made = new_node(graph, last, self.kernel, inputs, {"axis": -1, "epsilon": match.epsilon}, [match.answer], domain="")
         take_over(match.answer, made.outputs[0])
@@ -72,42 +70,13 @@ def _through_cast(value: ir.Value) -> ir.Value:
     return source(node) if node is not None and is_op(node, "Cast") and source(node).dtype == value.dtype else value
 
 
-def _with_scalar(add: ir.Node) -> tuple[ir.Value, float]:
-    for value, other in ((source(add), source(add, 1)), (source(add, 1), source(add))):
-        array = array_of(other)
-        if array is not None and array.size == 1:
-            return value, float(array.item())
-    raise Miss("no small number is added to the mean of squares")
-
-
-def _mean_of(value: ir.Value) -> ir.Value:
-    """What a value is the mean of, over the last axis alone, which is kept."""
-    node = produced_by(value, "ReduceMean", "a mean")
-    axes = array_of(node.inputs[1]) if len(node.inputs) > 1 else np.array(attribute(node, "axes", ()))
-    rank = len(dims(source(node)) or ())
-    if axes is None or axes.size != 1 or int(axes.item()) not in (-1, rank - 1) or attribute(node, "keepdims", 1) != 1:
-        raise Miss("the mean is not over the last axis alone, or does not keep it")
-    return source(node)
-
-
-def _squared(value: ir.Value) -> ir.Value:
-    node = value.producer()
-    if node is not None and is_op(node, "Pow"):
-        power = array_of(source(node, 1))
-        if power is not None and power.size == 1 and float(power.item()) == 2:
-            return source(node)
-    if node is not None and is_op(node, "Mul") and node.inputs[0] is node.inputs[1]:
-        return source(node)
-    raise Miss("the mean is not of squares")
-
-
 def _divided(root: ir.Node, centred: ir.Value, x: ir.Value) -> ir.Value:
     """(x - mean) over the root; some graphs subtract the mean twice."""
     for use in root.outputs[0].uses():
         if is_op(use.node, "Div") and use.idx == 1:
             top = source(use.node)
             again = top.producer()
-            same = again is not None and is_op(again, "Sub") and source(again) is x and _mean_of(source(again, 1)) is x
+            same = again is not None and is_op(again, "Sub") and source(again) is x and mean_of(source(again, 1)) is x
             if _through_cast(top) is _through_cast(centred) or same:
                 return use.node.outputs[0]
     raise Miss("the root divides nothing that was centred")

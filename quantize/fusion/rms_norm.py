@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import Miss, array_of, attribute, constant, dims, is_op, known_dims, new_node, only_use, source, take_over
+from onnxport.graph.edit import Miss, array_of, constant, dims, is_op, known_dims, new_node, only_use, produced_by, source, take_over
+from onnxport.quantize.fusion.norm_parts import mean_of, no_weight, squared, with_scalar
 from onnxport.quantize.fusion.rule import Rule
 
 
@@ -31,32 +32,19 @@ class RmsNorm(Rule):
 
     def pattern(self, node: ir.Node) -> Match:
         """As `Rule`."""
-        add = source(node).producer()
-        if not is_op(add, "Add"):
-            raise Miss("what is rooted is no sum with a small number")
-        assert add is not None
-        mean, epsilon = _with_scalar(add)
-        reduced = mean.producer()
-        if reduced is None or not is_op(reduced, "ReduceMean") or attribute(reduced, "keepdims", 1) != 1:
-            raise Miss("what is rooted is no mean that keeps its dimension")
-        x = _squared(source(reduced))
-        rank = len(dims(x) or ())
-        axes = array_of(reduced.inputs[1]) if len(reduced.inputs) > 1 else np.array(attribute(reduced, "axes", ()))
-        if axes is None or axes.size != 1 or int(axes.item()) not in (-1, rank - 1):
-            raise Miss("the mean is not over the last axis alone")
+        mean, epsilon = with_scalar(produced_by(source(node), "Add", "what is rooted"))
+        x = squared(mean_of(mean))
         divided = _divided(node, x)
-        weight, answer = _weighted(divided, known_dims(x, rank, "what is normed")[-1])
+        weight, answer = _weighted(divided, known_dims(x, len(dims(x) or ()), "what is normed")[-1])
         return Match(x, weight, answer, epsilon)
 
     def rewrite(self, graph: ir.Graph, match: Match) -> None:
         """As `Rule`."""
         last = match.answer.producer()
         assert last is not None
-        size = known_dims(match.x, len(dims(match.x) or ()), "x")[-1]
         weight = match.weight
         if weight is None:
-            assert isinstance(size, int)
-            weight = constant(graph, f"ones_{size}", np.ones(size, np.float32))
+            weight = no_weight(graph, match.x)
         elif array_of(weight) is None:  # 1 + weight, as Gemma has it
             parts = _constant_sum(weight)
             assert parts is not None, "pattern() has seen the sum"
@@ -67,25 +55,6 @@ class RmsNorm(Rule):
         like = [match.answer]
         made = new_node(graph, last, self.kernel, [match.x, weight], {"axis": -1, "epsilon": match.epsilon}, like, domain="")
         take_over(match.answer, made.outputs[0])
-
-
-def _with_scalar(add: ir.Node) -> tuple[ir.Value, float]:
-    for value, other in ((source(add), source(add, 1)), (source(add, 1), source(add))):
-        array = array_of(other)
-        if array is not None and array.size == 1 and array.dtype == np.float32:
-            return value, float(array.item())
-    raise Miss("no small number is added to the mean")
-
-
-def _squared(value: ir.Value) -> ir.Value:
-    node = value.producer()
-    if node is not None and is_op(node, "Pow"):
-        power = array_of(source(node, 1))
-        if power is not None and power.size == 1 and float(power.item()) == 2:
-            return source(node)
-    if node is not None and is_op(node, "Mul") and node.inputs[0] is node.inputs[1]:
-        return source(node)
-    raise Miss("the mean is not of squares")
 
 
 def _divided(root: ir.Node, x: ir.Value) -> ir.Value:

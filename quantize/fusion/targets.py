@@ -22,7 +22,8 @@ from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
 from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape
 from onnxport.runtime.sessions import CPU, CUDA
 
-# Order matters: attention first, since its kernels give the Reshapes and sums behind it the shapes the later rules ask for.
+# Order matters: norms and rotary positions first, which the rules of attention look for, then attention, since its kernels give the
+# Reshapes and sums behind it the shapes the later rules ask for.
 _KERNELS = (
     LayerNorm(),
     RmsNorm(),
