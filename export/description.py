@@ -46,13 +46,16 @@ class CausalOriginal(Protocol):
 
 @dataclass(frozen=True)
 class Seq2SeqModel:
-    """An encoder-decoder. `ids` and `search` go into the bundle's generation settings; `max_length` None: no bound."""
+    """An encoder-decoder. `ids` and `search` go into the bundle's generation settings; `max_length` None: no bound; `max_source_length`:
+    of sources, None where that is theirs too. build: None where its one module, a class of transformers, is traced through the attention
+    interface."""
 
     original: Seq2SeqOriginal
-    build: Callable[[], CanonicalModel]
+    build: Callable[[], CanonicalModel] | None
     ids: dict[str, Any]
     max_length: int | None
     search: dict[str, Any] = field(default_factory=dict)
+    max_source_length: int | None = None
     tasks = ("text2text", "translation", "summarization")
 
 

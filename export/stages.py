@@ -6,9 +6,9 @@ from typing import Any
 
 from onnxport.errors import UsageError
 from onnxport.export.adapters import Adapter, Module
-from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel, choose_task
+from onnxport.export.description import CausalModel, EncoderModel, Model, Seq2SeqModel, choose_task
 from onnxport.export.exported import Exported
-from onnxport.export.hugging_face.original import TransformersCausal
+from onnxport.export.hugging_face.original import TransformersCausal, TransformersSeq2Seq
 from onnxport.export.pytorch.describe import describe
 from onnxport.export.resolve import resolve
 from onnxport.export.routes.canonical import export_causal, export_encoder, export_seq2seq
@@ -65,24 +65,33 @@ def _routed(found: Source, task: str | None, opset: int | None, opset_written: i
     found, model = describe(for_task(found, task))
     task = choose_task(model.tasks, task or found.task, type(found.adapter).__name__)
     if route == ATTENTION_INTERFACE:
-        if not isinstance(model, CausalModel) or not isinstance(model.original, TransformersCausal):
+        if isinstance(model, EncoderModel) or not isinstance(model.original, TransformersCausal | TransformersSeq2Seq):
             raise UsageError(f"route {route} is for language models of transformers, found a {type(found.adapter).__name__}")
         model = replace(model, build=None)
     modules = model.modules if isinstance(model, EncoderModel) else model.original.modules
     with evaluating(*modules), one_thread():
         progress("asking the original for golden answers")
-        match model:
-            case Seq2SeqModel():
-                return export_seq2seq(found, model, task, opset_written, progress)
-            case CausalModel(build=None):
-                from onnxport.export.routes.attention_interface import export_traced_causal
+        return _described(found, model, task, opset_written, progress)
 
-                return export_traced_causal(found, model, task, opset_written, progress)
-            case CausalModel():
-                return export_causal(found, model, task, opset_written, progress)
-            case EncoderModel(build=None):
-                from onnxport.export.routes.direct_encoder import export_traced_encoder
 
-                return export_traced_encoder(found, model, task, opset_written, progress)
-            case EncoderModel():
-                return export_encoder(found, model, task, opset_written, progress)
+def _described(found: Source, model: Model, task: str, opset_written: int, progress: Progress) -> Exported:
+    """The described model by its route."""
+    match model:
+        case Seq2SeqModel(build=None):
+            from onnxport.export.routes.attention_interface_seq2seq import export_traced_seq2seq
+
+            return export_traced_seq2seq(found, model, task, opset_written, progress)
+        case Seq2SeqModel():
+            return export_seq2seq(found, model, task, opset_written, progress)
+        case CausalModel(build=None):
+            from onnxport.export.routes.attention_interface import export_traced_causal
+
+            return export_traced_causal(found, model, task, opset_written, progress)
+        case CausalModel():
+            return export_causal(found, model, task, opset_written, progress)
+        case EncoderModel(build=None):
+            from onnxport.export.routes.direct_encoder import export_traced_encoder
+
+            return export_traced_encoder(found, model, task, opset_written, progress)
+        case EncoderModel():
+            return export_encoder(found, model, task, opset_written, progress)

@@ -79,3 +79,12 @@ def _source(module: str) -> str:
     """Of a module that need not be imported; empty where there is none."""
     found = find_spec(module)
     return "" if found is None or found.origin is None else Path(found.origin).read_text(encoding="utf-8")
+
+
+def encoder_output(memory: Any) -> Any:
+    """What an encoder of transformers gives, of a memory [batch, source, hidden] alone; some decoders read the router's logits in it."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    found = BaseModelOutput(last_hidden_state=memory)
+    found.router_logits = None
+    return found

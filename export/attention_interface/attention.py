@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "onnxport_cached"
 HEAD_MULTIPLE = 8  # the kernel's head sizes
-SINK, LENGTHS = 11, 16  # places of the kernel's inputs head_sink and query_seqlens
+BIAS, SINK, LENGTHS = 10, 11, 16  # places of the kernel's inputs attention_bias, head_sink and query_seqlens
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,27 @@ class Step:
     """One run of a decoder: what its attention reads, and what it leaves.
 
     past: keys and values [rows, kv_heads, past, head_size] in the order in which attention is called; empty in a run that only finds
-    shapes. lengths, total, real: the kernel's `seqlens_k` int32 [rows], `total_sequence_length` int32 [] and `query_seqlens` int32 [rows].
-    present, shapes: of each call, in order. asked: the class asked the cache for its length, which is not that of every row.
+    shapes. lengths, total, real: the kernel's `seqlens_k` int32 [rows], `total_sequence_length` int32 [] and `query_seqlens` int32 [rows],
+    None where no row is both behind a past and padded. positions: of the new ids, int64 [rows, length]; None where the class gets them by
+    itself. present, shapes: of each call, in order. asked: the class asked the cache for its length, which is not that of every row.
     """
 
     past: Sequence[Tensor]
     lengths: Tensor
     total: Tensor
-    real: Tensor
+    real: Tensor | None
+    positions: Tensor | None = None
     present: list[Tensor] = field(default_factory=list)
     shapes: list[LayerShape] = field(default_factory=list)
     asked: bool = False
 
 
 _RUNNING: ContextVar[Step] = ContextVar("onnxport_step")
+
+
+def running_step() -> Step:
+    """The step that runs now."""
+    return _RUNNING.get()
 
 
 @contextmanager
@@ -79,10 +86,11 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Cached attention, as transformers calls it: query [rows, heads, length, size], new key and value [rows, kv_heads, length, size]
-    → [rows, length, heads, size of a value].
+    → [rows, length, heads, size of a value]. position_bias: added to scores, [rows, heads, length, total].
 
     Heads are padded with zeros to one size that the kernel takes: zeros add nothing to a score, nor to an answer.
     """
@@ -98,9 +106,9 @@ def attend(
     step.shapes.append(LayerShape(kv_heads, padded, window))
     past = [*step.past[2 * number : 2 * number + 2]] or [query.new_zeros(rows, kv_heads, 0, padded)] * 2
     inputs: list[Tensor | None] = [query, key, value, *past, step.lengths, step.total]
-    if s_aux is not None:
-        inputs += [None] * (SINK - len(inputs)) + [s_aux.flatten()]
-    inputs += [None] * (LENGTHS - len(inputs)) + [step.real]
+    for place, extra in ((BIAS, position_bias), (SINK, None if s_aux is None else s_aux.flatten()), (LENGTHS, step.real)):
+        if extra is not None:
+            inputs += [None] * (place - len(inputs)) + [extra]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(size**-0.5 if scaling is None else scaling)}
     if window:
         attributes |= {"local_window_size": window, "sliding_window_cache": 1}
@@ -139,8 +147,10 @@ def handing_cache(step: Step) -> Any:
             """The new keys and values alone."""
             return key_states, value_states
 
-        def get_seq_length(self, *_: Any, **__: Any) -> int:
-            """Positions before this step."""
+        def get_seq_length(self, *_: Any, **__: Any) -> int | Tensor:
+            """Positions before this step: of each row, int64 [rows, 1], where the step knows them."""
+            if step.positions is not None:
+                return step.positions[:, :1]
             step.asked = True
             return step.past[0].shape[2] if step.past else 0
 

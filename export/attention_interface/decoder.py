@@ -128,17 +128,13 @@ def trace_decoder(model: Any, shapes: Sequence[LayerShape], opset: int) -> ir.Mo
         "past": [{0: "batch", 2: "past"}] * len(past),
     }
     names = [INPUT_IDS, POSITION_IDS, LOGITS_INDEX, SEQLENS, TOTAL_LENGTH, QUERY_LENGTHS, *cache_names(PAST, layers)]
-    outputs: Shapes = {LOGITS: ("batch", vocabulary(model))}
-    for i, shape in enumerate(shapes):
-        outputs |= dict.fromkeys(
-            cache_names(PRESENT, layers)[2 * i : 2 * i + 2], ("batch", shape.kv_heads, _capacity(shape), shape.head_size)
-        )
+    outputs: Shapes = {LOGITS: ("batch", vocabulary(model)), **present_shapes(shapes)}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     parameters = {f"model.{name}": name for name, _ in tensors}
     modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}
     with cached_attention(model), fixed_rotation(model):
         graph = trace(decoder, inputs, dynamic, names, outputs, Names(parameters, modules), opset, "decoder")
-    _name_caches(graph.graph, shapes)
+    name_caches(graph.graph, shapes)
     return graph
 
 
@@ -146,13 +142,22 @@ def _capacity(shape: LayerShape) -> str:
     return "capacity" if shape.window is None else f"window_{shape.window}"
 
 
-def _name_caches(graph: ir.Graph, shapes: Sequence[LayerShape]) -> None:
+def present_shapes(shapes: Sequence[LayerShape]) -> Shapes:
+    """Names and shapes of the present keys and values of each call."""
+    names = cache_names(PRESENT, len(shapes))
+    return {name: ("batch", shape.kv_heads, _capacity(shape), shape.head_size) for name, shape in zip(names, _twice(shapes), strict=True)}
+
+
+def _twice(shapes: Sequence[LayerShape]) -> list[LayerShape]:
+    return [shape for shape in shapes for _ in range(2)]
+
+
+def name_caches(graph: ir.Graph, shapes: Sequence[LayerShape]) -> None:
     """Past and present are one buffer each: they have the same shape. What the class does not read is an input all the same."""
     layers = len(shapes)
     values = {value.name: value for value in graph.inputs}
-    for i, shape in enumerate(shapes):
-        for name in cache_names(PAST, layers)[2 * i : 2 * i + 2]:
-            values[name].shape = ir.Shape(["batch", shape.kv_heads, _capacity(shape), shape.head_size])
+    for name, shape in zip(cache_names(PAST, layers), _twice(shapes), strict=True):
+        values[name].shape = ir.Shape(["batch", shape.kv_heads, _capacity(shape), shape.head_size])
     assert sum(is_op(node, "GroupQueryAttention", "com.microsoft") for node in graph) == layers, "each call of attention is a node"
 
 

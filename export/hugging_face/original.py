@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onnxport.export.transformers_library import encoder_output
+
 
 class TransformersSeq2Seq:
     """A model of transformers with a language-modelling head."""
@@ -12,8 +14,8 @@ class TransformersSeq2Seq:
     def __init__(self, model: Any, ids: dict[str, Any]) -> None:
         self.model, self.ids = model, ids
         self.modules = [model]
-        self.source_rows = model.get_encoder().embed_tokens.num_embeddings
-        self.target_rows = min(model.get_decoder().embed_tokens.num_embeddings, model.lm_head.out_features)
+        self.source_rows = model.get_encoder().get_input_embeddings().num_embeddings
+        self.target_rows = min(model.get_decoder().get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """int64 and int32 [batch, source] → memory [batch, source, d]."""
@@ -21,7 +23,9 @@ class TransformersSeq2Seq:
 
     def decode(self, target_ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """int64 [batch, target], memory and mask as in `encode` → logits [batch, target, vocabulary]."""
-        return self.model(encoder_outputs=(memory,), attention_mask=mask.long(), decoder_input_ids=target_ids, use_cache=False).logits
+        return self.model(
+            encoder_outputs=encoder_output(memory), attention_mask=mask.long(), decoder_input_ids=target_ids, use_cache=False
+        ).logits
 
     def forward(self, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
         """Teacher-forced logits [batch, target, vocabulary] through the class's own forward."""

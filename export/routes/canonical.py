@@ -34,6 +34,7 @@ CHECKING = "checking the canonical model against the original"
 
 def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graphs `encoder` and `decoder` of an encoder-decoder. ParityError: the canonical model answers otherwise than the original."""
+    assert model.build is not None, "what has no canonical form is traced as its own class"
     goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
     progress(CHECKING)
     canonical = model.build()

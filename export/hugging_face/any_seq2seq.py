@@ -1,0 +1,150 @@
+"""Encoder-decoders in transformers that are none of the families: the class's own code is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxport.errors import CheckpointError
+from onnxport.export.config_checks import DEPTH, named_class
+from onnxport.export.description import Seq2SeqModel
+from onnxport.export.hugging_face.any_decoder import COUNTS, LENGTHS, OPTIONAL_TENSORS
+from onnxport.export.hugging_face.any_decoder import TABLE as CAUSAL
+from onnxport.export.hugging_face.config_keys import architecture_problems
+from onnxport.export.hugging_face.family import Decoding
+from onnxport.export.hugging_face.original import TransformersSeq2Seq
+from onnxport.export.sentence_transformers import TextSettings
+from onnxport.export.transformers_library import import_transformers, quiet, refusing
+
+TABLE = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+PARTS = ("encoder", "decoder", "text_config")  # configurations inside of one
+DEPTHS = (*COUNTS, "encoder_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers")
+SOURCE_LENGTHS, TARGET_LENGTHS = ("max_encoder_position_embeddings",), ("max_decoder_position_embeddings",)
+TRANSLATES = ("m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2")  # types whose models are all for that
+COUNTED = "create_position_ids_from_input_ids"  # who has it numbers positions from behind the padding id on
+
+
+def other_seq2seq(model_type: str, config: Mapping[str, Any], where: Path) -> OtherSeq2Seq | None:
+    """The family of an encoder-decoder of transformers; None where the type has none, or its decoder alone is named.
+
+    CheckpointError: transformers refuses the config.
+    """
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, TABLE).get(model_type)
+    alone = getattr(modeling_auto, CAUSAL).get(model_type)
+    if found is None or named_class(config) in (alone if isinstance(alone, tuple) else (alone,)) and alone is not None:
+        return None
+    transformers = import_transformers()
+    with quiet(), refusing(where.parent):
+        cls = getattr(transformers, found)
+        cls.config_class.from_dict(dict(config))
+    names = (found, str(modeling_auto.MODEL_MAPPING_NAMES.get(model_type, found)))
+    return OtherSeq2Seq(model_type, found, tuple(dict.fromkeys(names)), cls.base_model_prefix)
+
+
+@dataclass(frozen=True)
+class OtherSeq2Seq:
+    """A family that is only what transformers makes of it. chosen: the class that generates; classes: it, and that without a head."""
+
+    model_type: str
+    chosen: str
+    classes: tuple[str, ...]
+    base_prefix: str
+    kind: Literal["seq2seq"] = "seq2seq"
+    settings: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def prefix(self) -> str:
+        """Of the tensors of the class without a head in the class with one."""
+        return f"{self.base_prefix}."
+
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
+        """What the class alone would not do; all else in a config.json is between it and transformers."""
+        problems = ["auto_map names the folder's own code, which is not run"] if config.get("auto_map") else []
+        for name, part in _parts(config):
+            for key in DEPTHS:  # the class is built with as many parts before its weights are held against it
+                if isinstance(value := part.get(key), int) and value > DEPTH:
+                    problems.append(f"{name}{key} is {value}, expected at most {DEPTH}")
+        return problems + architecture_problems(config, self.classes)
+
+    def class_name(self, config: Mapping[str, Any]) -> str:
+        """The class that generates; a model without its head is loaded into it too."""
+        return self.chosen
+
+    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Buffers."""
+        return OPTIONAL_TENSORS
+
+    def task(self, config: Mapping[str, Any]) -> str | None:
+        """translation or summarization where the type or the settings of tasks say so, else text2text."""
+        tasks = config.get("task_specific_params")
+        named = [str(name) for name in tasks] if isinstance(tasks, dict) else []
+        if self.model_type in TRANSLATES or any(name.startswith("translation") for name in named):
+            return "translation"
+        return "summarization" if any(name.startswith("summarization") for name in named) else "text2text"
+
+    def vocabularies(self, config: Any) -> dict[str, int]:
+        """Rows of the tables of source and target."""
+        source, target = _sides(config)
+        return {"source": source.vocab_size, "target": target.vocab_size}
+
+    def adapter(self, model: Any, folder: Path, decoding: Decoding | None, texts: TextSettings) -> TracedSeq2Seq:
+        """The loaded model with what its decoding needs."""
+        assert decoding is not None, "an encoder-decoder is decoded"
+        return TracedSeq2Seq(model, decoding.ids, decoding.search)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The configuration and those inside of it, with what stands before the names of their keys."""
+    yield "", config
+    for name in PARTS:
+        if isinstance(part := config.get(name), Mapping):
+            yield f"{name}.", part
+
+
+def _sides(config: Any) -> tuple[Any, Any]:
+    """Configurations of encoder and decoder; of one that serves both, it itself."""
+    source, target = (getattr(config, name, None) for name in ("encoder", "decoder"))
+    source, target = (part if hasattr(part, "vocab_size") or hasattr(part, "text_config") else config for part in (source, target))
+    return tuple(getattr(part, "text_config", part) for part in (source, target))  # type: ignore[return-value]
+
+
+@dataclass(eq=False)
+class TracedSeq2Seq:
+    """A loaded encoder-decoder, whatever is inside, with what its decoding needs."""
+
+    model: Any
+    ids: dict[str, Any]
+    generation: dict[str, Any]
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions of a target; None where nothing bounds them."""
+        return _bound(_sides(self.model.config)[1], self.model.get_decoder(), TARGET_LENGTHS)
+
+    @property
+    def max_source_length(self) -> int | None:
+        """Positions of a source; None where nothing bounds them."""
+        return _bound(_sides(self.model.config)[0], self.model.get_encoder(), SOURCE_LENGTHS)
+
+    def describe(self) -> Seq2SeqModel:
+        """The model for the exporter."""
+        if self.model.get_output_embeddings() is None or self.model.get_input_embeddings() is None:
+            raise CheckpointError(f"{type(self.model).__name__} has no table of tokens and head that can be found; use Module(...)")
+        original = TransformersSeq2Seq(self.model, self.ids)
+        return Seq2SeqModel(original, None, self.ids, self.max_length, self.generation, self.max_source_length)
+
+
+def _bound(config: Any, part: Any, own: tuple[str, ...]) -> int | None:
+    """The positions that one side has. T5's distances have no bound: its n_positions are those of the training."""
+    if any(hasattr(module, "relative_attention_bias") for module in part.modules()):
+        return None
+    found = next((value for name in (*own, *LENGTHS) if isinstance(value := getattr(config, name, None), int)), None)
+    if found is None or found <= 0:
+        return None
+    table = next((module for module in part.modules() if hasattr(module, COUNTED)), None)
+    rows = getattr(getattr(table, "position_embeddings", None), "num_embeddings", None)
+    return min(found, rows - table.padding_idx - 1) if rows is not None and table is not None else found

@@ -1,0 +1,69 @@
+"""The attention interface route of encoder-decoders: a class of transformers as it is, with attention of ours in its decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxport.export import golden
+from onnxport.export.attention_interface.decoder import vocabulary
+from onnxport.export.attention_interface.encoder_decoder import DecoderShapes, find_shapes, trace_decoder, trace_source_encoder
+from onnxport.export.attention_interface.experts import SLOW, has_experts
+from onnxport.export.description import Seq2SeqModel
+from onnxport.export.exported import Exported
+from onnxport.export.source import Source
+from onnxport.progress import Progress
+from onnxport.runtime.bundle.manifest import GenerationConfig, LayerCache
+from onnxport.runtime.bundle.manifest import generation as generation_config
+
+
+def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, progress: Progress) -> Exported:
+    """Graphs `encoder` and `decoder` of an encoder-decoder.
+
+    CheckpointError: its decoder's attention does not come through the attention interface, or torch cannot trace it.
+    """
+    (original,) = model.original.modules
+    shapes = find_shapes(original)
+    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
+    progress("tracing the encoder")
+    graphs = {"encoder": trace_source_encoder(original, shapes, opset)}
+    progress("tracing the decoder")
+    graphs["decoder"] = trace_decoder(original, shapes, opset)
+    return Exported(
+        name=source.name,
+        task=task,
+        family=source.family,
+        route="attention-interface",
+        opset=opset,
+        graphs=graphs,
+        goldens=goldens,
+        generation=_generation(original, model, shapes),
+        tokenizers=source.tokenizers,
+        source_hashes=source.hashes,
+        expected={"decoder": {"group_query_attention": len(shapes.own)}},
+        settings=source.settings | {"class": type(original).__name__},
+        notes=(SLOW,) if has_experts(original) else (),
+    )
+
+
+def _generation(original: Any, model: Seq2SeqModel, shapes: DecoderShapes) -> GenerationConfig:
+    caches = [LayerCache(shape.kv_heads, shape.head_size, shape.window) for shape in shapes.own]
+    alike = len(set(caches)) == 1
+    section: dict[str, Any] = {
+        "kind": "seq2seq",
+        "layers": len(caches),
+        "kv_heads": caches[0].kv_heads,
+        "head_size": caches[0].head_size,
+        "vocab_size": vocabulary(original),
+        "source_vocab_size": model.original.source_rows,
+        "max_length": model.max_length,
+        "window": caches[0].window if alike else None,
+        **model.ids,
+        **model.search,
+    }
+    if model.max_source_length != model.max_length:
+        section["max_source_length"] = model.max_source_length
+    if not alike:
+        section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in caches]
+    config = generation_config(section)
+    assert config is not None, "there is a section"
+    return config
