@@ -21,11 +21,11 @@ from onnxport.errors import DataError, UsageError, one_line
 from onnxport.files import MOST, read_regular
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<asym>-asym)?(?:-(?P<solver>hqq|gptq))?")
+_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rest>-sorted|-hqq|-gptq)?")
 DEFAULT_RANGE = "mse"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
     "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
-    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym, -hqq, -gptq"
+    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym or -min, and -sorted, -hqq or -gptq"
 )
 _NUMBERS = re.compile(r"-(hqq|gptq|minmax|percentile|entropy|mse)")
 _STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?(?P<reduced>-reduced)?")
@@ -37,8 +37,10 @@ class Scheme:
 
     kind: "fp32"; "half" (the whole graph is fp16 or bf16 but for what is fp32); "rows" (8 bit, one scale a column of weights and a row of
     activations); "static" (8 bit, scales of activations from calibration); "blocks" (one scale a block of `block` weights of an output,
-    None: the largest that divides them). symmetric: no zero points. solver: how rounded values are found. range: how the range of
-    activations is told. per_channel: scales of weights. reduced: weights of 7 bits, whose products cannot saturate without VNNI.
+    None: the largest that divides them). symmetric: no zero points. minimum: zero points, and a float that is added to all of a block.
+    in_groups: blocks are made of the inputs that a weight shows to share a step, wherever they are. solver: how rounded values are found.
+    range: how the range of activations is told. per_channel: scales of weights. reduced: weights of 7 bits, whose products cannot saturate
+    without VNNI.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Scheme:
     bits: int = 32
     block: int | None = None
     symmetric: bool = True
+    minimum: bool = False
+    in_groups: bool = False
     solver: str = "rtn"
     range: str = DEFAULT_RANGE
     per_channel: bool = True
@@ -92,7 +96,10 @@ def scheme(name: str) -> Scheme:
     if match := _BLOCKS.fullmatch(name):
         block = None if match["block"] is None else int(match["block"])
         if block is None or block in BLOCK_SIZES:
-            return Scheme(name, "blocks", int(match["bits"]), block, match["asym"] is None, match["solver"] or "rtn")
+            form, rest = match["form"], (match["rest"] or "-rtn")[1:]
+            solver = "rtn" if rest == "sorted" else rest
+            if form != "-min" or solver == "rtn":
+                return Scheme(name, "blocks", int(match["bits"]), block, form is None, form == "-min", rest == "sorted", solver)
     raise UsageError(f"{name!r:.60} is no scheme; expected {GRAMMAR}")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import Miss, attribute, constant, dims, is_op, new_node, only_use, produced_by, same_shape, source, take_over
+from onnxport.quantize.fusion.factors import scaled
 from onnxport.quantize.fusion.rule import Rule
-from onnxport.quantize.fusion.softmax_attention import scaled
 
 
 @dataclass

@@ -26,6 +26,7 @@ from onnxport.graph.edit import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.factors import number_of, scaled
 from onnxport.quantize.fusion.multi_head_attention import LOW, MASKED_SCORE
 from onnxport.quantize.fusion.rule import Rule
 
@@ -57,54 +58,6 @@ class Match:
     answer: ir.Node  # product of probabilities and values
     front: ir.Value  # the query as [batch, heads, length, size]
     back: ir.Node  # Transpose of the answer
-
-
-def scaled(value: ir.Value) -> tuple[ir.Value, float]:
-    """What is multiplied or divided by a constant number, and the factor."""
-    factor = 1.0
-    while (node := value.producer()) is not None and node.op_type in ("Mul", "Div") and not node.domain:
-        found = [(i, array) for i, array in enumerate(map(_number, node.inputs)) if array is not None]
-        if not found or (node.op_type == "Div" and found[0][0] == 0):
-            break
-        place, number = found[0]
-        factor *= number if node.op_type == "Mul" else 1 / number
-        value = source(node, 1 - place)
-    return value, factor
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """A constant of one element, or what a little arithmetic makes of such and of dimensions that are known."""
-    array, node = array_of(value), None if value is None else value.producer()
-    if array is not None:
-        return float(array.item()) if array.size == 1 else None
-    if node is None or node.domain:
-        return None
-    if node.op_type in ("Cast", "Squeeze", "Unsqueeze", "Identity"):
-        return _number(source(node))
-    if node.op_type == "Sqrt":
-        inner = _number(source(node))
-        return None if inner is None else math.sqrt(inner)
-    if node.op_type in ("Div", "Mul"):
-        left, right = _number(source(node, 0)), _number(source(node, 1))
-        if left is None or right is None:
-            return None
-        return left * right if node.op_type == "Mul" else left / right
-    if node.op_type in ("Slice", "Gather") and is_op(shape := source(node).producer(), "Shape"):
-        return _dimension(node, dims(source(shape)) if not shape.attributes else None)
-    return None
-
-
-def _dimension(node: ir.Node, shape: tuple[int | str, ...] | None) -> float | None:
-    """The one dimension that a Slice or Gather takes out of a shape."""
-    begin = array_of(source(node, 1))
-    if shape is None or begin is None or begin.size != 1:
-        return None
-    if node.op_type == "Slice":
-        end = array_of(source(node, 2))
-        taken: tuple[int | str, ...] = () if end is None or end.size != 1 else shape[int(begin.item()) : int(end.item())]
-    else:
-        taken = (shape[int(begin.item())],)
-    return float(taken[0]) if len(taken) == 1 and isinstance(taken[0], int) else None
 
 
 def _heads(value: ir.Value, what: str) -> tuple[ir.Value, bool]:
@@ -153,7 +106,7 @@ class SoftmaxAttention(Rule):
         if len(uses) != 1 or not is_op(uses[0].node, "MatMul") or uses[0].idx != 0:
             raise Miss("the probabilities are not multiplied with values")
         answer = uses[0].node
-        infinite = any(not _finite(bias) for bias in biases) or (choice is not None and _number(choice.low) == -math.inf)
+        infinite = any(not _finite(bias) for bias in biases) or (choice is not None and number_of(choice.low) == -math.inf)
         scale *= query_scale * turned_scale * key_scale * more * last
         return Match(
             node,
@@ -233,7 +186,7 @@ class SoftmaxAttention(Rule):
             nothing = bias if bias is not None else constant(graph, "zero_score", np.float32(0))
             like = ir.Value(name=f"{name}/bias", type=kind)
             # the graph puts its low number in the score's place, the kernel adds it: only the lowest hides every score
-            infinite = _number(match.choice.low) == -math.inf
+            infinite = number_of(match.choice.low) == -math.inf
             low = match.choice.low if infinite else constant(graph, "masked_score", np.float32(MASKED_SCORE))
             either = (low, nothing) if match.choice.first else (nothing, low)
             bias = new_node(graph, before, "Where", [match.choice.condition, *either], {}, [like], "").outputs[0]
@@ -348,7 +301,7 @@ def _unguarded(probabilities: ir.Value) -> ir.Value:
     chosen = next((use.node for use in uses if is_op(use.node, "Where") and use.idx == 2), None)
     if asked is None or chosen is None or len(uses) != 2:
         return probabilities
-    fits = source(chosen) is asked.outputs[0] and only_use(asked.outputs[0]) and _number(source(chosen, 1)) == 0
+    fits = source(chosen) is asked.outputs[0] and only_use(asked.outputs[0]) and number_of(source(chosen, 1)) == 0
     return chosen.outputs[0] if fits else probabilities
 
 
@@ -357,7 +310,7 @@ def _finite(bias: ir.Value | None) -> bool:
     if bias is None:
         return True
     node = bias.producer()
-    numbers = [_number(value) for value in node.inputs[1:]] if node is not None and is_op(node, "Where") else [None]
+    numbers = [number_of(value) for value in node.inputs[1:]] if node is not None and is_op(node, "Where") else [None]
     return all(number is not None and math.isfinite(number) for number in numbers)
 
 
@@ -379,7 +332,7 @@ def _chosen(scores: ir.Value) -> tuple[ir.Value, Choice | None]:
     if node is None or not is_op(node, "Where"):
         return scores, None
     for place in (2, 1):
-        low = _number(source(node, place))
+        low = number_of(source(node, place))
         if low is not None and low <= LOW:
             condition = source(node)
             if is_op(wide := condition.producer(), "Expand") and len(dims(source(wide)) or ()) == 4:

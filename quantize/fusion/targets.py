@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from onnxport.errors import UsageError
 from onnxport.graph.edit import optional
+from onnxport.quantize.fusion.activations import Gelu, TanhGelu
 from onnxport.quantize.fusion.folded_heads import FoldedHeads
 from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
 from onnxport.quantize.fusion.head_layout import HeadLayout
+from onnxport.quantize.fusion.joined_products import JoinedProducts
 from onnxport.quantize.fusion.layer_norm import LayerNorm
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
 from onnxport.quantize.fusion.rms_norm import RmsNorm
@@ -27,6 +29,8 @@ from onnxport.runtime.sessions import CPU, CUDA
 _KERNELS = (
     LayerNorm(),
     RmsNorm(),
+    Gelu(),
+    TanhGelu(),
     Rotary(),
     HeadLayout(),
     GroupQueryAttention(),
@@ -35,6 +39,7 @@ _KERNELS = (
     SoftmaxAttention(),
     ReshapeOfReshape(),
     SameShape(),
+    JoinedProducts(),
 )
 _INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 

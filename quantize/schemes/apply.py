@@ -21,8 +21,16 @@ QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQua
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
+def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
+    """A weight's scheme, or fp32 where kernels do not take the weight; the plan that was carried out says so."""
+    found = plan.of(part.parameter)
+    k = part.table.shape[1] if isinstance(part, Lookup) else part.shape[0]
+    whole = not found.minimum or k % (found.block or FEWEST_INPUTS) == 0
+    return found if changeable(part) and whole else FP32
+
+
 def changeable(part: Linear | Lookup) -> bool:
-    """Whether kernels take a weight; one that they do not take stays in float32, and the plan that was carried out says so."""
+    """Whether kernels take a weight; one that they do not take stays in float32."""
     if isinstance(part, Lookup):
         return part.table.shape[1] >= FEWEST_INPUTS and len(part.table) >= FEWEST_ROWS
     return part.shape[0] >= FEWEST_INPUTS
@@ -44,8 +52,8 @@ def quantize(
     tables: dict[str, list[tuple[Lookup, Scheme]]] = {}
     for role, copy in copies.items():
         fold_constants(copy.graph)
-        products[role] = [(linear, plan.of(linear.parameter) if changeable(linear) else FP32) for linear in linears(copy.graph)]
-        tables[role] = [(lookup, plan.of(lookup.parameter) if changeable(lookup) else FP32) for lookup in lookups(copy.graph)]
+        products[role] = [(linear, chosen(plan, linear)) for linear in linears(copy.graph)]
+        tables[role] = [(lookup, chosen(plan, lookup)) for lookup in lookups(copy.graph)]
     looked_up = [table for pairs in tables.values() for table, _ in pairs]
     plan.check([linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up])
     statistics = {role: _statistics(role, models[role], products[role], feeds) for role in copies}

@@ -5,7 +5,7 @@ Both operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribO
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,17 @@ ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 roun
 
 @dataclass(frozen=True)
 class Grid:
-    """What integers stand for in each block: value = (code - zero) * scale.
+    """What integers stand for in each block: value = (code - zero) * scale + base.
 
-    scale float32 [N, blocks], of either sign and never 0; zero uint8 [N, blocks], or None: the middle, 8 or 128.
+    scale float32 [N, blocks], of either sign and never 0; zero uint8 [N, blocks], or None: the middle, 8 or 128; base float32 [N, blocks],
+    or None: 0.
     """
 
     bits: int
     size: int
     scale: np.ndarray
     zero: np.ndarray | None = None
+    base: np.ndarray | None = None
 
     @property
     def middle(self) -> int:
@@ -46,25 +48,42 @@ class Grid:
 
     def nearest(self, blocks: np.ndarray) -> np.ndarray:
         """blocks float [N, blocks, size] -> the nearest codes, uint8 of the same shape."""
-        codes: np.ndarray = np.rint(blocks / self.scale[:, :, None]) + self.offset[:, :, None]
+        raised = blocks if self.base is None else blocks - self.base[:, :, None]
+        codes: np.ndarray = np.rint(raised / self.scale[:, :, None]) + self.offset[:, :, None]
         return codes.clip(self.least, (1 << self.bits) - 1).astype(np.uint8)
 
     def values(self, codes: np.ndarray) -> np.ndarray:
         """codes uint8 [N, blocks, size] -> float32 of the same shape."""
         found: np.ndarray = (codes.astype(np.float32) - self.offset[:, :, None]) * self.scale[:, :, None]
-        return found
+        return found if self.base is None else found + self.base[:, :, None]
 
     def packed_zero(self) -> np.ndarray | None:
         """uint8 [N, ceil(blocks * bits / 8)], or None."""
         return None if self.zero is None else pack(self.zero, self.bits)
 
 
+def joined(grids: Sequence[Grid]) -> Grid:
+    """The grid of rows whose grids follow each other, alike but for their numbers."""
+
+    def column(name: str) -> np.ndarray | None:
+        parts = [getattr(grid, name) for grid in grids]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    scale = column("scale")
+    assert scale is not None
+    return Grid(grids[0].bits, grids[0].size, scale, column("zero"), column("base"))
+
+
 @dataclass(frozen=True)
 class Blocks:
-    """A weight [N, K] in integers: codes uint8 [N, blocks, size], what the padding of the last block holds stands for 0."""
+    """A weight [N, K] in integers: codes uint8 [N, blocks, size], what the padding of the last block holds stands for 0.
+
+    order: int64 [K], the weight's column of each place in the blocks; None where columns stay where they are.
+    """
 
     grid: Grid
     codes: np.ndarray
+    order: np.ndarray | None = None
 
     def packed(self) -> np.ndarray:
         """uint8 [N, blocks, size * bits / 8]."""
@@ -72,7 +91,8 @@ class Blocks:
 
     def values(self, k: int) -> np.ndarray:
         """float32 [N, K]."""
-        return self.grid.values(self.codes).reshape(len(self.codes), -1)[:, :k]
+        found = self.grid.values(self.codes).reshape(len(self.codes), -1)[:, :k]
+        return found if self.order is None else found[:, np.argsort(self.order)]
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -100,6 +120,20 @@ def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, 
     costs = np.ones(1, np.float32) if importance is None else in_blocks(importance[None], size)
     grid = find_grid(blocks, bits, symmetric, costs)
     return Blocks(grid, grid.nearest(blocks))
+
+
+def from_minimum(weight: np.ndarray, bits: int, size: int) -> Blocks:
+    """weight float [N, K] -> the nearest codes, the least and the greatest of a block being its ends. `size` divides K."""
+    blocks, most = in_blocks(weight, size), (1 << bits) - 1
+    low, high = blocks.min(2), blocks.max(2)
+    grid = based_grid(bits, low, _never_zero((high - low) / most), size)
+    return Blocks(grid, grid.nearest(blocks))
+
+
+def based_grid(bits: int, low: np.ndarray, step: np.ndarray, size: int) -> Grid:
+    """The grid from `low` on, in steps. Its zero points say as much of `low` as they can: a kernel that rounds x errs the less."""
+    zero = np.rint(-low / step).clip(0, (1 << bits) - 1)
+    return Grid(bits, size, step, zero.astype(np.uint8), (low + zero * step).astype(np.float32))
 
 
 def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray) -> Grid:

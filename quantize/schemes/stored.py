@@ -6,41 +6,55 @@ carries a checkpoint's own codes whatever way the values came, and a plan makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, scheme
+from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
-from onnxport.quantize.schemes.rounding import ROUNDED, Blocks, Grid, in_blocks
+from onnxport.quantize.schemes.rounding import ROUNDED, Blocks, Grid, based_grid, in_blocks, joined
 
+BITS = (4, 8)
 CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits
 MOST = 0.5  # share of a model's weights
 REST = "int8-blocks"  # of weights that a 4-bit checkpoint left in float: nothing to speak of is lost
 ROWS, FEW = 4, 4  # rows of a weight, and weights of a block, that are looked at first
+CHUNK = 1 << 18  # weights that are looked at together: what a processor keeps near
+SHARING = 24  # rows that tell whether two columns share their steps
 
 
-def stored_blocks(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> Blocks | None:
-    """weight float [N, K] -> the codes that stand for its very values (to float32's rounding of a product); None where there are none."""
-    for rows in (weight[:: max(1, len(weight) // ROWS)], weight):  # a few tell almost all weights that have none
-        found = _blocks(in_blocks(rows, size), bits, symmetric)
-        if found is None:
+def stored_blocks(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks | None:
+    """weight float [N, K] -> the codes that stand for its very values (to float32's rounding of a product); None where there are none.
+
+    chosen: of blocks; `size` is theirs.
+    """
+    order = groups(weight, size, chosen.bits) if chosen.in_groups else None
+    step = max(1, CHUNK // weight.shape[1])
+    chunks = [weight[i : i + step] for i in range(0, len(weight), step)]
+    parts = []
+    for rows in (weight[:: max(1, len(weight) // ROWS)], *chunks):  # a few tell almost all weights that have none
+        part = _blocks(in_blocks(rows if order is None else rows[:, order], size), chosen)
+        if part is None:
             return None
-    return found
+        parts.append(part)
+    return Blocks(joined([part.grid for part in parts[1:]]), np.concatenate([part.codes for part in parts[1:]]), order)
 
 
-def _blocks(blocks: np.ndarray, bits: int, symmetric: bool) -> Blocks | None:
-    most = (1 << bits) - 1
-    reach = most if not symmetric else 127 if bits == 8 else 8
-    step = _steps(blocks.reshape(-1, blocks.shape[2]), reach, symmetric and bits == 8).reshape(blocks.shape[:2])
+def _blocks(blocks: np.ndarray, chosen: Scheme) -> Blocks | None:
+    bits, most = chosen.bits, (1 << chosen.bits) - 1
+    if chosen.minimum:
+        return _from_minimum(blocks, bits)
+    reach = most if not chosen.symmetric else 127 if bits == 8 else 8
+    step = _steps(blocks.reshape(-1, blocks.shape[2]), reach, chosen.symmetric and bits == 8).reshape(blocks.shape[:2])
     if np.isnan(step).any():
         return None
     times = np.rint(blocks / step[:, :, None])
     low, high = times.min(2).clip(None, 0), times.max(2).clip(0, None)
     zero = None
-    if symmetric:
+    if chosen.symmetric:
         if bits == 4:  # one more code below 0 than above
             step = np.where(high > -low, -step, step)
             low, high = np.minimum(low, -high), np.minimum(high, -low)
@@ -54,43 +68,125 @@ def _blocks(blocks: np.ndarray, bits: int, symmetric: bool) -> Blocks | None:
     return Blocks(grid, grid.nearest(blocks))
 
 
-def _steps(blocks: np.ndarray, reach: int, farthest: bool) -> np.ndarray:
+def _from_minimum(blocks: np.ndarray, bits: int) -> Blocks | None:
+    """Blocks that begin at a number of their own, as llama.cpp's Q4_1, Q2_K, Q4_K and Q5_K do."""
+    low, flat = blocks.min(2), blocks.reshape(-1, blocks.shape[2])
+    error = np.abs(flat).max(1) + np.abs(flat.min(1))  # what float32 rounded was as large
+    step = _steps(flat - flat.min(1, keepdims=True), (1 << bits) - 1, False, error).reshape(low.shape)
+    if np.isnan(step).any():
+        return None
+    grid = based_grid(bits, low, step, blocks.shape[2])
+    return Blocks(grid, grid.nearest(blocks))
+
+
+def _steps(blocks: np.ndarray, reach: int, farthest: bool, error: np.ndarray | None = None) -> np.ndarray:
     """blocks float32 [M, size] -> what all of a block are multiples of, up to `reach` times, float32 [M]; 1 for zeros, NaN for none.
 
     The largest such number, or, where `farthest` allows it, one that is quicker to find: most blocks reach as far as they can.
+    error: float32 [M], what the numbers were differences of.
     """
     largest = np.abs(blocks).max(1)
+    wide = largest if error is None else error
     step = np.where(largest > 0, np.nan, 1).astype(np.float32)
     open_ = np.flatnonzero(largest > 0)
     for times in (reach, *range(1, reach)) if farthest else range(1, reach + 1):
         if not open_.size:
             break
         guess = largest[open_] / np.float32(times)
-        few = open_[_multiples(blocks[open_, :FEW], guess)]
-        whole = few[_multiples(blocks[few], largest[few] / np.float32(times))]
+        few = open_[_multiples(blocks[open_, :FEW], guess, wide[open_])]
+        whole = few[_multiples(blocks[few], largest[few] / np.float32(times), wide[few])]
         step[whole] = largest[whole] / np.float32(times)
         open_ = np.setdiff1d(open_, whole, assume_unique=True) if whole.size else open_
     return step
 
 
-def _multiples(blocks: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Which blocks [M, n] hold whole multiples of their `step` [M] alone."""
+def _multiples(blocks: np.ndarray, step: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """Which blocks [M, n] hold whole multiples of their `step` [M] alone, as float32 rounds numbers as large as `wide` [M]."""
     times = blocks / step[:, None]
-    whole: np.ndarray = (np.abs(times - np.rint(times)) <= ROUNDED * np.maximum(np.abs(times), 1)).all(1)
+    room = ROUNDED * np.maximum(np.abs(times), np.maximum(1, wide / step)[:, None])
+    whole: np.ndarray = (np.abs(times - np.rint(times)) <= room).all(1)
     return whole
 
 
-def scheme_of(weight: np.ndarray, bits: Iterable[int]) -> str | None:
-    """The scheme of fewest bits and largest blocks that loses nothing of a weight [N, K]; None where all do."""
-    least = BLOCK_SIZES[0]
-    if not weight.any() or weight.shape[1] % least or _blocks(in_blocks(weight[:1], least), 8, False) is None:
-        return None  # what is on any grid is on this one too
+def groups(weight: np.ndarray, size: int, bits: int) -> np.ndarray | None:
+    """weight [N, K] -> its columns by groups of `size` that share their steps in all rows, int64 [K]; None: there are none, or all lie so.
+
+    GPTQ leaves groups across the inputs, by what an input weighs (`desc_act`). Columns of one group are the same steps as often as small
+    integers say, so their ratios are quotients of such; those of two groups are not.
+    """
+    k = weight.shape[1]
+    filled = weight.any(0)
+    left, found = np.flatnonzero(filled), list[np.ndarray]()
+    while left.size:
+        same = left[_share(weight, int(left[0]), left, bits)]
+        if same.size > size or same[0] != left[0]:
+            return None
+        found.append(same)
+        left = np.setdiff1d(left, same, assume_unique=True)
+        if len(found) * size >= k + size:
+            return None
+    order = np.concatenate(_filled_up(found, np.flatnonzero(~filled), size))
+    return None if len(order) != k or np.array_equal(order, np.arange(k)) else order
+
+
+def _filled_up(found: list[np.ndarray], zeros: np.ndarray, size: int) -> list[np.ndarray]:
+    """Groups with columns of zeros, which are in any group, where they lack some; what is shorter still comes last."""
+    whole = []
+    for group in sorted(found, key=lambda group: -len(group)):
+        whole.append(np.sort(np.concatenate([group, zeros[: size - len(group)]])))
+        zeros = zeros[size - len(group) :]
+    if any(len(group) < size for group in whole[:-1]):
+        return []
+    return [*sorted(whole[:-1], key=lambda group: int(group[0])), *whole[-1:], zeros]
+
+
+def _share(weight: np.ndarray, column: int, others: np.ndarray, bits: int) -> np.ndarray:
+    """Which of the columns `others` share the steps of `column` in all rows that are looked at: bool of their shape."""
+    rows = np.flatnonzero(weight[:, column])[:SHARING]
+    one = weight[rows, column][:, None]
+    share = np.ones(len(others), bool)
+    for few in (slice(0, ROWS), slice(ROWS, None)):  # a few tell almost all columns apart
+        at = np.flatnonzero(share)
+        ratio = weight[rows[few][:, None], others[at][None]] / one[few]
+        share[at] = _quotients(ratio, (1 << bits) - 1).all(0)
+    return share
+
+
+def _quotients(ratio: np.ndarray, reach: int) -> np.ndarray:
+    """Which numbers are quotients of two integers up to `reach`."""
+    found = np.zeros(ratio.shape, bool)
+    for below in range(1, reach + 1):
+        times = ratio * np.float32(below)
+        found |= (np.abs(times - np.rint(times)) <= ROUNDED * np.maximum(np.abs(times), 1)) & (np.abs(times) < reach + 0.5)
+    return found
+
+
+def scheme_of(weight: np.ndarray, bits: tuple[int, ...] = BITS) -> str | None:
+    """The scheme of fewest bits and largest blocks that loses nothing of a weight [N, K]; None where all do. Looked for once a process."""
+    if not weight.any() or weight.shape[1] % BLOCK_SIZES[0]:
+        return None
+    key = f"{weight.shape}{bits}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
+    if key not in _FOUND:
+        found = (chosen for chosen in _schemes(weight, bits) if stored_blocks(weight, chosen, chosen.block or 0) is not None)
+        _FOUND[key] = next((chosen.name for chosen in found), None)
+    return _FOUND[key]
+
+
+_FOUND: dict[str, str | None] = {}
+
+
+def _schemes(weight: np.ndarray, bits: tuple[int, ...]) -> Iterator[Scheme]:
+    """What may lose nothing of a weight, best first."""
+    widest = scheme(f"int8-blocks{BLOCK_SIZES[0]}-min")  # what is on any grid is on this one too
+    if stored_blocks(weight[:1], widest, BLOCK_SIZES[0]) is not None:
+        sizes = [size for size in BLOCK_SIZES[::-1] if weight.shape[1] % size == 0]
+        yield from (scheme(f"int{count}-blocks{size}{form}") for count in bits for size in sizes for form in ("", "-asym", "-min"))
+    first = np.flatnonzero(weight.any(0))
     for count in bits:
-        for size in (size for size in BLOCK_SIZES[::-1] if weight.shape[1] % size == 0):
-            for symmetric in (True, False):
-                if stored_blocks(weight, count, size, symmetric) is not None:
-                    return f"int{count}-blocks{size}{'' if symmetric else '-asym'}"
-    return None
+        shared = int(_share(weight, int(first[0]), first, count).sum())
+        size = next((size for size in BLOCK_SIZES if BLOCK_SIZES[0] // 2 <= shared <= size), None)
+        if size is not None:
+            yield from (scheme(f"int{count}-blocks{size}{form}-sorted") for form in ("", "-asym"))
 
 
 @dataclass(frozen=True)
@@ -102,12 +198,12 @@ class Stored:
 
 
 def stored(graphs: Mapping[str, ir.Model], bits: int) -> Stored:
-    """Weights that schemes of `bits` carry without loss, 4 or 8, and in 8 bits those that need them."""
+    """Weights that schemes of `bits` carry without loss, 4 or 8, and in 8 bits those that need them: what 4 hold, 8 hold too."""
     found: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for part in _parts(graphs):
         weight = part.weight.T if isinstance(part, Linear) else part.table
-        name = scheme_of(weight, range(bits, 9, 4)) or FP32.name
+        name = (scheme_of(weight) or FP32.name).replace("int4", f"int{bits}")
         same = found.setdefault(part.parameter, name) == name
         found[part.parameter] = name if same else FP32.name
         sizes[part.parameter] = weight.size

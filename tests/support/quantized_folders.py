@@ -41,11 +41,12 @@ def set_config(folder: Path, **values: Any) -> None:
 
 
 def packed(codes: Tensor, bits: int, order: tuple[int, ...] | None = None) -> Tensor:
-    """Codes [rows, n] in int32 words [rows, n * bits / 32], the first code lowest; `order` says which code comes where in a word."""
-    count = 32 // bits
-    words = codes.long().unflatten(1, (-1, count))
-    words = words[..., list(order)] if order else words
-    total = (words << (torch.arange(count) * bits)).sum(-1)
+    """Codes [rows, n] in int32 words [rows, n * bits / 32], one behind the other, the lowest bits first; `order` says which comes where in
+    each 32 bits."""
+    codes = codes.long()
+    codes = codes.unflatten(1, (-1, len(order)))[..., list(order)].flatten(1) if order else codes
+    stream = ((codes[..., None] >> torch.arange(bits)) & 1).flatten(1).unflatten(1, (-1, 32))
+    total = (stream << torch.arange(32)).sum(-1)
     return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
 
 

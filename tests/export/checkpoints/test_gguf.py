@@ -52,17 +52,30 @@ def test_blocks_of_256(tmp_path: Path, kind: Kind) -> None:
     found = resolve(path)
     assert torch.equal(logits(found.adapter.model), logits(theirs(path)))
     weight = found.adapter.model.model.layers[0].mlp.down_proj.weight.numpy()
-    carried = {Kind.Q3_K: "int4-blocks16", Kind.Q6_K: "int8-blocks16"}
-    assert scheme_of(weight, (4, 8)) == carried.get(kind)
+    carried = {
+        Kind.Q2_K: "int4-blocks16-min",
+        Kind.Q3_K: "int4-blocks16",
+        Kind.Q4_K: "int4-blocks32-min",
+        Kind.Q5_K: "int8-blocks32-min",
+        Kind.Q6_K: "int8-blocks16",
+    }
+    assert scheme_of(weight) == carried[kind]
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme"), [(Kind.Q4_0, "int4-blocks32"), (Kind.Q5_0, "int8-blocks32"), (Kind.Q8_0, "int8-blocks32"), (Kind.Q4_1, None)]
+    ("kind", "scheme"),
+    [
+        (Kind.Q4_0, "int4-blocks32"),
+        (Kind.Q4_1, "int4-blocks32-min"),
+        (Kind.Q5_0, "int8-blocks32"),
+        (Kind.Q5_1, "int8-blocks32-min"),
+        (Kind.Q8_0, "int8-blocks32"),
+    ],
 )
-def test_blocks_that_are_carried(tmp_path: Path, kind: Kind, scheme: str | None) -> None:
+def test_blocks_that_are_carried(tmp_path: Path, kind: Kind, scheme: str) -> None:
     model = resolve(gguf_files.write(tmp_path / "tiny.gguf", gguf_files.trained({}), kind)).adapter.model
     for weight in (model.model.layers[0].self_attn.q_proj.weight, model.lm_head.weight):
-        assert scheme_of(weight.numpy(), (4, 8)) == scheme
+        assert scheme_of(weight.numpy()) == scheme
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,7 +11,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onnxport.export.checkpoints.codes import unpack
 from onnxport.export.resolve import resolve
+from onnxport.quantize.schemes.stored import scheme_of
 from support import quantized_folders as folders
 from support.refusals import assert_refused
 
@@ -32,11 +34,37 @@ def agree(folder: Path, wanted: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], weight), name
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("sorted_inputs", [False, True])
 def test_gptq(tmp_path: Path, bits: int, sorted_inputs: bool) -> None:
     settings = GPTQ | {"bits": bits, "desc_act": sorted_inputs}
-    agree(tmp_path, folders.write(tmp_path, folders.gptq(bits, 32, sorted_inputs), settings))
+    wanted = folders.write(tmp_path, folders.gptq(bits, 32, sorted_inputs), settings)
+    agree(tmp_path, wanted)
+    zeros = "-asym" if bits >= 4 else ""  # 4 bits hold those of fewer on both sides of 0
+    carried = f"int{max(4, bits)}-blocks32{zeros}{'-sorted' if sorted_inputs else ''}"
+    for name, weight in wanted.items():
+        assert scheme_of(weight.numpy()) == carried, name
+
+
+def test_three_bits_lie_across_words_as_autogptq_packs_them() -> None:
+    """Ten codes in the first word, two bits of the eleventh, and so on: auto_gptq/nn_modules/qlinear/qlinear_cuda.py."""
+    codes = torch.randint(0, 8, (32,), generator=torch.Generator().manual_seed(0))
+    words = [0, 0, 0]
+    for place, code in enumerate(codes.tolist()):
+        if place < 10:
+            words[0] |= code << (place * 3)
+        elif place == 10:
+            words[0] |= (code & 3) << 30
+            words[1] |= code >> 2
+        elif place < 21:
+            words[1] |= code << ((place - 11) * 3 + 1)
+        elif place == 21:
+            words[1] |= (code & 1) << 31
+            words[2] |= code >> 1
+        else:
+            words[2] |= code << ((place - 22) * 3 + 2)
+    packed = torch.tensor([word - 2**32 if word >= 2**31 else word for word in words], dtype=torch.int32)
+    assert torch.equal(unpack(packed[None], 3)[0].long(), codes)
 
 
 def test_the_second_format_of_gptq_holds_zeros_as_they_are(tmp_path: Path) -> None:
