@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from onnxport.errors import CheckpointError, one_line
@@ -55,7 +57,8 @@ def opened(path: Path) -> Iterator[Opened]:
     reader = _reader(path)
     transformers = import_transformers()
     require("accelerate", EXTRA, PURPOSE)
-    with plain.scratch(path, path.stem) as made, quiet(), refusing(path):
+    shared = patch.object(require("gguf", EXTRA, PURPOSE), "GGUFReader", lambda *_: reader)  # transformers reads the file at every step
+    with plain.scratch(path, path.stem) as made, quiet(), refusing(path), shared:
         link = made.with_name("file") / f"{path.stem}.gguf"  # whatever the user's is called
         link.parent.mkdir()
         link.symlink_to(path.resolve())
@@ -93,8 +96,14 @@ def _drop_made_up(path: Path, count: int) -> None:
 def _reader(path: Path) -> Any:
     """gguf's reader of the file. CheckpointError: it is damaged, or a part of several."""
     reader_class = require("gguf", EXTRA, PURPOSE).GGUFReader
+
+    class Reader(reader_class):  # type: ignore[misc]
+        """With a file of bytes that are no memmap any more: slices of one cost more than all else, and there are some for each token."""
+
+        data = property(lambda self: self._bytes, lambda self, mapped: setattr(self, "_bytes", mapped.view(np.ndarray)))
+
     try:
-        reader = reader_class(str(path))
+        reader = Reader(str(path))
         parts = int(_value(reader, "split.count") or 1)
         reader.fields["general.architecture"].contents()
     except Exception as error:  # a damaged header can make any kind

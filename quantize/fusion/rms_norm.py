@@ -1,4 +1,5 @@
-"""RMS norms written out, x / sqrt(mean(x²) + eps) * weight, become RMSNormalization (Zhang and Sennrich 2019)."""
+"""RMS norms written out, x / sqrt(mean(x²) + eps) * weight, become RMSNormalization (Zhang and Sennrich 2019), or what ONNX Runtime had
+for it before opset 23."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ import onnx_ir as ir
 from onnxport.graph.edit import Miss, array_of, constant, dims, is_op, known_dims, new_node, only_use, produced_by, source, take_over
 from onnxport.quantize.fusion.norm_parts import mean_of, no_weight, squared, with_scalar
 from onnxport.quantize.fusion.rule import Rule
+
+SINCE = 23  # the first opset with RMSNormalization
+OLDER = "SimplifiedLayerNormalization"  # of ONNX Runtime, which has it in ONNX's own domain
 
 
 @dataclass
@@ -27,7 +31,6 @@ class RmsNorm(Rule):
 
     name = "rms_norm"
     anchor = "Sqrt"
-    since = 23
     kernel = "RMSNormalization"
 
     def pattern(self, node: ir.Node) -> Match:
@@ -53,7 +56,8 @@ class RmsNorm(Rule):
             named = next(value.name for value in node.inputs if value is not None and value.name in graph.initializers)
             weight = constant(graph, f"{named}/with_one", parts)
         like = [match.answer]
-        made = new_node(graph, last, self.kernel, [match.x, weight], {"axis": -1, "epsilon": match.epsilon}, like, domain="")
+        kernel = self.kernel if graph.opset_imports.get("", SINCE) >= SINCE else OLDER
+        made = new_node(graph, last, kernel, [match.x, weight], {"axis": -1, "epsilon": match.epsilon}, like, domain="")
         take_over(match.answer, made.outputs[0])
 
 

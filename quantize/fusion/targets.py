@@ -13,7 +13,6 @@ from onnxport.quantize.fusion.activations import Gelu, TanhGelu
 from onnxport.quantize.fusion.folded_heads import FoldedHeads
 from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
 from onnxport.quantize.fusion.head_layout import HeadLayout
-from onnxport.quantize.fusion.joined_products import JoinedProducts
 from onnxport.quantize.fusion.layer_norm import LayerNorm
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
 from onnxport.quantize.fusion.rms_norm import RmsNorm
@@ -21,12 +20,13 @@ from onnxport.quantize.fusion.rotary import Rotary
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
-from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape
+from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape, SameType
 from onnxport.runtime.sessions import CPU, CUDA
 
 # Order matters: norms and rotary positions first, which the rules of attention look for, then attention, since its kernels give the
 # Reshapes and sums behind it the shapes the later rules ask for.
 _KERNELS = (
+    SameType(),
     LayerNorm(),
     RmsNorm(),
     Gelu(),
@@ -39,7 +39,6 @@ _KERNELS = (
     SoftmaxAttention(),
     ReshapeOfReshape(),
     SameShape(),
-    JoinedProducts(),
 )
 _INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 

@@ -1,4 +1,4 @@
-"""Small repairs: Reshapes that change nothing, chains of Reshapes of which only the last counts, masks that do not broadcast."""
+"""Small repairs: Casts and Reshapes that change nothing, chains of Reshapes of which only the last counts, masks that do not broadcast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import Miss, array_of, attribute, constant, dims, new_node, optional, produced_by, same_shape, source, take_over
 from onnxport.quantize.fusion.rule import Rule
+
+
+class SameType(Rule):
+    """Cast to the type the value has already, as TorchScript's exporter leaves them behind Softmax."""
+
+    name = "cast_to_itself"
+    anchor = "Cast"
+    kernel = ""
+
+    def pattern(self, node: ir.Node) -> ir.Node:
+        """As `Rule`."""
+        if source(node).dtype is None or source(node).dtype != attribute(node, "to", None):
+            raise Miss("the types differ or are not known")
+        return _removable(node)
+
+    def rewrite(self, graph: ir.Graph, match: ir.Node) -> None:
+        """As `Rule`."""
+        _remove(graph, match)
 
 
 class SameShape(Rule):
@@ -20,17 +38,26 @@ class SameShape(Rule):
         """As `Rule`."""
         if not same_shape(dims(source(node)), dims(node.outputs[0])):
             raise Miss("the shapes differ or are not known")
-        if node.outputs[0].is_graph_output() and (source(node).is_graph_input() or source(node).is_graph_output()):
-            raise Miss("a graph output needs a node of its own")
-        return node
+        return _removable(node)
 
     def rewrite(self, graph: ir.Graph, match: ir.Node) -> None:
         """As `Rule`."""
-        if match.outputs[0].is_graph_output():
-            take_over(match.outputs[0], source(match))
-        else:
-            ir.convenience.replace_all_uses_with(match.outputs[0], source(match))
-        graph.remove(match, safe=True)
+        _remove(graph, match)
+
+
+def _removable(node: ir.Node) -> ir.Node:
+    if node.outputs[0].is_graph_output() and (source(node).is_graph_input() or source(node).is_graph_output()):
+        raise Miss("a graph output needs a node of its own")
+    return node
+
+
+def _remove(graph: ir.Graph, node: ir.Node) -> None:
+    """Takes out a node that gives what it reads."""
+    if node.outputs[0].is_graph_output():
+        take_over(node.outputs[0], source(node))
+    else:
+        ir.convenience.replace_all_uses_with(node.outputs[0], source(node))
+    graph.remove(node, safe=True)
 
 
 class ReshapeOfReshape(Rule):
