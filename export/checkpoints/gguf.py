@@ -97,13 +97,11 @@ def _reader(path: Path) -> Any:
     """gguf's reader of the file. CheckpointError: it is damaged, or a part of several."""
     reader_class = require("gguf", EXTRA, PURPOSE).GGUFReader
 
-    class Reader(reader_class):  # type: ignore[misc]
-        """With a file of bytes that are no memmap any more: slices of one cost more than all else, and there are some for each token."""
-
-        data = property(lambda self: self._bytes, lambda self, mapped: setattr(self, "_bytes", mapped.view(np.ndarray)))
-
+    # Slices of a memmap cost more than all else here, and there are some for each token: the reader gets plain bytes.
+    plain_bytes = property(lambda self: self._bytes, lambda self, mapped: setattr(self, "_bytes", mapped.view(np.ndarray)))
+    quick = type("Reader", (reader_class,), {"data": plain_bytes})
     try:
-        reader = Reader(str(path))
+        reader: Any = quick(str(path))
         parts = int(_value(reader, "split.count") or 1)
         reader.fields["general.architecture"].contents()
     except Exception as error:  # a damaged header can make any kind
