@@ -165,11 +165,12 @@ def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None, allo
     if not isinstance(model_type, str):
         raise CheckpointError(f"{path} has the model_type {model_type!r:.60}; known for now: {_KNOWN}")
     from onnxport.export.checkpoints.folder import opened
-    from onnxport.export.hugging_face.remote_code import check_own_code
+    from onnxport.export.hugging_face.remote_code import own_code
 
-    own = check_own_code(config, path, allow_remote_code)
-    with opened(folder, config, allow_pickle, lora) as plain:
-        return plain.finish(_read_hugging_face(plain.folder, plain.config, allow_pickle, whole, own))
+    own = own_code(config, path, allow_remote_code)
+    with opened(folder, own.config, allow_pickle, lora) as plain:
+        source = plain.finish(_read_hugging_face(plain.folder, plain.config, allow_pickle, whole, own.runs))
+    return replace(source, notes=(*own.notes, *source.notes))
 
 
 def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path, own: bool) -> Source:

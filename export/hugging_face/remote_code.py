@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import named_class
@@ -13,9 +13,9 @@ from onnxport.export.hugging_face.any_decoder import OtherDecoder
 from onnxport.export.hugging_face.any_encoder import UNSUPPORTED, OtherEncoder
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.encoder import CHOICE, FILL, OPTIONAL_TENSORS, POOLER
+from onnxport.export.hugging_face.published import KEY, as_its_own, taken_over
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 
-KEY = "auto_map"
 RISK = "--allow-remote-code runs it, and it can do whatever you can: read it first"
 TASKS: dict[str, str | None] = {  # loaders → what a class of theirs is for; None: hidden states
     "AutoModel": None,
@@ -59,14 +59,27 @@ class RemoteEncoder(OtherEncoder):
         return OPTIONAL_TENSORS if self.classes[self.base] in ("classification", CHOICE) else (*OPTIONAL_TENSORS, POOLER)
 
 
-def check_own_code(config: Mapping[str, Any], where: Path, allowed: bool) -> bool:
-    """Whether a config.json names code of the folder. CheckpointError: it does, and running it is not allowed."""
+class OwnCode(NamedTuple):
+    """Whether a folder's own code is run, its config.json for the class that is taken, and what to say of it."""
+
+    runs: bool
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def own_code(config: dict[str, Any], where: Path, allowed: bool) -> OwnCode:
+    """What becomes of code that a config.json names. CheckpointError: it is needed, and running it is not allowed."""
     if not config.get(KEY):
-        return False
-    if not allowed:
-        named = ", ".join(sorted(map(str, config[KEY]))) if isinstance(config[KEY], dict) else repr(config[KEY])
-        raise CheckpointError(f"{where} names the folder's own code ({KEY}: {named:.80}), which is not run; {RISK}")
-    return True
+        return OwnCode(False, config)
+    if allowed:
+        return OwnCode(True, config)
+    if taken_over(config):
+        return OwnCode(False, *as_its_own(config, where))
+    references = config[KEY] if isinstance(config[KEY], dict) else {}
+    named = ", ".join(sorted(map(str, references))) or repr(config[KEY])
+    elsewhere = sorted({str(value).rpartition("--")[0] for value in references.values()} - {""})
+    fetch = f" (fetch it first: {_fetched(elsewhere[0], where.parent)})" if elsewhere else ""
+    raise CheckpointError(f"{where} names the folder's own code ({KEY}: {named:.80}), which is not run; {RISK}{fetch}")
 
 
 def own_family(folder: Path, config: Mapping[str, Any]) -> RemoteDecoder | RemoteEncoder:
@@ -76,8 +89,7 @@ def own_family(folder: Path, config: Mapping[str, Any]) -> RemoteDecoder | Remot
     if not isinstance(references, dict) or not all(isinstance(value, str) for key, value in references.items() if key in known):
         raise CheckpointError(f"{where}: {KEY} is {references!r:.60}, expected names of loaders with module.Class")
     loader, reference = _chosen({key: value for key, value in references.items() if key in known}, config, where)
-    if "--" in reference:
-        raise CheckpointError(f"{where}: {KEY} has {reference!r:.60}, code from elsewhere; nothing is fetched: copy it beside config.json")
+    reference = _beside(reference, folder)
     import_transformers()
     with quiet(), refusing(folder):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -88,6 +100,19 @@ def own_family(folder: Path, config: Mapping[str, Any]) -> RemoteDecoder | Remot
     if loader == CAUSAL:
         return RemoteDecoder(model_type, name, (name,), prefix, own_class=cls)
     return RemoteEncoder(model_type, name, {name: TASKS[loader]}, prefix, own_class=cls)
+
+
+def _beside(reference: str, folder: Path) -> str:
+    """module.Class of a reference to code elsewhere, where that was copied into the folder. CheckpointError: it was not."""
+    elsewhere, _, inside = reference.rpartition("--")
+    if elsewhere and not (folder / f"{inside.partition('.')[0]}.py").is_file():
+        where = f"{folder / 'config.json'}: {KEY} has {reference!r:.80}"
+        raise CheckpointError(f"{where}, code from elsewhere; nothing is fetched: run {_fetched(elsewhere, folder)}")
+    return inside
+
+
+def _fetched(name: str, folder: Path) -> str:
+    return f"`hf download {name} --include '*.py' --local-dir {folder}`"
 
 
 def _chosen(references: Mapping[str, str], config: Mapping[str, Any], where: Path) -> tuple[str, str]:
