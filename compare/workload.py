@@ -287,7 +287,7 @@ def _room(bundle: Bundle) -> int:
     """The positions of a model that generates. BundleError where the bundle has no generation settings."""
     if bundle.generation is None:
         raise BundleError(f"{bundle.path}: task {bundle.task} without generation settings in bundle.json; export the model again")
-    return bundle.generation.max_length or 4096
+    return bundle.generation.source_length or 4096
 
 
 def _options(bundles: Sequence[Bundle], beam: int | None, max_new_tokens: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -95,7 +95,7 @@ def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
     ids = [row[:TOKENS] for row in source.encode(list(texts)) if row]
     if engine.encoder is None:
         return {"decoder": [feed for row in ids for feed in _steps(engine, row[: engine.config.max_length], {})]}
-    ids = [row[: engine.config.max_length] for row in ids]
+    ids = [row[: engine.config.source_length] for row in ids]
     answers = model.generate(ids, beam=1, temperature=0.0, max_new_tokens=min(TOKENS, engine.config.max_length or TOKENS) - 1)
     found: Feeds = {"encoder": [], "decoder": []}
     for row, answer in zip(ids, answers, strict=True):

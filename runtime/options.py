@@ -46,7 +46,7 @@ class SearchConfig:
 
     The meanings are those of transformers' generation config. temperature, top_k and top_p are there when the model samples by default.
     renormalize: log-probabilities are shares among the ids that may come, not of the whole vocabulary. min_total_tokens: of prompt and
-    answer together.
+    answer together. encoder_no_repeat_ngram: n-grams of that size that stand in the source do not come in an answer (0: all may).
     """
 
     beam: int = 1
@@ -55,6 +55,7 @@ class SearchConfig:
     early_stopping: bool | str = False
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    encoder_no_repeat_ngram: int = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -76,6 +77,8 @@ class SearchOptions(TypedDict, total=False):
     in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer. length_penalty and
     early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
     sum of log-probabilities / (new tokens with eos) ** length_penalty.
+    src_lang, tgt_lang: languages of source and answer, by their codes, of a model that has several; token ids are read as they are.
+    Without src_lang it is the tokenizer's own, without tgt_lang what the model's generation config says, if anything.
     """
 
     beam: int | None
@@ -90,6 +93,8 @@ class SearchOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     length_penalty: float | None
     early_stopping: bool | str | None
+    src_lang: str | None
+    tgt_lang: str | None
 
 
 class GenerateOptions(SearchOptions, total=False):
@@ -124,6 +129,8 @@ class Options:
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
     batch_size: int = 32
+    src_lang: str | None = None
+    tgt_lang: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -137,6 +144,8 @@ class Options:
             raise UsageError(f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'")
         if None not in (self.max_new_tokens, self.min_new_tokens) and self.min_new_tokens > self.max_new_tokens:  # type: ignore[operator]
             raise UsageError(f"min_new_tokens is {self.min_new_tokens}, expected at most max_new_tokens ({self.max_new_tokens})")
+        _code("src_lang", self.src_lang)
+        _code("tgt_lang", self.tgt_lang)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise UsageError(f"stop is {list(self.stop)!r}, expected non-empty texts")
         if self.beam is not None and self.beam > 1 and self._draws and self.temperature != 0:
@@ -190,7 +199,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Search:
-    """Options that are all set. top_k 0 and top_p 1 are off; without `sampling` the three do not count."""
+    """Options that are all set. top_k 0 and top_p 1 are off; without `sampling` the three do not count. forced_bos_id: the first token of
+    answers, None for what the model says."""
 
     beam: int
     n_best: int
@@ -208,6 +218,7 @@ class Search:
     early_stopping: bool | str
     batch_size: int
     min_total_tokens: int = 0
+    forced_bos_id: int | None = None
 
     def least(self, begun: int) -> int:
         """The fewest new tokens of an answer behind `begun` tokens that stand already."""
@@ -255,6 +266,11 @@ def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
     return int(value)
+
+
+def _code(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise UsageError(f"{name} is {value!r:.60}, expected the code of a language")
 
 
 def _number(name: str, value: object, least: float, most: float) -> None:

@@ -48,6 +48,8 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     sizes = family.vocabularies(model_config)
     decoding, setting_problems = (None, []) if settings is None else _decoding(family, settings, sizes)
     tokenizers = hugging_face(folder, family.model_type)
+    if decoding is not None and tokenizers.languages is not None and family.kind == "seq2seq":
+        decoding = decoding._replace(search=decoding.search | {"languages": tokenizers.languages})
     if problems := [*problems, *setting_problems, *tokenizers.problems(sizes)]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
     paths = files.paths

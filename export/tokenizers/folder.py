@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.config_checks import read_json
 from onnxport.export.exported import ChatTemplate
-from onnxport.export.tokenizers import chat_template, library, marian, special_tokens
+from onnxport.export.tokenizers import chat_template, languages, library, marian, pieces, special_tokens
 from onnxport.runtime.tokenizer import UNKNOWN_FROM
 
 READY = "tokenizer.json"
@@ -29,7 +29,7 @@ class FolderTokenizers:
     by_side: `source` and `target` → bytes of a tokenizer.json, equal where one serves both; {} without any. files: what was read.
     gives_types: whether token types are given. longest: tokens of a text, as the folder states it. assumed: ids of tokens that no file has:
     transformers' class adds them. chat: the template of conversations. notes: what a user should know. mask_id, unknown_id: of the tokens
-    that stand for a missing word and for what is not known, None without them.
+    that stand for a missing word and for what is not known, None without them. languages: for a bundle's generation settings.
     """
 
     by_side: dict[str, bytes] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class FolderTokenizers:
     notes: tuple[str, ...] = ()
     mask_id: int | None = None
     unknown_id: int | None = None
+    languages: dict[str, Any] | None = None
 
     def problems(self, rows: dict[str, int]) -> list[str]:
         """Why they do not fit tables of `rows` by side."""
@@ -52,8 +53,8 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
     """The tokenizers of a folder. CheckpointError: files are damaged, disagree, or no tokenizer.json can say what transformers reads."""
     ready, data = folder / READY, None
     # transformers reads Marian's .spm files whatever else is there, so they are what counts where they are.
-    pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
-    if ready.is_file() and not pieces:
+    own_pieces = model_type == "marian" and any((folder / name).is_file() for name in marian.PIECES)
+    if ready.is_file() and not own_pieces:
         data = _read(ready)
         found: dict[str, bytes | None] = dict.fromkeys(SIDES, data)
         files = [ready]
@@ -92,6 +93,7 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         template,
         mask_id=loaded.mask_token_id,
         unknown_id=loaded.unk_token_id,
+        languages=languages.read(loaded),
     )
 
 
@@ -110,7 +112,7 @@ def _converted(folder: Path, model_type: str) -> tuple[dict[str, bytes | None], 
         return {side: tokenizer.to_str().encode() for side, tokenizer in made.items()}, files
     found = [folder / name for name in FILES if (folder / name).is_file()]
     alone = {path.name for path in found} & {"vocab.json", "merges.txt"}
-    if len(alone) == 1:
+    if len(alone) == 1 and not any(path.suffix == ".model" for path in found):
         missing = "merges.txt" if "vocab.json" in alone else "vocab.json"
         raise CheckpointError(f"{folder} has no {missing}, which a byte-level BPE tokenizer needs; copy the whole folder")
     return dict.fromkeys(SIDES), found
@@ -119,6 +121,8 @@ def _converted(folder: Path, model_type: str) -> tuple[dict[str, bytes | None], 
 def _as_loaded(folder: Path, loaded: Any, by_side: dict[str, bytes | None]) -> dict[str, bytes]:
     """Tokenizers that say what transformers' says: those given where they do, else its own."""
     own, result = library.written(loaded), {}
+    if own is None and None in by_side.values() and (made := pieces.convert(loaded)) is not None:
+        own = made.to_str().encode()
     kind = type(loaded).__name__
     for side, data in by_side.items():
         if data is not None and own is not None and library.same(Tokenizer.from_str(data.decode()).to_str(), own):
@@ -127,7 +131,8 @@ def _as_loaded(folder: Path, loaded: Any, by_side: dict[str, bytes | None]) -> d
         candidate = data if own is None else own
         if candidate is None:
             raise CheckpointError(f"{folder} has a {kind}, which cannot be written as a tokenizer.json; give a tokenizer.json instead")
-        if found := library.difference(loaded, candidate, side):
+        # what many languages' tokenizers put around a target is that of an answer that is learned: here answers are only decoded
+        if found := library.difference(loaded, candidate, "source" if side == "target" and hasattr(loaded, "tgt_lang") else side):
             raise CheckpointError(
                 f"{folder} has a {kind} of transformers that no tokenizer.json here can say: {found}; "
                 "save the folder again with its tokenizer's save_pretrained, or give a tokenizer.json that agrees"

@@ -92,15 +92,12 @@ def read(path: Path) -> SentencePiece:
     return SentencePiece(path, pieces, trainer.model_type, charsmap, prefix, extra)
 
 
-def normalizer(model: SentencePiece, codes: Iterable[str]) -> normalizers.Normalizer:
-    """What MarianTokenizer does before it looks for pieces: set a code such as `>>de<<` at the start apart, then SentencePiece's rules."""
-    known = "|".join(re.escape(code[2:-2]) for code in codes)
+def normalizer(model: SentencePiece, codes: Iterable[str] | None) -> normalizers.Normalizer:
+    """SentencePiece's rules; with `codes` before them what MarianTokenizer does, who sets a code such as `>>de<<` at the start apart."""
     symbols = [normalizers.Replace(text, mark) for text, mark in model.symbols.items()]
     steps: list[Any] = [
         _replace(f"[\ufdd0-\ufdef{''.join(model.symbols.values())}]", OTHER),
-        # A code at the very start is one token whatever it holds: OPEN name CLOSE if the vocabulary has it, else CLOSE alone.
-        _replace(rf"\A>>(?!(?:{known})<<)[\s\S]*?<<" if known else r"\A>>[\s\S]*?<<", CLOSE),
-        *([_replace(rf"\A>>(?=(?:{known})<<)", OPEN), _replace(rf"\A{OPEN}[\s\S]*?\K<<", CLOSE)] if known else []),
+        *([] if codes is None else _apart(codes)),
     ]
     steps += symbols  # before the rest, which leaves them alone
     if model.charsmap:
@@ -125,6 +122,15 @@ def normalizer(model: SentencePiece, codes: Iterable[str]) -> normalizers.Normal
         run = _unknown(model)
         steps += [_replace(f"(?<!{run})(?={run})", START), _replace(f"(?<={run})(?!{run})", END)]
     return normalizers.Sequence(steps)
+
+
+def _apart(codes: Iterable[str]) -> list[Any]:
+    """A code at the very start is one token whatever it holds: OPEN name CLOSE if the vocabulary has it, else CLOSE alone."""
+    known = "|".join(re.escape(code[2:-2]) for code in codes)
+    return [
+        _replace(rf"\A>>(?!(?:{known})<<)[\s\S]*?<<" if known else r"\A>>[\s\S]*?<<", CLOSE),
+        *([_replace(rf"\A>>(?=(?:{known})<<)", OPEN), _replace(rf"\A{OPEN}[\s\S]*?\K<<", CLOSE)] if known else []),
+    ]
 
 
 def vocabulary(

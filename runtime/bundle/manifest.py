@@ -24,6 +24,7 @@ REQUIRED = (
     "encoding.lower",
     "encoding.truncate_dim",
     "generation.caches",
+    "generation.encoder_no_repeat_ngram",
     "generation.max_total_tokens",
     "generation.min_total_tokens",
 )
@@ -44,6 +45,7 @@ MOST_LAYERS = 1 << 12
 MOST_OF_A_HEAD = 1 << 16  # also of heads
 MOST_OF_WINDOW = 1 << 20  # positions
 MOST_BEAMS = 1 << 12
+TARGETS = ("forced", "start")  # where the language of an answer goes: its first token is forced, or decoding starts with it
 POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean")
 LAYERS = ("dense", "norm", "normalize")
 ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid", "silu")
@@ -102,6 +104,40 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
+class Languages:
+    """Languages of a model that translates between many.
+
+    ids: code → id, the same in source and target. before, after: ids around a source, None in the place of its language. target: one of
+    TARGETS. source: the code of a source whose language nobody names.
+    """
+
+    ids: Mapping[str, int]
+    before: tuple[int | None, ...]
+    after: tuple[int | None, ...]
+    target: str
+    source: str | None = None
+
+    def id_of(self, option: str, code: str) -> int:
+        """The id of a language. UsageError names some of those that there are."""
+        if code not in self.ids:
+            some = ", ".join(list(self.ids)[:8])
+            more = f" and {len(self.ids) - 8} more, see bundle.json" if len(self.ids) > 8 else ""
+            raise UsageError(f"{option} is {code!r:.60}, this model has {some}{more}")
+        return self.ids[code]
+
+    def around(self, language: int) -> tuple[list[int], list[int]]:
+        """Ids before and after a source of a language."""
+        before, after = ([language if i is None else i for i in part] for part in (self.before, self.after))
+        return before, after
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its part of the `generation` section."""
+        return {
+            "ids": dict(self.ids), "before": list(self.before), "after": list(self.after), "target": self.target, "source": self.source
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class GenerationConfig:
     """What the decoding loop must know of a model; ids refer to the target vocabulary unless they say source."""
 
@@ -121,6 +157,13 @@ class GenerationConfig:
     window: int | None = None  # positions a cache holds where every layer has this sliding window
     max_total_tokens: int | None = None  # of prompt and answer together, where nobody says how many are new
     caches: tuple[LayerCache, ...] = ()  # by layer, where they differ
+    max_source_length: int | None = None  # positions of a source, where they are not those of a target
+    languages: Languages | None = None
+
+    @property
+    def source_length(self) -> int | None:
+        """Positions of a source; None is unlimited."""
+        return self.max_length if self.max_source_length is None else self.max_source_length
 
     @property
     def layer_caches(self) -> tuple[LayerCache, ...]:
@@ -150,6 +193,10 @@ class GenerationConfig:
             section["max_new_tokens"] = self.max_new_tokens
         if self.max_total_tokens is not None:
             section["max_total_tokens"] = self.max_total_tokens
+        if self.max_source_length is not None:
+            section["max_source_length"] = self.max_source_length
+        if self.languages is not None:
+            section["languages"] = self.languages.as_dict()
         if self.caches:
             section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in self.caches]
         neutral = SearchConfig()
@@ -336,6 +383,23 @@ def _caches(r: Reader) -> tuple[LayerCache, ...]:
     return tuple(LayerCache(*entry) for entry in found)
 
 
+def _languages(r: Reader) -> Languages | None:
+    """The optional `languages`. BundleError."""
+    value = r.get("languages", (dict, type(None)), None)
+    if value is None:
+        return None
+    inner = Reader(value, "generation.languages")
+    ids = inner.get("ids", dict)
+    sides = [tuple(inner.get(name, list)) for name in ("before", "after")]
+    every = [*ids.values(), *(i for side in sides for i in side if i is not None)]
+    if not ids or not all(isinstance(code, str) for code in ids) or not all(type(i) is int and 0 <= i <= MOST for i in every):
+        raise BundleError(f"{MANIFEST}: generation.languages must map codes to ids; export the model again")
+    target = inner.get("target", str)
+    if target not in TARGETS:
+        raise BundleError(f"{MANIFEST}: generation.languages.target is {target!r}, expected one of {', '.join(TARGETS)}; upgrade onnxport")
+    return Languages(ids, sides[0], sides[1], target, inner.get("source", (str, type(None)), None))
+
+
 def generation(value: object) -> GenerationConfig | None:
     """The `generation` section; None for models that do not generate. BundleError."""
     if value is None:
@@ -363,12 +427,17 @@ def generation(value: object) -> GenerationConfig | None:
         search=own,
         window=r.natural("window", None, 1, null=True, most=MOST_OF_WINDOW),
         caches=_caches(r),
+        max_source_length=r.natural("max_source_length", None, 1, null=True),
+        languages=_languages(r),
     )
     if kind == "seq2seq" and config.decoder_start_id is None:
         raise BundleError(f"{MANIFEST}: generation.decoder_start_id is missing from a seq2seq bundle; export the model again")
     target = [config.pad_id, config.bos_id, config.decoder_start_id, *ids, own.forced_bos_id, *own.forced_eos_ids]
     target += [*own.suppressed, *own.begin_suppressed, *(i for word in own.bad_words for i in word)]
     source = [config.pad_id]  # sources are padded too
+    if (languages := config.languages) is not None:
+        target += languages.ids.values()
+        source += [*languages.ids.values(), *languages.before, *languages.after]
     for named, size in ((target, config.vocab_size), (source, config.source_vocab_size or config.vocab_size)):
         wrong = [i for i in named if i is not None and not 0 <= i < size]
         if wrong:
@@ -402,6 +471,7 @@ def search_config(r: Reader) -> SearchConfig:
         begin_suppressed=r.ids("begin_suppressed"),
         bad_words=tuple(map(tuple, words)),
         min_total_tokens=r.natural("min_total_tokens", None, null=True) or 0,
+        encoder_no_repeat_ngram=r.natural("encoder_no_repeat_ngram", None, null=True) or 0,
     )
 
 

@@ -1,8 +1,8 @@
 """Constraints on the next tokens: the model's own rules and the caller's, evaluated for every step of a batch.
 
-The rules and their order are those of the logits processors of transformers' `generate`: a repetition penalty, then repeated n-grams, bad
-words and an early end are banned; a forced first token or a forced end sets all of that aside; suppressed ids are banned even there.
-`token_selection` applies them.
+The rules and their order are those of the logits processors of transformers' `generate`: a repetition penalty, then repeated n-grams (of an
+answer, of its source), bad words and an early end are banned; a forced first token or a forced end sets all of that aside; suppressed ids
+are banned even there. `token_selection` applies them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ class Constraints:
         always = {*own.suppressed, *(word[0] for word in own.bad_words if len(word) == 1 and word[0] not in end)}
         self._usual, self._early, self._search = _ids(always), _ids(always.union(end)), search
         self._ends = end
-        self._first, self._begin = _unsuppressed(own.forced_bos_id, own.suppressed), own.begin_suppressed
+        forced = own.forced_bos_id if search.forced_bos_id is None else search.forced_bos_id
+        self._first, self._begin = _unsuppressed(forced, own.suppressed), own.begin_suppressed
         self._last = _unsuppressed(own.forced_eos_ids, own.suppressed)
         self._words = [word for word in own.bad_words if len(word) > 1]
+        self._source_ngram = own.encoder_no_repeat_ngram
         self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
 
     def at(self, requests: Sequence[Request], tokens: Rows) -> Rules:
@@ -71,10 +73,13 @@ class Constraints:
                 pairs += [(row, i) for row in early for i in self._ends]
         if self._begin:
             pairs += [(row, i) for row, request in enumerate(requests) if len(tokens[row]) == self._beginning(request) for i in self._begin]
-        if self._words or self._ngram or self._penalty != 1.0:
+        if self._words or self._ngram or self._source_ngram or self._penalty != 1.0:
             seen = [np.array([*request.prefix, *new], np.int64) for request, new in zip(requests, tokens, strict=True)]
             if self._words or self._ngram:
                 pairs += [(row, i) for row, ids in enumerate(seen) for i in self._completing(ids)]
+            if self._source_ngram:
+                sources = [np.array(request.source or request.prefix, np.int64) for request in requests]  # or a language model's prompt
+                pairs += [(row, i) for row, ids in enumerate(seen) for i in _following(sources[row], ids, self._source_ngram)]
             if self._penalty != 1.0:
                 history = _padded(seen)
         banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
@@ -98,10 +103,18 @@ class Constraints:
             start = len(ids) + 1 - len(word)
             if start >= 0 and tuple(ids[start:]) == word[:-1]:
                 yield word[-1]
-        if 0 < self._ngram <= len(ids):
-            windows = np.lib.stride_tricks.sliding_window_view(ids, self._ngram)
-            same = (windows[:, :-1] == ids[len(ids) + 1 - self._ngram :]).all(1)
-            yield from windows[same, -1].tolist()
+        if self._ngram:
+            yield from _following(ids, ids, self._ngram)
+
+
+def _following(text: np.ndarray, ids: np.ndarray, size: int) -> list[int]:
+    """Ids that follow in `text` on the last `size - 1` of `ids`; none where either is too short."""
+    if len(text) < size or len(ids) + 1 < size:
+        return []
+    windows = np.lib.stride_tricks.sliding_window_view(text, size)
+    same = (windows[:, :-1] == ids[len(ids) + 1 - size :]).all(1)
+    found: list[int] = windows[same, -1].tolist()
+    return found
 
 
 def _ids(ids: Iterable[int]) -> tuple[np.ndarray, frozenset[int]]:

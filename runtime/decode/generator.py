@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxport.errors import TextError, UsageError
-from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.bundle.manifest import GenerationConfig, Languages
 from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.decode.beam import BeamBatch, Beams, Hypothesis
 from onnxport.runtime.decode.constraints import Constraints
@@ -68,7 +68,7 @@ class Generator:
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
-        search = options.resolve(self._config.search)
+        search = self._search(options)
         requests = self._requests(inputs, prefix, options, search, watch)
         results = [self._empty() for _ in inputs]
         # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
@@ -115,7 +115,7 @@ class Generator:
 
         UsageError with beams, TextError without a tokenizer.
         """
-        search = options.resolve(self._config.search)
+        search = self._search(options)
         if search.beam > 1:
             raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
@@ -130,6 +130,35 @@ class Generator:
                 yield row.piece
         yield self._of_row(row)
 
+    def _search(self, options: Options) -> Search:
+        """The search, with the language of answers. UsageError for a language that the model has not."""
+        search = options.resolve(self._config.search)
+        for option in ("src_lang", "tgt_lang"):
+            if (code := getattr(options, option)) is not None:
+                language = self._languages(option, code).id_of(option, code)
+                if option == "tgt_lang" and self._languages(option, code).target == "forced":
+                    search = replace(search, forced_bos_id=language)
+        return search
+
+    def _languages(self, option: str, code: str) -> Languages:
+        if self._config.languages is None:
+            raise UsageError(f"{option} is {code!r:.60}, but this bundle names no languages; leave it out")
+        return self._config.languages
+
+    def _start(self, options: Options) -> int:
+        """The id that answers of an encoder-decoder start with."""
+        languages = self._config.languages
+        if languages is not None and options.tgt_lang is not None and languages.target == "start":
+            return languages.id_of("tgt_lang", options.tgt_lang)
+        return self._config.decoder_start_id or 0
+
+    def _around(self, options: Options) -> tuple[list[int], list[int]] | None:
+        """Ids around sources of the language that the caller names; None where he names none."""
+        languages = self._config.languages
+        if languages is None or options.src_lang is None:
+            return None
+        return languages.around(languages.id_of("src_lang", options.src_lang))
+
     def _requests(
         self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, search: Search, watch: Watch
     ) -> list[Request]:
@@ -139,14 +168,19 @@ class Generator:
             raise UsageError("stop needs text, but the bundle has no tokenizer; stop at token ids yourself")
         seq2seq = self._config.kind == "seq2seq"
         vocabulary = self._config.source_vocab_size if seq2seq else self._config.vocab_size
-        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", True, watch)
+        around = self._around(options)
+        ids = self._ids(inputs, self._source, vocabulary or self._config.vocab_size, "", around is None, watch)
+        if around is not None:
+            ids = [
+                [*around[0], *one, *around[1]] if isinstance(given, str) and one else one for given, one in zip(inputs, ids, strict=True)
+            ]
         starts: list[list[int]] = [[]] * len(inputs)
         if prefix is not None:
             starts = self._ids(prefix, self._target, self._config.vocab_size, "prefix ", False, watch)
         requests = []
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
-                begin = [self._config.decoder_start_id or 0, *start] if seq2seq else [*one, *start]
+                begin = [self._start(options), *start] if seq2seq else [*one, *start]
                 requests.append(Request(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
         return requests
 
@@ -176,14 +210,15 @@ class Generator:
 
         UsageError where the caller's own min_new_tokens are more; the model's give way.
         """
+        if self._config.kind == "seq2seq" and (bound := self._config.source_length) is not None and len(source) > bound:
+            raise TextError(f"{where}has {len(source)} tokens, the model takes at most {bound}; shorten or split it")
         most, usual = self._config.max_length, max(DEFAULT_NEW_TOKENS, search.least(len(begin)))
         preferred = options.max_new_tokens or self._config.max_new_tokens or self._left(len(begin), where)
         if most is None:
             limit = preferred or usual
         else:
-            longest = max(len(source), len(begin))
-            if longest > most:
-                raise TextError(f"{where}has {longest} tokens, the model takes at most {most}; shorten or split it")
+            if len(begin) > most:  # a prompt begins it, too
+                raise TextError(f"{where}has {len(begin)} tokens, the model takes at most {most}; shorten or split it")
             limit = min(preferred or usual, most - len(begin) + 1)
         if options.min_new_tokens is not None and limit < options.min_new_tokens:
             raise UsageError(f"min_new_tokens is {options.min_new_tokens}, but {where}has room for {limit} new tokens")

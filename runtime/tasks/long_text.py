@@ -58,7 +58,7 @@ def generate(
         raise TextError("the bundle has no tokenizer, so it cannot read text; give token ids that are short enough")
     for text in texts:
         check_text(text)
-    segmenter = Segmenter(tokenizer, config.max_length or UNLIMITED, way)
+    segmenter = Segmenter(tokenizer, config.source_length or UNLIMITED, way)
     cut = []
     for text in texts:
         watch.check()

@@ -129,9 +129,9 @@ class Scorer:
         return target if not ends or (target and target[-1] in ends) else [*target, ends[0]]
 
     def _check_length(self, where: str, source: Sequence[int], prefix: Sequence[int], target: Sequence[int]) -> None:
-        most, longest = self._config.max_length, max(len(source), len(prefix) + len(target) - 1)
-        if most is not None and longest > most:
-            raise TextError(f"{where} has {longest} tokens with its target, the model takes at most {most}; shorten it")
+        for most, count in ((self._config.source_length, len(source)), (self._config.max_length, len(prefix) + len(target) - 1)):
+            if most is not None and count > most:
+                raise TextError(f"{where} has {count} tokens with its target, the model takes at most {most}; shorten it")
 
     def _run(self, rows: Sequence[Row], top: int, batch_size: int) -> None:
         """Fill in what is found, in batches whose targets are about equally long."""

@@ -288,6 +288,8 @@ def quantize(
 @click.option("--n-best", type=click.IntRange(1), help="Answers a text; all but the best are in the JSON's alternatives.")
 @click.option("--chat", is_flag=True, help="Each TEXT or line is what a user says, or a JSON list of messages.")
 @click.option("--long", type=click.Choice(["segments", "sentences"]), help="Long text in parts; standard input is one text.")
+@click.option("--src-lang", help="Language of the texts, for models of many; default: the tokenizer's own.")
+@click.option("--tgt-lang", help="Language of the answers, for models of many; default: the model's own settings.")
 @click.option("--stride", type=click.IntRange(0), help="Tokens that windows of a long text share; default: 128, at most half a window.")
 @click.option("--max-answer-tokens", type=click.IntRange(1), help="Longest answer to a question; default: 30.")
 @click.option("--no-answer", is_flag=True, help="A question may have no answer.")

@@ -75,7 +75,7 @@ def test_config(folder: Path, changes: dict[str, Any], parts: list[str]) -> None
     ("changes", "parts"),
     [
         ({"num_beam_groups": 2}, ["num_beam_groups is 2, which a bundle cannot do"]),
-        ({"penalty_alpha": 0.6, "encoder_no_repeat_ngram_size": 3}, ["penalty_alpha is 0.6", "encoder_no_repeat_ngram_size is 3"]),
+        ({"penalty_alpha": 0.6, "encoder_repetition_penalty": 3.0}, ["penalty_alpha is 0.6", "encoder_repetition_penalty is 3.0"]),
         ({"exponential_decay_length_penalty": [5, 1.1]}, ["exponential_decay_length_penalty is [5, 1.1]"]),
         ({"do_sample": True, "typical_p": 0.5}, ["typical_p is 0.5"]),
         ({"do_sample": True, "num_beams": 2}, ["do_sample is True with num_beams 2"]),

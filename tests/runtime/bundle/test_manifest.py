@@ -25,7 +25,8 @@ SEARCHED = {
     "kind": "seq2seq", "layers": 2, "kv_heads": 4, "head_size": 8, "vocab_size": 99, "source_vocab_size": 50, "max_length": 64, "pad_id": 0,
     "bos_id": None, "eos_id": [2, 3], "decoder_start_id": 0, "max_new_tokens": 20, "min_new_tokens": 2, "beam": 4, "length_penalty": 2.0,
     "early_stopping": "never", "no_repeat_ngram": 3, "repetition_penalty": 1.5, "renormalize": True, "forced_bos_id": 5, "forced_eos_id": 2,
-    "suppressed": [7], "begin_suppressed": [8, 9], "bad_words": [[10, 11], [12]],
+    "suppressed": [7], "begin_suppressed": [8, 9], "bad_words": [[10, 11], [12]], "encoder_no_repeat_ngram": 3, "max_source_length": 128,
+    "languages": {"ids": {"de": 40, "en": 41}, "before": [None], "after": [2], "target": "forced", "source": "en"},
 }  # fmt: skip
 
 
@@ -100,7 +101,12 @@ OF_FORMAT_1 = {
     renormalize forced_bos_id forced_eos_ids suppressed begin_suppressed bad_words""".split(),
     "encoding": "max_length pad_id pad_type_id vocab_size pooling normalize labels problem token_types question_first".split(),
 }
-OFFERED = {"encoding.prompts", "encoding.include_prompt"}  # they change nothing that is not asked for
+OFFERED = {
+    "encoding.prompts",
+    "encoding.include_prompt",
+    "generation.languages",
+    "generation.max_source_length",
+}  # they change nothing that is not asked for
 OF_NEW_TASKS = {"encoding.mask_id", "encoding.unknown_id"}  # whose names older runtimes refuse
 
 

@@ -15,6 +15,7 @@ from onnxport.runtime.options import Options, SearchConfig
 
 VOCABULARY, START, EOS, OTHER_EOS = 11, 10, 2, 5
 ROWS = 6
+SOURCE = [3, 4, 1, 3, 2, 2, 0, 5]
 
 
 def config(own: SearchConfig, eos: tuple[int, ...] = (EOS,)) -> GenerationConfig:
@@ -26,7 +27,7 @@ def constraints(own: SearchConfig, eos: tuple[int, ...] = (EOS,), **options: Any
 
 
 def requests(limit: int = 50, rows: int = ROWS, prefix: Sequence[int] = (START,)) -> list[Request]:
-    return [Request(i, [3], list(prefix), limit) for i in range(rows)]
+    return [Request(i, SOURCE, list(prefix), limit) for i in range(rows)]
 
 
 def applied(rules: Rules, scores: np.ndarray) -> np.ndarray:
@@ -51,6 +52,9 @@ def processors(own: SearchConfig, eos: tuple[int, ...], prompt: int, limit: int,
         made.append(theirs.RepetitionPenaltyLogitsProcessor(own.repetition_penalty))
     if own.no_repeat_ngram:
         made.append(theirs.NoRepeatNGramLogitsProcessor(own.no_repeat_ngram))
+    if own.encoder_no_repeat_ngram:
+        rows = torch.tensor([SOURCE] * ROWS)
+        made.append(theirs.EncoderNoRepeatNGramLogitsProcessor(own.encoder_no_repeat_ngram, rows))
     if own.bad_words:
         made.append(theirs.NoBadWordsLogitsProcessor([list(w) for w in own.bad_words], list(eos)))
     if least:
@@ -73,6 +77,8 @@ CASES = {
     "bigrams": SearchConfig(no_repeat_ngram=2),
     "trigrams": SearchConfig(no_repeat_ngram=3),
     "unigrams": SearchConfig(no_repeat_ngram=1),
+    "bigrams of the source": SearchConfig(encoder_no_repeat_ngram=2),
+    "trigrams of the source": SearchConfig(encoder_no_repeat_ngram=3),
     "words": SearchConfig(bad_words=((0,), (3, 4), (4, 4, 1), (EOS,), (OTHER_EOS,), (7, EOS), (START, 6), (1, 1, 1, 1, 1))),
     "least": SearchConfig(min_new_tokens=3),
     "bos": SearchConfig(forced_bos_id=6, begin_suppressed=(1, 6)),
@@ -80,8 +86,8 @@ CASES = {
     "ends": SearchConfig(forced_eos_ids=(EOS, OTHER_EOS), suppressed=(OTHER_EOS, 9)),
     "begin": SearchConfig(begin_suppressed=(1, 6)),
     "all": SearchConfig(
-        repetition_penalty=1.3, no_repeat_ngram=2, bad_words=((0,), (3, 1)), min_new_tokens=2, forced_bos_id=6, forced_eos_ids=(EOS,),
-        suppressed=(9,), begin_suppressed=(1,),
+        repetition_penalty=1.3, no_repeat_ngram=2, encoder_no_repeat_ngram=3, bad_words=((0,), (3, 1)), min_new_tokens=2, forced_bos_id=6,
+        forced_eos_ids=(EOS,), suppressed=(9,), begin_suppressed=(1,),
     ),
 }  # fmt: skip
 
