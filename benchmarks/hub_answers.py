@@ -109,8 +109,8 @@ def seq2seq(model: dict[str, Any], folder: Path, bundle: Path) -> str:
             tokenizer.src_lang, target = model["languages"]
             more["forced_bos_token_id"] = tokenizer.convert_tokens_to_ids(target)
         ids = tokenizer(text)["input_ids"]
-        options = {"prefix": model["languages"][1]} if "languages" in model else {}
-        (got,) = ours.generate([ids if "languages" in model else text], max_new_tokens=NEW, **options)
+        options = dict(zip(("src_lang", "tgt_lang"), model["languages"], strict=True)) if "languages" in model else {}
+        (got,) = ours.generate([text], max_new_tokens=NEW, **options)
         if found := _generated(tokenizer, theirs, ids, got, 1, **more):
             return found
     return ""
@@ -157,11 +157,12 @@ def classification(model: dict[str, Any], folder: Path, bundle: Path) -> str:
 
     theirs, ours = _pipeline("text-classification", folder, top_k=None), load(bundle, precision="fp32")
     for text, got in zip(TEXTS, ours.classify(list(TEXTS)), strict=True):
-        wanted = {one["label"]: one["score"] for one in theirs(text)}
+        (found,) = theirs([text])
+        wanted = {one["label"]: one["score"] for one in found}
         if set(wanted) != set(got.scores):
             return f"labels {sorted(got.scores)} for {sorted(wanted)}"
-        if found := _apart("scores", [got.scores[label] for label in wanted], list(wanted.values())):
-            return found
+        if apart := _apart("scores", [got.scores[label] for label in wanted], list(wanted.values())):
+            return apart
     return ""
 
 

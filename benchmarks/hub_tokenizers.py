@@ -207,7 +207,10 @@ def _by_class(spec: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
         loaded.save_pretrained(made)
         if "tokenizer.json" in spec["files"]:
             shutil.copyfile(Path(made, "tokenizer.json"), folder / "tokenizer.json")
-        ids: dict[str, int] = loaded.get_vocab()
+        ids: dict[str, int] = loaded.get_vocab() | {str(token): i for i, token in loaded.added_tokens_decoder.items()}
+        if "tokenizer.json" in spec["files"]:  # which the class reads with tokens of its own behind those of the file
+            again = type(loaded).from_pretrained(made)
+            ids |= {str(token): i for i, token in again.added_tokens_decoder.items()}
     return ids
 
 

@@ -15,6 +15,7 @@ from onnxport.errors import CheckpointError
 from onnxport.export import pooled_layers
 from onnxport.export.config_checks import named_class, read_json
 from onnxport.export.hugging_face import generation_settings
+from onnxport.export.hugging_face.encoder import POOLER
 from onnxport.export.hugging_face.family import Decoding, Family
 from onnxport.export.sentence_transformers import has_modules, read_modules, score_notes
 from onnxport.export.source import Source
@@ -43,7 +44,8 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
             settings, settings_file = _generation_config(transformers, folder)
             used.add(settings_file)
         optional_tensors = family.optional_tensors(config)
-        expected, optional, tensors = _shapes(cls, model_config, files.tensors, family.prefix, optional_tensors)
+        unread = (POOLER,) if family.kind == "encoder" else ()  # not by classes that have none, as many folders of finer tasks show
+        expected, optional, tensors = _shapes(cls, model_config, files.tensors, family.prefix, optional_tensors, unread)
     problems = weight_problems(tensors, expected, optional)
     sizes = family.vocabularies(model_config)
     decoding, setting_problems = (None, []) if settings is None else _decoding(family, settings, sizes)
@@ -57,7 +59,7 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
     texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
     arrays, layer_files = pooled_layers.read(texts, model_config.hidden_size, allow_pickle) if texts.layers else ((), {})
     texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id, arrays=arrays)
-    adapter = family.adapter(_load(cls, folder, paths, optional_tensors), folder, decoding, texts)
+    adapter = family.adapter(_load(cls, folder, model_config, paths, optional_tensors, unread), folder, decoding, texts)
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})} | layer_files
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers.by_side else family.task(config)
@@ -73,6 +75,7 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         owned=True,
         notes=(
             *tokenizers.notes,
+            *tokenizers.beyond(sizes),
             *generation_settings.not_obeyed(folder / "generation_config.json"),
             *_notes(family, config, stated, model_config, task),
         ),
@@ -135,18 +138,20 @@ def _generation_config(transformers: Any, folder: Path) -> tuple[Any, Path]:
 
 
 def _shapes(
-    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, optional_tensors: tuple[str, ...]
+    cls: Any, config: Any, found: dict[str, Tensor], prefix: str, optional_tensors: tuple[str, ...], unread: tuple[str, ...]
 ) -> tuple[Shapes, Shapes, dict[str, Tensor]]:
     """Shapes of the tensors that must be there and of those that may, and the tensors by the class's names.
 
-    Of tied tensors any one will do; some the class makes itself.
+    Of tied tensors any one will do; some the class makes itself. unread: patterns of names that do not matter where the class lacks them.
     """
     from transformers.initialization import no_init_weights
 
     with torch.device("meta"), no_init_weights():
         shell = cls(config)
     if _is_converted(shell):  # how, transformers alone knows: its own report of the loading is the check
-        return {}, {name: list(tensor.shape) for name, tensor in found.items()}, _numbers(found)
+        passed = [*optional_tensors, *unread]
+        numbers = {name: tensor for name, tensor in _numbers(found).items() if not any(re.search(p, name) for p in passed)}
+        return {}, {name: list(tensor.shape) for name, tensor in found.items()}, numbers
     state = shell.state_dict()
     shapes = {name: list(tensor.shape) for name, tensor in state.items() if tensor.is_floating_point()}
     tensors = _named(found, dict.fromkeys(state, []), prefix)
@@ -160,6 +165,7 @@ def _shapes(
             optional |= group - {source}
     patterns = [*(cls._keys_to_ignore_on_load_missing or []), *(cls._keys_to_ignore_on_load_unexpected or []), *optional_tensors]
     optional |= {name for name in shapes if any(re.search(pattern, name) for pattern in patterns)}
+    patterns += unread
     tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not any(re.search(p, name) for p in patterns)}
     return (
         {name: shape for name, shape in shapes.items() if name not in optional},
@@ -195,19 +201,22 @@ def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str,
     return result
 
 
-def _load(cls: Any, folder: Path, paths: list[Path], optional_tensors: tuple[str, ...]) -> Any:
-    """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors`."""
+def _load(cls: Any, folder: Path, config: Any, paths: list[Path], optional_tensors: tuple[str, ...], unread: tuple[str, ...]) -> Any:
+    """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors` and `unread` ones.
+
+    config: transformers' own, of what was made of config.json.
+    """
     with quiet(), refusing(folder):
         model, report = cls.from_pretrained(
             folder,
+            config=config,
             local_files_only=True,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=any(path.suffix == ".safetensors" for path in paths),
         )
-    left = {
-        name: [one for one in map(str, found) if not any(re.search(p, one) for p in optional_tensors)] for name, found in report.items()
-    }
+    passed = {name: (*optional_tensors, *(unread if name == "unexpected_keys" else ())) for name in report}
+    left = {name: [one for one in map(str, found) if not any(re.search(p, one) for p in passed[name])] for name, found in report.items()}
     if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
     return model.requires_grad_(False)

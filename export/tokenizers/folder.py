@@ -12,6 +12,7 @@ from onnxport.errors import CheckpointError, one_line
 from onnxport.export.config_checks import read_json
 from onnxport.export.exported import ChatTemplate
 from onnxport.export.tokenizers import chat_template, languages, library, marian, pieces, special_tokens
+from onnxport.export.transformers_library import quiet
 from onnxport.runtime.tokenizer import UNKNOWN_FROM
 
 READY = "tokenizer.json"
@@ -27,9 +28,10 @@ class FolderTokenizers:
     """A folder's tokenizers as transformers loads them.
 
     by_side: `source` and `target` → bytes of a tokenizer.json, equal where one serves both; {} without any. files: what was read.
-    gives_types: whether token types are given. longest: tokens of a text, as the folder states it. assumed: ids of tokens that no file has:
-    transformers' class adds them. chat: the template of conversations. notes: what a user should know. mask_id, unknown_id: of the tokens
-    that stand for a missing word and for what is not known, None without them. languages: for a bundle's generation settings.
+    gives_types: whether token types are given. longest: tokens of a text, as the folder states it. assumed: ids of tokens that may be
+    beyond the model's table: transformers' class adds them, or they are special and in no plain text. chat: the template of
+    conversations. notes: what a user should know. mask_id, unknown_id: of the tokens that stand for a missing word and for what is not
+    known, None without them. languages: for a bundle's generation settings.
     """
 
     by_side: dict[str, bytes] = field(default_factory=dict)
@@ -47,6 +49,13 @@ class FolderTokenizers:
         """Why they do not fit tables of `rows` by side."""
         found = [vocabulary_problem(data, rows[side], side, self.assumed) for side, data in self.by_side.items()]
         return [problem for problem in found if problem]
+
+    def beyond(self, rows: dict[str, int]) -> list[str]:
+        """A sentence on tokens for which tables of `rows` by side have no row."""
+        data = self.by_side.get(SIDES[0])
+        ids = {} if data is None else Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True)
+        found = sorted(token for token, i in ids.items() if i in self.assumed and i >= rows[SIDES[0]])
+        return [f"the model has no row for {', '.join(found[:8])}: a text with such a token is refused"] if found else []
 
 
 def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
@@ -89,7 +98,7 @@ def hugging_face(folder: Path, model_type: str) -> FolderTokenizers:
         tuple(sorted({*files, *settings, *template_files})),
         library.gives_types(loaded),
         longest,
-        _assumed(folder, loaded, files, settings),
+        _assumed(folder, loaded, files, settings) | _named_only(loaded),
         template,
         mask_id=loaded.mask_token_id,
         unknown_id=loaded.unk_token_id,
@@ -172,6 +181,14 @@ def _assumed(folder: Path, loaded: Any, files: list[Path], settings: list[Path])
     """Ids of added tokens that are in no file: the class names them itself."""
     texts = "".join(path.read_text("utf-8", errors="replace") for path in [*files, *settings] if path.suffix in (".json", ".txt"))
     return frozenset(i for i, token in loaded.added_tokens_decoder.items() if str(token) not in texts)
+
+
+def _named_only(loaded: Any) -> frozenset[int]:
+    """Ids of special tokens that stand in no text but where they are named: bart-large-cnn has no row for its mask."""
+    with quiet():
+        usual = {i for ids in loaded(["a", "b"])["input_ids"] for i in ids}
+    special = {i for i, token in loaded.added_tokens_decoder.items() if token.special}
+    return frozenset(special | set(loaded.all_special_ids)) - usual
 
 
 def _read(path: Path) -> bytes:

@@ -90,7 +90,10 @@ def test_an_encoder_of_a_folders_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("references", "parts"),
     [
-        ({"AutoModelForCausalLM": "org/elsewhere--loud.Loud"}, ["org/elsewhere--loud.Loud", "nothing is fetched"]),
+        (
+            {"AutoModelForCausalLM": "org/elsewhere--other.Loud"},
+            ["org/elsewhere--other.Loud", "nothing is fetched", "hf download org/elsewhere"],
+        ),
         ({"AutoModelForCausalLM": "missing.Loud"}, ["missing.py"]),
         ({"AutoModelForCausalLM": 3}, ["expected names of loaders"]),
         ({"AutoConfig": "loud.Config"}, ["names no class that can be exported"]),
