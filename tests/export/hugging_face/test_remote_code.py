@@ -92,7 +92,7 @@ def test_an_encoder_of_a_folders_own(tmp_path: Path) -> None:
     [
         (
             {"AutoModelForCausalLM": "org/elsewhere--other.Loud"},
-            ["org/elsewhere--other.Loud", "nothing is fetched", "hf download org/elsewhere"],
+            ["--other.Loud", "nothing is fetched", "hf download org/elsewhere"],
         ),
         ({"AutoModelForCausalLM": "missing.Loud"}, ["missing.py"]),
         ({"AutoModelForCausalLM": 3}, ["expected names of loaders"]),
