@@ -9,19 +9,18 @@ transformers' own class, and how many attentions became kernels.
 
 For encoders, answers are hidden states at tokens that are real, of batches with padding at sizes that no export traced. For decoders
 they are the log-probabilities of generated tokens behind prompts of several lengths in one batch, windows full, in one block of prefill
-and in several.
+and in several; for seq2seq, encoder-decoders, those behind sources of several lengths in one batch, with and without beginnings.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from onnxport.errors import OnnxportError, one_line
 
 TOLERANCE = 1e-4  # of the largest difference, over the largest answer
 LIMIT = 240  # seconds a type
+CONTEXT = multiprocessing.get_context("forkserver")
 OUTCOMES = ("equal", "wrong", "refused", "crashed", "not built", "out of time")
 KERNELS = {"MultiHeadAttention", "GroupQueryAttention"}
 WRITTEN_OUT = {"Softmax", "Attention"}  # ONNX's own Attention is no kernel of ONNX Runtime's: it is taken apart on the CPU
@@ -141,7 +141,51 @@ def decoder_difference(cls: str, folder: Path, bundle: Path) -> float:
     return worst
 
 
-KINDS = {"encoders": Kind(encoder_types, encoder_difference), "decoders": Kind(decoder_types, decoder_difference)}
+def seq2seq_types() -> Iterator[tuple[str, str]]:
+    """Types of encoder-decoders that read texts."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    for kind, name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
+        cls = getattr(transformers, name)
+        keys = cls.config_class().to_dict().keys()
+        if cls.main_input_name == "input_ids" and not any(key.startswith("audio") and key.endswith("config") for key in keys):
+            yield kind, name
+
+
+def seq2seq_difference(cls: str, folder: Path, bundle: Path) -> float:
+    """The largest difference of log-probabilities of generated tokens, over the largest logit."""
+    import torch
+    import transformers
+
+    from onnxport.runtime import load
+    from onnxport.runtime.decode.generator import Generator
+    from onnxport.runtime.options import Options, Watch
+
+    theirs, ours, new, worst = getattr(transformers, cls).from_pretrained(folder).eval(), load(bundle), 12, 0.0
+    assert ours.engine is not None and ours.engine.config.decoder_start_id is not None
+    config = ours.engine.config.plain()
+    random, rows = np.random.default_rng(11), min(config.vocab_size, config.source_vocab_size or config.vocab_size)
+    sources = [random.integers(5, rows - 8, length).tolist() for length in (5, 17, 1, 30)]
+    options = Options(beam=1, min_new_tokens=new, max_new_tokens=new)
+    for beginnings in ([[], [], [], []], [[7], [9, 11, 13], [], [5, 6]]):  # rows of a batch then stand at different positions
+        answers = Generator(ours.engine, None, None, config).generate(sources, beginnings, options, Watch())
+        for source, beginning, answer in zip(sources, beginnings, answers, strict=True):
+            begun = [config.decoder_start_id, *beginning]
+            target, mask = torch.tensor([[*begun, *answer.tokens]]), torch.ones(1, len(source), dtype=torch.long)
+            with torch.no_grad():
+                found = theirs(input_ids=torch.tensor([source]), attention_mask=mask, decoder_input_ids=target, use_cache=False)
+            logits = found.logits[0, len(begun) - 1 : -1].float()
+            expected = logits.log_softmax(-1)[torch.arange(new), torch.tensor(answer.tokens)].numpy()
+            worst = max(worst, float(np.abs(np.array(answer.token_logprobs) - expected).max() / logits.abs().max()))
+    return worst
+
+
+KINDS = {
+    "encoders": Kind(encoder_types, encoder_difference),
+    "decoders": Kind(decoder_types, decoder_difference),
+    "seq2seq": Kind(seq2seq_types, seq2seq_difference),
+}
 
 
 def one(kind: Kind, row: Row, work: Path) -> None:
@@ -174,33 +218,33 @@ def attentions(bundle: Path) -> tuple[int, int]:
     return sum(nodes[name] for name in KERNELS), sum(nodes[name] for name in WRITTEN_OUT)
 
 
-def run_child(kind: str, model_type: str, cls: str, work: Path) -> None:
-    """The process of one type: its line on standard output."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+def run_child(kind: str, model_type: str, cls: str, work: Path, found: Any) -> None:
+    """The process of one type: sends its Row as a dict."""
     row = Row(model_type, cls, "not built")
     try:
         one(KINDS[kind], row, work)
     except Exception:  # the comparison itself
         row.outcome, row.reason = "crashed", traceback.format_exc(limit=-2)[-300:]
-    sys.stdout.write("\n" + json.dumps(asdict(row)) + "\n")
+    found.send(asdict(row))
 
 
 def run_type(kind: str, model_type: str, cls: str, work: Path) -> Row:
-    """A type in a process of its own."""
+    """A type in a process of its own, forked from one that has imported everything."""
     shutil.rmtree(work, ignore_errors=True)
-    command = [sys.executable, __file__, "--kind", kind, "--out", str(work), "--child", model_type, cls]
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=run_child, args=(kind, model_type, cls, work, sender))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-        return Row(**json.loads(done.stdout.strip().splitlines()[-1]))
-    except subprocess.TimeoutExpired:
+        if receiver.poll(LIMIT):
+            return Row(**receiver.recv())
         return Row(model_type, cls, "out of time", f"{LIMIT} s")
-    except (IndexError, ValueError, TypeError):
-        return Row(model_type, cls, "crashed", f"exit {done.returncode}: {done.stderr[-300:]}")
+    except EOFError:
+        process.join()
+        return Row(model_type, cls, "crashed", f"exit {process.exitcode}")
     finally:
+        process.kill()
+        process.join()
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -223,23 +267,26 @@ def table(rows: list[Row]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--type", "only", multiple=True, help="This type alone; may be given several times.")
 @click.option("--again", is_flag=True, help="Types that have a line already, too.")
-@click.option("--child", nargs=2, hidden=True)
-def main(kind: str, out: Path, only: tuple[str, ...], again: bool, child: tuple[str, str] | None) -> None:
+@click.option("--workers", type=int, default=1, show_default=True, help="Types at once.")
+def main(kind: str, out: Path, only: tuple[str, ...], again: bool, workers: int) -> None:
     """Takes the census of one kind of models."""
-    if child is not None:
-        run_child(kind, *child, out)
-        return
     out.mkdir(parents=True, exist_ok=True)
+    CONTEXT.set_forkserver_preload(["census_warm"])
     lines = out / f"{kind}.jsonl"
     found = [Row(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
     rows = {row.type: row for row in found}
-    for model_type, cls in KINDS[kind].types():
-        if (only and model_type not in only) or (model_type in rows and not again):
-            continue
-        rows[model_type] = run_type(kind, model_type, cls, out / f"{model_type}.work")
-        click.echo(f"{model_type}: {rows[model_type].outcome} {rows[model_type].reason[:160]}")
-        lines.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows.values()))
-    text = table(list(rows.values()))
+    asked = [
+        (model_type, cls)
+        for model_type, cls in KINDS[kind].types()
+        if (not only or model_type in only) and (again or model_type not in rows)
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(run_type, kind, model_type, cls, out / f"{model_type}.work") for model_type, cls in asked]
+        for done in as_completed(running):
+            row = rows[done.result().type] = done.result()
+            click.echo(f"{row.type}: {row.outcome} {row.reason[:160]}")
+            lines.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows.values()))
+    text = table(sorted(rows.values(), key=lambda row: row.type))
     (out / f"{kind}.md").write_text(text)
     click.echo(text)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,12 +204,11 @@ def _by_class(spec: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
         Path(made, name).write_bytes(pieces.serialized_model_proto())
         loaded = getattr(transformers, spec["class"]).from_pretrained(made)
         loaded.save_pretrained(made)
-        if "tokenizer.json" in spec["files"]:
-            shutil.copyfile(Path(made, "tokenizer.json"), folder / "tokenizer.json")
+        if "tokenizer.json" in spec["files"]:  # the class puts tokens of its own, such as languages, behind those of the file
+            Path(made, "tokenizer_config.json").unlink()
+            loaded = type(loaded).from_pretrained(made)
+            loaded.backend_tokenizer.save(str(folder / "tokenizer.json"))
         ids: dict[str, int] = loaded.get_vocab() | {str(token): i for i, token in loaded.added_tokens_decoder.items()}
-        if "tokenizer.json" in spec["files"]:  # which the class reads with tokens of its own behind those of the file
-            again = type(loaded).from_pretrained(made)
-            ids |= {str(token): i for i, token in again.added_tokens_decoder.items()}
     return ids
 
 

@@ -27,6 +27,10 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "sliding_window": 8, "rotary_dim": 4,
     "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
 }  # fmt: skip
+BERT = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}  # fmt: skip
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
@@ -42,9 +46,21 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "position_buckets": 8,
         "norm_rel_ebd": "layer_norm", "share_att_key": True, "max_relative_positions": -1, "pooler_hidden_size": 32,
     },
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "dots1": {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "electra": {"embedding_size": 16},
+    "encoder-decoder": {
+        "encoder": {"model_type": "bert"} | BERT, "decoder": {"model_type": "bert", "is_decoder": True, "add_cross_attention": True} | BERT,
+        "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 3,
+    },
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
     "flaubert": {"n_langs": 1, "pre_norm": False},
+    "gemma3n_text": {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "intermediate_size": [48] * 4, "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0],
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "funnel": {"block_sizes": [1, 1, 1], "d_head": 8, "d_model": 32},
     "layoutlm": {"max_2d_position_embeddings": 64},
     "esmc": {"num_key_value_heads": 4},
@@ -52,6 +68,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "layoutlmv2": {"max_2d_position_embeddings": 64, "coordinate_size": 8, "shape_size": 8},
     "layoutlmv3": {"max_2d_position_embeddings": 64, "coordinate_size": 6, "shape_size": 4, "visual_embed": False},
     "longformer": {"attention_window": 8},
+    "longt5": {"decoder_start_token_id": 0, "pad_token_id": 0, "local_radius": 4},
     "luke": {"entity_vocab_size": 16, "entity_emb_size": 16},
     "markuplm": {
         "max_depth": 8, "xpath_unit_hidden_size": 8, "max_xpath_tag_unit_embeddings": 16, "max_xpath_subs_unit_embeddings": 16,
@@ -68,6 +85,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 32},
     "roc_bert": {"pronunciation_vocab_size": 24, "shape_vocab_size": 24, "pronunciation_embed_dim": 16, "shape_embed_dim": 16},
+    "switch_transformers": {"decoder_start_token_id": 0, "pad_token_id": 0},
     "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 4]},
     "xlm": {"n_langs": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
@@ -85,6 +103,8 @@ def tiny_config(model_type: str, cls: Any) -> Any:
         inner = getattr(default, key, None)
         if hasattr(inner, "to_dict"):
             settings[key] = _sizes(inner.to_dict(), {}) | _tokens(inner.to_dict())
+    if "kv_lora_rank" in settings and "num_key_value_heads" in settings:  # latent attention has as many heads of keys as of queries
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
     settings |= _tokens(default.to_dict()) | SPECIAL.get(model_type, {})
     return kind(**settings)
 

@@ -75,14 +75,21 @@ def special(ids: Mapping[str, Any]) -> set[int]:
     return {i for value in ids.values() if value is not None for i in (value if isinstance(value, list) else [value])}
 
 
-def seq2seq_goldens(model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int | None) -> dict[str, np.ndarray]:
-    """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them."""
+def seq2seq_goldens(
+    model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int | None, max_source_length: int | None = None, longest: int | None = None
+) -> dict[str, np.ndarray]:
+    """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them.
+
+    With `longest`, one more case with a source of so many tokens, but not more than the model takes.
+    """
     inputs = Inputs(20240229, special(ids))
     pad, start = ids["pad_id"], ids["decoder_start_id"]
     source_rows, target_rows = model.source_rows, model.target_rows
+    most = max_length if max_source_length is None else max_source_length
     result: dict[str, np.ndarray] = {}
-    for i, (sources, targets) in enumerate(SEQ2SEQ_SHAPES):
-        sources, targets = fit(sources, max_length), fit(scaled(targets, target_rows), max_length)
+    long = [] if longest is None else [([longest, max(1, longest // 3)], [2, 1])]
+    for i, (sources, targets) in enumerate([*SEQ2SEQ_SHAPES, *long]):
+        sources, targets = fit(sources, most), fit(scaled(targets, target_rows), max_length)
         source, mask = inputs.rows(source_rows, sources, pad), real(sources)
         target = inputs.rows(target_rows, targets, pad, start)
         logits = model.forward(source, mask, target)
@@ -91,7 +98,7 @@ def seq2seq_goldens(model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int
         logits = logits * real(targets)[:, :, None]
         result |= {f"seq{i}/source_ids": source.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
         result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
-    lengths = fit(GREEDY_SHAPES, max_length)
+    lengths = fit(GREEDY_SHAPES, most)
     source, mask = inputs.rows(source_rows, lengths, pad), real(lengths)
     rows = greedy_seq2seq(model, source, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
     return result | {"greedy/source_ids": source.numpy(), "greedy/source_mask": mask.numpy()} | _answers(rows, pad)

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxport.errors import CheckpointError
+from onnxport.errors import CheckpointError, one_line
 from onnxport.export.attention_interface.experts import dense
 from onnxport.export.attention_interface.implementations import using
+from onnxport.export.attention_interface.masks import Mask
+from onnxport.export.attention_interface.reference import Cached, Rule, group_query_attention
 from onnxport.export.transformers_library import import_transformers
 
 if TYPE_CHECKING:
@@ -31,11 +33,15 @@ BIAS, SINK, LENGTHS = 10, 11, 16  # places of the kernel's inputs attention_bias
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The cache of one call of attention: heads of keys and values, their padded size, and the positions that it sees, None for all."""
+    """The cache of one call of attention: heads of keys and values, their padded size, and the positions that it sees, None for all.
+
+    biased: its mask is none of the kernel's, and a bias of scores.
+    """
 
     kv_heads: int
     head_size: int
     window: int | None
+    biased: bool = False
 
 
 @dataclass
@@ -45,7 +51,8 @@ class Step:
     past: keys and values [rows, kv_heads, past, head_size] in the order in which attention is called; empty in a run that only finds
     shapes. lengths, total, real: the kernel's `seqlens_k` int32 [rows], `total_sequence_length` int32 [] and `query_seqlens` int32 [rows],
     None where no row is both behind a past and padded. positions: of the new ids, int64 [rows, length]; None where the class gets them by
-    itself. present, shapes: of each call, in order. asked: the class asked the cache for its length, which is not that of every row.
+    itself; at: the same, always. known: shapes found by a run before. masks: those asked for, by the identity of their marks. present,
+    shapes: of each call, in order. tries: real answers are computed here, and nothing is traced.
     """
 
     past: Sequence[Tensor]
@@ -53,9 +60,13 @@ class Step:
     total: Tensor
     real: Tensor | None
     positions: Tensor | None = None
+    at: Tensor | None = None
+    known: Sequence[LayerShape] = ()
+    masks: dict[int, tuple[Tensor, Mask]] = field(default_factory=dict)
     present: list[Tensor] = field(default_factory=list)
     shapes: list[LayerShape] = field(default_factory=list)
-    asked: bool = False
+    constants: Sequence[Any] = ()
+    tries: bool = False
 
 
 _RUNNING: ContextVar[Step] = ContextVar("onnxport_step")
@@ -95,25 +106,56 @@ def attend(
     Heads are padded with zeros to one size that the kernel takes: zeros add nothing to a score, nor to an answer.
     """
     step = _RUNNING.get()
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    window, biased = int(sliding_window) if sliding_window else None, False
+    if attention_mask is not None:
+        if (found := step.masks.get(id(attention_mask))) is None:
+            raise CheckpointError("the class makes a mask of its own, expected one of transformers' functions of positions")
+        mask = found[1]
+        window, biased = _masked(step, mask)
+        if biased:
+            assert step.at is not None and position_bias is None
+            position_bias = mask.bias(step.at, step.total.item()).expand(-1, query.shape[1], -1, -1)
+    rule = Rule(scale, window, float(softcap) if softcap else None, position_bias, s_aux)
+    return cached_node(query, key, value, rule, biased), None
+
+
+def _masked(step: Step, mask: Mask) -> tuple[int | None, bool]:
+    """The window of a mask, and whether it is a bias."""
+    if not step.tries:
+        shape = step.known[len(step.shapes)]
+        return shape.window, shape.biased
+    try:
+        alone, window = mask.window()
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"its mask is no function of positions alone ({one_line(error)})") from error
+    return (window, False) if alone else (None, True)
+
+
+def cached_node(query: Tensor, key: Tensor, value: Tensor, rule: Rule, biased: bool = False) -> Tensor:
+    """The kernel over the running step's next cache, or what it computes where the step only tries: shapes as in `attend`."""
+    step = _RUNNING.get()
     rows, heads, length, size = query.shape
     kv_heads, width = key.shape[1], value.shape[-1]
-    if attention_mask is not None:
-        raise CheckpointError("the class builds a mask of its own, expected attention that is masked by positions alone")
     padded = -(-max(size, width) // HEAD_MULTIPLE) * HEAD_MULTIPLE
-    query, key, value = (_flat(x if x.shape[-1] == padded else F.pad(x, [0, padded - x.shape[-1]])) for x in (query, key, value))
-    window = int(sliding_window) if sliding_window else None
+    query, key, value = (x if x.shape[-1] == padded else F.pad(x, [0, padded - x.shape[-1]]) for x in (query, key, value))
     number = len(step.shapes)
-    step.shapes.append(LayerShape(kv_heads, padded, window))
+    step.shapes.append(LayerShape(kv_heads, padded, rule.window, biased))
     past = [*step.past[2 * number : 2 * number + 2]] or [query.new_zeros(rows, kv_heads, 0, padded)] * 2
-    inputs: list[Tensor | None] = [query, key, value, *past, step.lengths, step.total]
-    for place, extra in ((BIAS, position_bias), (SINK, None if s_aux is None else s_aux.flatten()), (LENGTHS, step.real)):
+    if step.tries:
+        real = torch.full((rows,), length) if step.real is None else step.real
+        answer, *present = group_query_attention(Cached(query, key, value, (past[0], past[1]), step.lengths, real), rule)
+        step.present += present
+        return answer.transpose(1, 2)[..., :width].contiguous()
+    inputs: list[Tensor | None] = [_flat(query), _flat(key), _flat(value), *past, step.lengths, step.total]
+    for place, extra in ((BIAS, rule.bias), (SINK, None if rule.sinks is None else rule.sinks.flatten()), (LENGTHS, step.real)):
         if extra is not None:
             inputs += [None] * (place - len(inputs)) + [extra]
-    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": float(size**-0.5 if scaling is None else scaling)}
-    if window:
-        attributes |= {"local_window_size": window, "sliding_window_cache": 1}
-    if softcap:
-        attributes["softcap"] = float(softcap)
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": rule.scale}
+    if rule.window:
+        attributes |= {"local_window_size": rule.window, "sliding_window_cache": 1}
+    if rule.softcap:
+        attributes["softcap"] = rule.softcap
     kept = [rows, kv_heads, past[0].shape[2] + length, padded]
     answer, *present = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
@@ -125,12 +167,22 @@ def attend(
     )
     step.present += present
     answer = answer.view(rows, length, heads, padded)
-    return answer if width == padded else answer[..., :width], None
+    return answer if width == padded else answer[..., :width]
 
 
 def _flat(x: Tensor) -> Tensor:
     """[rows, heads, length, size] → [rows, length, heads * size]."""
     return x.transpose(1, 2).flatten(2)
+
+
+class NoLayers(list[Any]):
+    """Layers of a cache that keeps nothing: who asks for one keeps something else there than keys and values."""
+
+    def __getitem__(self, _: Any) -> Any:
+        """Refused."""
+        raise CheckpointError(
+            "some of its layers keep a state that is no keys and values (state spaces, linear attention, convolutions), expected attention"
+        )
 
 
 def handing_cache(step: Step) -> Any:
@@ -142,16 +194,26 @@ def handing_cache(step: Step) -> Any:
 
         def __init__(self) -> None:
             super().__init__(layers=[])
+            self.layers: Any = NoLayers()
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             """The new keys and values alone."""
             return key_states, value_states
 
+        def update_indexer(self, *_: Any, **__: Any) -> Any:
+            """Refused."""
+            raise CheckpointError(
+                "its layers choose the keys that they look at by an indexer with a cache of its own, expected attention to all"
+            )
+
+        def get_query_offset(self, *_: Any, **__: Any) -> int:
+            """Positions of queries are known elsewhere."""
+            return 0
+
         def get_seq_length(self, *_: Any, **__: Any) -> int | Tensor:
             """Positions before this step: of each row, int64 [rows, 1], where the step knows them."""
             if step.positions is not None:
                 return step.positions[:, :1]
-            step.asked = True
             return step.past[0].shape[2] if step.past else 0
 
         def get_mask_sizes(self, query_length: Any, *_: Any, **__: Any) -> tuple[int, int]:

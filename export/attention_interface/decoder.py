@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from onnxport.errors import CheckpointError, one_line
-from onnxport.export.attention_interface.attention import LayerShape, Step, cached_attention, handing_cache, running
+from onnxport.errors import CheckpointError
+from onnxport.export.attention_interface.attention import LayerShape, Step
+from onnxport.export.attention_interface.rotation import fixed_rotation as fixed_rotation
+from onnxport.export.attention_interface.ways import Way
 from onnxport.export.trace.tracer import Names, Shapes, trace
 from onnxport.graph.edit import is_op
 from onnxport.runtime.bundle.interface import (
@@ -34,15 +34,9 @@ ROWS, LENGTH, BEFORE = 3, 5, 4  # sizes of the example: no two alike
 class StepDecoder(nn.Module):
     """A language model as a function of ids and its cache; see onnxport.runtime.bundle.interface."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, way: Way) -> None:
         super().__init__()
-        self.model = model
-        reads = inspect.signature(model.forward).parameters
-        self.takes_positions = POSITION_IDS in reads
-        names = [name for name in ("cache", "past_key_values") if name in reads]
-        if not names:
-            raise CheckpointError(f"{type(model).__name__} takes no cache")
-        self.cache_name: str = names[0]
+        self.model, self.way = model, way
 
     def forward(
         self,
@@ -56,55 +50,26 @@ class StepDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """→ logits [rows, vocabulary] at `logits_index`, and the present keys and values in the order of `past`."""
         step = Step(past, lengths, total, real)
-        return (self.logits(step, input_ids, position_ids, logits_index), *step.present)
-
-    def logits(self, step: Step, input_ids: Tensor, position_ids: Tensor, logits_index: Tensor) -> Tensor:
-        """The class's own forward for one step; only one position of a row goes through the head."""
         rows = torch.arange(input_ids.shape[0])
 
         def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0][rows, logits_index], *inputs[1:])  # of two dimensions: a tied table stays one tensor, read by Gemm
 
-        options = {POSITION_IDS: position_ids} if self.takes_positions else {}
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(chosen)
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(chosen)  # only one position of a row goes through the head
         try:
-            with running(step):
-                found = self.model(input_ids=input_ids, use_cache=True, **{self.cache_name: handing_cache(step)}, **options)
+            logits: Tensor = self.way.run(self.model, step, input_ids, position_ids).logits
         finally:
             hook.remove()
-        logits: Tensor = found.logits
         if logits.dim() != 2:
             raise CheckpointError(
                 f"{type(self.model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2"
             )
-        return logits
+        return (logits, *step.present)
 
 
-def find_shapes(model: Any) -> list[LayerShape]:
-    """The cache of each call of attention, by one run. CheckpointError: its attention does not come through the attention interface."""
-    decoder = StepDecoder(model)
-    ids, lengths = torch.ones(2, 3, dtype=torch.long), torch.full((2,), 2, dtype=torch.int32)
-    step = Step([], lengths, torch.tensor(3, dtype=torch.int32), lengths + 1)
-    positions = torch.arange(3).expand(2, 3)
-    with torch.no_grad(), cached_attention(model), fixed_rotation(model):
-        try:
-            decoder.logits(step, ids, positions, torch.full((2,), 2))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the class's own code raises what it likes
-            raise CheckpointError(
-                f"{type(model).__name__} does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})"
-            ) from error
-    if step.asked and not decoder.takes_positions:
-        raise CheckpointError(f"{type(model).__name__} counts positions by the length of its cache, expected position_ids for each row")
-    if not step.shapes:
-        raise CheckpointError(f"the attention of {type(model).__name__} does not come through transformers' attention interface")
-    return step.shapes
-
-
-def trace_decoder(model: Any, shapes: Sequence[LayerShape], opset: int) -> ir.Model:
+def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:
     """One graph for prefill and step, fused already as far as attention goes. CheckpointError: torch cannot trace the class."""
-    decoder = StepDecoder(model)
+    shapes = way.shapes
     layers = len(shapes)
     past = [torch.zeros(ROWS, shape.kv_heads, BEFORE, shape.head_size) for shape in shapes for _ in range(2)]
     lengths = torch.full((ROWS,), BEFORE + LENGTH - 1, dtype=torch.int32)
@@ -132,8 +97,8 @@ def trace_decoder(model: Any, shapes: Sequence[LayerShape], opset: int) -> ir.Mo
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     parameters = {f"model.{name}": name for name, _ in tensors}
     modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}
-    with cached_attention(model), fixed_rotation(model):
-        graph = trace(decoder, inputs, dynamic, names, outputs, Names(parameters, modules), opset, "decoder")
+    with way.prepared(model):
+        graph = trace(StepDecoder(model, way), inputs, dynamic, names, outputs, Names(parameters, modules), opset, "decoder")
     name_caches(graph.graph, shapes)
     return graph
 
@@ -164,20 +129,3 @@ def name_caches(graph: ir.Graph, shapes: Sequence[LayerShape]) -> None:
 def vocabulary(model: Any) -> int:
     """Width of the logits."""
     return int(model.get_output_embeddings().weight.shape[0])
-
-
-@contextmanager
-def fixed_rotation(model: Any) -> Iterator[None]:
-    """Rotary tables of kinds that change with a text's length stay those of a text within the original length, see `longest`."""
-    changed = [(m, m.rope_type) for m in model.modules() if isinstance(getattr(m, "rope_type", None), str) and _varies(m.rope_type)]
-    for module, _ in changed:
-        module.rope_type = "default"
-    try:
-        yield
-    finally:
-        for module, kind in changed:
-            module.rope_type = kind
-
-
-def _varies(kind: str) -> bool:
-    return "dynamic" in kind or kind == "longrope"

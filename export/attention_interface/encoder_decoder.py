@@ -151,7 +151,9 @@ def _both_caches(own: Any, cross: Sequence[Tensor]) -> Any:
         """Caches of a decoder with a source."""
 
         def __init__(self) -> None:
-            self.self_attention_cache, self.cross_attention_cache = own, Source()
+            self.self_attention_cache = own
+            source: Any = Source()
+            self.cross_attention_cache = source
             self.is_updated: dict[int, bool] = defaultdict(lambda: False)
 
     both = Both()
@@ -164,8 +166,7 @@ class Decoder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        reads = inspect.signature(model.forward).parameters
-        self.takes_positions = f"decoder_{POSITION_IDS}" in reads or "kwargs" in reads and hasattr(model.config, "decoder")
+        self.takes_positions = f"decoder_{POSITION_IDS}" in inspect.signature(model.forward).parameters
 
     def __call__(self, ids: Tensor, memory: Tensor, mask: Tensor | None, cache: Any, positions: Tensor | None) -> Any:
         """ids int64 [rows, length], memory [rows, source, hidden], mask [rows, source] → the class's own answer."""

@@ -128,7 +128,9 @@ class TracedSeq2Seq:
     @property
     def max_source_length(self) -> int | None:
         """Positions of a source; None where nothing bounds them."""
-        return _bound(_sides(self.model.config)[0], self.model.get_encoder(), SOURCE_LENGTHS)
+        bound = _bound(_sides(self.model.config)[0], self.model.get_encoder(), SOURCE_LENGTHS)
+        blocks = sparse(self.model)
+        return bound if blocks is None else min(blocks, bound or blocks)
 
     def describe(self) -> Seq2SeqModel:
         """The model for the exporter."""
@@ -136,6 +138,14 @@ class TracedSeq2Seq:
             raise CheckpointError(f"{type(self.model).__name__} has no table of tokens and head that can be found; use Module(...)")
         original = TransformersSeq2Seq(self.model, self.ids)
         return Seq2SeqModel(original, None, self.ids, self.max_length, self.generation, self.max_source_length)
+
+
+def sparse(model: Any) -> int | None:
+    """Tokens up to which BigBird's encoder attends to all of a source, and beyond which to some blocks; None for others."""
+    config = model.config
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return None
+    return int((5 + 2 * config.num_random_blocks) * config.block_size)  # as its forward decides it
 
 
 def _bound(config: Any, part: Any, own: tuple[str, ...]) -> int | None:

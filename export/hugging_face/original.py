@@ -14,8 +14,8 @@ class TransformersSeq2Seq:
     def __init__(self, model: Any, ids: dict[str, Any]) -> None:
         self.model, self.ids = model, ids
         self.modules = [model]
-        self.source_rows = model.get_encoder().get_input_embeddings().num_embeddings
-        self.target_rows = min(model.get_decoder().get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features)
+        self.source_rows = _rows(model.get_encoder())
+        self.target_rows = min(_rows(model.get_decoder()), _outputs(model.get_output_embeddings()))
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """int64 and int32 [batch, source] → memory [batch, source, d]."""
@@ -47,6 +47,17 @@ class TransformersSeq2Seq:
             **lengths,
         )
         return _answers(out, 1, self.ids["eos_id"], beam)
+
+
+def _rows(part: Any) -> int:
+    """Rows of the table of tokens of an encoder or decoder; some classes have none that is asked for."""
+    table = part.embed_tokens if hasattr(part, "embed_tokens") else part.get_input_embeddings()
+    return int(table.num_embeddings)
+
+
+def _outputs(head: Any) -> int:
+    """Ids that a head scores: it may be a table of tokens itself."""
+    return int(head.weight.shape[0])
 
 
 def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:

@@ -77,7 +77,7 @@ def taken_over(config: Mapping[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     references, model_type, named = config.get(KEY), config.get("model_type"), named_class(config)
-    if not isinstance(references, Mapping) or model_type not in CONFIG_MAPPING:
+    if not isinstance(references, Mapping) or not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return False
     with quiet():
         own = CONFIG_MAPPING[model_type].__name__

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from onnxport.export import golden
 from onnxport.export.attention_interface.attention import LayerShape
-from onnxport.export.attention_interface.decoder import find_shapes, trace_decoder, vocabulary
+from onnxport.export.attention_interface.decoder import trace_decoder, vocabulary
 from onnxport.export.attention_interface.experts import SLOW, has_experts
+from onnxport.export.attention_interface.ways import find_way
 from onnxport.export.description import CausalModel
 from onnxport.export.exported import Exported
 from onnxport.export.source import Source
@@ -20,10 +21,10 @@ from onnxport.runtime.bundle.manifest import generation as generation_config
 def export_traced_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graph `decoder` of a language model. CheckpointError: its class does not go through the attention interface, or cannot be traced."""
     (original,) = model.original.modules
-    shapes = find_shapes(original)
+    way = find_way(original, model.max_length)
     goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
     progress("tracing the decoder")
-    graph = trace_decoder(original, shapes, opset)
+    graph = trace_decoder(original, way, opset)
     return Exported(
         name=source.name,
         task=task,
@@ -32,10 +33,10 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
         opset=opset,
         graphs={"decoder": graph},
         goldens=goldens,
-        generation=_generation(original, model, shapes),
+        generation=_generation(original, model, way.shapes),
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
-        expected={"decoder": {"group_query_attention": len(shapes)}},
+        expected={"decoder": {"group_query_attention": len(way.shapes)}},
         settings=source.settings | {"class": type(original).__name__},
         chat=source.chat,
         notes=tuple(_notes(original, model)),
@@ -51,7 +52,7 @@ def _notes(original: Any, model: CausalModel) -> Iterator[str]:
         yield f"texts are bounded to {model.max_length} of {longest} tokens: beyond, its rotary positions change with the length of a text"
 
 
-def _generation(original: Any, model: CausalModel, shapes: list[LayerShape]) -> GenerationConfig:
+def _generation(original: Any, model: CausalModel, shapes: Sequence[LayerShape]) -> GenerationConfig:
     caches = [LayerCache(shape.kv_heads, shape.head_size, shape.window) for shape in shapes]
     alike = len(set(caches)) == 1
     section: dict[str, Any] = {

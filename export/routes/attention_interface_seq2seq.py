@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from onnxport.export import golden
@@ -10,10 +11,13 @@ from onnxport.export.attention_interface.encoder_decoder import DecoderShapes, f
 from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.exported import Exported
+from onnxport.export.hugging_face.any_seq2seq import sparse
 from onnxport.export.source import Source
 from onnxport.progress import Progress
 from onnxport.runtime.bundle.manifest import GenerationConfig, LayerCache
 from onnxport.runtime.bundle.manifest import generation as generation_config
+
+LONGEST = 1024  # tokens of the long golden source: code that cuts or pads long texts shows itself there
 
 
 def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, progress: Progress) -> Exported:
@@ -23,7 +27,7 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
     """
     (original,) = model.original.modules
     shapes = find_shapes(original)
-    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
+    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length, model.max_source_length, LONGEST)
     progress("tracing the encoder")
     graphs = {"encoder": trace_source_encoder(original, shapes, opset)}
     progress("tracing the decoder")
@@ -41,8 +45,17 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
         source_hashes=source.hashes,
         expected={"decoder": {"group_query_attention": len(shapes.own)}},
         settings=source.settings | {"class": type(original).__name__},
-        notes=(SLOW,) if has_experts(original) else (),
+        notes=tuple(_notes(original, model)),
     )
+
+
+def _notes(original: Any, model: Seq2SeqModel) -> Iterator[str]:
+    """What costs more than it could, or bounds what the model's own configuration does not."""
+    if has_experts(original):
+        yield SLOW
+    longest = getattr(original.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and model.max_source_length is not None and model.max_source_length < longest and sparse(original):
+        yield f"sources are bounded to {model.max_source_length} of {longest} tokens: beyond, the class reads some blocks of them only"
 
 
 def _generation(original: Any, model: Seq2SeqModel, shapes: DecoderShapes) -> GenerationConfig:

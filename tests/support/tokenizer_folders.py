@@ -63,3 +63,16 @@ def marian_tokenizer(
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def mbart50_tokenizer(folder: Path, sentences: Sequence[str]) -> Any:
+    """MBart50's tokenizer, of the characters and words of a few sentences, in a folder; English unless told otherwise."""
+    import transformers
+
+    model = sentencepiece.SentencePieceProcessor(model_proto=train([*sentences] * 8, 60))
+    rows = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
+    named = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = [*((name, 0.0) for name in named), *(row for row in rows if row[0] not in named)]
+    tokenizer = transformers.MBart50Tokenizer(vocab=vocabulary)
+    tokenizer.save_pretrained(folder)
+    return tokenizer

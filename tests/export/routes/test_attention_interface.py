@@ -12,7 +12,7 @@ import torch
 
 from onnxport.build import build
 from onnxport.errors import CheckpointError, UsageError
-from onnxport.export.attention_interface.decoder import find_shapes
+from onnxport.export.attention_interface.ways import find_way
 from onnxport.export.hugging_face.any_decoder import TracedCausal
 from onnxport.export.resolve import resolve
 from onnxport.runtime import load
@@ -77,7 +77,7 @@ def test_answers_are_the_classes_own(mechanism: str, tmp_path: Path, monkeypatch
 def test_windows_of_some_layers_norms_of_heads_and_two_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("Gemma3ForCausalLM", tmp_path / "folder", **WINDOWS)
     before = model.config._attn_implementation
-    assert [(one.kv_heads, one.head_size, one.window) for one in find_shapes(model)] == [(2, 8, 8), (2, 8, None)]
+    assert [(one.kv_heads, one.head_size, one.window) for one in find_way(model, 64).shapes] == [(2, 8, 8), (2, 8, None)]
     assert model.config._attn_implementation == before
     bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32", "int8"))
     assert bundle.generation is not None
