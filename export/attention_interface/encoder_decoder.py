@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.attention_interface.attention import LayerShape, Step, attend, handing_cache, running, running_step
+from onnxport.export.attention_interface.cross_calls import CrossCall, recorded
 from onnxport.export.attention_interface.decoder import fixed_rotation, name_caches, present_shapes, vocabulary
 from onnxport.export.attention_interface.experts import dense
 from onnxport.export.attention_interface.implementations import using
@@ -55,12 +56,22 @@ class CrossShape:
     value_size: int
 
 
+@dataclass(frozen=True, eq=False)
+class SourceCalls:
+    """The cross-attentions of a run, by layer, and the memory that they saw: called alone they make the same of a memory."""
+
+    calls: dict[int, CrossCall]
+    seen: Tensor
+
+
 @dataclass(frozen=True)
 class DecoderShapes:
-    """What the decoder keeps of its own positions, and what it reads of a source, in the order of the calls."""
+    """What the decoder keeps of its own positions, and what it reads of a source, in the order of the calls. calls: those of its
+    cross-attentions, None where they cannot be called alone."""
 
     own: list[LayerShape]
     cross: list[CrossShape]
+    calls: SourceCalls | None = None
 
     @property
     def windows(self) -> bool:
@@ -183,14 +194,15 @@ class Decoder:
 
 
 class SourceEncoder(nn.Module):
-    """Graph `encoder`: the class's encoder, and what its decoder's cross-attentions make of the memory; the rest of the decoder is dead.
+    """Graph `encoder`: the class's encoder, and what its decoder's cross-attentions make of the memory.
 
     keys: the mask is handed to the encoder as one that is finished, bool [batch, 1, 1, source]. heads: of each cross-attention's queries.
+    calls: of the cross-attentions; without them the whole decoder runs once, and what is not of use to them is dead.
     """
 
-    def __init__(self, model: Any, keys: bool, heads: list[int] | None = None) -> None:
+    def __init__(self, model: Any, keys: bool, heads: list[int] | None = None, calls: SourceCalls | None = None) -> None:
         super().__init__()
-        self.model, self.keys, self.heads = model, keys, heads
+        self.model, self.keys, self.heads, self.calls = model, keys, heads, calls
 
     def memory(self, input_ids: Tensor, source_mask: Tensor) -> Tensor:
         """int64 and int32 [batch, source] → [batch, source, hidden]."""
@@ -200,11 +212,17 @@ class SourceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, ...]:
         """int64 and int32 [batch, source] → key and value [batch, heads, source, size] of each cross-attention, in turn."""
-        memory = self.memory(input_ids, source_mask)
+        return self.cross(self.memory(input_ids, source_mask), input_ids, source_mask)
+
+    def cross(self, memory: Tensor, input_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, ...]:
+        """What cross-attentions make of a memory; the rest as in `forward`."""
         nothing = torch.zeros(0)
-        own = handing_cache(Step([], nothing, nothing, None))
-        cache = _both_caches(own, ())
-        Decoder(self.model)(input_ids[:, :1], memory, source_mask.long(), cache, None)
+        cache = _both_caches(handing_cache(Step([], nothing, nothing, None)), ())
+        if self.calls is None:
+            Decoder(self.model)(input_ids[:, :1], memory, source_mask.long(), cache, None)
+        else:
+            for call in self.calls.calls.values():
+                call.again(self.calls.seen, memory, cache)
         found = cache.cross_attention_cache.found
         pairs = [found[place] for place in sorted(found)]
         if self.heads is None:
@@ -290,7 +308,7 @@ def find_shapes(model: Any) -> DecoderShapes:
     lengths = torch.full((2,), 2, dtype=torch.int32)
     try:
         with torch.no_grad(), _encoding(model):
-            cross = SourceEncoder(model, keys=False)(ids, mask)
+            cross, calls = _source_calls(model, ids, mask)
         step = CrossStep([], lengths, torch.tensor(3, dtype=torch.int32), lengths + 1, cross=cross, source_mask=mask)
         if cross:
             with torch.no_grad(), _cached(model):
@@ -301,7 +319,23 @@ def find_shapes(model: Any) -> DecoderShapes:
         raise CheckpointError(f"{name} does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})") from error
     if not step.shapes or not step.found or len(step.found) != len(cross) // 2:
         raise CheckpointError(f"the attention of {name}'s decoder does not come through transformers' attention interface")
-    return DecoderShapes(step.shapes, [step.found[place] for place in sorted(step.found)])
+    return DecoderShapes(step.shapes, [step.found[place] for place in sorted(step.found)], calls)
+
+
+def _source_calls(model: Any, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], SourceCalls | None]:
+    """Keys and values of a source by one run of the decoder, and the calls that make the same alone, where they do."""
+    encoder = SourceEncoder(model, keys=False)
+    memory = encoder.memory(ids, mask)
+    with recorded(model) as calls:
+        cross = encoder.cross(memory, ids, mask)
+    found, other = SourceCalls(calls, memory), memory.flip(0, 1) + 1
+    try:
+        wanted = encoder.cross(other, ids, mask)
+        alone = SourceEncoder(model, keys=False, calls=found).cross(other, ids, mask)
+        same = all(torch.equal(one, two) for one, two in zip(wanted, alone, strict=True))
+    except Exception:  # whatever the class's own code raises
+        same = False
+    return cross, found if same else None
 
 
 def trace_source_encoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Model:
@@ -317,7 +351,7 @@ def trace_source_encoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Mo
             name: ("batch", shape.heads, "source", size) for name, size in zip(names, (shape.key_size, shape.value_size), strict=True)
         }
     with _encoding(model):
-        call = SourceEncoder(model, _takes_keys(model, inputs[INPUT_IDS], mask), [shape.heads for shape in shapes.cross])
+        call = SourceEncoder(model, _takes_keys(model, inputs[INPUT_IDS], mask), [shape.heads for shape in shapes.cross], shapes.calls)
         return trace(call, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, _names(model), opset, "encoder")
 
 

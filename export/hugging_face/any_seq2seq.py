@@ -134,9 +134,11 @@ class TracedSeq2Seq:
 
     def describe(self) -> Seq2SeqModel:
         """The model for the exporter."""
-        if self.model.get_output_embeddings() is None or self.model.get_input_embeddings() is None:
-            raise CheckpointError(f"{type(self.model).__name__} has no table of tokens and head that can be found; use Module(...)")
-        original = TransformersSeq2Seq(self.model, self.ids)
+        try:
+            original = TransformersSeq2Seq(self.model, self.ids)
+        except Exception as error:  # a class of speech, or what it likes
+            name = type(self.model).__name__
+            raise CheckpointError(f"{name} has no encoder, table of tokens and head that can be found; use Module(...)") from error
         return Seq2SeqModel(original, None, self.ids, self.max_length, self.generation, self.max_source_length)
 
 
