@@ -14,6 +14,7 @@ and in several; for seq2seq, encoder-decoders, those behind sources of several l
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import shutil
@@ -148,8 +149,7 @@ def seq2seq_types() -> Iterator[tuple[str, str]]:
 
     for kind, name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
         cls = getattr(transformers, name)
-        keys = cls.config_class().to_dict().keys()
-        if cls.main_input_name == "input_ids" and not any(key.startswith("audio") and key.endswith("config") for key in keys):
+        if cls.main_input_name == "input_ids" and not {"input_features", "input_values"} & inspect.signature(cls.forward).parameters.keys():
             yield kind, name
 
 
