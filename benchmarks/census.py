@@ -20,9 +20,9 @@ import multiprocessing
 import shutil
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of models. types: (type, class) pairs; difference: of a bundle's answers from those of the folder's own class, relative."""
+    """A kind of models. types: (type, class) pairs; difference: of a bundle's answers from those of the folder's own class, relative;
+    settings: of every configuration that has the key."""
 
     types: Callable[[], Iterator[tuple[str, str]]]
     difference: Callable[[str, Path, Path], float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _first(names: Any) -> str | None:
@@ -103,13 +105,13 @@ def encoder_difference(cls: str, folder: Path, bundle: Path) -> float:
 
 
 def decoder_types() -> Iterator[tuple[str, str]]:
-    """Types of language models: with a head for generation, and no head for masked tokens."""
+    """Types of language models: with a head for generation, which read texts alone."""
     import transformers
     from transformers.models.auto import modeling_auto
 
     for kind, names in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         name = str(_first(names))
-        if kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not _sees(getattr(transformers, name).config_class):
+        if not _sees(getattr(transformers, name).config_class):
             yield kind, name
 
 
@@ -183,7 +185,7 @@ def seq2seq_difference(cls: str, folder: Path, bundle: Path) -> float:
 
 KINDS = {
     "encoders": Kind(encoder_types, encoder_difference),
-    "decoders": Kind(decoder_types, decoder_difference),
+    "decoders": Kind(decoder_types, decoder_difference, {"is_decoder": True}),
     "seq2seq": Kind(seq2seq_types, seq2seq_difference),
 }
 
@@ -194,7 +196,7 @@ def one(kind: Kind, row: Row, work: Path) -> None:
 
     folder, bundle = work / "folder", work / "bundle"
     try:
-        tiny_folder(row.type, row.cls, folder)
+        tiny_folder(row.type, row.cls, folder, **kind.settings)
     except Exception as error:  # whatever a class raises at these sizes
         row.reason = f"{type(error).__name__}: {one_line(error, 200)}"
         return

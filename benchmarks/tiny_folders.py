@@ -46,7 +46,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "position_buckets": 8,
         "norm_rel_ebd": "layer_norm", "share_att_key": True, "max_relative_positions": -1, "pooler_hidden_size": 32,
     },
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {name: {"rope_type": "default", "rope_theta": 1e4} for name in ("sliding_attention", "full_attention")},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_top_k": 2},
+    },
     "dots1": {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "electra": {"embedding_size": 16},
     "encoder-decoder": {
@@ -64,6 +72,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "funnel": {"block_sizes": [1, 1, 1], "d_head": 8, "d_model": 32},
     "layoutlm": {"max_2d_position_embeddings": 64},
     "esmc": {"num_key_value_heads": 4},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "layer_types": ["mamba", "attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "zaya": {"num_experts_per_tok": 1},
     "lilt": {"hidden_size": 48, "max_2d_position_embeddings": 64, "channel_shrink_ratio": 4},
     "layoutlmv2": {"max_2d_position_embeddings": 64, "coordinate_size": 8, "shape_size": 8},
     "layoutlmv3": {"max_2d_position_embeddings": 64, "coordinate_size": 6, "shape_size": 4, "visual_embed": False},
@@ -141,14 +154,16 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 def tiny_folder(model_type: str, cls: str, out: Path, **settings: Any) -> Path:
     """A folder as `save_pretrained` writes it, of a tiny random model of the class `cls` of transformers, without a tokenizer.
 
-    settings: of the configuration, over those of this file. Whatever transformers raises where its class cannot be built goes through.
+    settings: of the configuration, over those of this file, where it has the key. Whatever transformers raises where its class cannot be
+    built goes through.
     """
     import transformers
 
     made = getattr(transformers, cls)
     config = tiny_config(model_type, made)
     for key, value in settings.items():
-        setattr(config, key, value)
+        if hasattr(config, key):
+            setattr(config, key, value)
     torch.manual_seed(0)
     model = made(config).eval()
     randomize(model)

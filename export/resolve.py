@@ -175,7 +175,7 @@ def read_folder(folder: Path, allow_pickle: bool, lora: Path | None = None, allo
 
 def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool, whole: Path, own: bool) -> Source:
     """The Source of a folder with plain weights. whole: what the user named, or holds it. own: by the folder's code."""
-    from onnxport.export.hugging_face.any_decoder import other_decoder
+    from onnxport.export.hugging_face.any_decoder import is_decoder_alone, other_decoder
     from onnxport.export.hugging_face.any_encoder import answers_at_once, other_encoder
     from onnxport.export.hugging_face.any_seq2seq import other_seq2seq
     from onnxport.export.hugging_face.folder import read
@@ -187,7 +187,8 @@ def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool,
     path, model_type, embeds = folder / "config.json", config["model_type"], has_modules(whole)
     found = family(model_type) if model_type in MODULES else None
     at_once = embeds or ((found is None or found.kind != "encoder") and answers_at_once(model_type, config, path))
-    if not at_once and (found is None or (found.kind == "causal" and found.problems(config))):
+    alone = found is not None and found.kind != "causal" and is_decoder_alone(model_type, config)
+    if not at_once and (found is None or alone or (found.kind == "causal" and found.problems(config))):
         found = other_seq2seq(model_type, config, path) or other_decoder(model_type, config, path) or found
     if found is None or (found.kind != "encoder" and at_once):
         found = other_encoder(model_type, config, path, _KNOWN, embeds)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.attention_interface.attention import LayerShape, Step
-from onnxport.export.attention_interface.rotation import fixed_rotation as fixed_rotation
 from onnxport.export.attention_interface.ways import Way
 from onnxport.export.trace.tracer import Names, Shapes, trace
 from onnxport.graph.edit import is_op

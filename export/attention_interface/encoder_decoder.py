@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.attention_interface.attention import LayerShape, Step, attend, handing_cache, running, running_step
 from onnxport.export.attention_interface.cross_calls import CrossCall, recorded
-from onnxport.export.attention_interface.decoder import fixed_rotation, name_caches, present_shapes, vocabulary
+from onnxport.export.attention_interface.decoder import name_caches, present_shapes, vocabulary
 from onnxport.export.attention_interface.experts import dense
 from onnxport.export.attention_interface.implementations import using
 from onnxport.export.attention_interface.positions import positions_of_rows
+from onnxport.export.attention_interface.rotation import fixed_rotation
 from onnxport.export.trace.tracer import Names, Shapes, trace
 from onnxport.export.transformers_library import encoder_output, import_transformers
 from onnxport.runtime.bundle.interface import (

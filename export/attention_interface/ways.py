@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,18 +30,22 @@ from onnxport.export.attention_interface.untraced import Untraced
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, POSITION_IDS
 
 FEW, SOME, MANY = 12, 1024, 4096  # ids of a trial; of a bias that may be a slope; positions of one that is none
+NUMBERED = "create_position_ids_from_input_ids"  # who has it begins behind its padding_idx
 TOLERANCE = 1e-3  # of the largest difference, over the largest logit
 
 
 @dataclass(frozen=True)
 class Way:
     """positions: "given" as position_ids, "counted" by the class from the length of its cache, which is told of each row, or "none".
-    scores: of each call of a class's own attention, None through the interface. shapes: the cache of each call. constants: see Untraced."""
+    scores: of each call of a class's own attention, None through the interface. shapes: the cache of each call. constants: see Untraced.
+    first: position of a text's first token, where they are given.
+    """
 
     positions: str
     scores: tuple[Scores, ...] | None = None
     shapes: tuple[LayerShape, ...] = ()
     constants: tuple[Any, ...] | None = None
+    first: int = 0
 
     @contextmanager
     def prepared(self, model: Any) -> Iterator[None]:
@@ -55,7 +59,7 @@ class Way:
 
     def run(self, model: Any, step: Step, ids: Tensor, positions: Tensor, watch: Watch | None = None) -> Any:
         """The class's own answer for one step: ids and positions int64 [rows, length]. The model is prepared."""
-        given = {POSITION_IDS: positions} if self.positions == "given" else {}
+        given = {POSITION_IDS: positions + self.first} if self.positions == "given" else {}
         if self.positions == "counted" and ATTENTION_MASK in inspect.signature(model.forward).parameters:
             given[ATTENTION_MASK] = torch.ones_like(ids)  # else the class makes one as long as its cache
         step.positions = positions if self.positions == "counted" else None
@@ -83,10 +87,10 @@ def find_way(model: Any, longest: int | None) -> Way:
         raise CheckpointError(f"{name} takes no cache")
     _check_causal(model, few)
     reasons = []
-    for positions in ("given",) if POSITION_IDS in reads else ("counted", "none"):
+    for start in _starts(model, reads):
         for find in (_through_interface, _by_products):
             try:
-                way = find(model, positions, few, longest)
+                way = find(model, start, few, longest)
                 with torch.no_grad():
                     _try(model, way, few)
                 return way
@@ -95,6 +99,14 @@ def find_way(model: Any, longest: int | None) -> Way:
             except Exception as error:  # the class's own code raises what it likes
                 reasons.append(f"it does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})")
     raise CheckpointError(f"{name} cannot be traced with cached attention: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _starts(model: Any, reads: Mapping[str, Any]) -> list[Way]:
+    """Ways of positions that may be the class's; many kin of RoBERTa number them from behind the padding id on."""
+    if POSITION_IDS not in reads:
+        return [Way("counted"), Way("none")]
+    padding = next((m.padding_idx for m in model.modules() if hasattr(m, NUMBERED) and isinstance(m.padding_idx, int)), None)
+    return [Way("given") if padding is None else Way("given", first=padding + 1)]
 
 
 def _check_causal(model: Any, few: int) -> None:
@@ -114,18 +126,17 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max()) if a.numel() else 0.0
 
 
-def _through_interface(model: Any, positions: str, few: int, longest: int | None) -> Way:
+def _through_interface(model: Any, way: Way, few: int, longest: int | None) -> Way:
     """Through transformers' attention interface. CheckpointError: it does not come through it."""
-    way = Way(positions)
     step = _first_run(model, way, _ids(model, few))
     if not step.shapes:
         raise CheckpointError("its attention does not come through transformers' attention interface")
     return replace(way, shapes=tuple(step.shapes), constants=tuple(step.constants))
 
 
-def _by_products(model: Any, positions: str, few: int, longest: int | None) -> Way:
+def _by_products(model: Any, way: Way, few: int, longest: int | None) -> Way:
     """By the products of its own attention. CheckpointError: they are none that are known."""
-    way, seen = Way(positions, ()), bands(model)
+    way, seen = replace(way, scores=()), bands(model)
     watches = [Watch(None, product, seen) for product in (0.0, 1.0, 2.0)]
     for watch in watches:
         _first_run(model, way, _ids(model, few), watch)

@@ -40,6 +40,14 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
     return OtherDecoder(model_type, chosen, names, cls.base_model_prefix)
 
 
+def is_decoder_alone(model_type: str, config: Mapping[str, Any]) -> bool:
+    """Whether the config names the class for language models of a type that has others too: BertLMHeadModel, BartForCausalLM."""
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, TABLE).get(model_type)
+    return found is not None and named_class(config) in ((found,) if isinstance(found, str) else found)
+
+
 @dataclass(frozen=True)
 class OtherDecoder:
     """A family that is only what transformers makes of it. classes: those with a head for the next token; chosen: the one to load."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxport.export import golden
@@ -22,6 +23,8 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
     """Graph `decoder` of a language model. CheckpointError: its class does not go through the attention interface, or cannot be traced."""
     (original,) = model.original.modules
     way = find_way(original, model.max_length)
+    if model.max_length is not None:
+        model = replace(model, max_length=model.max_length - way.first)
     goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
     progress("tracing the decoder")
     graph = trace_decoder(original, way, opset)

@@ -35,11 +35,37 @@ MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
     "interleaved rotation": ("CohereForCausalLM", {}),
     "learned positions, heads of 5": ("OPTForCausalLM", {"hidden_size": 20, "ffn_dim": 24, "word_embed_proj_dim": 20}),
     "two attentions a layer": ("DiffLlamaForCausalLM", {}),
+    "a slope of scores by attention of its own": ("BloomForCausalLM", {"hidden_size": 24, "num_attention_heads": 3}),
+    "a table of scores": (
+        "FalconForCausalLM",
+        {"alibi": True, "new_decoder_architecture": False, "hidden_size": 24, "num_attention_heads": 3, "max_position_embeddings": 400},
+    ),
+    "windows of its own": (
+        "GPTNeoForCausalLM", {"attention_types": [[["global", "local"], 1]], "window_size": 8, "num_layers": 2, "num_heads": 4}
+    ),
+    "complex rotation, masks of chunks": (
+        "Llama4ForCausalLM",
+        {"head_dim": 8, "attention_chunk_size": 6, "num_local_experts": 4, "intermediate_size_mlp": 40, "no_rope_layers": [1, 0]},
+    ),
+    "positions counted by the length of its cache": (
+        "TrOCRForCausalLM", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40}
+    ),
+}  # fmt: skip
+# what stands in the way → class, settings beside TINY
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "looks at what comes behind a token.*is_decoder is False": ("BertGenerationDecoder", {}),
+    "keep a state that is no keys and values": ("MambaForCausalLM", {"state_size": 4}),
+    "makes a mask of its own": ("DogeForCausalLM", {}),
+    "by an indexer with a cache of its own": (
+        "DeepseekV32ForCausalLM",
+        LATENT | {"index_n_heads": 2, "index_head_dim": 8},
+    ),
+    "takes no cache": ("OpenAIGPTLMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
 }
 
 
-def made(name: str, folder: Path, **settings: Any) -> Any:
-    """A tiny random model of the class in a folder."""
+def tiny(name: str, **settings: Any) -> Any:
+    """A tiny random model of the class."""
     import transformers
 
     cls = getattr(transformers, name)
@@ -47,6 +73,12 @@ def made(name: str, folder: Path, **settings: Any) -> Any:
     config = cls.config_class(**{key: value for key, value in {**TINY, **settings}.items() if key in known})
     model = cls(config).eval()
     randomize(model)
+    return model
+
+
+def made(name: str, folder: Path, **settings: Any) -> Any:
+    """The same in a folder."""
+    model = tiny(name, **settings)
     model.save_pretrained(folder)
     return model
 
@@ -110,10 +142,38 @@ def test_rotation_that_changes_with_the_length_bounds_the_text(tmp_path: Path) -
     assert isinstance(adapter, TracedCausal) and adapter.max_length == 32
 
 
-def test_attention_of_its_own_is_refused(tmp_path: Path) -> None:
-    made("BloomForCausalLM", tmp_path / "folder")
-    with pytest.raises(CheckpointError, match="counts positions by the length of its cache"):
-        build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_cannot_be_right_is_refused_before_anything_is_traced(why: str) -> None:
+    name, settings = REFUSED[why]
+    with pytest.raises(CheckpointError, match=why):
+        find_way(tiny(name, **settings), 64)
+
+
+def test_a_bias_that_is_rounded_is_no_slope() -> None:
+    falcon = {"alibi": True, "new_decoder_architecture": False, "num_attention_heads": 3, "hidden_size": 24}
+    (score, _) = find_way(tiny("FalconForCausalLM", **falcon), 400).scores or ()  # bfloat16 holds integers up to 256
+    assert score.slopes is None and score.table is not None and score.table.shape == (3, 400)
+    (score, _) = find_way(tiny("BloomForCausalLM", num_attention_heads=2), None).scores or ()
+    assert score.slopes == pytest.approx((0.0625, 0.00390625), rel=1e-6) and score.table is None
+
+
+def test_masks_of_chunks_become_biases() -> None:
+    settings = MECHANISMS["complex rotation, masks of chunks"]
+    assert [(one.window, one.biased) for one in find_way(tiny(settings[0], **settings[1]), 64).shapes] == [(None, True), (None, False)]
+
+
+def test_windows_that_a_class_masks_but_does_not_name(tmp_path: Path) -> None:
+    model = tiny("PhimoeForCausalLM", sliding_window=8, num_local_experts=4)
+    assert [one.window for one in find_way(model, 64).shapes] == [8, 8]
+
+
+def test_constants_that_cannot_be_traced_are_kept() -> None:
+    from onnxport.export.attention_interface.untraced import Untraced
+
+    with Untraced(None) as first:
+        found = torch.erfinv(torch.tensor([0.5, -0.25]))
+    with Untraced(tuple(first.found)):
+        assert torch.equal(torch.erfinv(torch.tensor([0.0, 0.0])), found)
 
 
 def test_a_route_that_a_source_cannot_take_is_wrong_usage(model_folder: Path, tmp_path: Path) -> None:
