@@ -65,14 +65,47 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def mbart50_tokenizer(folder: Path, sentences: Sequence[str]) -> Any:
-    """MBart50's tokenizer, of the characters and words of a few sentences, in a folder; English unless told otherwise."""
+NAMED = ("<s>", "<pad>", "</s>", "<unk>")  # the first tokens of vocabularies that fairseq made
+MODEL = "sentencepiece.bpe.model"
+LANGUAGE_FAMILIES = {"m2m100": "m2m_100", "nllb": "m2m_100", "mbart50": "mbart", "mbart": "mbart", "plbart": "plbart"}  # → model_type
+
+
+def language_tokenizer(folder: Path, family: str, sentences: Sequence[str], size: int = 60) -> Any:
+    """transformers' tokenizer of a family that translates between many languages, in a folder with the family's own files.
+
+    family: one of LANGUAGE_FAMILIES. size: pieces of the SentencePiece model. Its source language is the family's own default, so it may
+    be None.
+    """
     import transformers
 
-    model = sentencepiece.SentencePieceProcessor(model_proto=train([*sentences] * 8, 60))
-    rows = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
-    named = ["<s>", "<pad>", "</s>", "<unk>"]
-    vocabulary = [*((name, 0.0) for name in named), *(row for row in rows if row[0] not in named)]
-    tokenizer = transformers.MBart50Tokenizer(vocab=vocabulary)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    folder.mkdir(parents=True, exist_ok=True)
+    model = train([*sentences] * 8, size, **({"model_type": "bpe"} if family == "nllb" else {}))
+    made: Any
+    if family in ("m2m100", "plbart"):  # written in Python: they read the model's file
+        (folder / MODEL).write_bytes(model)
+    if family == "m2m100":
+        _write_json(folder / "vocab.json", {token: i for i, (token, _) in enumerate(_fairseq_rows(model))})
+        made = transformers.M2M100Tokenizer(str(folder / "vocab.json"), str(folder / MODEL))
+    elif family == "plbart":
+        made = transformers.PLBartTokenizer(str(folder / MODEL))
+    elif family == "nllb":
+        ids = {token: i for i, (token, _) in enumerate(_fairseq_rows(model))}
+        made = transformers.NllbTokenizer(vocab=ids, merges=_merges(ids))
+    else:
+        cls = {"mbart": transformers.MBartTokenizer, "mbart50": transformers.MBart50Tokenizer}[family]
+        made = cls(vocab=_fairseq_rows(model))
+    made.save_pretrained(folder)
+    return made
+
+
+def _fairseq_rows(model: bytes) -> list[tuple[str, float]]:
+    """Pieces and their scores, behind the tokens that fairseq puts first."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    rows = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
+    return [*((token, 0.0) for token in NAMED), *(row for row in rows if row[0] not in NAMED)]
+
+
+def _merges(ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs of pieces that make another, in the order of what they make: that in which BPE learned them."""
+    cuts = ((piece[:cut], piece[cut:]) for piece in ids if piece not in NAMED for cut in range(1, len(piece)))
+    return [pair for pair in cuts if pair[0] in ids and pair[1] in ids]

@@ -18,7 +18,7 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.generator import Generator
 from onnxport.runtime.options import Options, Watch
 from support.commands import invoke
-from support.tokenizer_folders import mbart50_tokenizer
+from support.tokenizer_folders import language_tokenizer
 
 NEW = 8
 SIZES = {"vocab_size": 97, "d_model": 32, "pad_token_id": 0, "eos_token_id": 2}
@@ -148,7 +148,7 @@ class Translator:
     def __init__(self, folder: Path) -> None:
         import transformers
 
-        self.tokenizer = mbart50_tokenizer(folder / "source", TEXTS)
+        self.tokenizer = language_tokenizer(folder / "source", "mbart50", TEXTS)
         special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None}
         config = transformers.MBartConfig(**(BART | special | {"vocab_size": len(self.tokenizer)}))
         self.model, self.bundle = made("MBartForConditionalGeneration", folder / "source", config), folder / "bundle"
