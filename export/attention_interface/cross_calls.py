@@ -46,7 +46,8 @@ def recorded(model: nn.Module) -> Iterator[dict[int, CrossCall]]:
 
     def left(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         for cache in (value for value in (*args, *kwargs.values()) if isinstance(value, EncoderDecoderCache)):
-            for layer in cache.cross_attention_cache.found.keys() - calls.keys():
+            source: Any = cache.cross_attention_cache
+            for layer in source.found.keys() - calls.keys():
                 calls[layer] = CrossCall(module, args, kwargs)  # the innermost is left first
 
     hooks = [module.register_forward_hook(left, with_kwargs=True) for module in model.modules()]
