@@ -130,18 +130,29 @@ def decoder_difference(cls: str, folder: Path, bundle: Path) -> float:
 
     from onnxport.runtime import load
     from onnxport.runtime.decode import state
+    from onnxport.runtime.decode.generator import Generator
+    from onnxport.runtime.options import Options, Watch
 
     theirs, ours, new, worst = getattr(transformers, cls).from_pretrained(folder).eval(), load(bundle), 12, 0.0
+    assert ours.engine is not None
+    config, options = ours.engine.config.plain(), Options(min_new_tokens=new, max_new_tokens=new)
     random, rows = np.random.default_rng(11), min(VOCABULARY, int(theirs.config.get_text_config().vocab_size))
     prompts = [random.integers(5, rows - 8, length).tolist() for length in (5, 17, 1, 30)]
     for block in (state.PREFILL_CHUNK, 7):
         state.PREFILL_CHUNK = block
-        for prompt, answer in zip(prompts, ours.generate(prompts, min_new_tokens=new, max_new_tokens=new), strict=True):
+        for prompt, answer in zip(
+            prompts, Generator(ours.engine, None, None, config).generate(prompts, None, options, Watch()), strict=True
+        ):
             with torch.no_grad():
                 logits = theirs(input_ids=torch.tensor([[*prompt, *answer.tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-            expected = logits.float().log_softmax(-1)[torch.arange(new), torch.tensor(answer.tokens)].numpy()
-            worst = max(worst, float(np.abs(np.array(answer.token_logprobs) - expected).max() / logits.abs().max()))
+            worst = max(worst, answer_difference(answer, logits))
     return worst
+
+
+def answer_difference(answer: Any, logits: Any) -> float:
+    """The largest difference of an answer's log-probabilities from those of logits [tokens, vocabulary], over the largest logit."""
+    expected = logits.float().log_softmax(-1)[range(len(answer.tokens)), answer.tokens].numpy()
+    return float(np.abs(np.array(answer.token_logprobs) - expected).max() / logits.abs().max())
 
 
 def seq2seq_types() -> Iterator[tuple[str, str]]:
@@ -177,9 +188,7 @@ def seq2seq_difference(cls: str, folder: Path, bundle: Path) -> float:
             target, mask = torch.tensor([[*begun, *answer.tokens]]), torch.ones(1, len(source), dtype=torch.long)
             with torch.no_grad():
                 found = theirs(input_ids=torch.tensor([source]), attention_mask=mask, decoder_input_ids=target, use_cache=False)
-            logits = found.logits[0, len(begun) - 1 : -1].float()
-            expected = logits.log_softmax(-1)[torch.arange(new), torch.tensor(answer.tokens)].numpy()
-            worst = max(worst, float(np.abs(np.array(answer.token_logprobs) - expected).max() / logits.abs().max()))
+            worst = max(worst, answer_difference(answer, found.logits[0, len(begun) - 1 : -1]))
     return worst
 
 

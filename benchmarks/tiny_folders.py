@@ -103,7 +103,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xlm": {"n_langs": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }  # fmt: skip
-NESTED = ("text_config", "encoder", "decoder", "vision_config", "audio_config")
+NESTED = (
+    "text_config", "encoder", "decoder", "vision_config", "audio_config",
+    "patcher_config", "encoder_config", "decoder_config", "global_config",
+)  # fmt: skip
 
 
 def tiny_config(model_type: str, cls: Any) -> Any:
