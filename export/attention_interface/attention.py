@@ -6,7 +6,7 @@ values on as they are, since the node joins them to the past.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Step:
     shapes. lengths, total, real: the kernel's `seqlens_k` int32 [rows], `total_sequence_length` int32 [] and `query_seqlens` int32 [rows],
     None where no row is both behind a past and padded. positions: of the new ids, int64 [rows, length]; None where the class gets them by
     itself; at: the same, always. known: shapes found by a run before. masks: those asked for, by the identity of their marks. present,
-    shapes: of each call, in order. tries: real answers are computed here, and nothing is traced.
+    shapes: of each call, in order; constants: see Untraced. tries: real answers are computed here, and nothing is traced.
     """
 
     past: Sequence[Tensor]
@@ -225,8 +225,8 @@ def handing_cache(step: Step) -> Any:
 
 
 @contextmanager
-def cached_attention(model: Any) -> Iterator[None]:
-    """The model's attention and experts are ours, until the block is left."""
-    import_transformers().AttentionInterface.register(NAME, attend)
-    with dense(model), using(model, "_attn_implementation_internal", NAME):
+def cached_attention(model: Any, name: str = NAME, function: Callable[..., Any] = attend) -> Iterator[None]:
+    """The model's experts are ours, and its attention is `function`, which transformers knows by `name`, until the block is left."""
+    import_transformers().AttentionInterface.register(name, function)
+    with dense(model), using(model, "_attn_implementation_internal", name):
         yield

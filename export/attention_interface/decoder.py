@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -49,21 +49,28 @@ class StepDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """→ logits [rows, vocabulary] at `logits_index`, and the present keys and values in the order of `past`."""
         step = Step(past, lengths, total, real)
-        rows = torch.arange(input_ids.shape[0])
-
-        def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][rows, logits_index], *inputs[1:])  # of two dimensions: a tied table stays one tensor, read by Gemm
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(chosen)  # only one position of a row goes through the head
-        try:
-            logits: Tensor = self.way.run(self.model, step, input_ids, position_ids).logits
-        finally:
-            hook.remove()
-        if logits.dim() != 2:
-            raise CheckpointError(
-                f"{type(self.model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2"
-            )
+        logits = logits_at(self.model, logits_index, lambda: self.way.run(self.model, step, input_ids, position_ids))
         return (logits, *step.present)
+
+
+def logits_at(model: Any, index: Tensor, run: Callable[[], Any]) -> Tensor:
+    """Logits [rows, vocabulary] of a run of the class, at position `index` of each row: only these go through the head.
+
+    CheckpointError: the class makes something else of them.
+    """
+    rows = torch.arange(index.shape[0])
+
+    def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][rows, index], *inputs[1:])  # of two dimensions: a tied table stays one tensor, read by Gemm
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        logits: Tensor = run().logits
+    finally:
+        hook.remove()
+    if logits.dim() != 2:
+        raise CheckpointError(f"{type(model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2")
+    return logits
 
 
 def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:
@@ -93,13 +100,17 @@ def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:
     }
     names = [INPUT_IDS, POSITION_IDS, LOGITS_INDEX, SEQLENS, TOTAL_LENGTH, QUERY_LENGTHS, *cache_names(PAST, layers)]
     outputs: Shapes = {LOGITS: ("batch", vocabulary(model)), **present_shapes(shapes)}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    parameters = {f"model.{name}": name for name, _ in tensors}
-    modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}
     with way.prepared(model):
-        graph = trace(StepDecoder(model, way), inputs, dynamic, names, outputs, Names(parameters, modules), opset, "decoder")
+        graph = trace(StepDecoder(model, way), inputs, dynamic, names, outputs, own_names(model), opset, "decoder")
     name_caches(graph.graph, shapes)
     return graph
+
+
+def own_names(model: Any) -> Names:
+    """Names of tensors and modules as the class has them, where it is traced as part `model` of something."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}
+    return Names({f"model.{name}": name for name, _ in tensors}, modules)
 
 
 def _capacity(shape: LayerShape) -> str:

@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError, one_line
-from onnxport.export.attention_interface.attention import LayerShape, Step, attend, handing_cache, running, running_step
+from onnxport.export.attention_interface.attention import LayerShape, Step, attend, cached_attention, handing_cache, running, running_step
 from onnxport.export.attention_interface.cross_calls import CrossCall, recorded
-from onnxport.export.attention_interface.decoder import name_caches, present_shapes, vocabulary
+from onnxport.export.attention_interface.decoder import logits_at, name_caches, own_names, present_shapes, vocabulary
 from onnxport.export.attention_interface.experts import dense
-from onnxport.export.attention_interface.implementations import using
 from onnxport.export.attention_interface.positions import positions_of_rows
 from onnxport.export.attention_interface.rotation import fixed_rotation
-from onnxport.export.trace.tracer import Names, Shapes, trace
-from onnxport.export.transformers_library import encoder_output, import_transformers
+from onnxport.export.trace.tracer import Shapes, trace
+from onnxport.export.transformers_library import encoder_output
 from onnxport.runtime.bundle.interface import (
     CROSS,
     INPUT_IDS,
@@ -43,7 +42,6 @@ from onnxport.runtime.bundle.interface import (
 )
 
 NAME = "onnxport_cached_and_cross"
-IMPLEMENTATION = "_attn_implementation_internal"
 MASKED_SCORE = float(torch.finfo(torch.float32).min)  # see onnxport.quantize.fusion.multi_head_attention
 SOURCES, SOURCE, ROWS, LENGTH, BEFORE = 3, 7, 6, 4, 5  # sizes of the example: two rows a source, else no two alike
 
@@ -262,24 +260,10 @@ class StepDecoder(nn.Module):
 
     def logits(self, step: CrossStep, input_ids: Tensor, logits_index: Tensor) -> Tensor:
         """The class's own forward for one step; only one position of a row goes through the head."""
-        rows = torch.arange(input_ids.shape[0])
-
-        def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][rows, logits_index], *inputs[1:])  # of two dimensions: a tied table stays one tensor, read by Gemm
-
         memory = torch.zeros(input_ids.shape[0], step.cross[0].shape[2], _memory_size(self.model))  # nothing but its shape is read
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(chosen)
-        try:
-            with running(step):
-                cache = _both_caches(handing_cache(step), step.cross)
-                logits: Tensor = self.decoder(input_ids, memory, None, cache, step.positions).logits
-        finally:
-            hook.remove()
-        if logits.dim() != 2:
-            raise CheckpointError(
-                f"{type(self.model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2"
-            )
-        return logits
+        with running(step):
+            cache = _both_caches(handing_cache(step), step.cross)
+            return logits_at(self.model, logits_index, lambda: self.decoder(input_ids, memory, None, cache, step.positions))
 
 
 def _memory_size(model: Any) -> int:
@@ -290,8 +274,7 @@ def _memory_size(model: Any) -> int:
 @contextmanager
 def _cached(model: Any) -> Iterator[None]:
     """The decoder's attention is ours, until the block is left."""
-    import_transformers().AttentionInterface.register(NAME, attend_both)
-    with dense(model), using(model, IMPLEMENTATION, NAME), fixed_rotation(model):
+    with cached_attention(model, NAME, attend_both), fixed_rotation(model):
         yield
 
 
@@ -353,7 +336,7 @@ def trace_source_encoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Mo
         }
     with _encoding(model):
         call = SourceEncoder(model, _takes_keys(model, inputs[INPUT_IDS], mask), [shape.heads for shape in shapes.cross], shapes.calls)
-        return trace(call, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, _names(model), opset, "encoder")
+        return trace(call, inputs, dict.fromkeys(inputs, axes), list(inputs), outputs, own_names(model), opset, "encoder")
 
 
 def _takes_keys(model: Any, ids: Tensor, mask: Tensor) -> bool:
@@ -393,12 +376,6 @@ def trace_decoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Model:
     outputs: Shapes = {LOGITS: ("batch", vocabulary(model)), **present_shapes(shapes.own)}
     inputs, dynamic = {key: value for key, _, value, _ in rows}, {key: axes for key, _, _, axes in rows}
     with _cached(model):
-        graph = trace(StepDecoder(model), inputs, dynamic, names, outputs, _names(model), opset, "decoder")
+        graph = trace(StepDecoder(model), inputs, dynamic, names, outputs, own_names(model), opset, "decoder")
     name_caches(graph.graph, shapes.own)
     return graph
-
-
-def _names(model: Any) -> Names:
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    modules = {"model": ""} | {f"model.{name}": name for name, _ in model.named_modules() if name}
-    return Names({f"model.{name}": name for name, _ in tensors}, modules)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from onnxport.export.attention_interface.attention import running_step
 
 LENGTH, POSITIONS, EMBEDS = "cache_length", "position_ids", "inputs_embeds"  # what forwards of tables of positions read
-COUNTS = "create_position_ids_from_input_ids"  # who has it adds the length to numbers of its own
+NUMBERED = "create_position_ids_from_input_ids"  # who has it numbers ids from behind the padding id on, and adds the length
 BIASES = "compute_bias"  # T5's biases of distances, by the class's own buckets
 
 
@@ -43,7 +43,7 @@ def _table(module: nn.Module) -> Callable[..., Any] | None:
     """The forward of a table of positions that reads those of the step; None for other modules, and where a length for each row will do."""
     forward = module.forward
     reads = inspect.signature(forward).parameters
-    if LENGTH not in reads or hasattr(module, COUNTS):
+    if LENGTH not in reads or hasattr(module, NUMBERED):
         return None
     if isinstance(module, nn.Embedding):
         offset = int(getattr(module, "offset", 0))

@@ -1,4 +1,4 @@
-"""Rotary positions in a form that can be traced, and that does not change with the length of a text."""
+"""Rotary positions that do not change with the length of a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def fixed_rotation(model: Any) -> Iterator[None]:
-    """Rotary tables of kinds that change with a text's length stay those of a text within the original length, see `longest`."""
+    """Rotary tables of kinds that change with a text's length stay those of the original length, see `TracedCausal.max_length`."""
     changed = [(m, m.rope_type) for m in model.modules() if isinstance(getattr(m, "rope_type", None), str) and _varies(m.rope_type)]
     for module, _ in changed:
         module.rope_type = "default"

@@ -24,13 +24,12 @@ from onnxport.export.attention_interface.own_attention import (
     found_table,
     watched_cache,
 )
-from onnxport.export.attention_interface.positions import positions_of_rows
+from onnxport.export.attention_interface.positions import NUMBERED, positions_of_rows
 from onnxport.export.attention_interface.rotation import fixed_rotation
 from onnxport.export.attention_interface.untraced import Untraced
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, POSITION_IDS
 
 FEW, SOME, MANY = 12, 1024, 4096  # ids of a trial; of a bias that may be a slope; positions of one that is none
-NUMBERED = "create_position_ids_from_input_ids"  # who has it begins behind its padding_idx
 TOLERANCE = 1e-3  # of the largest difference, over the largest logit
 
 

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from onnxport.errors import CheckpointError
-from onnxport.export.config_checks import DEPTH, named_class
+from onnxport.export.config_checks import named_class
 from onnxport.export.description import CausalModel
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersCausal
+from onnxport.export.hugging_face.other_family import COUNTS, LENGTHS, OtherFamily, code_problems, depth_problems
 from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 
 TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-OPTIONAL_TENSORS = (r"\.rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"\.attention\.(masked_)?bias$")  # buffers of older versions
-COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_experts", "num_local_experts", "n_routed_experts")
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 VARYING = ("dynamic", "longrope")  # kinds of rotary positions whose tables change where a text is longer than the original length
 
 
 def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> OtherDecoder | None:
     """The family of a language model of transformers; None where the type has none. CheckpointError: transformers refuses the config."""
-    from transformers.models.auto import modeling_auto
-
     transformers = import_transformers()
-    found = getattr(modeling_auto, TABLE).get(model_type)
-    if found is None:
+    names = _names(model_type)
+    if not names:
         return None
-    names = (found,) if isinstance(found, str) else tuple(found)
     named = named_class(config)
     chosen: str = named if named is not None and named in names else names[0]
     with quiet(), refusing(where.parent):
@@ -42,45 +37,29 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
 
 def is_decoder_alone(model_type: str, config: Mapping[str, Any]) -> bool:
     """Whether the config names the class for language models of a type that has others too: BertLMHeadModel, BartForCausalLM."""
+    return named_class(config) in _names(model_type)
+
+
+def _names(model_type: str) -> tuple[str, ...]:
+    """Classes for language models of a type, the usual one first; () where it has none."""
     from transformers.models.auto import modeling_auto
 
-    found = getattr(modeling_auto, TABLE).get(model_type)
-    return found is not None and named_class(config) in ((found,) if isinstance(found, str) else found)
+    found = getattr(modeling_auto, TABLE).get(model_type, ())
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 @dataclass(frozen=True)
-class OtherDecoder:
-    """A family that is only what transformers makes of it. classes: those with a head for the next token; chosen: the one to load."""
+class OtherDecoder(OtherFamily):
+    """Language models. classes: those with a head for the next token."""
 
-    model_type: str
-    chosen: str
-    classes: tuple[str, ...]
-    base_prefix: str
     kind: Literal["causal"] = "causal"
-    settings: frozenset[str] = field(default_factory=frozenset)
-
-    @property
-    def prefix(self) -> str:
-        """Of the decoder's tensors in the class with a head."""
-        return f"{self.base_prefix}."
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """What the class alone would not do; all else in a config.json is between it and transformers."""
-        problems = ["auto_map names the folder's own code, which is not run"] if config.get("auto_map") else []
+        problems = code_problems(config)
         if config.get("is_encoder_decoder"):
             problems.append("is_encoder_decoder is True, expected a decoder alone")
-        for key in COUNTS:  # the class is built with as many parts before its weights are held against it
-            if isinstance(value := config.get(key), int) and value > DEPTH:
-                problems.append(f"{key} is {value}, expected at most {DEPTH}")
-        return problems + architecture_problems(config, self.classes)
-
-    def class_name(self, config: Mapping[str, Any]) -> str:
-        """The class with a head."""
-        return self.chosen
-
-    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Buffers."""
-        return OPTIONAL_TENSORS
+        return problems + depth_problems(config, COUNTS) + architecture_problems(config, self.classes)
 
     def task(self, config: Mapping[str, Any]) -> str | None:
         """The one of all language models."""
@@ -118,6 +97,6 @@ class TracedCausal:
 
     def describe(self) -> CausalModel:
         """The model for the exporter."""
-        if self.model.get_output_embeddings() is None or self.model.get_input_embeddings() is None:
-            raise CheckpointError(f"{type(self.model).__name__} has no table of tokens and head that can be found; use Module(...)")
+        if not all(hasattr(part, "weight") for part in (self.model.get_input_embeddings(), self.model.get_output_embeddings())):
+            raise CheckpointError(f"{type(self.model).__name__} has no one table of tokens and head that can be found; use Module(...)")
         return CausalModel(TransformersCausal(self.model, self.ids), None, self.ids, self.max_length, self.generation)

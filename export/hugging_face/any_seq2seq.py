@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from onnxport.errors import CheckpointError
-from onnxport.export.config_checks import DEPTH, named_class
+from onnxport.export.attention_interface.positions import NUMBERED
 from onnxport.export.description import Seq2SeqModel
-from onnxport.export.hugging_face.any_decoder import COUNTS, LENGTHS, OPTIONAL_TENSORS
-from onnxport.export.hugging_face.any_decoder import TABLE as CAUSAL
+from onnxport.export.hugging_face.any_decoder import is_decoder_alone
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.original import TransformersSeq2Seq
+from onnxport.export.hugging_face.other_family import COUNTS, LENGTHS, OtherFamily, code_problems, depth_problems
 from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
 
@@ -23,7 +23,6 @@ PARTS = ("encoder", "decoder", "text_config")  # configurations inside of one
 DEPTHS = (*COUNTS, "encoder_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers")
 SOURCE_LENGTHS, TARGET_LENGTHS = ("max_encoder_position_embeddings",), ("max_decoder_position_embeddings",)
 TRANSLATES = ("m2m_100", "nllb-moe", "seamless_m4t", "seamless_m4t_v2")  # types whose models are all for that
-COUNTED = "create_position_ids_from_input_ids"  # who has it numbers positions from behind the padding id on
 
 
 def other_seq2seq(model_type: str, config: Mapping[str, Any], where: Path) -> OtherSeq2Seq | None:
@@ -34,8 +33,7 @@ def other_seq2seq(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
     from transformers.models.auto import modeling_auto
 
     found = getattr(modeling_auto, TABLE).get(model_type)
-    alone = getattr(modeling_auto, CAUSAL).get(model_type)
-    if found is None or named_class(config) in (alone if isinstance(alone, tuple) else (alone,)) and alone is not None:
+    if found is None or is_decoder_alone(model_type, config):
         return None
     transformers = import_transformers()
     with quiet(), refusing(where.parent):
@@ -46,37 +44,15 @@ def other_seq2seq(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
 
 
 @dataclass(frozen=True)
-class OtherSeq2Seq:
-    """A family that is only what transformers makes of it. chosen: the class that generates; classes: it, and that without a head."""
+class OtherSeq2Seq(OtherFamily):
+    """Encoder-decoders. classes: the one that generates, and that without a head."""
 
-    model_type: str
-    chosen: str
-    classes: tuple[str, ...]
-    base_prefix: str
     kind: Literal["seq2seq"] = "seq2seq"
-    settings: frozenset[str] = field(default_factory=frozenset)
-
-    @property
-    def prefix(self) -> str:
-        """Of the tensors of the class without a head in the class with one."""
-        return f"{self.base_prefix}."
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """What the class alone would not do; all else in a config.json is between it and transformers."""
-        problems = ["auto_map names the folder's own code, which is not run"] if config.get("auto_map") else []
-        for name, part in _parts(config):
-            for key in DEPTHS:  # the class is built with as many parts before its weights are held against it
-                if isinstance(value := part.get(key), int) and value > DEPTH:
-                    problems.append(f"{name}{key} is {value}, expected at most {DEPTH}")
-        return problems + architecture_problems(config, self.classes)
-
-    def class_name(self, config: Mapping[str, Any]) -> str:
-        """The class that generates; a model without its head is loaded into it too."""
-        return self.chosen
-
-    def optional_tensors(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Buffers."""
-        return OPTIONAL_TENSORS
+        deep = [problem for name, part in _parts(config) for problem in depth_problems(part, DEPTHS, name)]
+        return code_problems(config) + deep + architecture_problems(config, self.classes)
 
     def task(self, config: Mapping[str, Any]) -> str | None:
         """translation or summarization where the type or the settings of tasks say so, else text2text."""
@@ -157,6 +133,6 @@ def _bound(config: Any, part: Any, own: tuple[str, ...]) -> int | None:
     found = next((value for name in (*own, *LENGTHS) if isinstance(value := getattr(config, name, None), int)), None)
     if found is None or found <= 0:
         return None
-    table = next((module for module in part.modules() if hasattr(module, COUNTED)), None)
+    table = next((module for module in part.modules() if hasattr(module, NUMBERED)), None)
     rows = getattr(getattr(table, "position_embeddings", None), "num_embeddings", None)
     return min(found, rows - table.padding_idx - 1) if rows is not None and table is not None else found

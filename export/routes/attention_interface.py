@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from onnxport.export import golden
-from onnxport.export.attention_interface.attention import LayerShape
 from onnxport.export.attention_interface.decoder import trace_decoder, vocabulary
 from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.attention_interface.ways import find_way
 from onnxport.export.description import CausalModel
 from onnxport.export.exported import Exported
+from onnxport.export.routes.generation import cache_sizes, generation_config
 from onnxport.export.source import Source
 from onnxport.progress import Progress
-from onnxport.runtime.bundle.manifest import GenerationConfig, LayerCache
-from onnxport.runtime.bundle.manifest import generation as generation_config
 
 
 def export_traced_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graph `decoder` of a language model. CheckpointError: its class does not go through the attention interface, or cannot be traced."""
     (original,) = model.original.modules
-    way = find_way(original, model.max_length)
+    way, notes = find_way(original, model.max_length), tuple(_notes(original, model))
     if model.max_length is not None:
         model = replace(model, max_length=model.max_length - way.first)
     goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
@@ -36,13 +34,13 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
         opset=opset,
         graphs={"decoder": graph},
         goldens=goldens,
-        generation=_generation(original, model, way.shapes),
+        generation=generation_config(model, vocab_size=vocabulary(original), **cache_sizes(way.shapes)),
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
         expected={"decoder": {"group_query_attention": len(way.shapes)}},
         settings=source.settings | {"class": type(original).__name__},
         chat=source.chat,
-        notes=tuple(_notes(original, model)),
+        notes=notes,
     )
 
 
@@ -53,24 +51,3 @@ def _notes(original: Any, model: CausalModel) -> Iterator[str]:
     longest = getattr(original.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_length is not None and model.max_length < longest:
         yield f"texts are bounded to {model.max_length} of {longest} tokens: beyond, its rotary positions change with the length of a text"
-
-
-def _generation(original: Any, model: CausalModel, shapes: Sequence[LayerShape]) -> GenerationConfig:
-    caches = [LayerCache(shape.kv_heads, shape.head_size, shape.window) for shape in shapes]
-    alike = len(set(caches)) == 1
-    section: dict[str, Any] = {
-        "kind": "causal",
-        "layers": len(caches),
-        "kv_heads": caches[0].kv_heads,
-        "head_size": caches[0].head_size,
-        "vocab_size": vocabulary(original),
-        "max_length": model.max_length,
-        "window": caches[0].window if alike else None,
-        **model.ids,
-        **model.search,
-    }
-    if not alike:
-        section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in caches]
-    config = generation_config(section)
-    assert config is not None, "there is a section"
-    return config

@@ -7,15 +7,14 @@ from typing import Any
 
 from onnxport.export import golden
 from onnxport.export.attention_interface.decoder import vocabulary
-from onnxport.export.attention_interface.encoder_decoder import DecoderShapes, find_shapes, trace_decoder, trace_source_encoder
+from onnxport.export.attention_interface.encoder_decoder import find_shapes, trace_decoder, trace_source_encoder
 from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.exported import Exported
 from onnxport.export.hugging_face.any_seq2seq import sparse
+from onnxport.export.routes.generation import cache_sizes, generation_config
 from onnxport.export.source import Source
 from onnxport.progress import Progress
-from onnxport.runtime.bundle.manifest import GenerationConfig, LayerCache
-from onnxport.runtime.bundle.manifest import generation as generation_config
 
 LONGEST = 1024  # tokens of the long golden source: code that cuts or pads long texts shows itself there
 
@@ -40,7 +39,13 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
         opset=opset,
         graphs=graphs,
         goldens=goldens,
-        generation=_generation(original, model, shapes),
+        generation=generation_config(
+            model,
+            vocab_size=vocabulary(original),
+            source_vocab_size=model.original.source_rows,
+            max_source_length=None if model.max_source_length == model.max_length else model.max_source_length,
+            **cache_sizes(shapes.own),
+        ),
         tokenizers=source.tokenizers,
         source_hashes=source.hashes,
         expected={"decoder": {"group_query_attention": len(shapes.own)}},
@@ -56,27 +61,3 @@ def _notes(original: Any, model: Seq2SeqModel) -> Iterator[str]:
     longest = getattr(original.config, "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_source_length is not None and model.max_source_length < longest and sparse(original):
         yield f"sources are bounded to {model.max_source_length} of {longest} tokens: beyond, the class reads some blocks of them only"
-
-
-def _generation(original: Any, model: Seq2SeqModel, shapes: DecoderShapes) -> GenerationConfig:
-    caches = [LayerCache(shape.kv_heads, shape.head_size, shape.window) for shape in shapes.own]
-    alike = len(set(caches)) == 1
-    section: dict[str, Any] = {
-        "kind": "seq2seq",
-        "layers": len(caches),
-        "kv_heads": caches[0].kv_heads,
-        "head_size": caches[0].head_size,
-        "vocab_size": vocabulary(original),
-        "source_vocab_size": model.original.source_rows,
-        "max_length": model.max_length,
-        "window": caches[0].window if alike else None,
-        **model.ids,
-        **model.search,
-    }
-    if model.max_source_length != model.max_length:
-        section["max_source_length"] = model.max_source_length
-    if not alike:
-        section["caches"] = [[cache.kv_heads, cache.head_size, cache.window] for cache in caches]
-    config = generation_config(section)
-    assert config is not None, "there is a section"
-    return config

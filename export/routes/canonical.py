@@ -21,13 +21,13 @@ from onnxport.export.canonical.graphs import (
 )
 from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel
 from onnxport.export.exported import Exported
+from onnxport.export.routes.generation import generation_config
 from onnxport.export.source import Source
 from onnxport.export.weights import release
 from onnxport.progress import Progress
 from onnxport.runtime.bundle.golden import by_case, inputs, outputs
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, TEXT_INPUTS
 from onnxport.runtime.bundle.manifest import EncodingConfig, GenerationConfig
-from onnxport.runtime.bundle.manifest import generation as generation_config
 
 CHECKING = "checking the canonical model against the original"
 
@@ -45,7 +45,7 @@ def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, p
     graphs = {"encoder": trace_source_encoder(canonical, opset)}
     progress("tracing the decoder")
     graphs["decoder"] = trace_decoder(canonical, opset)
-    generation = _generation("seq2seq", canonical, model, source_vocab_size=source_rows)
+    generation = generation_config(model, source_vocab_size=source_rows, **_sizes(canonical))
     return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
@@ -59,7 +59,7 @@ def export_causal(source: Source, model: CausalModel, task: str, opset: int, pro
     _release(source, model.original.modules, canonical)
     progress("tracing the decoder")
     graphs = {"decoder": trace_decoder(canonical, opset)}
-    generation = _generation("causal", canonical, model, window=canonical.window())
+    generation = generation_config(model, window=canonical.window(), **_sizes(canonical))
     return _exported(source, task, opset, graphs, goldens, canonical, generation=generation)
 
 
@@ -96,23 +96,11 @@ def _release(source: Source, original: Sequence[nn.Module], canonical: Canonical
         release(original, [graph.module for graph in canonical.graphs.values()])
 
 
-def _generation(kind: str, canonical: CanonicalModel, model: Seq2SeqModel | CausalModel, **sizes: int | None) -> GenerationConfig:
+def _sizes(canonical: CanonicalModel) -> dict[str, int]:
+    """Of the decoder and its caches."""
     heads, size = canonical.head()
     decoder = canonical.graphs["decoder"]
-    section = {
-        "kind": kind,
-        "layers": len(decoder.stack.layers),
-        "kv_heads": heads,
-        "head_size": size,
-        "vocab_size": decoder.module.vocabulary,
-        "max_length": model.max_length,
-        **model.ids,
-        **model.search,
-        **sizes,
-    }
-    config = generation_config(section)
-    assert config is not None, "there is a section"
-    return config
+    return {"layers": len(decoder.stack.layers), "kv_heads": heads, "head_size": size, "vocab_size": decoder.module.vocabulary}
 
 
 def _exported(

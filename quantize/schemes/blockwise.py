@@ -17,7 +17,7 @@ from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.schemes.hqq import quantize_hqq
 from onnxport.quantize.schemes.linear import Linear, Lookup
 from onnxport.quantize.schemes.rounding import Blocks, Grid, from_minimum, quantize_nearest
-from onnxport.quantize.schemes.stored import stored_blocks
+from onnxport.quantize.schemes.stored import key_of, stored_blocks
 
 SIZES = (128, 64, 32, 16)
 TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
@@ -43,19 +43,19 @@ class Weights:
 
     def see(self, weight: np.ndarray, hessian: np.ndarray) -> None:
         """What errors of a weight [N, K] cost in one of its uses, float64 [K, K], before any of them is replaced: uses add up."""
-        key = _key(weight)
+        key = key_of(weight)
         self._hessians[key] = self._hessians[key] + hessian if key in self._hessians else hessian
 
     def look_up(self, table: np.ndarray) -> None:
         """A weight [N, K] whose rows are read as they are, before any use of it is replaced."""
-        self._looked_up.add(_key(table))
+        self._looked_up.add(key_of(table))
 
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
         """weight float [N, K] -> its integers: those it has already where it lies on such a grid.
 
         GPTQ without a Hessian is rounding to nearest: a token's row is read as it is.
         """
-        key = _key(weight)
+        key = key_of(weight)
         name = named(chosen, size)
         if (key, name) not in self._found:
             hessian = self._hessians.get(key) if chosen.solver == "gptq" else None
@@ -73,10 +73,6 @@ class Weights:
                 found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
             self._found[key, name] = found
         return self._found[key, name]
-
-
-def _key(weight: np.ndarray) -> str:
-    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
 
 
 def named(chosen: Scheme, size: int) -> str:

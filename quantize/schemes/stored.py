@@ -165,14 +165,19 @@ def scheme_of(weight: np.ndarray, bits: tuple[int, ...] = BITS) -> str | None:
     """The scheme of fewest bits and largest blocks that loses nothing of a weight [N, K]; None where all do. Looked for once a process."""
     if not weight.any() or weight.shape[1] % BLOCK_SIZES[0]:
         return None
-    key = f"{weight.shape}{bits}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
+    key = (key_of(weight), bits)
     if key not in _FOUND:
         found = (chosen for chosen in _schemes(weight, bits) if stored_blocks(weight, chosen, chosen.block or 0) is not None)
         _FOUND[key] = next((chosen.name for chosen in found), None)
     return _FOUND[key]
 
 
-_FOUND: dict[str, str | None] = {}
+_FOUND: dict[tuple[str, tuple[int, ...]], str | None] = {}
+
+
+def key_of(weight: np.ndarray) -> str:
+    """What tells a weight from others: its shape and values."""
+    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
 
 
 def _schemes(weight: np.ndarray, bits: tuple[int, ...]) -> Iterator[Scheme]:

@@ -50,6 +50,7 @@ MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
     "positions counted by the length of its cache": (
         "TrOCRForCausalLM", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40}
     ),
+    "positions from behind the padding id on": ("RobertaForCausalLM", {"is_decoder": True, "pad_token_id": 1}),
 }  # fmt: skip
 # what stands in the way → class, settings beside TINY
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,6 +104,7 @@ def test_answers_are_the_classes_own(mechanism: str, tmp_path: Path, monkeypatch
     model = made(name, tmp_path / "folder", **settings)
     bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
     assert bundle.manifest.value["provenance"]["route"] == "attention-interface"
+    assert not any("bounded" in note for note in bundle.manifest.value["provenance"].get("notes", ()))
     agrees(model, tmp_path / "bundle", monkeypatch)
 
 
