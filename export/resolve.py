@@ -187,8 +187,8 @@ def _read_hugging_face(folder: Path, config: dict[str, Any], allow_pickle: bool,
     path, model_type, embeds = folder / "config.json", config["model_type"], has_modules(whole)
     found = family(model_type) if model_type in MODULES else None
     at_once = embeds or ((found is None or found.kind != "encoder") and answers_at_once(model_type, config, path))
-    alone = found is not None and found.kind != "causal" and is_decoder_alone(model_type, config)
-    if not at_once and (found is None or alone or (found.kind == "causal" and found.problems(config))):
+    decodes = found is None or found.kind == "causal" or is_decoder_alone(model_type, config)
+    if not at_once and decodes and (found is None or found.problems(config)):
         found = other_seq2seq(model_type, config, path) or other_decoder(model_type, config, path) or found
     if found is None or (found.kind != "encoder" and at_once):
         found = other_encoder(model_type, config, path, _KNOWN, embeds)

@@ -37,7 +37,7 @@ def other_decoder(model_type: str, config: Mapping[str, Any], where: Path) -> Ot
 
 def is_decoder_alone(model_type: str, config: Mapping[str, Any]) -> bool:
     """Whether the config names the class for language models of a type that has others too: BertLMHeadModel, BartForCausalLM."""
-    return named_class(config) in _names(model_type)
+    return named_class(config) in _names(model_type) and not config.get("is_encoder_decoder")
 
 
 def _names(model_type: str) -> tuple[str, ...]:
