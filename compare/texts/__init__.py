@@ -66,7 +66,7 @@ def token_rows(
         (ids,) = tokenizer.encode([sample.text]) if rendered is None else tokenizer.encode([rendered], special=False)
         if known := [i for i in ids if end is None or i < end]:
             ((_, count),) = Counter(known).most_common(1)
-            rows += [known[:most]] if count <= MOST_ALIKE * len(known) else []
+            rows += [known[:most]] if count <= max(1, MOST_ALIKE * len(known)) else []
     return rows
 
 
