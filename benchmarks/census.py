@@ -111,16 +111,17 @@ def decoder_types() -> Iterator[tuple[str, str]]:
 
     for kind, names in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         name = str(_first(names))
-        if not _sees(getattr(transformers, name).config_class):
+        if not _reads_more(getattr(transformers, name).config_class):
             yield kind, name
 
 
-def _sees(config_class: Any) -> bool:
-    """Whether a configuration is of a model that reads images too."""
+def _reads_more(config_class: Any) -> bool:
+    """Whether a configuration is of a model that reads images or sounds too."""
     try:
-        return hasattr(config_class(), "vision_config")
+        config = config_class()
     except Exception:  # defaults that its own validation refuses
         return False
+    return any(hasattr(config, name) for name in ("vision_config", "audio_config", "audio_encoder"))
 
 
 def decoder_difference(cls: str, folder: Path, bundle: Path) -> float:
@@ -194,7 +195,7 @@ def seq2seq_difference(cls: str, folder: Path, bundle: Path) -> float:
 
 KINDS = {
     "encoders": Kind(encoder_types, encoder_difference),
-    "decoders": Kind(decoder_types, decoder_difference, {"is_decoder": True}),
+    "decoders": Kind(decoder_types, decoder_difference, {"is_decoder": True, "causal": True}),
     "seq2seq": Kind(seq2seq_types, seq2seq_difference),
 }
 

@@ -12,13 +12,17 @@ from onnxport.files import MOST, read_regular
 
 LARGEST = 3.4e38  # of float32, about
 WIDTH, DEPTH, LENGTH, ROWS = 65536, 1024, 1_000_000, 100_000_000  # no model is larger; beyond, building one would not end
+FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # as transformers 5 names what JSON has not
 Check = Callable[[Any], str | None]  # what was expected instead, None where the value will do
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The JSON value of a file: an object, or a list where `kind` is list. CheckpointError when it holds anything else."""
+    """The JSON value of a file: an object, or a list where `kind` is list. CheckpointError when it holds anything else.
+
+    {"__float__": NAME} is a number in FLOATS.
+    """
     try:
-        value = json.loads(read_regular(path, MOST))
+        value = json.loads(read_regular(path, MOST), object_hook=_float_of)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of thousands of digits, or nested without end
@@ -26,6 +30,14 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         expected = "a list" if kind is list else "an object"
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not {expected}; correct it, or copy it again")
+    return value
+
+
+def _float_of(value: dict[str, Any]) -> Any:
+    """The number that an object stands for; other objects as they are."""
+    match value:
+        case {"__float__": str(name), **rest} if not rest and name in FLOATS:
+            return FLOATS[name]
     return value
 
 

@@ -16,6 +16,13 @@ def test_json_of_the_expected_kind(tmp_path: Path) -> None:
     assert read_json(path, list) == [1]
 
 
+def test_floats_that_json_has_not(tmp_path: Path) -> None:
+    (path := tmp_path / "a.json").write_text(
+        '{"a": [0.0, {"__float__": "Infinity"}], "b": {"__float__": "x"}, "c": {"__float__": "NaN", "d": 1}}'
+    )
+    assert read_json(path) == {"a": [0.0, float("inf")], "b": {"__float__": "x"}, "c": {"__float__": "NaN", "d": 1}}
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "message"),
     [

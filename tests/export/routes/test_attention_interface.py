@@ -50,6 +50,11 @@ MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
     "positions counted by the length of its cache": (
         "TrOCRForCausalLM", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40}
     ),
+    "a hybrid of attention alone, floats that JSON has not": (
+        "GraniteMoeHybridForCausalLM",
+        EXPERTS
+        | {"layer_types": ["attention"] * 2, "num_local_experts": 4, "shared_intermediate_size": 24, "mamba_n_heads": 8, "mamba_d_head": 8},
+    ),
     "positions from behind the padding id on": ("RobertaForCausalLM", {"is_decoder": True, "pad_token_id": 1}),
 }  # fmt: skip
 # what stands in the way → class, settings beside TINY
