@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from support import causal_folders
 
@@ -32,6 +33,24 @@ def write(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     set_config(folder, quantization_config=dict(settings))
     return wanted
+
+
+def write_mxfp4(folder: Path, layers: int = 2) -> None:
+    """A GPT-OSS whose experts are random 4-bit floats in blocks of 32 with powers of two as their scales."""
+    config = GptOssConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, max_position_embeddings=64, pad_token_id=0,
+        eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GptOssForCausalLM(config).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, k, rows = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (experts, rows, k // 32, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(120, 125, (experts, rows, k // 32), dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    set_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
 
 
 def set_config(folder: Path, **values: Any) -> None:
@@ -61,11 +80,12 @@ def codes(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def gptq(bits: int = 4, group: int = 32, sorted_inputs: bool = False, added: int = 1) -> Store:
-    """GPTQ; sorted_inputs: groups lie across the inputs (desc_act). added: 1 in the first format, 0 in "gptq_v2"."""
+    """GPTQ; sorted_inputs: groups lie across the inputs (desc_act), in one order for all that read the same ones, as its tools leave them.
+    added: 1 in the first format, 0 in "gptq_v2"."""
 
     def store(weight: Tensor, generator: torch.Generator) -> Stored:
         k = weight.shape[1]
-        place = torch.randperm(k, generator=generator) if sorted_inputs else torch.arange(k)
+        place = torch.randperm(k, generator=torch.Generator().manual_seed(k)) if sorted_inputs else torch.arange(k)
         code, scale, zero = codes(weight[:, place], bits, group)
         back = torch.empty_like(code)
         back[:, place] = code

@@ -133,19 +133,7 @@ def test_fine_grained_fp8_is_what_transformers_makes_of_it(tmp_path: Path) -> No
 
 
 def test_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
-    config = transformers.GptOssConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        num_local_experts=4, num_experts_per_tok=2, sliding_window=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.GptOssForCausalLM(config).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
-        experts, k, rows = tensors.pop(name).shape
-        tensors[f"{name}_blocks"] = torch.randint(0, 256, (experts, rows, k // 32, 16), dtype=torch.uint8)
-        tensors[f"{name}_scales"] = torch.randint(120, 125, (experts, rows, k // 32), dtype=torch.uint8)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    folders.set_config(tmp_path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
+    folders.write_mxfp4(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32
     )
