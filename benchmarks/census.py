@@ -33,7 +33,7 @@ from tiny_folders import VOCABULARY, tiny_folder
 from onnxport.errors import OnnxportError, one_line
 
 TOLERANCE = 1e-4  # of the largest difference, over the largest answer
-LIMIT = 240  # seconds a type
+LIMIT = 900  # seconds a type, beside other work
 CONTEXT = multiprocessing.get_context("forkserver")
 OUTCOMES = ("equal", "wrong", "refused", "crashed", "not built", "out of time")
 KERNELS = {"MultiHeadAttention", "GroupQueryAttention"}

@@ -34,6 +34,7 @@ BERT = {
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
+    "beam": {"n_group": 2, "topk_group": 1},
     "big_bird": {"attention_type": "original_full"},
     "bros": {"dim_bbox": 8, "bbox_scale": 100.0},
     "deepseek_v2": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
@@ -46,6 +47,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "position_buckets": 8,
         "norm_rel_ebd": "layer_norm", "share_att_key": True, "max_relative_positions": -1, "pooler_hidden_size": 32,
     },
+    "sarvam_mla": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -68,6 +70,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "intermediate_size": [48] * 4, "laurel_rank": 8,
         "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0],
     },
+    "flint": {"mlp_only_layers": [0]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "funnel": {"block_sizes": [1, 1, 1], "d_head": 8, "d_model": 32},
     "layoutlm": {"max_2d_position_embeddings": 64},
@@ -93,14 +96,21 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8, "num_hidden_layers": 3},
     "mra": {"block_per_row": 2},
     "neomme": {"head_dim": 16},
+    "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "perceiver": {"d_latents": 32, "d_model": 32, "num_latents": 8},
+    "qwen4_exp": {"layer_types": ["linear_attention"] * 2},
+    "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
     "reformer": {
         "attn_layers": ["local", "local"], "axial_pos_embds": False, "local_attn_chunk_length": 8, "attention_head_size": 8,
         "feed_forward_size": 48,
     },
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 32},
     "roc_bert": {"pronunciation_vocab_size": 24, "shape_vocab_size": 24, "pronunciation_embed_dim": 16, "shape_embed_dim": 16},
-    "switch_transformers": {"decoder_start_token_id": 0, "pad_token_id": 0},
+    "switch_transformers": {
+        "decoder_start_token_id": 0, "pad_token_id": 0, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+    },
+    "t5": {"decoder_start_token_id": 0, "pad_token_id": 0},
+    "smollm3": {"no_rope_layers": [1, 0]},
     "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 4]},
     "xlm": {"n_langs": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
@@ -121,6 +131,10 @@ def tiny_config(model_type: str, cls: Any) -> Any:
         inner = getattr(default, key, None)
         if hasattr(inner, "to_dict"):
             settings[key] = _sizes(inner.to_dict(), {}) | _tokens(inner.to_dict())
+    for key in ("layer_types", "mlp_layer_types"):
+        kinds = list(dict.fromkeys(getattr(default, key, None) or ()))
+        if len(kinds) > 1 and key in default.to_dict():
+            settings[key] = kinds[: SIZES["num_hidden_layers"]]  # one layer of each, where a whole model has several of each
     if "kv_lora_rank" in settings and "num_key_value_heads" in settings:  # latent attention has as many heads of keys as of queries
         settings["num_key_value_heads"] = settings["num_attention_heads"]
     settings |= _tokens(default.to_dict()) | SPECIAL.get(model_type, {})
