@@ -25,6 +25,7 @@ SIZES: dict[str, Any] = {
     "intra_bottleneck_size": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 24,
     "num_experts_per_tok": 2, "shared_expert_intermediate_size": 24, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "sliding_window": 8, "rotary_dim": 4,
+    "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
     "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
 }  # fmt: skip
 BERT = {
@@ -34,12 +35,8 @@ BERT = {
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
-    "beam": {"n_group": 2, "topk_group": 1},
     "big_bird": {"attention_type": "original_full"},
     "bros": {"dim_bbox": 8, "bbox_scale": 100.0},
-    "deepseek_v2": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
-    "deepseek_v3": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
-    "axk1": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "canine": {"max_position_embeddings": 64, "num_hash_buckets": 64, "local_transformer_stride": 8},
     "convbert": {"head_ratio": 2, "conv_kernel_size": 3},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False, "max_relative_positions": 24},
@@ -47,7 +44,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "position_buckets": 8,
         "norm_rel_ebd": "layer_norm", "share_att_key": True, "max_relative_positions": -1, "pooler_hidden_size": 32,
     },
-    "sarvam_mla": {"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -57,7 +53,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_top_k": 2},
     },
-    "dots1": {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots1": {"n_shared_experts": 1},
     "electra": {"embedding_size": 16},
     "encoder-decoder": {
         "encoder": {"model_type": "bert"} | BERT, "decoder": {"model_type": "bert", "is_decoder": True, "add_cross_attention": True} | BERT,
@@ -70,6 +66,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "intermediate_size": [48] * 4, "laurel_rank": 8,
         "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0],
     },
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
     "flint": {"mlp_only_layers": [0]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "funnel": {"block_sizes": [1, 1, 1], "d_head": 8, "d_model": 32},
