@@ -6,8 +6,8 @@
 hub_folders.json has the config.json, the tokenizer's settings, the special tokens and the list of files of each model, as the hub has them.
 Sizes are made small, ids of tokens follow the small vocabulary, weights are random under the names that the published files have, and files
 that are not read are there by name. Each folder has a process of its own with a time limit, and a line in OUT/folders.jsonl: a run that is
-begun again does what is missing. What a bundle answers is held against transformers' own class or pipeline on the same folder; for embeddings
-and rerankers against sentence-transformers, which has to be installed.
+begun again does what is missing. What a bundle answers is held against transformers' own class or pipeline on the same folder; that of
+embeddings and rerankers against sentence-transformers, which has to be installed.
 """
 
 from __future__ import annotations
