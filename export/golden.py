@@ -1,11 +1,15 @@
-"""Golden answers of models that read token ids: seeded inputs at several shapes, answered by the user's own class.
+"""Golden answers of models that read token ids: seeded inputs at several shapes and real text, answered by the user's own class.
+
+A model that generates is judged on text where it has a tokenizer and knows the language of some: it makes more of what follows than a guess
+over its vocabulary would. Random weights do not, and are judged on random ids alone, by how far their logits are from the original's.
 
 Those of plain modules are made in `routes.direct`, those of ONNX files in `onnx_file.original`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnxport.compare.sample_texts import QUESTIONS
+from onnxport.compare.texts import Sample, golden_texts, token_rows
 from onnxport.export.description import CausalOriginal, Seq2SeqOriginal
+from onnxport.export.source import Source
 from onnxport.export.user_code import check_alike
+from onnxport.runtime.arrays import padded
+from onnxport.runtime.bundle.golden import TEXT
+from onnxport.runtime.bundle.kept import Kept
+from onnxport.runtime.tasks.chat import ChatTemplate
+from onnxport.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +41,14 @@ CAUSAL_SHAPES = [[6], [1, 5, 3], [1]]
 ENCODER_SHAPES = [[5], [1, 7, 3], [1]]
 GREEDY_SHAPES = [3, 8, 1]
 WIDE, FEW_TOKENS = 4096, 8  # numbers of an answer a token, above which texts are cut: golden answers are kept in the bundle
+SHORT, PAIR, TEXT_ROWS = 32, 96, 10  # tokens of a text, or of a question with its context, whose answer is kept whole, and rows of a batch
 WORDS = (9, 24)  # of a vocabulary, at random
+SCORED = 64  # of a text, the last tokens: what stands before them is read at once
+PIECE = 32  # positions whose distributions are made at once
+KNOWN = 0.8  # share of the entropy of a guess over the vocabulary above which a model's nats a token are no better than that
+FEWEST = 64  # tokens that a model is judged on
+SOURCES, ANSWER = 12, 24  # texts that an encoder-decoder answers, the shortest, and tokens of an answer
+SOURCE_ROWS = 4  # of a batch: an answer's logits are a whole vocabulary wide
 SAMPLE = (  # a question and its context
     "Where did the first steam railway for passengers open in 1825?",
     "The Stockton and Darlington Railway, which opened on 27 September 1825, carried coal and passengers between towns in north-east "
@@ -76,9 +95,14 @@ def special(ids: Mapping[str, Any]) -> set[int]:
 
 
 def seq2seq_goldens(
-    model: Seq2SeqOriginal, ids: dict[str, Any], max_length: int | None, max_source_length: int | None = None, longest: int | None = None
+    model: Seq2SeqOriginal,
+    ids: dict[str, Any],
+    max_length: int | None,
+    max_source_length: int | None = None,
+    longest: int | None = None,
+    source: Source | None = None,
 ) -> dict[str, np.ndarray]:
-    """Cases `seq0..` and `greedy`, as the bundle's golden.npz names them.
+    """Cases `seq0..`, `greedy` and, of what has a tokenizer in its `source` and knows some of the texts, `text`, as in golden.npz.
 
     With `longest`, one more case with a source of so many tokens, but not more than the model takes.
     """
@@ -90,32 +114,80 @@ def seq2seq_goldens(
     long = [] if longest is None else [([longest, max(1, longest // 3)], [2, 1])]
     for i, (sources, targets) in enumerate([*SEQ2SEQ_SHAPES, *long]):
         sources, targets = fit(sources, most), fit(scaled(targets, target_rows), max_length)
-        source, mask = inputs.rows(source_rows, sources, pad), real(sources)
+        rows, mask = inputs.rows(source_rows, sources, pad), real(sources)
         target = inputs.rows(target_rows, targets, pad, start)
-        logits = model.forward(source, mask, target)
+        logits = model.forward(rows, mask, target)
         if not i:
-            check_alike("the model", [logits], [model.forward(source, mask, target)])
+            check_alike("the model", [logits], [model.forward(rows, mask, target)])
         logits = logits * real(targets)[:, :, None]
-        result |= {f"seq{i}/source_ids": source.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
+        result |= {f"seq{i}/source_ids": rows.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
         result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
     lengths = fit(GREEDY_SHAPES, most)
-    source, mask = inputs.rows(source_rows, lengths, pad), real(lengths)
-    rows = greedy_seq2seq(model, source, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
-    return result | {"greedy/source_ids": source.numpy(), "greedy/source_mask": mask.numpy()} | _answers(rows, pad)
+    rows, mask = inputs.rows(source_rows, lengths, pad), real(lengths)
+    answers = greedy_seq2seq(model, rows, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
+    result |= {"greedy/source_ids": rows.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, pad)
+    return result | (_answered_texts(model, ids, source, most, max_length) if source is not None else {})
 
 
 def greedy_seq2seq(model: Seq2SeqOriginal, source: Tensor, mask: Tensor, ids: dict[str, Any], count: int) -> list[list[int]]:
     """Plain greedy decoding without a cache: the lists hold neither the start nor the end token."""
+    return [until(row[1:].tolist(), special({"eos_id": ids["eos_id"]})) for row in _greedy_targets(model, source, mask, ids, count)]
+
+
+def _greedy_targets(model: Seq2SeqOriginal, source: Tensor, mask: Tensor, ids: dict[str, Any], count: int) -> Tensor:
+    """int64 [rows, 1 + count]: the start token, and what plain greedy decoding answers, also behind an end."""
     memory = model.encode(source, mask)
     target = torch.full((len(source), 1), ids["decoder_start_id"])
     for _ in range(count):
         token = model.decode(target, memory, mask)[:, -1].argmax(-1)
         target = torch.cat([target, token[:, None]], 1)
-    return [until(row[1:].tolist(), special({"eos_id": ids["eos_id"]})) for row in target]
+    return target
 
 
-def causal_goldens(model: CausalOriginal, ids: dict[str, Any], max_length: int | None) -> dict[str, np.ndarray]:
-    """Cases `seq0..` (`input_ids`, `lengths`, `logits`) and `greedy` (`source_ids` hold the prompts)."""
+def _answered_texts(
+    model: Seq2SeqOriginal, ids: dict[str, Any], source: Source, most: int | None, max_length: int | None
+) -> dict[str, np.ndarray]:
+    """The case `text`: short texts, the beginnings of the original's own greedy answers to them, and what is kept of its distributions.
+
+    {} where the model makes no more of any text, after itself as a source, than a guess would: its own answers cannot tell, for they are
+    what it holds most probable.
+    """
+    rows = sorted(_sample_rows(source, "source", golden_texts(), most, model.source_rows), key=len)[:SOURCES]
+    if not any(_knows_text(model, ids, source, sample, most, max_length) for sample in golden_texts()):
+        return {}
+    ends, count = special({"eos_id": ids["eos_id"]}), min(ANSWER, max_length - 1 if max_length is not None else ANSWER)
+    targets: list[list[int]] = []
+    found: list[Kept] = []
+    for begin in range(0, len(rows), SOURCE_ROWS):
+        batch = rows[begin : begin + SOURCE_ROWS]
+        read, mask = map(torch.from_numpy, padded(batch, ids["pad_id"]))
+        written = _greedy_targets(model, read, mask, ids, count)
+        logits = model.forward(read, mask, written)
+        for row, scores in zip(written.tolist(), logits, strict=True):
+            length = 1 + min(len(until(row[1:], ends)) + 1, count)  # with its end
+            targets.append(row[:length])
+            found += _kept(scores[: length - 1], row[1:length])
+    return _text_case(targets, [1] * len(targets), found, ids["pad_id"], rows)
+
+
+def _knows_text(
+    model: Seq2SeqOriginal, ids: dict[str, Any], source: Source, sample: Sample, most: int | None, max_length: int | None
+) -> bool:
+    """Whether a model foretells a text that it reads better than a guess over its vocabulary would."""
+    sources = _sample_rows(source, "source", (sample,), most, model.source_rows)
+    targets = _sample_rows(source, "target", (sample,), max_length, model.target_rows)
+    if not sources or not targets:
+        return False
+    read, written = torch.tensor(sources), torch.tensor([[ids["decoder_start_id"], *targets[0][:-1]]])
+    logits = model.forward(read, torch.ones_like(read).int(), written)[0]
+    return _knows(_kept(logits, targets[0]), logits.shape[-1])
+
+
+def causal_goldens(
+    model: CausalOriginal, ids: dict[str, Any], max_length: int | None, source: Source | None = None
+) -> dict[str, np.ndarray]:
+    """Cases `seq0..` (`input_ids`, `lengths`, `logits`), `greedy` (`source_ids` hold the prompts) and, of what has a tokenizer in its
+    `source` and knows some of the texts, `text`."""
     inputs = Inputs(20240229, special(ids))
     vocabulary = model.rows
     result: dict[str, np.ndarray] = {}
@@ -131,7 +203,57 @@ def causal_goldens(model: CausalOriginal, ids: dict[str, Any], max_length: int |
     prompts, mask = inputs.rows(vocabulary, lengths, ids["pad_id"]), real(lengths)
     count = min(GREEDY_TOKENS, max_length - max(lengths) + 1) if max_length is not None else GREEDY_TOKENS
     answers = [greedy_causal(model, row[:length], ids["eos_id"], count) for row, length in zip(prompts, lengths, strict=True)]
-    return result | {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
+    result |= {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
+    return result | (_texts(model, ids, source, max_length) if source is not None else {})
+
+
+def _texts(model: CausalOriginal, ids: dict[str, Any], source: Source, max_length: int | None) -> dict[str, np.ndarray]:
+    """The case `text`: the texts of which a model foretells more than a guess would; {} where that is next to nothing."""
+    rows: list[list[int]] = []
+    found: list[Kept] = []
+    for row in _sample_rows(source, "source", golden_texts(), max_length, model.rows):
+        first = max(1, len(row) - SCORED)
+        if len(row) > first:
+            logits = model.causal(torch.tensor([row]))[0, first - 1 : -1]
+            kept = _kept(logits, row[first:])
+            if _knows(kept, logits.shape[-1]):
+                rows.append(row)
+                found += kept
+    if sum(map(len, found)) < FEWEST:
+        return {}
+    return _text_case(rows, [max(1, len(row) - SCORED) for row in rows], found, ids["pad_id"])
+
+
+def _sample_rows(source: Source, side: str, samples: Sequence[Sample], most: int | None, vocabulary: int) -> list[list[int]]:
+    """Texts as the model reads them on a side, conversations through its template; [] without a tokenizer."""
+    data = source.tokenizers.get(side) or next(iter(source.tokenizers.values()), None)
+    if data is None:
+        return []
+    chat = None if source.chat is None else ChatTemplate(source.chat.text, source.chat.tokens)
+    return token_rows(samples, TextTokenizer(data), chat, most, vocabulary)
+
+
+def _kept(logits: Tensor, following: list[int]) -> list[Kept]:
+    """What is kept of logits [positions, vocabulary] and the ids that follow, made in pieces."""
+    parts = range(0, len(following), PIECE)
+    return [Kept.of(logits[i : i + PIECE].float().numpy(), np.array(following[i : i + PIECE])) for i in parts]
+
+
+def _knows(kept: list[Kept], vocabulary: int) -> bool:
+    """Whether what follows is foretold better than by a guess, whose nats a token are the logarithm of the vocabulary."""
+    return -float(Kept.joined(kept).logprobs.mean(dtype=np.float64)) <= KNOWN * math.log(vocabulary)
+
+
+def _text_case(
+    targets: list[list[int]], first: list[int], kept: list[Kept], pad: int, sources: list[list[int]] | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays by `text/NAME`. sources: of an encoder-decoder."""
+    names = ("input_ids", "lengths") if sources is None else ("target_ids", "target_lengths")
+    arrays: dict[str, np.ndarray] = dict(zip(names, (padded(targets, pad)[0], np.array([*map(len, targets)])), strict=True))
+    if sources is not None:
+        arrays |= dict(zip(("source_ids", "source_mask"), padded(sources, pad), strict=True))
+    arrays |= {"first": np.array(first)} | Kept.joined(kept).arrays()
+    return {f"{TEXT}/{name}": array for name, array in arrays.items()}
 
 
 def greedy_causal(model: CausalOriginal, prompt: Tensor, eos: int | list[int] | None, count: int) -> list[int]:
@@ -147,19 +269,24 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
 
     Of random ids, where a second part of each row is of the second token type if there are several; with a tokenizer (the bytes of a
     tokenizer.json) of texts instead, with their special tokens in their places: on other input learned weights answer next to nothing, and
-    a relative error says little. With `longest`, one more case with as many tokens as the model takes, but not more than that.
+    a relative error says little. Cases of whole texts are called `text0..`. With `longest`, one more case with as many random tokens as the
+    model takes, but not more than that.
     """
     inputs = Inputs(20240229, special({"pad": model.pad_id, "end": model.end_id}))
     shapes = [fit(lengths, model.max_length) for lengths in ENCODER_SHAPES]
-    batches = [_random_inputs(inputs, model, lengths) for lengths in shapes] if tokenizer is None else text_inputs(tokenizer, model)
+    if tokenizer is None:
+        cases = {f"case{i}": _random_inputs(inputs, model, lengths) for i, lengths in enumerate(shapes)}
+    else:
+        token, *texts = text_inputs(tokenizer, model)
+        cases = {"case0": token} | {f"{TEXT}{i}": arrays for i, arrays in enumerate(texts)}
     if longest is not None:
         most = min(longest, _longest_text(model) or longest)
-        batches.append(_random_inputs(inputs, model, [most, max(1, most // 3)]))
-    check_alike("the model", list(model.answer(batches[0]).values()), list(model.answer(batches[0]).values()))
+        cases["long"] = _random_inputs(inputs, model, [most, max(1, most // 3)])
+    check_alike("the model", list(model.answer(cases["case0"]).values()), list(model.answer(cases["case0"]).values()))
     result: dict[str, np.ndarray] = {}
-    for i, arrays in enumerate(batches):
-        result |= {f"case{i}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}
-        result |= {f"case{i}/out/{name}": tensor.numpy() for name, tensor in model.answer(arrays).items()}
+    for case, arrays in cases.items():
+        result |= {f"{case}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}
+        result |= {f"{case}/out/{name}": tensor.numpy() for name, tensor in model.answer(arrays).items()}
     return result
 
 
@@ -180,8 +307,9 @@ def _random_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> d
 
 
 def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]]:
-    """Batches of 1, 3 and 2 rows: a single token, texts of several lengths, a question with its context beside words of the tokenizer's own
-    vocabulary, whatever language that is. Ids beyond the model's table are left out, and what is longer than it is cut."""
+    """A batch of a single token, and batches of texts: of several lengths, a question with its context beside words of the tokenizer's own
+    vocabulary, whatever language that is, and what comes with the kit, where answers are narrow enough to be kept. Ids beyond the model's
+    table are left out, and what is longer than it is cut."""
     from tokenizers import Tokenizer
 
     reader = Tokenizer.from_str(tokenizer.decode())
@@ -193,21 +321,31 @@ def text_inputs(tokenizer: bytes, model: EncoderModel) -> list[dict[str, Tensor]
     texts: list[list[tuple[str, ...]]] = [[(context,)], [(question,), (context,), (words[0],)], [(question, context), (words[1],)]]
     batches = [[_read(reader, text, model) for text in batch] for batch in texts]
     batches[0] = [_ended(batches[0][0][:1], model)]
+    if not _wide(model):
+        asks = "start_logits" in model.outputs
+        more = [(one["question"], one["context"]) for one in QUESTIONS] if asks else [(sample.text,) for sample in golden_texts()]
+        rows = sorted((_read(reader, text, model, PAIR if asks else SHORT) for text in more), key=len)
+        batches += [rows[i : i + TEXT_ROWS] for i in range(0, len(rows), TEXT_ROWS)]
     return [_padded(rows, model) for rows in batches]
 
 
-def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel) -> list[tuple[int, int]]:
+def _read(reader: Tokenizer, text: tuple[str, ...], model: EncoderModel, most: int | None = None) -> list[tuple[int, int]]:
     """(id, token type) of each token."""
     encoding = reader.encode(text[0], text[1] if len(text) > 1 else None)
     row = [(i, type_id) for i, type_id in zip(encoding.ids, encoding.type_ids, strict=True) if i < model.rows]
-    return _ended(row[: _longest_text(model)] or [(model.pad_id, 0)], model)
+    bounds = [bound for bound in (most, _longest_text(model)) if bound is not None]
+    return _ended(row[: min(bounds, default=None)] or [(model.pad_id, 0)], model)
 
 
 def _longest_text(model: EncoderModel) -> int | None:
-    """Tokens of a text: few where each has a wide answer, such as a score for every token of the vocabulary."""
-    wide = any(isinstance(shape[-1], int) and shape[-1] > WIDE for shape in model.outputs.values())
-    bounds = [bound for bound in (model.max_length, FEW_TOKENS if wide else None) if bound is not None]
+    """Tokens of a text: few where answers are wide."""
+    bounds = [bound for bound in (model.max_length, FEW_TOKENS if _wide(model) else None) if bound is not None]
     return min(bounds, default=None)
+
+
+def _wide(model: EncoderModel) -> bool:
+    """Whether each token has a wide answer, such as a score for every token of the vocabulary."""
+    return any(isinstance(shape[-1], int) and shape[-1] > WIDE for shape in model.outputs.values())
 
 
 def _ended(row: list[tuple[int, int]], model: EncoderModel) -> list[tuple[int, int]]:

@@ -139,13 +139,15 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
 
 
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:
-    """Role -> inputs by name. Of a model that generates: each row's source, and its target ids in one run over an empty cache."""
-    cases = list(golden.read(path).values())
+    """Role -> inputs by name. Of a model that generates: each row's source, and its target ids in one run over an empty cache; first random
+    ids, then texts, where there are any."""
+    read = golden.read(path)
     if "decoder" not in models:
         (role,) = models
-        return {role: [golden.inputs(case) for case in cases]}
+        return {role: [golden.inputs(case) for case in read.values()]}
+    cases = [case for name, case in read.items() if "logits" in case or name == golden.TEXT]
     found: dict[str, list[Feed]] = {role: [] for role in models}
-    rows = [row for case in cases if "logits" in case for row in _rows(case)]
+    rows = [row for case in cases for row in _rows(case)]
     for source, _ in rows:
         if "encoder" in found:
             found["encoder"].append(interface.source(source[None]))

@@ -38,7 +38,8 @@ def growth(reference: Graphs, variant: Graphs, goldens: str | Path) -> list[dict
     A decoder reads what its own encoder made, so that the error goes on from one to the other. [] where the graphs name no layers.
     """
     cases = golden.read(Path(goldens))
-    cases.pop(golden.GREEDY, None)
+    for name in (golden.GREEDY, golden.TEXT):
+        cases.pop(name, None)
     if "decoder" not in reference:
         feeds = [golden.inputs(case) for case in cases.values()]
         return [entry for role in reference for entry in layer_errors(reference[role], variant[role], feeds)]

@@ -1,14 +1,17 @@
 """A table of the precisions that a variant can have.
 
-A precision's bound is on `relative_error`: the root mean square of the difference over that of the golden logits (or outputs) about their
-mean. It means the same on learned and on random weights, where agreements of tokens depend on how near two tokens are. A variant beyond its
-bound fails the export with exit code 3. The bounds are in docs/parity.md too, and what each precision is for in docs/precisions.md.
+A variant beyond its bounds is left out of the bundle, and the export ends with exit code 3. A model that reads text and knows its language
+is judged on text: by what it thinks comes next, or by its vectors and labels. All others, and those with random weights, are judged by
+`relative_error`: the root mean square of the difference over that of the golden logits (or outputs) about their mean. It means the same on
+learned and on random weights, where agreements of tokens depend on how near two tokens are; but on learned weights and random ids it is no
+measure of what a variant is worth. The bounds are in docs/parity.md too, and what each precision is for in docs/precisions.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from onnxport.errors import DeviceError
 from onnxport.quantize.plan import Plan
@@ -19,11 +22,41 @@ REFERENCE = "fp32"  # the variant that calibration data is read through and that
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a variant's parity may be at most, or of agreements and cosines at least; metrics are those of `runtime.verify.replay`.
+
+    always: the relative error counts also where there are texts to judge by.
+    """
+
+    relative_error: float
+    kl: float
+    top1_agreement: float
+    perplexity_change: float
+    cosine: float
+    label_agreement: float
+    always: bool = False
+
+    def of(self, parity: Mapping[str, Any]) -> dict[str, float]:
+        """The bounds that count, by metric: of texts where some were measured, else that of the relative error."""
+        measured = [name for name in ON_TEXTS if parity.get(name) is not None]
+        return {name: getattr(self, name) for name in (["relative_error"] if self.always or not measured else []) + measured}
+
+
+ON_TEXTS = ("kl", "top1_agreement", "perplexity_change", "cosine", "label_agreement")
+
+SAME = Bounds(1e-4, kl=1e-6, top1_agreement=0.999, perplexity_change=1e-4, cosine=0.999999, label_agreement=1.0, always=True)
+HALF = Bounds(1e-2, kl=1e-3, top1_agreement=0.99, perplexity_change=0.005, cosine=0.9999, label_agreement=0.99)
+BRAIN_HALF = replace(HALF, relative_error=5e-2, cosine=0.999, label_agreement=0.97)
+EIGHT_BITS = Bounds(1e-1, kl=0.01, top1_agreement=0.94, perplexity_change=0.02, cosine=0.99, label_agreement=0.95)
+FOUR_BITS = Bounds(3e-1, kl=0.10, top1_agreement=0.80, perplexity_change=0.12, cosine=0.95, label_agreement=0.90)
+
+
+@dataclass(frozen=True)
 class Precision:
     """One precision.
 
     plan: the schemes of the weights; None where a search finds them.
-    relative_error: the largest that a variant may have.
+    bounds: what the parity of a variant may be.
     calibration: whether calibration data is needed, useful (golden inputs serve where there is none) or unused.
     device: the only device that has its kernels; None for any.
     generates: whether models that generate can have it: their caches need a type that NumPy has.
@@ -32,16 +65,16 @@ class Precision:
 
     name: str
     plan: Plan | None
-    relative_error: float
+    bounds: Bounds
     calibration: Literal["needed", "useful", "unused"] = "unused"
     device: Device | None = None
     generates: bool = True
     default: bool = False
 
     @property
-    def bounds(self) -> dict[str, float]:
-        """Metric of the parity → its bound, as the manifest records them."""
-        return {"relative_error": self.relative_error}
+    def relative_error(self) -> float:
+        """The largest that a variant may have where it is judged by that."""
+        return self.bounds.relative_error
 
     @property
     def searched(self) -> bool:
@@ -71,17 +104,17 @@ class Precision:
 PRECISIONS = {
     row.name: row
     for row in (
-        Precision(REFERENCE, Plan({"*": "fp32"}), 1e-4, default=True),
-        Precision("fp16", Plan({"*": "fp16"}), 1e-2, "useful", default=True),
-        Precision("int8", Plan({"*": "int8-rows"}), 1e-1, "useful", default=True),
-        Precision("int8-reduced", Plan({"*": "int8-rows-reduced"}), 1e-1, "useful"),
-        Precision("int8-weight", Plan({"*": "int8-blocks"}), 1e-1),
-        Precision("int8-static", Plan({"*": "int8-static"}), 2e-1, "needed"),
-        Precision("int4", Plan({"*": "int4-blocks64"}), 3e-1),
-        Precision("int4-hqq", Plan({"*": "int4-blocks64-asym-hqq"}), 3e-1),
-        Precision("int4-gptq", Plan({"*": "int4-blocks64-gptq"}), 3e-1, "needed"),
-        Precision("bf16", Plan({"*": "bf16"}), 5e-2, device=CUDA, generates=False),
-        Precision("auto", None, 3e-1, "needed"),
+        Precision(REFERENCE, Plan({"*": "fp32"}), SAME, default=True),
+        Precision("fp16", Plan({"*": "fp16"}), HALF, "useful", default=True),
+        Precision("int8", Plan({"*": "int8-rows"}), EIGHT_BITS, "useful", default=True),
+        Precision("int8-reduced", Plan({"*": "int8-rows-reduced"}), EIGHT_BITS, "useful"),
+        Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS),
+        Precision("int8-static", Plan({"*": "int8-static"}), replace(EIGHT_BITS, relative_error=2e-1), "needed"),
+        Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS),
+        Precision("int4-hqq", Plan({"*": "int4-blocks64-asym-hqq"}), FOUR_BITS),
+        Precision("int4-gptq", Plan({"*": "int4-blocks64-gptq"}), FOUR_BITS, "needed"),
+        Precision("bf16", Plan({"*": "bf16"}), BRAIN_HALF, device=CUDA, generates=False),
+        Precision("auto", None, FOUR_BITS, "needed"),
     )
 }
 DEFAULT = tuple(row.name for row in PRECISIONS.values() if row.default)

@@ -23,6 +23,7 @@ from onnxport.runtime.decode.state import DecoderState
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.options import Options, Watch
 from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
+from onnxport.runtime.text_replay import answers, distributions
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,27 +61,33 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     A model that generates is run twice over every case, as prefill of each beginning and step by step; the worse counts. Returns
     max_abs_diff; relative_error, rms(difference) / rms(golden - its mean over the last axis); argmax_agreement, the share of positions with
     the golden arg-max (generating models); greedy_agreement, the share of golden greedy tokens before the first difference, the end counted
-    (None without such a case); finite; cases, their number. BundleError when goldens are missing, unreadable or leave nothing to compare.
+    (None without such a case); finite; cases, their number; on golden texts, where there are any, what `text_replay.distributions` measures
+    of a model that generates, and `text_replay.answers` of an encoder. BundleError when goldens are missing, unreadable or leave nothing
+    to compare.
     """
     entry = bundle.variants[variant]
     check_version(entry.min_onnxruntime, f"variant {variant} of {bundle.path}")
     cases = golden.read_answers(bundle)
     sessions = Sessions.on(device, threads)
     if bundle.generation is None:
-        encoder = Encoder.open(bundle, entry, sessions, None)
-        return _summary([_compared(name, _tensors(encoder, case)) for name, case in cases.items()], None)
+        return _encoded(Encoder.open(bundle, entry, sessions, None), cases)
     engine = Engine(bundle, entry, sessions)
-    greedy = cases.pop(golden.GREEDY, None)
+    greedy, text = cases.pop(golden.GREEDY, None), cases.pop(golden.TEXT, None)
     differences = [pair for name, case in cases.items() for pair in _compared(name, _logits(engine, case))]
     if not differences:
         raise BundleError(f"{bundle.path}: the golden answers hold no logits to compare; export the model again")
-    return _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
+    result = _summary([[pair] for pair in differences], None if greedy is None else _greedy(engine, greedy), logits=True)
+    if text is None:
+        return result
+    with _complete():
+        measured = distributions(engine, text)
+    return result | measured | {"finite": result["finite"] and measured["kl"] is not None}
 
 
 def check_bounds(
     name: str, bounds: Mapping[str, float], found: Mapping[str, Any], advice: str = "export the model again on this version"
 ) -> None:
-    """ParityError when what was `found` of variant `name` breaks a bound: agreements have a least value, all else a greatest.
+    """ParityError when what was `found` of variant `name` breaks a bound: agreements and cosines have a least value, all else a greatest.
 
     Nothing passes by absence: not a variant without bounds, nor a metric that was not measured.
     """
@@ -88,14 +95,16 @@ def check_bounds(
         raise ParityError(f"variant {name}: values that are not finite, expected the golden answers; {advice}")
     if not isinstance(bounds, Mapping) or not bounds:
         raise ParityError(f"variant {name}: no bounds are recorded, expected at least relative_error; {advice}")
+    broken = []
     for metric, bound in bounds.items():
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise ParityError(f"variant {name}: the bound of {metric} is {bound!r}, expected a number; {advice}")
-        value, agreement = found.get(metric), metric.endswith("agreement")
-        if value is None or not (value >= bound if agreement else value <= bound):
-            relation = "at least" if agreement else "at most"
-            shown = "not measured" if value is None else f"{value:.3g}"
-            raise ParityError(f"variant {name}: {metric} is {shown}, expected {relation} {bound:g}; {advice}")
+        value, least = found.get(metric), metric.endswith(("agreement", "cosine"))
+        if value is None or not (value >= bound if least else value <= bound):
+            shown = "not measured" if value is None else f"{value:.6g}" if metric == "cosine" else f"{value:.3g}"
+            broken.append(f"{metric} is {shown}, expected at {'least' if least else 'most'} {bound:g}")
+    if broken:
+        raise ParityError(f"variant {name}: {', '.join(broken)}; {advice}")
 
 
 def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -186,10 +195,19 @@ def _greedy(engine: Engine, case: Arrays) -> float:
     return same / max(total, 1)
 
 
-def _tensors(encoder: Encoder, case: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+def _encoded(encoder: Encoder, cases: Mapping[str, Arrays]) -> dict[str, Any]:
+    found = {name: encoder.run(golden.inputs(case)) for name, case in cases.items()}
+    result = _summary([_compared(name, _tensors(encoder, case, found[name])) for name, case in cases.items()], None)
+    texts = [(case, found[name]) for name, case in cases.items() if name.startswith(golden.TEXT)]
+    if not texts or not result["finite"]:
+        return result
+    with _complete():
+        return result | answers(encoder, texts)
+
+
+def _tensors(encoder: Encoder, case: Arrays, found: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
     """(golden, found) of every output; positions that an attention mask leaves out are not compared."""
     inputs = golden.inputs(case)
-    found = encoder.run(inputs)
     pairs = []
     for name, expected in golden.outputs(case).items():
         if name not in found or found[name].shape != expected.shape:

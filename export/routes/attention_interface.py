@@ -23,7 +23,7 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
     way, notes = find_way(original, model.max_length), tuple(_notes(original, model))
     if model.max_length is not None:
         model = replace(model, max_length=model.max_length - way.first)
-    goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
+    goldens = golden.causal_goldens(model.original, model.ids, model.max_length, source)
     progress("tracing the decoder")
     graph = trace_decoder(original, way, opset)
     return Exported(

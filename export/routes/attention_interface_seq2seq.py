@@ -26,7 +26,7 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
     """
     (original,) = model.original.modules
     shapes = find_shapes(original)
-    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length, model.max_source_length, LONGEST)
+    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length, model.max_source_length, LONGEST, source)
     progress("tracing the encoder")
     graphs = {"encoder": trace_source_encoder(original, shapes, opset)}
     progress("tracing the decoder")

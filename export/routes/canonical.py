@@ -35,7 +35,7 @@ CHECKING = "checking the canonical model against the original"
 def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graphs `encoder` and `decoder` of an encoder-decoder. ParityError: the canonical model answers otherwise than the original."""
     assert model.build is not None, "what has no canonical form is traced as its own class"
-    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length)
+    goldens = golden.seq2seq_goldens(model.original, model.ids, model.max_length, source=source)
     progress(CHECKING)
     canonical = model.build()
     check_seq2seq(canonical, goldens)
@@ -52,7 +52,7 @@ def export_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset: int, p
 def export_causal(source: Source, model: CausalModel, task: str, opset: int, progress: Progress) -> Exported:
     """Graph `decoder` of a language model. ParityError: the canonical model answers otherwise than the original."""
     assert model.build is not None, "what has no canonical form is traced as its own class"
-    goldens = golden.causal_goldens(model.original, model.ids, model.max_length)
+    goldens = golden.causal_goldens(model.original, model.ids, model.max_length, source)
     progress(CHECKING)
     canonical = model.build()
     check_causal(canonical, goldens)

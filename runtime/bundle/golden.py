@@ -3,7 +3,10 @@
 Of a model that generates, a case holds `source_ids` int64 and `source_mask` int32 [rows, source] (not of a language model), then
 `target_ids` int64 [rows, length] with `target_lengths` [rows] (of a language model `input_ids` and `lengths`), and `logits` float32 [rows,
 length, vocabulary]. Its case GREEDY holds inputs as `source_ids` and `source_mask`, and the tokens of greedy decoding without the end,
-`tokens` [rows, most] with their `lengths` [rows]. A case of any other model holds inputs as `in/NAME` and outputs as `out/NAME`.
+`tokens` [rows, most] with their `lengths` [rows]. Its case TEXT, which only a model has that reads texts and knows their language, holds
+real text in the same names, `first` int64 [rows], the first place of each row whose distribution is kept, and in the place of logits what
+`kept.Kept` keeps of them, row after row: of each place from `first` on given the tokens before it. A case of any other model holds inputs
+as `in/NAME` and outputs as `out/NAME`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray]
     Cases = dict[str, dict[str, np.ndarray]]
 
-GREEDY = "greedy"
+GREEDY, TEXT = "greedy", "text"
 _IN, _OUT = "in/", "out/"
 _ADVICE = "export the model again"
 
@@ -60,8 +63,8 @@ def read_answers(bundle: Bundle) -> Cases:
 
 
 def teacher_forced(arrays: Arrays) -> list[dict[str, np.ndarray]]:
-    """The cases with logits of a model that generates: all but that of greedy decoding."""
-    return [case for name, case in by_case(arrays).items() if name != GREEDY]
+    """The cases with whole logits of a model that generates."""
+    return [case for case in by_case(arrays).values() if "logits" in case]
 
 
 def inputs(case: Arrays) -> dict[str, np.ndarray]:

@@ -343,11 +343,11 @@ class Reader:
             raise BundleError(f"{MANIFEST}: {self.where}.{key} is {type(found).__name__}, expected {names}; export the model again")
         return found
 
-    def strings(self, key: str) -> dict[str, str]:
-        """A map of names to paths; empty when absent. BundleError."""
+    def strings(self, key: str, what: str = "paths") -> dict[str, str]:
+        """A map of names to paths, or to other texts; empty when absent. BundleError."""
         found = self.get(key, dict, {})
         if not all(isinstance(v, str) for v in found.values()):
-            raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to paths; export the model again")
+            raise BundleError(f"{MANIFEST}: {self.where}.{key} must map names to {what}; export the model again")
         return dict(found)
 
     def natural(self, key: str, default: Any = ..., smallest: int = 0, null: bool = False, most: int = MOST) -> Any:

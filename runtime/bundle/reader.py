@@ -58,7 +58,8 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle. `manifest` is bundle.json as read, so that a rewrite loses nothing."""
+    """A checked bundle. `manifest` is bundle.json as read, so that a rewrite loses nothing. failed: variants that were left out when it was
+    made, for they failed their checks, and why."""
 
     path: Path
     name: str
@@ -75,6 +76,7 @@ class Bundle:
     tokenizers: Mapping[str, str]
     layers: str | None
     provenance: Mapping[str, Any]
+    failed: Mapping[str, str]
     manifest: Manifest
 
     @classmethod
@@ -135,6 +137,7 @@ class Bundle:
             tokenizers=r.strings("tokenizers"),
             layers=r.get("layers", (str, type(None)), None),
             provenance=r.get("provenance", dict, {}),
+            failed=r.strings("failed", "reasons"),
             manifest=Manifest(r.value),
         )
         bundle._check_names()

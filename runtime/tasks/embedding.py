@@ -101,6 +101,11 @@ def encode(
     return _finished(np.stack(weighted(parts, len(texts))), encoder, wishes).astype(np.float32)
 
 
+def vectors(encoder: Encoder, hidden: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [texts, size] of the hidden states [tokens, hidden] of each text, as `encode` makes them of texts without a prompt."""
+    return _finished(np.stack([_pooled(encoder.config.poolings, states, 0) for states in hidden]), encoder, Wishes())
+
+
 def _pooled(poolings: Sequence[str], hidden: np.ndarray, skip: int) -> np.ndarray:
     """[tokens, hidden], without the first `skip` tokens → [poolings * hidden]."""
     return np.concatenate([POOL[name](hidden[skip:], np.arange(skip, len(hidden))) for name in poolings])

@@ -1,5 +1,7 @@
 """The table of precisions, and the documents that list its rows."""
 
+from dataclasses import asdict
+
 import pytest
 
 from onnxport.errors import DeviceError
@@ -19,10 +21,19 @@ def test_every_precision_is_documented(name: str, document: str) -> None:
 
 
 def test_the_bounds_are_those_of_the_document() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables("docs/parity.md").splitlines()[2:]]
-    assert {name: float(bound) for names, bound in rows for name in names.split(", ")} == {
-        name: row.relative_error for name, row in PRECISIONS.items()
-    }
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables("docs/parity.md").splitlines()]
+    metrics = [cell.split("`")[1] for cell in head[1:]]
+    found = {name: dict(zip(metrics, map(float, bounds), strict=True)) for names, *bounds in rows for name in names.split(", ")}
+    assert found == {name: {key: value for key, value in asdict(row.bounds).items() if key != "always"} for name, row in PRECISIONS.items()}
+
+
+def test_bounds_are_those_of_what_was_measured() -> None:
+    bounds = PRECISIONS["int8"].bounds
+    generates = {"relative_error": 0.5, "kl": 0.0, "top1_agreement": 1.0, "perplexity_change": 0.0, "greedy_agreement": 1.0}
+    assert bounds.of(generates) == {"kl": 0.01, "top1_agreement": 0.94, "perplexity_change": 0.02}
+    assert bounds.of({"relative_error": 0.5, "cosine": 1.0, "cosine_least": 1.0}) == {"cosine": 0.99}
+    assert bounds.of({"relative_error": 0.5, "cosine": None}) == {"relative_error": 0.1}
+    assert PRECISIONS["fp32"].bounds.of({"relative_error": 0.0, "cosine": 1.0}) == {"relative_error": 1e-4, "cosine": 0.999999}
 
 
 def test_the_default_ones_are_the_readme_s() -> None:

@@ -176,12 +176,19 @@ def test_verify_needs_bounds_it_can_check(copy: Path, parity: dict[str, Any]) ->
     ("found", "part"),
     [
         ({}, "not finite"),
-        ({"finite": True}, "relative_error is not measured, expected at most 0.1; report this"),
+        ({"finite": True}, "relative_error is not measured, expected at most 0.1, greedy_agreement is not measured, .*; report this"),
         ({"finite": True, "relative_error": float("nan")}, "relative_error is nan"),
         ({"finite": True, "relative_error": 0.0}, "greedy_agreement is not measured"),
         ({"finite": True, "relative_error": 0.0, "greedy_agreement": 0.8}, "greedy_agreement is 0.8, expected at least 0.9"),
+        ({"finite": True, "relative_error": 0.2, "greedy_agreement": 0.8}, "relative_error is 0.2, .*, greedy_agreement is 0.8"),
     ],
 )
 def test_bounds_are_not_met_by_absence(found: dict[str, Any], part: str) -> None:
     with pytest.raises(ParityError, match=part):
         check_bounds("int8", {"relative_error": 0.1, "greedy_agreement": 0.9}, found, "report this")
+
+
+def test_a_cosine_has_a_least_value() -> None:
+    check_bounds("int8", {"cosine": 0.99}, {"finite": True, "cosine": 0.995})
+    with pytest.raises(ParityError, match="cosine is 0.985, expected at least 0.99"):
+        check_bounds("int8", {"cosine": 0.99}, {"finite": True, "cosine": 0.985})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxport.build.contents import VERSIONED, versions, write_contents
 from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
-from onnxport.errors import NotApplicable, OutputError, UsageError
+from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
 from onnxport.quantize.precisions import DEFAULT, REFERENCE
@@ -42,10 +43,13 @@ def build(
     allow_remote_code: bool = False,
     route: str | None = None,
     force: bool = False,
+    keep_going: bool = False,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Export `source` to a bundle at `out`.
+
+    A variant that fails its checks is left out of the bundle, whose `failed` says why, unless it is fp32 or no other one passes.
 
     Args:
         source: what `onnxport.export.export` takes: a folder, `package.module:factory`, or an adapter.
@@ -62,7 +66,8 @@ def build(
         allow_remote_code: run a folder's own code (`auto_map`), which can do whatever its user can.
         adapter: a LoRA adapter's folder, as PEFT saves it, merged into the weights of the source.
         route: as in `onnxport.export.export`; None for what suits the source.
-        force: replace an existing bundle.
+        force: replace an existing bundle, unless it has a variant that fails now.
+        keep_going: replace it also then.
         resume: what is finished stays in the folder `.OUT.work` beside `out` when the export ends too early, and an export of the same
             source, options and versions goes on with it.
         progress: called with the name of each stage as it begins.
@@ -94,8 +99,23 @@ def build(
         if precision is None and calibrate is None:
             options = _carrying(options, fused, staging)
         _add_variants(staging, fused, options, search_folder(out), work, progress)
+        if not keep_going:
+            _check_loses_nothing(staging, Path(out))
         progress("hash and publish")
     return Bundle.open(out)
+
+
+def _check_loses_nothing(staging: Staging, out: Path) -> None:
+    """CheckFailed where a variant failed that the bundle at `out`, which is to be replaced, has."""
+    assert staging.manifest is not None
+    failed = staging.manifest.get("failed", {})
+    if not failed or not os.path.lexists(out):
+        return
+    with contextlib.suppress(BundleError):  # a damaged one is no loss
+        lost = [name for name in Bundle.read(out).variants if name in failed]
+        if lost:
+            reasons = "; ".join(f"variant {name}: {failed[name]}" for name in lost)
+            raise CheckFailed(f"{reasons}; {out} has {' and '.join(lost)} and stays as it was: --keep-going replaces it all the same")
 
 
 def _carrying(options: BuildOptions, fused: FusedGraphs, staging: Staging) -> BuildOptions:
@@ -190,14 +210,17 @@ def _add_variants(
 ) -> None:
     """The variants, in the manifest in the order of the options; a precision that is not for this model is left out, and noted.
 
+    One that fails its checks is left out, too, and stands in the manifest under `failed`.
+
     Raises:
-        NotApplicable: none of the precisions is for this model.
+        NotApplicable, CheckFailed: there is no variant; CheckFailed: fp32 failed.
     """
     from onnxport.build.variant import VariantBuilder
     from onnxport.graph import store
 
     assert staging.manifest is not None
     left_out: dict[str, NotApplicable] = {}
+    failed: dict[str, CheckFailed] = {}
     with store.on_disk(fused.graphs, staging.path) if work is None else contextlib.nullcontext(work.weights) as weights:
         assert weights is not None
         builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
@@ -206,15 +229,27 @@ def _add_variants(
             try:
                 _add(name, builder, options, work)
             except NotApplicable as reason:
-                if len(left_out) + 1 == len(options.precisions):
-                    raise
                 left_out[name] = reason
+            except CheckFailed as reason:
+                if name == REFERENCE:
+                    raise
+                failed[name] = reason
+                progress(f"note: {name} is left out: {one_line(reason)}")
             weights.release_weights()
-    made = {name: staging.manifest["variants"][name] for name in options.precisions if name not in left_out}
+    made = {name: staging.manifest["variants"][name] for name in options.precisions if name not in {*left_out, *failed}}
+    if not made:
+        raise next(iter([*failed.values(), *left_out.values()]))
     staging.manifest |= {"variants": made, "default": next(iter(made))}
-    notes = [f"{name} is left out: {str(reason).rsplit('; ', 1)[0]}" for name, reason in left_out.items()]
+    if failed:
+        staging.manifest["failed"] = {name: _why(reason, name) for name, reason in failed.items()}
+    notes = [f"{name} is left out: {_why(reason, name)}" for name, reason in left_out.items()]
     if notes:
         staging.manifest["provenance"].setdefault("notes", []).extend(notes)
+
+
+def _why(reason: Exception, name: str) -> str:
+    """An error's reason, without the variant's name and the advice at its end."""
+    return one_line(reason).rsplit("; ", 1)[0].removeprefix(f"variant {name}: ")
 
 
 def _add(name: str, builder: VariantBuilder, options: BuildOptions, work: WorkFolder | None) -> None:
@@ -227,7 +262,7 @@ def _add(name: str, builder: VariantBuilder, options: BuildOptions, work: WorkFo
         return
     try:
         builder.add(name)
-    except NotApplicable as reason:
+    except (NotApplicable, CheckFailed) as reason:
         work.keep_variant(name, made_with, reason)
         raise
     work.keep_variant(name, made_with)
@@ -248,9 +283,11 @@ def _read_fused(bundle: Bundle) -> FusedGraphs:
 
 
 def _remove_variant(staging: Staging, bundle: Bundle, name: str) -> None:
-    """Takes a variant out of the bundle in the making, if it is there."""
+    """Takes a variant out of the bundle in the making, if it is there, and out of those that failed."""
     assert staging.manifest is not None
     if name in bundle.variants:
         for file in bundle.variants[name].files:
             (staging.path / file).unlink()
         del staging.manifest["variants"][name]
+    if name in staging.manifest.get("failed", {}):
+        del staging.manifest["failed"][name]

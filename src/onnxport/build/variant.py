@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxport.build.contents import GOLDEN
 from onnxport.build.request import FUSION_TARGET, BuildOptions
-from onnxport.errors import UsageError
+from onnxport.errors import CheckFailed, UsageError
 from onnxport.graph import store
 from onnxport.progress import Progress
 from onnxport.quantize import calibration_inputs, layer_errors
 from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
-from onnxport.quantize.fusion import check_runs, min_onnxruntime
+from onnxport.quantize.fusion import check_runs, join_products, min_onnxruntime
 from onnxport.quantize.plan import Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
@@ -64,14 +65,24 @@ class VariantBuilder:
         """Make the variant of a precision, whole: files, manifest entry, checks.
 
         Raises:
-            ParityError, FusionError, DataError, UsageError; NotApplicable: nothing is written; GateError: no plan is in the budget.
+            DataError, UsageError; nothing of it is left: ParityError, FusionError, NotApplicable, GateError (no plan is in the budget).
         """
         precision, plan, evidence = PRECISIONS[name], self._read_plan(), dict[str, Any]()
         if precision.searched and plan is None:
             plan, evidence = self._search(precision)
         self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
-        self._make(precision, Recipe(name, plan, feeds), evidence)
+        try:
+            self._make(precision, Recipe(name, plan, feeds), evidence)
+        except CheckFailed:
+            self._remove(name)
+            raise
+
+    def _remove(self, name: str) -> None:
+        """What was written of a variant that failed."""
+        assert self.staging.manifest is not None
+        self.staging.manifest["variants"].pop(name, None)
+        shutil.rmtree(self.staging.path / name, ignore_errors=True)
 
     def _read_plan(self) -> Plan | None:
         if self.options.plan is None:
@@ -107,6 +118,8 @@ class VariantBuilder:
     def _make(self, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
         """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`."""
         made = make_graphs(recipe, self.fused.graphs, self.goldens)
+        models, joined = join_products(made.models, FUSION_TARGET)
+        made = replace(made, models=models)
         target = device_of(made.plan)
         device = required_device(target) or CPU
         graphs, files = self._write(precision.name, made)
@@ -115,7 +128,7 @@ class VariantBuilder:
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         oldest = min_onnxruntime(made.models, FUSION_TARGET)
         plan = made.plan.schemes
-        del made
+        del made, models
         self.release_weights()
         for role, kernels in self.fused.expected.items() if device is CPU else ():
             check_runs(self.staging.path / graphs[role], kernels)
@@ -124,7 +137,7 @@ class VariantBuilder:
             "graphs": graphs,
             "target": target,
             "plan": plan,
-            "fusions": self.fused.fusions,
+            "fusions": self.fused.fusions | joined,
             "parity": {},
             "evidence": evidence,
         }
@@ -133,8 +146,9 @@ class VariantBuilder:
         assert self.staging.manifest is not None
         self.staging.manifest["variants"][precision.name] = variant
         parity = replay(self.staging.preview(), precision.name, device.name)
-        check_bounds(precision.name, precision.bounds, parity, "leave it out with --precision, or report this if it is fp32")
-        variant["parity"] = {**parity, "bounds": precision.bounds}
+        bounds = precision.bounds.of(parity)
+        check_bounds(precision.name, bounds, parity, "leave it out with --precision, or report this if it is fp32")
+        variant["parity"] = {**parity, "bounds": bounds}
 
     def _write(self, name: str, made: VariantGraphs) -> tuple[dict[str, str], list[str]]:
         """Write graphs and plan to the variant's folder; role → path of its graph, and all paths, relative to the bundle."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from onnxport.errors import BundleError, NotApplicable
+from onnxport.errors import BundleError, CheckFailed, NotApplicable
 from onnxport.files import MOST, read_regular
 from onnxport.progress import Progress
 from onnxport.runtime.bundle.publish import sync
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxport.graph.store import WeightsOnDisk
 
 JOURNAL, FUSED = "journal.json", "fused"
+_LEFT_OUT: dict[str, type[NotApplicable] | type[CheckFailed]] = {"not applicable": NotApplicable, "failed": CheckFailed}
 Key = dict[str, Any]  # "source", "options", "versions": ready for JSON
 
 
@@ -124,13 +125,13 @@ class WorkFolder:
     def variant(self, name: str, options: Mapping[str, Any]) -> bool:
         """Whether a variant is taken over, whole, into the manifest of `staging`. options: it was made with.
 
-        NotApplicable: it was found to be none for this model.
+        NotApplicable: it was found to be none for this model. CheckFailed: it failed its checks.
         """
         known = self._variants.get(name)
         if known is None or known["of"] != self._made_of(options):
             return False
         if known["left_out"] is not None:
-            raise NotApplicable(known["left_out"])
+            raise _LEFT_OUT[known.get("kind", "not applicable")](known["left_out"])
         if not self._whole(known["files"]):
             self.progress(f"note: {name} is made again: some of its files have changed")
             return False
@@ -139,14 +140,15 @@ class WorkFolder:
         self.staging.manifest["variants"][name] = json.loads(json.dumps(known["entry"]))
         return True
 
-    def keep_variant(self, name: str, options: Mapping[str, Any], left_out: NotApplicable | None = None) -> None:
-        """Writes that a variant is finished, or that it is none for this model."""
+    def keep_variant(self, name: str, options: Mapping[str, Any], left_out: NotApplicable | CheckFailed | None = None) -> None:
+        """Writes that a variant is finished, or why there is none."""
         assert self.staging.manifest is not None
         entry = self.staging.manifest["variants"].get(name)
         files = [] if left_out else [f"{self.staging.path.name}/{file}" for file in entry["files"]]
         self._variants[name] = {
             "of": self._made_of(options),
             "left_out": None if left_out is None else str(left_out),
+            "kind": "not applicable" if isinstance(left_out, NotApplicable) else "failed",
             "files": self._hashes(files),
             "entry": entry,
         }

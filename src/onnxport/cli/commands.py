@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxport import __version__
-from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
+from onnxport.cli.console import StageLines, catch_signals, complain, emit, emit_json, reported
+from onnxport.errors import CheckFailed
 from onnxport.printable import printable
 from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.other_names import OPTIONS, hint
@@ -155,7 +156,8 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--allow-remote-code", is_flag=True, help="Run a folder's own code (auto_map): it can do whatever you can.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA adapter's folder, merged into the weights.")
 @click.option("--route", hidden=True)
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an existing output, unless it has a variant that fails now.")
+@click.option("--keep-going", is_flag=True, help="Replace it also where a variant that it has fails now.")
 @click.option("--resume", is_flag=True, help="Keep what is finished in .OUT.work until all is, and go on with what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
@@ -174,6 +176,7 @@ def export(
     adapter: Path | None,
     route: str | None,
     force: bool,
+    keep_going: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -181,7 +184,7 @@ def export(
 ) -> None:
     """Export SOURCE to a checked bundle.
 
-    Traces it, compares with the original, fuses, makes the variants, and checks each again.
+    Traces it, compares with the original, fuses, makes the variants, and checks each again. A variant that fails is left out (exit 3).
 
     SOURCE is a folder with config.json and weights, package.module:factory, model.onnx, or model.gguf.
     """
@@ -204,13 +207,26 @@ def export(
             adapter=adapter,
             route=route,
             force=force,
+            keep_going=keep_going,
             resume=resume,
             progress=progress,
         )
     if not quiet:
         for note in notes(bundle):
             click.echo(printable(f"note: {note}"), err=True)
-    _show_bundle(bundle, as_json, with_notes=False)
+    try:
+        _show_bundle(bundle, as_json, with_notes=False)
+    finally:  # what failed counts even when nobody reads the table to its end
+        _end_for_failed(bundle)
+
+
+def _end_for_failed(bundle: Bundle) -> None:
+    """Says which variants failed, each on a line, and ends the command with exit code 3; nothing where none did."""
+    for name, reason in bundle.failed.items():
+        complain(f"variant {name} failed: {reason}")
+    if bundle.failed:
+        complain(f"{bundle.path} is published with {', '.join(bundle.variants)}, without {', '.join(bundle.failed)}")
+        sys.exit(CheckFailed.exit_code)
 
 
 @command("""
@@ -433,6 +449,7 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
     Every hash is right, every graph loads, and the golden answers are reproduced within their bounds.
     """
+    from onnxport.cli.overview import parity_line
     from onnxport.runtime.verify import verify as check
 
     with StageLines(quiet) as progress:
@@ -442,6 +459,8 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
         emit_json(result)
     else:
         emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
+        for name, parity in result["variants"].items():
+            emit(f"{name}: {parity_line(parity)}")
         for name in result["unlisted"]:
             emit(f"not part of the bundle: {name}")
 

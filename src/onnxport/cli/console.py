@@ -222,5 +222,10 @@ def _interrupted(error: BaseException | None) -> bool:
 def _complain(message: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
+    complain(message)
+
+
+def complain(message: str) -> None:
+    """One line on standard error, however long."""
     line = printable(" ".join(message.split()))
     click.echo(f"onnxport: {line}", err=True)

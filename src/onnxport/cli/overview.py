@@ -1,11 +1,36 @@
 """Overview of a bundle: its manifest as one dictionary, and a few lines for people."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of the parity as people read it: at the head of a column, in words, and the form of its numbers."""
+
+    metric: str
+    title: str
+    words: str
+    form: str
+
+
+FIGURES = (
+    Figure("kl", "KL", "divergence in nats a token", ".1e"),
+    Figure("top1_agreement", "same top", "same most probable token", ".1%"),
+    Figure("perplexity_change", "perplexity", "perplexity", "+.2%"),
+    Figure("cosine", "cosine", "mean cosine", ".5f"),
+    Figure("cosine_least", "least", "least cosine", ".5f"),
+    Figure("label_agreement", "same label", "same label", ".1%"),
+    Figure("max_abs_diff", "max diff", "largest difference", ".1e"),
+    Figure("relative_error", "rel. error", "relative error", ".1e"),
+    Figure("greedy_agreement", "same greedy", "same greedy tokens", ".0%"),
+)
+ON_TEXTS = {"kl", "cosine"}
 SCORES = {"single": "softmax of the logits", "multi": "sigmoid of each logit", "regression": "the logits as they are"}
 
 
@@ -35,26 +60,46 @@ def overview(bundle: Bundle, with_notes: bool = True) -> str:
     if bundle.task == "embedding":
         lines.append(_vectors(bundle.encoding))
     lines += [f"note: {note}" for note in notes(bundle) if with_notes]
+    lines += ["", *_table(bundle)]
+    lines.append("* the default variant; differences are to the original module's own answers")
+    if any("kl" in variant.parity for variant in bundle.variants.values()):
+        lines.append("  on golden texts: divergence in nats a token, the same most probable token, more perplexity than the original's")
+    if any("cosine" in variant.parity for variant in bundle.variants.values()):
+        lines.append("  on golden texts: the mean and the least cosine, the same label where the original is decided")
+    lines += [f"failed: {name}: {reason}" for name, reason in bundle.failed.items()]
+    lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]
+    return "\n".join(lines)
+
+
+def _table(bundle: Bundle) -> list[str]:
+    """A row for each variant. Figures that no variant has are left out, and the largest difference where there are better ones."""
     base = bundle.variants["fp32"].bytes if "fp32" in bundle.variants else None
+    measured = {name for variant in bundle.variants.values() for name, value in variant.parity.items() if value is not None}
+    shown = [figure for figure in FIGURES if figure.metric in measured and (figure.metric != "max_abs_diff" or not measured & ON_TEXTS)]
+    widths = [max(len(figure.title), 7) + 3 for figure in shown]
     longest = max(10, *(len(name) + 2 for name in bundle.variants))
-    row = f"{{:<{longest}}}" + "{:>11}{:>9}{:>10}{:>12}{:>13}  {}"
-    lines += ["", row.format("variant", "size", "of fp32", "max diff", "rel. error", "same greedy", "fusions")]
+    row = f"{{:<{longest}}}{{:>11}}{{:>9}}" + "".join(f"{{:>{width}}}" for width in widths) + "  {}"
+    lines = [row.format("variant", "size", "of fp32", *(figure.title for figure in shown), "fusions")]
     for name, variant in bundle.variants.items():
-        parity = variant.parity
         lines.append(
             row.format(
                 name + ("*" if name == bundle.default else ""),
                 f"{variant.bytes / 1e6:.2f} MB",
                 f"{variant.bytes / base:.2f}" if base else "",
-                _number(parity.get("max_abs_diff"), ".1e"),
-                _number(parity.get("relative_error"), ".1e"),
-                _number(parity.get("greedy_agreement"), ".0%"),
+                *(_number(variant.parity.get(figure.metric), figure.form) for figure in shown),
                 ", ".join(f"{rule} {count}" for rule, count in variant.fusions.items() if count) or "-",
             )
         )
-    lines.append("* the default variant; differences are to the original module's own answers")
-    lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]
-    return "\n".join(lines)
+    return lines
+
+
+def parity_line(parity: Mapping[str, Any]) -> str:
+    """What was measured of a variant, in plain words."""
+    return ", ".join(f"{figure.words} {_number(parity[figure.metric], figure.form)}" for figure in FIGURES if _known(parity, figure.metric))
+
+
+def _known(parity: Mapping[str, Any], metric: str) -> bool:
+    return isinstance(parity.get(metric), int | float)
 
 
 def _vectors(config: EncodingConfig) -> str:
