@@ -234,7 +234,7 @@ def _add_variants(
                 if name == REFERENCE:
                     raise
                 failed[name] = reason
-                progress(f"note: {name} is left out: {one_line(reason)}")
+                progress(f"note: {name} fails its checks and is left out")
             weights.release_weights()
     made = {name: staging.manifest["variants"][name] for name in options.precisions if name not in {*left_out, *failed}}
     if not made:
