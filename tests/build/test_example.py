@@ -82,3 +82,11 @@ def test_variants_keep_the_quality(bundle: Path, fp32: Model, precision: str, lo
 def test_int8_takes_less_than_three_tenths_of_fp32(fp32: Model) -> None:
     variants = fp32.bundle.variants
     assert variants["int8"].bytes <= 0.30 * variants["fp32"].bytes
+
+
+def test_variants_are_judged_on_text(fp32: Model) -> None:
+    for name, variant in fp32.bundle.variants.items():
+        parity = variant.parity
+        assert set(parity["bounds"]) == {"kl", "top1_agreement", "perplexity_change"} | ({"relative_error"} if name == "fp32" else set())
+        assert 0 <= parity["kl"] < {"fp32": 1e-8, "fp16": 1e-5, "int8": 2e-3}[name]
+        assert 1 < parity["perplexity"] < 20

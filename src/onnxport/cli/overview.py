@@ -22,7 +22,7 @@ class Figure:
 FIGURES = (
     Figure("kl", "KL", "divergence in nats a token", ".1e"),
     Figure("top1_agreement", "same top", "same most probable token", ".1%"),
-    Figure("perplexity_change", "perplexity", "perplexity", "+.2%"),
+    Figure("perplexity_change", "perplexity", "perplexity", "+z.2%"),
     Figure("cosine", "cosine", "mean cosine", ".5f"),
     Figure("cosine_least", "least", "least cosine", ".5f"),
     Figure("label_agreement", "same label", "same label", ".1%"),
