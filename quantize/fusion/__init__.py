@@ -13,6 +13,7 @@ from onnxport.quantize.fusion.check import check_runs
 from onnxport.quantize.fusion.decoder_inputs import drop_mask
 from onnxport.quantize.fusion.group_query_attention import bound_cache
 from onnxport.quantize.fusion.joined_products import JoinedProducts, shared_weights
+from onnxport.quantize.fusion.reshaped import name_reshaped
 from onnxport.quantize.fusion.rule import apply
 from onnxport.quantize.fusion.targets import TARGETS, Target, find_target, min_onnxruntime
 
@@ -30,6 +31,7 @@ def fuse(model: ir.Model, role: str, target: str) -> tuple[ir.Model, dict[str, i
     fused = model.clone()
     graph = fused.graph
     name_shapes(fused)
+    name_reshaped(fused)
     fold_constants(graph)
     outcome = apply(graph, rules)
     if outcome.counts.get("group_query_attention"):

@@ -33,6 +33,7 @@ from onnxport.quantize.fusion.rule import Rule
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS, SELF_MASK, SEQLENS, SOURCE_MASK, TOTAL_LENGTH
 
 BIAS, LENGTHS = 10, 16  # places of the kernel's inputs attention_bias and query_seqlens
+WAYS = ("interleaved", "rotary_embedding_dim")  # of RotaryEmbedding, by which this kernel does not turn
 
 
 @dataclass
@@ -201,8 +202,8 @@ def _check_positions(heads: tuple[Head, Head, Head]) -> None:
     if query is None or key is None:
         return
     tables = [[turn.inputs[i] for i in (1, 2, 3)] for turn in (query, key)]
-    if tables[0] != tables[1] or any(attribute(turn, "interleaved", 0) for turn in (query, key)):
-        raise Miss("queries and keys are not turned alike by halves")
+    if tables[0] != tables[1] or any(attribute(turn, how, 0) for turn in (query, key) for how in WAYS):
+        raise Miss("queries and keys are not turned alike by halves of whole heads")
     if len(dims(source(query, 1)) or ()) != 2 or not source(query, 3).is_graph_input():
         raise Miss("positions are turned by tables that the kernel cannot read")
 

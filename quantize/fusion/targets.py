@@ -16,7 +16,7 @@ from onnxport.quantize.fusion.head_layout import HeadLayout
 from onnxport.quantize.fusion.layer_norm import LayerNorm
 from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
 from onnxport.quantize.fusion.rms_norm import RmsNorm
-from onnxport.quantize.fusion.rotary import Rotary
+from onnxport.quantize.fusion.rotary import PartialRotary, Rotary
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
@@ -32,6 +32,7 @@ _KERNELS = (
     Gelu(),
     TanhGelu(),
     Rotary(),
+    PartialRotary(),
     HeadLayout(),
     GroupQueryAttention(),
     MultiHeadAttention(),
