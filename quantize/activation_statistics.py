@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -170,6 +170,23 @@ class Hessian:
             self._waiting = []
 
 
+class Square:
+    """The mean of x² of each channel, float64 [channels]: the diagonal of H, which says what an error of a weight costs alone."""
+
+    def __init__(self) -> None:
+        self._sum: np.ndarray | float = 0.0
+        self.count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """As Collector."""
+        self._sum = self._sum + np.square(rows).sum(0, dtype=np.float64)
+        self.count += len(rows)
+
+    def mean(self) -> np.ndarray:
+        """The diagonal."""
+        return np.asarray(self._sum) / max(self.count, 1)
+
+
 class Peak:
     """The largest magnitude of each channel, float32 [channels]."""
 
@@ -183,14 +200,19 @@ class Peak:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Hessians and ranges of values, by their names."""
+    """Hessians, ranges and mean squares of values, by their names."""
 
     hessians: Mapping[str, Hessian]
     ranges: Mapping[str, Range]
+    squares: Mapping[str, Square] = field(default_factory=dict)
 
     def hessian(self, x: ir.Value) -> np.ndarray:
         """float64 [K, K], of a layer's input."""
         return self.hessians[str(x.name)].mean()
+
+    def square(self, x: ir.Value) -> np.ndarray:
+        """float64 [K], of a layer's input."""
+        return self.squares[str(x.name)].mean()
 
     def range(self, x: ir.Value, method: str) -> tuple[float, float]:
         """Least and greatest value that 8 bits should hold, of a layer's input."""
@@ -198,15 +220,16 @@ class Statistics:
 
 
 def watch(model: ir.Model, needs: Mapping[str, Iterable[str]], feeds: Iterable[Feed]) -> Statistics:
-    """Statistics of values (name -> "hessian", "range") while the graph answers `feeds`. DataError: it answers NaN or infinity."""
+    """Statistics of values (name -> "hessian", "square", "range") while the graph answers `feeds`. DataError: NaN or infinity."""
     hessians = {name: Hessian() for name, wanted in needs.items() if "hessian" in wanted}
     ranges = {name: Range() for name, wanted in needs.items() if "range" in wanted}
+    squares = {name: Square() for name, wanted in needs.items() if "square" in wanted}
     collectors: dict[str, list[Collector]] = {name: [] for name in needs}
-    for found in (hessians, ranges):
+    for found in (hessians, ranges, squares):
         for name, collector in found.items():
             collectors[name].append(collector)
     observe(model, collectors, feeds)
-    return Statistics(hessians, ranges)
+    return Statistics(hessians, ranges, squares)
 
 
 def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feeds: Iterable[Feed]) -> None:

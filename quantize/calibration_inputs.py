@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.compare.data import Dataset, read_data
+from onnxport.compare.texts import calibration_texts, token_rows
 from onnxport.errors import DataError, one_line
 from onnxport.graph.edit import attribute
 from onnxport.graph.search_graphs import remove_choice
@@ -24,6 +25,8 @@ from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.model import Model
 from onnxport.runtime.sessions import Sessions
+from onnxport.runtime.tasks.chat import ChatTemplate
+from onnxport.runtime.tokenizer import TextTokenizer
 
 Feeds = dict[str, list[dict[str, np.ndarray]]]  # role -> inputs by name
 FEWEST, MOST = 8, 128  # texts
@@ -136,6 +139,19 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
     except DataError as error:
         raise DataError(f"{data}: {one_line(error)}") from None
     return {role: [arrays]}
+
+
+def kit_feeds(bundle: Bundle, decoder: ir.Model) -> Feeds:
+    """Inputs of the decoder of a language model, made of the kit's own texts: each text a run over an empty cache.
+
+    decoder: float32, fused. The bundle has a tokenizer.
+    """
+    generation, name = bundle.generation, next(iter(bundle.tokenizers.values()))
+    assert generation is not None
+    chat = None if bundle.chat is None else ChatTemplate.parse(bundle.content(bundle.chat.template), bundle.chat.tokens)
+    most = min(TOKENS, generation.max_length or TOKENS)
+    rows = token_rows(calibration_texts(), TextTokenizer(bundle.file(name)), chat, most, generation.vocab_size)
+    return {"decoder": [_prefill(decoder, np.array(row)) for row in rows]}
 
 
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:

@@ -21,13 +21,13 @@ from onnxport.errors import DataError, UsageError, one_line
 from onnxport.files import MOST, read_regular
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rest>-sorted|-hqq|-gptq)?")
+_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rest>-sorted|-hqq|-fit|-gptq)?")
 DEFAULT_RANGE = "mse"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
     "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
-    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym or -min, and -sorted, -hqq or -gptq"
+    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym or -min, and -sorted, -hqq, -fit or -gptq"
 )
-_NUMBERS = re.compile(r"-(hqq|gptq|minmax|percentile|entropy|mse)")
+_NUMBERS = re.compile(r"-(hqq|fit|gptq|minmax|percentile|entropy|mse)")
 _STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?(?P<reduced>-reduced)?")
 
 
@@ -57,8 +57,8 @@ class Scheme:
 
     @property
     def needs(self) -> str | None:
-        """What must be known of a layer's input: "hessian", "range" or nothing."""
-        return "hessian" if self.solver == "gptq" else "range" if self.kind == "static" else None
+        """What must be known of a layer's input: "hessian", "square", "range" or nothing."""
+        return {"gptq": "hessian", "fit": "square"}.get(self.solver, "range" if self.kind == "static" else None)
 
     @property
     def bytes_per_weight(self) -> float:

@@ -55,7 +55,8 @@ FOUR_BITS = Bounds(3e-1, kl=0.10, top1_agreement=0.80, perplexity_change=0.12, c
 class Precision:
     """One precision.
 
-    plan: the schemes of the weights; None where a search finds them.
+    plan: the schemes of the weights; None where a search finds them. on_texts: those of a language model that knows the kit's texts, which
+    can be fitted to them; None for `plan`.
     bounds: what the parity of a variant may be.
     calibration: whether calibration data is needed, useful (golden inputs serve where there is none) or unused.
     device: the only device that has its kernels; None for any.
@@ -70,6 +71,7 @@ class Precision:
     device: Device | None = None
     generates: bool = True
     default: bool = False
+    on_texts: Plan | None = None
 
     @property
     def relative_error(self) -> float:
@@ -110,7 +112,7 @@ PRECISIONS = {
         Precision("int8-reduced", Plan({"*": "int8-rows-reduced"}), EIGHT_BITS, "useful"),
         Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS),
         Precision("int8-static", Plan({"*": "int8-static"}), replace(EIGHT_BITS, relative_error=2e-1), "needed"),
-        Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS),
+        Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS, "useful", on_texts=Plan({"*": "int4-blocks32-asym-fit"})),
         Precision("int4-hqq", Plan({"*": "int4-blocks64-asym-hqq"}), FOUR_BITS),
         Precision("int4-gptq", Plan({"*": "int4-blocks64-gptq"}), FOUR_BITS, "needed"),
         Precision("bf16", Plan({"*": "bf16"}), BRAIN_HALF, device=CUDA, generates=False),

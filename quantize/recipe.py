@@ -12,15 +12,18 @@ import numpy as np
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.quantize.calibration_inputs import golden_feeds
-from onnxport.quantize.plan import Plan
+from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import half, smooth_quant, stored
+from onnxport.quantize.schemes import channel_scales, half, smooth_quant, stored
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.linear import linears, lookups
+from onnxport.runtime.bundle.interface import LOGITS
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
-ROOM = 0.8  # share of a variant's bound that an encoder may use before its most sensitive weights stay in float32
+ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
+VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Recipe:
     """How a variant is made.
 
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
-    feeds: gives calibration inputs of each graph; None where there is no data.
+    feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
+    that knows their language.
     """
 
     precision: str
     plan: Plan | None = None
     feeds: Callable[[], Feeds] | None = None
+    texts: Callable[[], Feeds] | None = None
 
     @property
     def own_plan(self) -> Plan:
@@ -71,6 +76,8 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return _half(recipe, plan, PRECISIONS[plan.half], fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
+    if recipe.texts is not None and stored.carrying(fused) is None:
+        return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds())
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = recipe.feeds() if recipe.feeds is not None else None
@@ -80,10 +87,34 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         fused = smoothed(fused, feeds, goldens)
     if recipe.plan is None and not plan.needs and (role := _reads_texts(fused)):
         most = ROOM * PRECISIONS[recipe.precision].relative_error
-        plan = Plan(plan.schemes | sensitive_weights.to_keep(fused[role], golden_feeds(goldens, fused)[role], plan, most))
+        plan = Plan(plan.schemes | sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most))
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
+
+
+def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds) -> tuple[Graphs, dict[str, str]]:
+    """A decoder that reads scaled channels, and whose most sensitive weights get a scheme that is nearer to them.
+
+    Scales and fits are found on every other row of `feeds`, what is sensitive on the others.
+    """
+    precision, decoder = PRECISIONS[recipe.precision], fused["decoder"]
+    even, odd = feeds["decoder"][::2], feeds["decoder"][1::2] or feeds["decoder"]
+    plan = recipe.plan or _with_vocabulary(precision.on_texts or recipe.own_plan, decoder)
+    scaled = channel_scales.scaled(decoder, plan, even)
+    if recipe.plan is None and (sensitive := sensitive_weights.of_a_decoder(scaled, odd, plan, precision.bounds, ROOM, even)):
+        plan = Plan(plan.schemes | sensitive)
+        scaled = channel_scales.scaled(decoder, plan, even)  # by what each weight becomes, as a plan that is given has it
+    return quantize({"decoder": scaled}, plan, {"decoder": even})
+
+
+def _with_vocabulary(plan: Plan, decoder: Any) -> Plan:
+    """A plan of 4 bits with 8 for the tables of tokens and the projection to the vocabulary, which every token depends on."""
+    if {scheme(name).bits for name in plan.schemes.values()} != {4}:
+        return plan
+    names = {lookup.parameter for lookup in lookups(decoder.graph)}
+    names |= {linear.parameter for linear in linears(decoder.graph) if linear.output.name == LOGITS}
+    return Plan(plan.schemes | dict.fromkeys(sorted(names), VOCABULARY))
 
 
 def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:

@@ -1,80 +1,168 @@
-"""The weights that a graph's answers are too sensitive about, by the error that each one's scheme makes alone.
+"""The weights that a graph's answers are too sensitive about, by the loss that each one's scheme makes alone.
 
-Errors of layers add up about as independent noise does: the square of a graph's error is near the sum of the squares that its layers
-make one by one. So those that make most of it for their size go back to float32 until what is left is small enough, and the graph as it
-would be is measured again. To try them all, one graph holds each product twice, with a switch between the two. (Mixed precision as in
-HAWQ, Dong et al. 2019, with a measured error in place of curvature.)
+Losses of layers add up about as independent noise does: what a graph loses is near the sum of what its layers lose one by one, where a loss
+is a divergence or the square of an error. So those that lose most for their size get a scheme that is nearer to them, until what is left is
+small enough, and the graph as it would be is measured again. To try them all, one graph holds each product twice, with a switch between the
+two. (Mixed precision as in HAWQ, Dong et al. 2019, with a measured loss in place of curvature.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
+from onnxport.graph.every_position import every_position
 from onnxport.graph.normalize import PARAMETER, fold_constants
 from onnxport.graph.session import answers, opened, real
-from onnxport.quantize.plan import Plan
+from onnxport.quantize.plan import FP32, Plan, Scheme
+from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.runtime.arrays import relative_error
+from onnxport.runtime.bundle.interface import LOGITS
 
-Feeds = Sequence[Mapping[str, np.ndarray]]
-Answers = list[dict[str, np.ndarray]]
+Feed = Mapping[str, np.ndarray]
+Feeds = Sequence[Feed]
 TWIN, SWITCHES = "@quantized", "switches"
-ROLE = "encoder"
+ROLE = "graph"
+NUMBERS = 2**25  # most logits of a language model that are held
+FEWER = 3  # parts of a language model's texts; one of them tells which weights are more sensitive than others
+STRETCHES = 3  # of a model's layers: the first and the last are often more sensitive than those between
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def to_keep(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str, str]:
+@dataclass(frozen=True)
+class Measure:
+    """How answers are judged.
+
+    group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to feeds,
+    which adds up over layers. fewer: weights are tried on the first of so many parts of the feeds.
+    """
+
+    group: Callable[[str], str]
+    better: Callable[[Scheme], str]
+    loss: Callable[[Iterator[Feed]], float]
+    fewer: int = 1
+
+
+def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str, str]:
     """PyTorch names of weights → "fp32": what `plan` has to leave as it is for a relative error of the answers of at most `most`.
 
-    Empty where the plan's own graph is within `most`, which two runs of the feeds tell. model: float32, fused, of the role `encoder`;
-    feeds: inputs by name. The error is the root mean square of the difference over that of the answers about their mean, of the worst
-    output and feed; positions that an `attention_mask` leaves out do not count. Where nothing helps, every product is kept.
+    Empty where the plan's own graph is within `most`, which two runs of the feeds tell. model: float32, fused; feeds: inputs by name. The
+    error is the root mean square of the difference over that of the answers about their mean, of the worst output and feed; positions that
+    an `attention_mask` leaves out do not count. Where nothing helps, every product is kept.
     """
     expected = answers(model, feeds)
 
-    def whole(kept: dict[str, str]) -> float:
-        quantized = quantize({ROLE: model}, Plan({**plan.schemes, **kept}))[0][ROLE]
-        return _error(answers(quantized, feeds), expected, feeds)
+    def squared(found: Iterator[Feed]) -> float:
+        return _error(list(found), expected, feeds) ** 2
+
+    return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda _: FP32.name, squared))
+
+
+def of_a_decoder(model: ir.Model, feeds: Feeds, plan: Plan, bounds: Bounds, room: float, calibration: Feeds) -> dict[str, str]:
+    """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
+
+    What is lost is the mean divergence from `model` over its bound, or the square of the share of other first choices over that of its
+    bound: both grow alike. Weights of one kind in a third of the layers are tried together; see `nearer`. model: float32, fused; feeds: one
+    text each, as far as their logits are no more than NUMBERS. calibration: other feeds, for schemes that need some.
+    """
+    whole = _logits_alone(every_position(model))
+    expected: list[np.ndarray] = []
+    for found in _each(whole, feeds):
+        expected.append(_log_softmax(found[LOGITS]))
+        if sum(logs.size for logs in expected) + expected[-1].size > NUMBERS:
+            break
+    feeds = feeds[: len(expected)]
+
+    def lost(found: Iterator[Feed]) -> float:
+        divergence, others, count = 0.0, 0, 0
+        for feed, logs in zip(found, expected, strict=False):  # of the first feeds, or of all
+            ours = _log_softmax(feed[LOGITS])
+            divergence += float((np.exp(logs) * (logs - ours)).sum(dtype=np.float64))
+            others += int((logs.argmax(-1) != ours.argmax(-1)).sum())
+            count += len(logs)
+        share = max(divergence / count / bounds.kl, (others / count / (1 - bounds.top1_agreement)) ** 2)
+        return share if np.isfinite(divergence) else float("inf")
+
+    names = [linear.parameter for linear in linears(whole.graph)]
+    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, FEWER), calibration)
+
+
+def nearer(scheme: Scheme) -> str:
+    """The next scheme that is nearer to a weight of a language model."""
+    if scheme.kind == "rows":
+        return "int8-blocks32"
+    if scheme.kind == "blocks" and scheme.bits == 4:
+        return "int8-blocks"
+    return FP32.name
+
+
+def _to_protect(
+    model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, calibration: Feeds | None = None
+) -> dict[str, str]:
+    data = None if calibration is None else {ROLE: calibration}
+
+    def whole(kept: Mapping[str, str]) -> float:
+        with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}), data)[0][ROLE]}) as runners:
+            return measure.loss(runners[ROLE].run(feeds))
 
     if whole({}) <= most:
         return {}
-    twins, parameters, sizes = _twins(model, plan)
+    twins, groups = _twins(model, plan, measure)
+    names = list(groups)
+    few = feeds[: max(1, len(feeds) // measure.fewer)]
     with opened({ROLE: twins}) as runners:
 
-        def error(on: np.ndarray) -> float:
-            return _error(list(runners[ROLE].run({**feed, SWITCHES: on} for feed in feeds)), expected, feeds)
+        def loss(on: np.ndarray) -> float:
+            return measure.loss(runners[ROLE].run({**feed, SWITCHES: on} for feed in few))
 
-        alone = np.array([error(one) for one in np.eye(len(parameters), dtype=bool)])
-        on, kept = np.ones(len(parameters), bool), {}
-        for i in np.argsort(-(alone**2) / np.array(sizes), kind="stable"):
-            on[i], kept[parameters[i]] = False, "fp32"
-            if not on.any() or (error(on) <= most and whole(kept) <= most):
+        none = loss(np.zeros(len(names), bool))  # what the nearer schemes lose
+        alone = np.array([loss(one) - none for one in np.eye(len(names), dtype=bool)])
+        on, kept = np.ones(len(names), bool), dict[str, str]()
+        for i in np.argsort(-alone / np.array([group.size for group in groups.values()]), kind="stable"):
+            on[i] = False
+            kept |= {parameter: measure.better(plan.of(parameter)) for parameter in groups[names[i]].parameters}
+            if not on.any() or (none + float(alone[on].sum()) <= most and loss(on) <= most and whole(kept) <= most):
                 break
     return kept
 
 
-def _twins(model: ir.Model, plan: Plan) -> tuple[ir.Model, list[str], list[int]]:
-    """A graph with an input `switches` bool [weights]: true where a product is the plan's; names and sizes of the weights."""
+@dataclass
+class _Group:
+    parameters: list[str]
+    size: int = 0
+
+
+def _twins(model: ir.Model, plan: Plan, measure: Measure) -> tuple[ir.Model, dict[str, _Group]]:
+    """A graph with an input `switches` bool [groups]: true where products are the plan's, else by the nearer scheme; and the groups."""
     both = model.clone()
     graph = both.graph
     fold_constants(graph)
-    groups: dict[str, list[Linear]] = {}
+    products: dict[str, list[Linear]] = {}
     for linear in linears(graph):
         if plan.of(linear.parameter).kind != "fp32":
-            groups.setdefault(linear.parameter, []).append(linear)
+            products.setdefault(linear.parameter, []).append(linear)
+    groups: dict[str, _Group] = {}
+    for parameter, uses in products.items():
+        group = groups.setdefault(measure.group(parameter), _Group([]))
+        group.parameters.append(parameter)
+        group.size += uses[0].weight.size
+    places = {parameter: i for i, group in enumerate(groups.values()) for parameter in group.parameters}
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(groups)]))
     graph.inputs.append(switches)
     schemes = dict(plan.schemes)
-    for i, (parameter, uses) in enumerate(groups.items()):
-        schemes[parameter] = "fp32"
-        schemes[parameter + TWIN] = plan.of(parameter).name
+    for parameter, uses in products.items():
+        schemes[parameter] = measure.better(plan.of(parameter))
+        schemes[parameter + TWIN] = plan.of(parameter).name.removesuffix("-fit")  # which gains about as much everywhere
         for use, linear in enumerate(uses):
-            _twin(graph, linear, switches, i, use)
-    return quantize({ROLE: both}, Plan(schemes))[0][ROLE], list(groups), [uses[0].weight.size for uses in groups.values()]
+            _twin(graph, linear, switches, places[parameter], use)
+    return quantize({ROLE: both}, Plan(schemes))[0][ROLE], groups
 
 
 def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: int) -> None:
@@ -98,12 +186,41 @@ def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: 
     graph.insert_after(node, where)
     for reader, index in uses:
         reader.replace_input_with(index, chosen)
+    if out.is_graph_output():
+        place_of = list(graph.outputs).index(out)
+        chosen.name, out.name = out.name, f"{label}/other"
+        graph.outputs[place_of] = chosen
 
 
-def _error(found: Answers, expected: Answers, feeds: Feeds) -> float:
+def _error(found: Sequence[Feed], expected: Sequence[Feed], feeds: Feeds) -> float:
     worst = 0.0
     for ours, theirs, feed in zip(found, expected, feeds, strict=True):
         for name, answer in theirs.items():
             golden, values = (real(array, feed).astype(np.float64) for array in (answer, ours[name]))
             worst = max(worst, relative_error(golden, values))
     return worst
+
+
+def _kinds(parameters: Sequence[str]) -> dict[str, str]:
+    """Weight → its kind, with the stretch of the layers that it is in."""
+    layers = {name: int(found[0]) for name in parameters if (found := _NUMBER.findall(name))}
+    count = max(layers.values(), default=0) + 1
+    return {name: f"{_NUMBER.sub('*', name)} {layers[name] * STRETCHES // count}" if name in layers else name for name in parameters}
+
+
+def _logits_alone(model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    for value in [v for v in copy.graph.outputs if v.name != LOGITS]:
+        copy.graph.outputs.remove(value)
+    return copy
+
+
+def _each(model: ir.Model, feeds: Feeds) -> Iterator[Feed]:
+    with opened({ROLE: model}) as runners:
+        yield from runners[ROLE].run(feeds)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found

@@ -60,8 +60,8 @@ def quantize(
     weights = blockwise.Weights()
     for role in copies:  # all graphs before any is changed: a weight may have uses in several
         for linear, scheme in products[role]:
-            if scheme.needs == "hessian":
-                weights.see(linear.weight.T, statistics[role].hessian(linear.x))
+            if scheme.needs in ("hessian", "square"):
+                weights.see(linear.weight.T, getattr(statistics[role], scheme.needs)(linear.x))
     for table in looked_up:
         if plan.of(table.parameter).needs == "hessian":
             weights.look_up(table.table)

@@ -37,14 +37,17 @@ class Weights:
     """Integers of weights, found once for all uses of a weight in the graphs of a variant: a use may be a product or a lookup."""
 
     def __init__(self) -> None:
-        self._hessians: dict[str, np.ndarray] = {}
+        self._costs: dict[tuple[str, int], np.ndarray] = {}
         self._looked_up: set[str] = set()
         self._found: dict[tuple[str, str], Blocks] = {}
 
-    def see(self, weight: np.ndarray, hessian: np.ndarray) -> None:
-        """What errors of a weight [N, K] cost in one of its uses, float64 [K, K], before any of them is replaced: uses add up."""
-        key = key_of(weight)
-        self._hessians[key] = self._hessians[key] + hessian if key in self._hessians else hessian
+    def see(self, weight: np.ndarray, costs: np.ndarray) -> None:
+        """What errors of a weight [N, K] cost in one of its uses, before any of them is replaced: uses add up.
+
+        costs: float64 [K, K], the Hessian, or its diagonal [K] where inputs count one by one.
+        """
+        key = key_of(weight), costs.ndim
+        self._costs[key] = self._costs[key] + costs if key in self._costs else costs
 
     def look_up(self, table: np.ndarray) -> None:
         """A weight [N, K] whose rows are read as they are, before any use of it is replaced."""
@@ -53,12 +56,13 @@ class Weights:
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
         """weight float [N, K] -> its integers: those it has already where it lies on such a grid.
 
-        GPTQ without a Hessian is rounding to nearest: a token's row is read as it is.
+        GPTQ without a Hessian is rounding to nearest, and so is a fit without costs: a token's row is read as it is.
         """
         key = key_of(weight)
         name = named(chosen, size)
         if (key, name) not in self._found:
-            hessian = self._hessians.get(key) if chosen.solver == "gptq" else None
+            hessian = self._costs.get((key, 2)) if chosen.solver == "gptq" else None
+            importance = self._costs.get((key, 1)) if chosen.solver == "fit" else None
             stored = stored_blocks(weight, chosen, size)
             if stored is not None:
                 found = stored
@@ -70,7 +74,7 @@ class Weights:
             elif chosen.solver == "hqq":
                 found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
             else:
-                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
+                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric, importance)
             self._found[key, name] = found
         return self._found[key, name]
 

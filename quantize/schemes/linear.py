@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class Lookup:
     parameter: str
 
 
-def linears(graph: ir.Graph) -> Iterator[Linear]:
+def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
     """Every product with a constant float weight of two dimensions, in graph order; products of another form are left out."""
     for node in list(graph):
         weight = optional(node, 1)

@@ -20,6 +20,7 @@ from onnxport.quantize.fusion import check_runs, join_products, min_onnxruntime
 from onnxport.quantize.plan import Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
+from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.sessions import CPU, required_device
 from onnxport.runtime.verify import check_bounds, replay
@@ -60,6 +61,7 @@ class VariantBuilder:
         self.search_folder, self.release_weights = search_folder, release_weights or (lambda: None)
         self.goldens = staging.path / GOLDEN
         self._feeds: dict[int, Feeds] = {}
+        self._kit: Feeds | None = None
 
     def add(self, name: str) -> None:
         """Make the variant of a precision, whole: files, manifest entry, checks.
@@ -73,7 +75,7 @@ class VariantBuilder:
         self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
-            self._make(precision, Recipe(name, plan, feeds), evidence)
+            self._make(precision, Recipe(name, plan, feeds, self._texts()), evidence)
         except CheckFailed:
             self._remove(name)
             raise
@@ -88,7 +90,7 @@ class VariantBuilder:
         if self.options.plan is None:
             return None
         plan = read_plan(self.options.plan)
-        if plan.needs and self.options.calibrate is None:
+        if plan.needs and self.options.calibrate is None and self._texts() is None:
             raise UsageError(f"{self.options.plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
         return plan
 
@@ -101,6 +103,19 @@ class VariantBuilder:
             self.progress("read calibration data")
             self._feeds[rows] = calibration_inputs.feeds(self.staging.preview(), data, rows)
         return self._feeds[rows]
+
+    def _texts(self) -> Callable[[], Feeds] | None:
+        """What gives calibration inputs made of the kit's texts; None but for language models that know their language."""
+        graphs = self.fused.graphs
+        if set(graphs) != {"decoder"} or golden.TEXT not in golden.read(self.goldens):
+            return None
+
+        def feeds() -> Feeds:
+            if self._kit is None:
+                self._kit = calibration_inputs.kit_feeds(self.staging.preview(), graphs["decoder"])
+            return self._kit
+
+        return feeds
 
     def _search(self, precision: Precision) -> tuple[Plan, dict[str, Any]]:
         from onnxport.quantize.auto.measurements import SearchOptions

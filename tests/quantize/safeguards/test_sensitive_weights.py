@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.graph.session import answers
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.safeguards.sensitive_weights import _error, to_keep
+from onnxport.quantize.safeguards.sensitive_weights import _error, of_an_encoder
 from onnxport.quantize.schemes.apply import quantize
 
 ROWS = Plan({"*": "int8-rows"})
@@ -51,14 +51,14 @@ def error(model: ir.Model, feeds: list[dict[str, np.ndarray]], kept: dict[str, s
 
 def test_the_layer_with_the_outlier_is_kept(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
     assert error(model, feeds, {}) > 0.1
-    kept = to_keep(model, feeds, ROWS, 0.05)
+    kept = of_an_encoder(model, feeds, ROWS, 0.05)
     assert kept == {"layers.1.weight": "fp32"}
     assert error(model, feeds, kept) <= 0.05
 
 
 def test_nothing_is_kept_within_the_bound_and_all_where_nothing_helps(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
-    assert to_keep(model, feeds, ROWS, 1.0) == {}
-    assert set(to_keep(model, feeds, Plan({"layers.0": "int8-rows", "layers.2": "int8-rows"}), 1e-9)) == {
+    assert of_an_encoder(model, feeds, ROWS, 1.0) == {}
+    assert set(of_an_encoder(model, feeds, Plan({"layers.0": "int8-rows", "layers.2": "int8-rows"}), 1e-9)) == {
         "layers.0.weight",
         "layers.2.weight",
     }

@@ -1,0 +1,338 @@
+"""Channel scales move what is hard to quantize from activations into weights, or the other way, and change no answer of the float graph.
+
+Channel j of the input x of a product is divided by s_j, row j of every weight that reads x is multiplied by it. SmoothQuant (Xiao et al.
+2022) does so for activations of 8 bits, AWQ (Lin et al. 2023) for weights of 4; both take s_j = x_j^a / w_j^b, of the usual or the largest
+|x_j| and the largest |w_j|. Here a few such scales are tried for each input on real activations, and the one is kept whose products,
+rounded as the plan will round them, come nearest to those in float32.
+
+The division costs nothing where it goes into what makes x: the weight of a norm, another product whose result is a factor of x, or the
+values of an attention. Elsewhere it is a node of its own, which has to pay for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.graph.edit import array_of, attribute, constant, dims, is_op, new_node, only_use, optional
+from onnxport.graph.normalize import fold_constants
+from onnxport.quantize.activation_statistics import observe
+from onnxport.quantize.plan import Plan, Scheme
+from onnxport.quantize.schemes.apply import chosen
+from onnxport.quantize.schemes.linear import Linear, linears
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out
+ROWS = 96  # of an input, that scales are tried on
+COLUMNS = 512  # of a weight: more tell little more
+PAYS = 0.8  # a node of its own has to leave at most this share of the error
+SMALLEST = 1e-5
+NORMS = {  # op → places of its weights, of each channel
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
+    "LayerNormalization": (1, 2),
+    "SkipSimplifiedLayerNormalization": (2,),
+    "SkipLayerNormalization": (2, 3),
+}
+ATTENTIONS = ("GroupQueryAttention", "MultiHeadAttention")
+
+
+@dataclass
+class Inputs:
+    """Some rows of a value, evenly spaced, and the mean and largest magnitude of each channel over all."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    total: np.ndarray | float = 0.0
+    largest: np.ndarray | float = 0.0
+    count: int = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """As activation_statistics.Collector."""
+        size = np.abs(rows)
+        self.total = self.total + size.sum(0, dtype=np.float64)
+        self.largest = np.maximum(self.largest, size.max(0, initial=0))
+        self.count += len(rows)
+        self.rows.append(rows[:: max(1, len(rows) // 16)].copy())
+
+    def sample(self) -> np.ndarray:
+        """float32 [at most ROWS, K]."""
+        rows = np.concatenate(self.rows)
+        found: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+        return found
+
+    def magnitudes(self) -> Iterator[np.ndarray]:
+        """The usual and the largest |x| of each channel, float32 [K]; none counts as much smaller than half of those that were met: a unit
+        that was silent may speak on the next text."""
+        for found in (np.asarray(self.total) / max(self.count, 1), np.asarray(self.largest)):
+            met = found[found > 0]
+            floor = max(float(np.median(met)) / 10 if met.size else 0.0, SMALLEST)
+            yield np.maximum(found, floor).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight, the input `index` of a node: its places from `start` on along `axis` make the channels of x."""
+
+    node: ir.Node
+    index: int
+    start: int
+    count: int
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes an input and can take a division. heads: (key and value heads, heads that share each, size), of an attention's result."""
+
+    parts: tuple[Part, ...]
+    heads: tuple[int, int, int] | None = None
+
+    def shared(self, magnitudes: np.ndarray) -> np.ndarray:
+        """[K] → the largest of those channels that one place of the weight makes."""
+        if self.heads is None:
+            return magnitudes
+        kv, group, size = self.heads
+        return np.broadcast_to(magnitudes.reshape(kv, group, size).max(1, keepdims=True), (kv, group, size)).reshape(-1)
+
+    def divide(self, graph: ir.Graph, scale: np.ndarray) -> None:
+        """Puts 1 / scale [K] into the weights."""
+        if self.heads is not None:
+            kv, group, size = self.heads
+            scale = scale.reshape(kv, group, size)[:, 0].reshape(-1)
+        for part in self.parts:
+            factor = np.ones(_width(part), np.float32)
+            factor[part.start : part.start + part.count] = 1 / scale
+            _multiply(graph, part.node, part.index, factor if part.axis == -1 else factor[:, None])
+
+
+def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
+    """A copy whose products read scaled channels, as far as `plan` loses less so. model: float32; feeds: inputs by name.
+
+    Products that the plan leaves in float32 stay, and so do those whose weight is looked up or read elsewhere, as tied embeddings are.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    fold_constants(graph)
+    groups: dict[ir.Value, list[tuple[Linear, Scheme]]] = {}
+    for linear in linears(graph):
+        groups.setdefault(linear.x, []).append((linear, chosen(plan, linear)))
+    groups = {x: group for x, group in groups.items() if all(_changes(linear, scheme) for linear, scheme in group)}
+    seen = {str(x.name): Inputs() for x in groups}
+    observe(copy, {name: [inputs] for name, inputs in seen.items()}, feeds)
+    for x, group in groups.items():
+        inputs = seen[str(x.name)]
+        if inputs.count:
+            _scale(graph, x, group, inputs)
+    return copy
+
+
+def _changes(linear: Linear, scheme: Scheme) -> bool:
+    weight = linear.node.inputs[1]
+    return scheme.kind in PRODUCTS and weight is not None and weight.is_initializer() and only_use(weight)
+
+
+def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
+    alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
+    maker = _maker(x) if alone else None
+    rows = inputs.sample()
+    some = [(_columns(linear.weight), PRODUCTS[scheme.kind], scheme) for linear, scheme in group]
+    right = [rows @ weight for weight, _, _ in some]
+
+    def error(scale: np.ndarray | None) -> float:
+        """Mean over rows of the squared error over the square of the products; rows that are small beside others count less."""
+        total = 0.0
+        for (weight, product, scheme), y in zip(some, right, strict=True):
+            found = product(rows, weight, scheme) if scale is None else product(rows / scale, weight * scale[:, None], scheme)
+            power = np.square(y).sum(1)
+            total += float((np.square(found - y).sum(1) / (power + np.median(power) + 1e-30)).mean())
+        return total
+
+    largest = np.maximum(np.max([np.abs(linear.weight).max(1) for linear, _ in group], 0), SMALLEST)
+    best, least = None, error(None) * (1 if maker is not None else PAYS)
+    for magnitude in inputs.magnitudes():
+        for exponent in EXPONENTS:
+            for other in (0.0, 1 - exponent):
+                scale = magnitude**exponent / largest**other
+                scale = scale if maker is None else maker.shared(scale)
+                scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+                if (found := error(scale)) < least:
+                    best, least = scale, found
+    if best is None:
+        return
+    if maker is not None:
+        maker.divide(graph, best)
+    else:
+        _insert(graph, x, group, best)
+    for linear, _ in group:
+        _multiply(graph, linear.node, 1, best if linear.transposed else best[:, None])
+
+
+def _columns(weight: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(weight[:, :: max(1, weight.shape[1] // COLUMNS)])
+
+
+def _insert(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], scale: np.ndarray) -> None:
+    like = ir.Value(name=f"{x.name}/smooth", type=x.type, shape=x.shape)
+    factor = constant(graph, f"{x.name}/smoothing", 1 / scale)
+    even = new_node(graph, group[0][0].node, "Mul", [x, factor], {}, [like], domain="").outputs[0]
+    for linear, _ in group:
+        linear.node.replace_input_with(0, even)
+
+
+def _width(part: Part) -> int:
+    array = array_of(part.node.inputs[part.index])
+    assert array is not None
+    return int(array.shape[part.axis])
+
+
+def _multiply(graph: ir.Graph, node: ir.Node, index: int, factor: np.ndarray) -> None:
+    """A weight of its own for this node, times `factor`, under the same name: a plan knows it by that."""
+    old = node.inputs[index]
+    array = array_of(old)
+    assert old is not None and array is not None
+    new = constant(graph, f"{old.name}/scaled", np.ascontiguousarray(array * factor))
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+    node.replace_input_with(index, new)
+    if not old.uses():
+        name = str(old.name)
+        del graph.initializers[name]
+        new.name = name
+
+
+def _maker(x: ir.Value) -> Maker | None:
+    """What makes x and can divide its channels, each by a number of its own; None where there is nothing of the kind."""
+    node = x.producer()
+    if node is None:
+        return None
+    if node.op_type in NORMS and node.outputs[0] is x:
+        places = [i for i in NORMS[node.op_type] if optional(node, i) is not None]
+        own = all(_own(node.inputs[i]) for i in places)
+        return Maker(tuple(Part(node, i, 0, _last(node, i)) for i in places)) if own else None
+    if node.op_type in ATTENTIONS and node.outputs[0] is x:
+        return _values(node)
+    if is_op(node, "Mul"):
+        made = (_product(value) for value in node.inputs if value is not None and only_use(value))
+        return next((Maker(parts) for parts in made if parts is not None), None)
+    if is_op(node, "Relu"):  # of a positive multiple it is the same multiple
+        value = node.inputs[0]
+        parts = _product(value) if value is not None and only_use(value) else None
+        return None if parts is None else Maker(parts)
+    return None
+
+
+def _own(weight: ir.Value | None) -> bool:
+    return weight is not None and weight.is_initializer() and only_use(weight)
+
+
+def _last(node: ir.Node, index: int) -> int:
+    array = array_of(node.inputs[index])
+    assert array is not None
+    return int(array.shape[-1])
+
+
+def _product(value: ir.Value) -> tuple[Part, ...] | None:
+    """The weight and the bias of the product whose result, or a part of it, a value is."""
+    whole, start, count = _part(value)
+    bias: tuple[tuple[ir.Node, int], ...] = ()
+    node = None if whole is None else whole.producer()
+    if node is not None and is_op(node, "Add"):
+        sums = [i for i in (0, 1) if array_of(node.inputs[i]) is not None]
+        product = node.inputs[1 - sums[0]] if len(sums) == 1 else None
+        if product is None or not only_use(product):
+            return None
+        bias, node = ((node, sums[0]),), product.producer()
+    linear = None if node is None else next(linears([node]), None)
+    if node is None or linear is None:
+        return None
+    if is_op(node, "Gemm") and optional(node, 2) is not None:
+        bias = (*bias, (node, 2))
+    width = linear.shape[1]
+    owned = all(_own(one.inputs[i]) for one, i in ((node, 1), *bias))
+    if not owned or any(_last(one, i) != width for one, i in bias):
+        return None
+    count = width if count is None else count
+    axis = 0 if linear.transposed else -1
+    return (Part(node, 1, start, count, axis), *(Part(one, i, start, count) for one, i in bias))
+
+
+def _part(value: ir.Value) -> tuple[ir.Value | None, int, int | None]:
+    """What a value is a part of, from which place on, and how many; the value itself where it is whole, None where that is not known."""
+    node = value.producer()
+    if node is None or not is_op(node, "Split") or attribute(node, "axis", 0) != -1:
+        return value, 0, None
+    made, sizes = node.inputs[0], _sizes(node)
+    if made is None or not only_use(made) or sizes is None:
+        return None, 0, None
+    place = list(node.outputs).index(value)
+    return made, sum(sizes[:place]), sizes[place]
+
+
+def _sizes(split: ir.Node) -> list[int] | None:
+    """How wide each part is; None where the graph does not say."""
+    given, whole = array_of(optional(split, 1)), dims(split.inputs[0]) if split.inputs[0] is not None else None
+    if given is not None:
+        return [int(size) for size in given]
+    width, count = whole[-1] if whole else None, len(split.outputs)
+    return [width // count] * count if isinstance(width, int) and width % count == 0 else None
+
+
+def _values(node: ir.Node) -> Maker | None:
+    """The products that make the values of an attention, as far as one product makes them alone."""
+    heads = int(attribute(node, "num_heads", 0))
+    kv = int(attribute(node, "kv_num_heads", heads))
+    packed = optional(node, 1) is None and optional(node, 2) is None
+    value = optional(node, 0 if packed else 2)
+    parts = _product(value) if value is not None and only_use(value) and heads and kv else None
+    if parts is None:
+        return None
+    width = parts[0].count
+    if packed:
+        size = width // (heads + 2 * kv)
+        start = parts[0].start + (heads + kv) * size
+        parts = tuple(Part(part.node, part.index, start, kv * size, part.axis) for part in parts)
+    else:
+        size = width // kv
+    return Maker(parts, (kv, heads // kv, size)) if size * kv in (width, parts[0].count) else None
+
+
+def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    levels = 64 if scheme.reduced else 127
+    step = np.maximum(np.abs(weight).max(0, keepdims=True), 1e-30) / levels
+    rounded: np.ndarray = _rounded_rows(x) @ (np.rint(weight / step) * step)
+    return rounded
+
+
+def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    k, n = weight.shape
+    size = scheme.block or 128
+    padding = -k % size
+    blocks = np.pad(weight, ((0, padding), (0, 0))).reshape(-1, size, n)
+    activations = np.pad(x, ((0, 0), (0, padding))).reshape(len(x), -1, size)
+    most = (1 << scheme.bits) - 1
+    if scheme.symmetric:
+        large = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+        step = -large / (most // 2 + 1) if scheme.bits == 4 else np.abs(large) / 127
+        step = np.where(step == 0, 1, step)
+        values = np.rint(blocks / step).clip(-(most // 2 + 1), most // 2) * step
+    else:
+        low, high = blocks.min(1, keepdims=True).clip(None, 0), blocks.max(1, keepdims=True).clip(0, None)
+        step = np.where(high > low, (high - low) / most, 1)
+        zero = np.rint(-low / step)
+        values = ((np.rint(blocks / step) + zero).clip(0, most) - zero) * step
+    product: np.ndarray = _rounded_rows(activations).reshape(len(x), -1) @ values.reshape(-1, n).astype(np.float32)
+    return product
+
+
+def _rounded_rows(x: np.ndarray) -> np.ndarray:
+    """x [..., K] in 8 bits with a scale for each of the rows, in float32."""
+    step = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30) / 127
+    rounded: np.ndarray = (np.rint(x / step) * step).astype(np.float32)
+    return rounded
+
+
+# Kind of a scheme → its product, x [M, K] and weight [K, N] → [M, N], with the same rounding; quick, not exact to the bit.
+PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray, Scheme], np.ndarray]] = {"rows": _by_rows, "blocks": _in_blocks}

@@ -1,0 +1,126 @@
+"""Recipes of language models: scaled channels, 8 bits for the vocabulary, nearer schemes for what their answers are sensitive about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxport.graph.every_position import every_position
+from onnxport.graph.session import answers
+from onnxport.quantize.plan import Plan
+from onnxport.quantize.precisions import PRECISIONS, Bounds
+from onnxport.quantize.recipe import Recipe, make_graphs
+from onnxport.quantize.safeguards.sensitive_weights import of_a_decoder
+from onnxport.quantize.schemes.apply import quantize
+
+VOCABULARY, WIDTH, LAYERS = 96, 128, 6
+ROWS = Plan({"layers": "int8-rows"})
+
+
+def made_of_layers(spike: float) -> ir.Model:
+    """Layers x + W x over an embedding that is tied to the logits; what the second reads has channels, other ones for each token, that are
+    `spike` times as large as the rest."""
+    random = np.random.default_rng(0)
+    weights = {f"layers.{i}.mlp.weight": (random.standard_normal((WIDTH, WIDTH)) / 200).astype(np.float32) for i in range(LAYERS)}
+    spikes = np.where(random.random((VOCABULARY, WIDTH)) < 1 / WIDTH, spike, 1).astype(np.float32)  # other channels for each token
+    table = (random.standard_normal((VOCABULARY, WIDTH)) / 6).astype(np.float32)
+    constants = weights | {"embedding.weight": table, "spikes": spikes}
+    nodes = [
+        helper.make_node("Gather", ["embedding.weight", "input_ids"], ["x0"], axis=0),
+        helper.make_node("Gather", ["spikes", "input_ids"], ["spike"], axis=0),
+    ]
+    for i in range(LAYERS):
+        read = f"x{i}"
+        if i == 1:
+            nodes.append(helper.make_node("Mul", [read, "spike"], ["spiky"]))
+            read = "spiky"
+        nodes += [
+            helper.make_node("MatMul", [read, f"layers.{i}.mlp.weight"], [f"m{i}"]),
+            helper.make_node("Add", [f"x{i}", f"m{i}"], [f"x{i + 1}"]),
+        ]
+    nodes += [
+        helper.make_node("Unsqueeze", ["logits_index", "one"], ["places"]),
+        helper.make_node("GatherND", [f"x{LAYERS}", "places"], ["last"], batch_dims=1),
+        helper.make_node("Gemm", ["last", "embedding.weight"], ["logits"], transB=1),
+    ]
+    constants["one"] = np.array([1], np.int64)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+    index = helper.make_tensor_value_info("logits_index", TensorProto.INT64, ["batch"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", VOCABULARY])
+    graph = helper.make_graph(nodes, "g", [ids, index], [logits], [numpy_helper.from_array(a, n) for n, a in constants.items()])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> ir.Model:
+    return made_of_layers(spike=300)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(1)
+    rows = [random.integers(0, VOCABULARY, (1, length)) for length in (20, 31, 12, 25)]
+    return [{"input_ids": ids, "logits_index": np.array([ids.shape[1] - 1])} for ids in rows]
+
+
+def bounds(kl: float) -> Bounds:
+    return Bounds(0.1, kl=kl, top1_agreement=0.0, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
+
+
+def divergence(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], plan: Plan) -> float:
+    found = []
+    for model in (decoder, quantize({"decoder": decoder}, plan)[0]["decoder"]):
+        logits = np.concatenate([one["logits"] for one in answers(every_position(model), feeds)]).astype(np.float64)
+        shifted = logits - logits.max(1, keepdims=True)
+        found.append(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    return float((np.exp(found[0]) * (found[0] - found[1])).sum(1).mean())
+
+
+def test_every_position_has_the_logits_that_one_position_has(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
+    whole = every_position(decoder)
+    assert [value.name for value in whole.graph.inputs] == ["input_ids"]
+    for place in (0, 7, 19):
+        one = answers(decoder, [feeds[0] | {"logits_index": np.array([place])}])[0]["logits"]
+        np.testing.assert_allclose(answers(whole, feeds[:1])[0]["logits"][place], one[0], rtol=1e-5, atol=1e-4)
+
+
+def test_what_the_answers_are_sensitive_about_gets_a_nearer_scheme(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
+    plain = divergence(decoder, feeds, ROWS)
+    kept = of_a_decoder(decoder, feeds, ROWS, bounds(plain / 2), 1.0, feeds)
+    assert kept.items() >= {"layers.0.mlp.weight": "int8-blocks32", "layers.1.mlp.weight": "int8-blocks32"}.items()  # a third of the layers
+    assert "layers.4.mlp.weight" not in kept and "layers.5.mlp.weight" not in kept
+    assert divergence(decoder, feeds, Plan(ROWS.schemes | kept)) <= plain / 2
+
+
+def test_nothing_is_changed_within_the_bounds(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
+    assert of_a_decoder(decoder, feeds, ROWS, bounds(1e9), 1.0, feeds) == {}
+
+
+def test_other_first_choices_count_too(feeds: list[dict[str, np.ndarray]]) -> None:
+    decoder, coarse = made_of_layers(spike=10_000), Plan({"layers": "int4-blocks128"})
+    strict = Bounds(0.1, kl=1e9, top1_agreement=0.9999, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
+    assert of_a_decoder(decoder, feeds, coarse, strict, 1.0, feeds)
+
+
+def bytes_of(model: ir.Model) -> dict[str, bytes]:
+    return {name: value.const_value.numpy().tobytes() for name, value in model.graph.initializers.items() if value.const_value is not None}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_plan_makes_the_same_graphs_again(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], precision: str) -> None:
+    made = make_graphs(Recipe(precision, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, Path("no goldens are read"))
+    again = make_graphs(Recipe(precision, made.plan, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, Path("nor here"))
+    assert again.plan.schemes == made.plan.schemes
+    assert bytes_of(again.models["decoder"]) == bytes_of(made.models["decoder"])
+
+
+def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarray]]) -> None:
+    even = {"decoder": made_of_layers(spike=1)}
+    made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), even, Path("no goldens are read"))
+    assert made.plan.schemes["embedding.weight"] == "int8-blocks128"
+    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"
+    assert PRECISIONS["int4"].on_texts is not None
