@@ -43,7 +43,7 @@ GREEDY_SHAPES = [3, 8, 1]
 WIDE, FEW_TOKENS = 4096, 8  # numbers of an answer a token, above which texts are cut: golden answers are kept in the bundle
 SHORT, PAIR, TEXT_ROWS = 32, 96, 10  # tokens of a text, or of a question with its context, whose answer is kept whole, and rows of a batch
 WORDS = (9, 24)  # of a vocabulary, at random
-SCORED = 64  # of a text, the last tokens: what stands before them is read at once
+LONG, BEFORE, SCORED = 256, 32, 48  # of a text, tokens that are judged, behind as many at most; of a text so long, the last ones
 PIECE = 32  # positions whose distributions are made at once
 KNOWN = 0.8  # share of the entropy of a guess over the vocabulary above which a model's nats a token are no better than that
 FEWEST = 64  # tokens that a model is judged on
@@ -167,7 +167,7 @@ def _answered_texts(
             length = 1 + min(len(until(row[1:], ends)) + 1, count)  # with its end
             targets.append(row[:length])
             found += _kept(scores[: length - 1], row[1:length])
-    return _text_case(targets, [1] * len(targets), found, ids["pad_id"], rows)
+    return _text_case(targets, [range(1, len(target)) for target in targets], found, ids["pad_id"], rows)
 
 
 def _knows_text(
@@ -210,18 +210,22 @@ def causal_goldens(
 def _texts(model: CausalOriginal, ids: dict[str, Any], source: Source, max_length: int | None) -> dict[str, np.ndarray]:
     """The case `text`: the texts of which a model foretells more than a guess would; {} where that is next to nothing."""
     rows: list[list[int]] = []
+    scored: list[range] = []
     found: list[Kept] = []
     for row in _sample_rows(source, "source", golden_texts(), max_length, model.rows):
         first = max(1, len(row) - SCORED)
-        if len(row) > first:
-            logits = model.causal(torch.tensor([row]))[0, first - 1 : -1]
-            kept = _kept(logits, row[first:])
+        first = first if len(row) > LONG else min(first, BEFORE)
+        places = range(first, min(first + SCORED, len(row)))
+        if places:
+            logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, first - 1 :]
+            kept = _kept(logits, row[first : places.stop])
             if _knows(kept, logits.shape[-1]):
                 rows.append(row)
+                scored.append(places)
                 found += kept
     if sum(map(len, found)) < FEWEST:
         return {}
-    return _text_case(rows, [max(1, len(row) - SCORED) for row in rows], found, ids["pad_id"])
+    return _text_case(rows, scored, found, ids["pad_id"])
 
 
 def _sample_rows(source: Source, side: str, samples: Sequence[Sample], most: int | None, vocabulary: int) -> list[list[int]]:
@@ -245,14 +249,15 @@ def _knows(kept: list[Kept], vocabulary: int) -> bool:
 
 
 def _text_case(
-    targets: list[list[int]], first: list[int], kept: list[Kept], pad: int, sources: list[list[int]] | None = None
+    targets: list[list[int]], scored: list[range], kept: list[Kept], pad: int, sources: list[list[int]] | None = None
 ) -> dict[str, np.ndarray]:
-    """Arrays by `text/NAME`. sources: of an encoder-decoder."""
+    """Arrays by `text/NAME`. scored: places of each target whose distributions are kept. sources: of an encoder-decoder."""
     names = ("input_ids", "lengths") if sources is None else ("target_ids", "target_lengths")
     arrays: dict[str, np.ndarray] = dict(zip(names, (padded(targets, pad)[0], np.array([*map(len, targets)])), strict=True))
     if sources is not None:
         arrays |= dict(zip(("source_ids", "source_mask"), padded(sources, pad), strict=True))
-    arrays |= {"first": np.array(first)} | Kept.joined(kept).arrays()
+    arrays |= {"first": np.array([places.start for places in scored]), "scored": np.array([*map(len, scored)])}
+    arrays |= Kept.joined(kept).arrays()
     return {f"{TEXT}/{name}": array for name, array in arrays.items()}
 
 

@@ -18,6 +18,7 @@ from onnxport.runtime.tasks.embedding import STATE, vectors
 Arrays = Mapping[str, np.ndarray]
 Replayed = tuple[Arrays, Arrays]  # a golden case, and a variant's outputs on its inputs
 POSITIONS = 2048  # of the caches of a batch
+UNLIKE = 4  # how many times as long as the shortest row of a batch its longest is
 DECIDED = 0.1  # how much more probable a label is than any other where the original counts as decided
 
 
@@ -66,20 +67,21 @@ def _rows(case: Arrays, sourced: bool) -> Iterator[_Row]:
     ids, lengths = golden.targets(case)
     sources = golden.sources(case) if sourced else [[] for _ in ids]
     start = 0
-    for source, row, length, first in zip(sources, ids, lengths, case["first"], strict=True):
-        if not 0 < first < length <= len(row):
-            raise ValueError(f"a text of {length} tokens of which the first is scored from {first}")
-        yield _Row(source, row[:first], row[first:length], start)
-        start += int(length - first)
+    for source, row, length, first, count in zip(sources, ids, lengths, case["first"], case["scored"], strict=True):
+        if not 0 < first < first + count <= length <= len(row):
+            raise ValueError(f"a text of {length} tokens of which {count} are scored from {first} on")
+        yield _Row(source, row[:first], row[first : first + count], start)
+        start += int(count)
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows of like length, in each batch those with most to score first."""
+    """Rows of like length, for what stands before is read padded; in each batch those with most to score first."""
     left = sorted(rows, key=len, reverse=True)
     while left:
-        count = max(1, POSITIONS // len(left[0]))
-        yield sorted(left[:count], key=lambda row: -len(row.scored))
-        left = left[count:]
+        longest = len(left[0])
+        alike = [row for row in left if len(row) * UNLIKE >= longest][: max(1, POSITIONS // longest)]
+        yield sorted(alike, key=lambda row: -len(row.scored))
+        left = left[len(alike) :]
 
 
 def _steps(engine: Engine, rows: Sequence[_Row]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -4,9 +4,9 @@ Of a model that generates, a case holds `source_ids` int64 and `source_mask` int
 `target_ids` int64 [rows, length] with `target_lengths` [rows] (of a language model `input_ids` and `lengths`), and `logits` float32 [rows,
 length, vocabulary]. Its case GREEDY holds inputs as `source_ids` and `source_mask`, and the tokens of greedy decoding without the end,
 `tokens` [rows, most] with their `lengths` [rows]. Its case TEXT, which only a model has that reads texts and knows their language, holds
-real text in the same names, `first` int64 [rows], the first place of each row whose distribution is kept, and in the place of logits what
-`kept.Kept` keeps of them, row after row: of each place from `first` on given the tokens before it. A case of any other model holds inputs
-as `in/NAME` and outputs as `out/NAME`.
+real text in the same names, `first` and `scored` int64 [rows], the first place of each row whose distribution is kept and how many are,
+and in the place of logits what `kept.Kept` keeps of them, row after row: of each such place given the tokens before it. A case of any other
+model holds inputs as `in/NAME` and outputs as `out/NAME`.
 """
 
 from __future__ import annotations

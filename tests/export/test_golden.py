@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onnxport.compare.texts import Sample, golden_texts, token_rows
 from onnxport.export.description import EncoderModel
-from onnxport.export.golden import SCORED, causal_goldens, encoder_goldens, seq2seq_goldens
+from onnxport.export.golden import BEFORE, LONG, SCORED, causal_goldens, encoder_goldens, seq2seq_goldens
 from onnxport.export.source import Source
 from onnxport.runtime.bundle.golden import TEXT, by_case
 from onnxport.runtime.bundle.kept import Kept, log_softmax
@@ -66,11 +66,13 @@ def test_a_language_model_that_knows_the_texts_is_judged_on_them(source: Source)
     case = by_case(causal_goldens(Pairs(table), IDS, 300, source))[TEXT]
     kept = Kept.read(case)
     assert len(case["input_ids"]) > 15 and case["lengths"].max() == 300
-    assert (case["first"] == np.maximum(1, case["lengths"] - SCORED)).all()
-    assert len(kept) == (case["lengths"] - case["first"]).sum()
-    row, first = case["input_ids"][0], int(case["first"][0])
-    expected = log_softmax(table.numpy()[row[first - 1 : first + 4]])
-    np.testing.assert_allclose(kept.logprobs[:5], expected[np.arange(5), row[first : first + 5]], rtol=1e-5)
+    lengths = case["lengths"]
+    first = np.maximum(1, lengths - SCORED)
+    assert (case["first"] == np.where(lengths > LONG, first, np.minimum(first, BEFORE))).all() and (lengths > LONG).any()
+    assert (case["scored"] == np.minimum(SCORED, lengths - case["first"])).all() and len(kept) == case["scored"].sum()
+    row, begin = case["input_ids"][0], int(case["first"][0])
+    expected = log_softmax(table.numpy()[row[begin - 1 : begin + 4]])
+    np.testing.assert_allclose(kept.logprobs[:5], expected[np.arange(5), row[begin : begin + 5]], rtol=1e-5)
     assert kept.top_ids[:5, 0].tolist() == expected.argmax(1).tolist()
 
 
@@ -113,7 +115,7 @@ def test_an_encoder_decoder_is_followed_along_its_own_answers(source: Source) ->
         while len(greedy) < 25 and greedy[-1] != 1:
             greedy.append(int(table[greedy[-1]].argmax()))
         assert row[:length].tolist() == greedy
-    assert len(Kept.read(case)) == (case["target_lengths"] - 1).sum()
+    assert len(Kept.read(case)) == case["scored"].sum() and (case["scored"] == case["target_lengths"] - 1).all()
 
 
 @pytest.mark.parametrize(("width", "texts"), [(8, 24), (5000, 5)])

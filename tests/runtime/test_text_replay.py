@@ -17,7 +17,7 @@ from onnxport.runtime.text_replay import answers
 from onnxport.runtime.verify import replay
 from support import tiny_bundles as tiny
 
-LENGTHS, FIRST = [5, 17, 2, 9], [1, 11, 1, 4]
+LENGTHS, FIRST, ENDS = [5, 17, 2, 9], [1, 11, 1, 4], [5, 15, 2, 9]
 
 
 def text_case(model: tiny.TinyModel) -> dict[str, np.ndarray]:
@@ -27,17 +27,18 @@ def text_case(model: tiny.TinyModel) -> dict[str, np.ndarray]:
     mask[2, 3:] = 0
     sources = rng.integers(4, tiny.VOCABULARY, mask.shape)
     parts = []
-    for row, (length, first) in enumerate(zip(LENGTHS, FIRST, strict=True)):
+    for row, (length, first, end) in enumerate(zip(LENGTHS, FIRST, ENDS, strict=True)):
         ids[row, length:] = tiny.PAD
-        parts.append(Kept.of(logits_of(model, sources[row][mask[row] > 0], ids[row], first, length), ids[row, first:length]))
+        parts.append(Kept.of(logits_of(model, sources[row][mask[row] > 0], ids[row], first, end), ids[row, first:end]))
     case = {"source_ids": sources, "source_mask": mask} if model.kind == "seq2seq" else {}
     names = ("target_ids", "target_lengths") if model.kind == "seq2seq" else ("input_ids", "lengths")
-    case |= dict(zip(names, (ids, np.array(LENGTHS)), strict=True)) | {"first": np.array(FIRST)} | Kept.joined(parts).arrays()
+    case |= dict(zip(names, (ids, np.array(LENGTHS)), strict=True)) | Kept.joined(parts).arrays()
+    case |= {"first": np.array(FIRST), "scored": np.array(ENDS) - FIRST}
     return {f"text/{name}": array for name, array in case.items()}
 
 
-def logits_of(model: tiny.TinyModel, source: np.ndarray, ids: np.ndarray, first: int, length: int) -> np.ndarray:
-    return model.logits(source.tolist(), ids[: length - 1].tolist())[first - 1 :]
+def logits_of(model: tiny.TinyModel, source: np.ndarray, ids: np.ndarray, first: int, end: int) -> np.ndarray:
+    return model.logits(source.tolist(), ids[: end - 1].tolist())[first - 1 :]
 
 
 def bundle_of(out: Path, kind: str, change: Mapping[str, Any] | None = None, variant: int = 0) -> Bundle:
@@ -62,10 +63,10 @@ def test_another_model_differs_by_what_numpy_finds(tmp_path: Path, monkeypatch: 
     one, other = tiny.TinyModel(kind), tiny.TinyModel(kind, 3)
     case = text_case(one)
     ids, rows = case["text/target_ids" if kind == "seq2seq" else "text/input_ids"], []
-    for row, (length, first) in enumerate(zip(LENGTHS, FIRST, strict=True)):
+    for row, (end, first) in enumerate(zip(ENDS, FIRST, strict=True)):
         source = case["text/source_ids"][row][case["text/source_mask"][row] > 0] if kind == "seq2seq" else np.zeros(0, int)
-        p, q = (log_softmax(logits_of(model, source, ids[row], first, length)) for model in (one, other))
-        own = ids[row, first:length]
+        p, q = (log_softmax(logits_of(model, source, ids[row], first, end)) for model in (one, other))
+        own = ids[row, first:end]
         places = np.arange(len(own))
         rows.append(np.stack([(np.exp(p) * (p - q)).sum(1), p.argmax(1) == q.argmax(1), p[places, own], q[places, own]]))
     divergence, same, ours, theirs = np.concatenate(rows, 1).mean(1)
@@ -81,9 +82,11 @@ def test_another_model_differs_by_what_numpy_finds(tmp_path: Path, monkeypatch: 
         {"text/first": np.array([1, 11, 0, 4])},
         {"text/first": np.array([1, 11, 1])},
         {"text/lengths": np.array([5, 18, 2, 9])},
-        {"text/lengths": np.array([5, 16, 2, 9])},
+        {"text/lengths": np.array([5, 14, 2, 9])},
+        {"text/scored": np.array([4, 3, 1, 5])},
+        {"text/scored": np.array([5, 3, 1, 5])},
         {"text/rest": np.zeros(3, np.float32)},
-        {"text/top_ids": np.full((16, 40), tiny.VOCABULARY)},
+        {"text/top_ids": np.full((14, 40), tiny.VOCABULARY)},
     ],
 )
 def test_texts_that_do_not_fit_together_do_not_pass(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
