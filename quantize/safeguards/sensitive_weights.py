@@ -30,9 +30,9 @@ Feed = Mapping[str, np.ndarray]
 Feeds = Sequence[Feed]
 TWIN, SWITCHES = "@quantized", "switches"
 ROLE = "graph"
-NUMBERS = 2**25  # most logits of a language model that are held
+NUMBERS = 2**26  # most logits of a language model that are held
 FEWER = 3  # parts of a language model's texts; one of them tells which weights are more sensitive than others
-STRETCHES = 3  # of a model's layers: the first and the last are often more sensitive than those between
+STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -69,7 +69,7 @@ def of_a_decoder(model: ir.Model, feeds: Feeds, plan: Plan, bounds: Bounds, room
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
     What is lost is the mean divergence from `model` over its bound, or the square of the share of other first choices over that of its
-    bound: both grow alike. Weights of one kind in a third of the layers are tried together; see `nearer`. model: float32, fused; feeds: one
+    bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. model: float32, fused; feeds: one
     text each, as far as their logits are no more than NUMBERS. calibration: other feeds, for schemes that need some.
     """
     whole = _logits_alone(every_position(model))
@@ -115,22 +115,42 @@ def _to_protect(
     if whole({}) <= most:
         return {}
     twins, groups = _twins(model, plan, measure)
-    names = list(groups)
+    names, sizes = list(groups), np.array([group.size for group in groups.values()])
     few = feeds[: max(1, len(feeds) // measure.fewer)]
     with opened({ROLE: twins}) as runners:
 
-        def loss(on: np.ndarray) -> float:
-            return measure.loss(runners[ROLE].run({**feed, SWITCHES: on} for feed in few))
+        def loss(on: np.ndarray, some: Feeds) -> float:
+            return measure.loss(runners[ROLE].run({**feed, SWITCHES: on} for feed in some))
 
-        none = loss(np.zeros(len(names), bool))  # what the nearer schemes lose
-        alone = np.array([loss(one) - none for one in np.eye(len(names), dtype=bool)])
-        on, kept = np.ones(len(names), bool), dict[str, str]()
-        for i in np.argsort(-alone / np.array([group.size for group in groups.values()]), kind="stable"):
-            on[i] = False
-            kept |= {parameter: measure.better(plan.of(parameter)) for parameter in groups[names[i]].parameters}
-            if not on.any() or (none + float(alone[on].sum()) <= most and loss(on) <= most and whole(kept) <= most):
-                break
-    return kept
+        none = loss(np.zeros(len(names), bool), few)  # what the nearer schemes lose
+        alone = np.array([loss(one, few) - none for one in np.eye(len(names), dtype=bool)])
+        order = np.argsort(-alone / sizes, kind="stable")
+
+        def switched(count: int) -> np.ndarray:
+            on = np.ones(len(names), bool)
+            on[order[:count]] = False
+            return on
+
+        count = _least(1, len(names), lambda count: loss(switched(count), feeds) <= most)
+        while count < len(names):
+            on = switched(count)
+            for i in reversed(order[: count - 1]):  # the last step may have gone far
+                if none + float(alone[on].sum() + alone[i]) <= most:
+                    on[i] = True
+                    on[i] = loss(on, feeds) <= most
+            kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
+            if whole(kept) <= most:
+                return kept
+            count += 1
+    return {parameter: measure.better(plan.of(parameter)) for group in groups.values() for parameter in group.parameters}
+
+
+def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
+    """The least number from `first` to `last` that is enough, by halves; `last` where none is."""
+    while first < last:
+        middle = (first + last) // 2
+        first, last = (first, middle) if enough(middle) else (middle + 1, last)
+    return last
 
 
 @dataclass

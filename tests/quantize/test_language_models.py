@@ -91,7 +91,7 @@ def test_every_position_has_the_logits_that_one_position_has(decoder: ir.Model, 
 def test_what_the_answers_are_sensitive_about_gets_a_nearer_scheme(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
     plain = divergence(decoder, feeds, ROWS)
     kept = of_a_decoder(decoder, feeds, ROWS, bounds(plain / 2), 1.0, feeds)
-    assert kept.items() >= {"layers.0.mlp.weight": "int8-blocks32", "layers.1.mlp.weight": "int8-blocks32"}.items()  # a third of the layers
+    assert kept.items() >= {"layers.0.mlp.weight": "int8-blocks32", "layers.1.mlp.weight": "int8-blocks32"}.items()  # a fifth of the layers
     assert "layers.4.mlp.weight" not in kept and "layers.5.mlp.weight" not in kept
     assert divergence(decoder, feeds, Plan(ROWS.schemes | kept)) <= plain / 2
 
@@ -106,21 +106,32 @@ def test_other_first_choices_count_too(feeds: list[dict[str, np.ndarray]]) -> No
     assert of_a_decoder(decoder, feeds, coarse, strict, 1.0, feeds)
 
 
+@pytest.fixture
+def goldens(tmp_path: Path, feeds: list[dict[str, np.ndarray]]) -> Path:
+    """The texts that a variant is judged by."""
+    ids = np.zeros((len(feeds), 40), np.int64)
+    for row, feed in zip(ids, feeds, strict=True):
+        row[: feed["input_ids"].size] = feed["input_ids"][0]
+    path = tmp_path / "golden.npz"
+    np.savez(path, **{"text/input_ids": ids, "text/lengths": np.array([feed["input_ids"].size for feed in feeds])})
+    return path
+
+
 def bytes_of(model: ir.Model) -> dict[str, bytes]:
     return {name: value.const_value.numpy().tobytes() for name, value in model.graph.initializers.items() if value.const_value is not None}
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_the_plan_makes_the_same_graphs_again(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], precision: str) -> None:
-    made = make_graphs(Recipe(precision, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, Path("no goldens are read"))
-    again = make_graphs(Recipe(precision, made.plan, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, Path("nor here"))
+def test_the_plan_makes_the_same_graphs_again(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], goldens: Path, precision: str) -> None:
+    made = make_graphs(Recipe(precision, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, goldens)
+    again = make_graphs(Recipe(precision, made.plan, texts=lambda: {"decoder": feeds}), {"decoder": decoder}, goldens)
     assert again.plan.schemes == made.plan.schemes
     assert bytes_of(again.models["decoder"]) == bytes_of(made.models["decoder"])
 
 
-def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarray]]) -> None:
+def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarray]], goldens: Path) -> None:
     even = {"decoder": made_of_layers(spike=1)}
-    made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), even, Path("no goldens are read"))
+    made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), even, goldens)
     assert made.plan.schemes["embedding.weight"] == "int8-blocks128"
     assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"
     assert PRECISIONS["int4"].on_texts is not None
