@@ -95,16 +95,22 @@ def check_bounds(
         raise ParityError(f"variant {name}: values that are not finite, expected the golden answers; {advice}")
     if not isinstance(bounds, Mapping) or not bounds:
         raise ParityError(f"variant {name}: no bounds are recorded, expected at least relative_error; {advice}")
-    broken = []
     for metric, bound in bounds.items():
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise ParityError(f"variant {name}: the bound of {metric} is {bound!r}, expected a number; {advice}")
+    if problems := broken(bounds, found):
+        raise ParityError(f"variant {name}: {', '.join(problems)}; {advice}")
+
+
+def broken(bounds: Mapping[str, float], found: Mapping[str, Any]) -> list[str]:
+    """What of `found` breaks a bound, a phrase each."""
+    problems = []
+    for metric, bound in bounds.items():
         value, least = found.get(metric), metric.endswith(("agreement", "cosine"))
         if value is None or not (value >= bound if least else value <= bound):
             shown = "not measured" if value is None else f"{value:.6g}" if metric == "cosine" else f"{value:.3g}"
-            broken.append(f"{metric} is {shown}, expected at {'least' if least else 'most'} {bound:g}")
-    if broken:
-        raise ParityError(f"variant {name}: {', '.join(broken)}; {advice}")
+            problems.append(f"{metric} is {shown}, expected at {'least' if least else 'most'} {bound:g}")
+    return problems
 
 
 def _compared(name: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -26,6 +26,7 @@ from onnxport.quantize.auto.knapsack import Picks
 from onnxport.quantize.calibration_inputs import Feeds
 from onnxport.quantize.modules import Group, groups, plan_of
 from onnxport.quantize.plan import FP32, Plan, scheme
+from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.recipe import Graphs
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.bundle.reader import Bundle, sha256
@@ -47,8 +48,8 @@ class SearchOptions:
     """What a search is asked for.
 
     budget: a gate; None for the task's own. calibrate: the file that was calibrated on. data: what plans are measured on; None for the rest
-    of `calibrate`. threads: None for all. folder: where an interrupted search finds its measurements. relative_error: the largest that any
-    plan may have, whatever the budget.
+    of `calibrate`. threads: None for all. folder: where an interrupted search finds its measurements. bounds: of the parity of any plan,
+    whatever the budget.
     """
 
     budget: str | None
@@ -56,7 +57,7 @@ class SearchOptions:
     data: Path | None
     threads: int | None
     folder: Path
-    relative_error: float
+    bounds: Bounds
 
 
 class Measurements:

@@ -21,6 +21,7 @@ from onnxport.quantize.plan import FP32, Plan
 from onnxport.quantize.recipe import Graphs
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging
+from onnxport.runtime.verify import broken
 
 BUDGETS = {"encode": "cosine>=0.999", "run": "relative_error<=0.05"}  # of others: identical answers
 BUDGET = "agreement>=0.98"
@@ -161,9 +162,10 @@ class PlanSearch:
         return holds
 
     def _passes(self, values: dict[str, Any]) -> bool:
-        """Whether metrics are within the budget, and the relative error within the bound of a searched variant."""
-        value, error = lookup(values, self.gate.path), values.get("relative_error")
-        return value is not None and self.gate.holds(value) and error is not None and error <= self.options.relative_error
+        """Whether metrics are within the budget, and the parity within the bounds of a searched variant."""
+        value = lookup(values, self.gate.path)
+        parity = {name: values.get(name) for name in plan_quality.PARITY}
+        return value is not None and self.gate.holds(value) and not broken(self.options.bounds.of(parity), parity)
 
     def _within(self, one: Point) -> bool:
         """Whether a plan that was tried holds; where chance moves the metric, by those that lose more and less too."""

@@ -123,9 +123,7 @@ class VariantBuilder:
 
         options, feeds = self.options, self._calibration_feeds(precision)
         assert options.calibrate is not None
-        search = SearchOptions(
-            options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.relative_error
-        )
+        search = SearchOptions(options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.bounds)
         graphs = smoothed(self.fused.graphs, feeds, self.goldens)
         result = search_plan(search, self.staging, graphs, feeds, self.release_weights, self.progress)
         return result.plan, result.evidence

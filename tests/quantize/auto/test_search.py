@@ -2,17 +2,21 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from onnxport.compare.gates import parse_gate
 from onnxport.errors import OutputError
 from onnxport.quantize.auto.journal import Journal
 from onnxport.quantize.auto.kernel_times import Load, Shape, measure, seconds
 from onnxport.quantize.auto.knapsack import frontier, isotonic, point, search
 from onnxport.quantize.auto.module_loss import OutputLoss
+from onnxport.quantize.auto.search import PlanSearch
 from onnxport.quantize.modules import groups, module_of, plan_of
 from onnxport.quantize.plan import scheme
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
 
@@ -154,3 +158,12 @@ def test_measurements_are_kept_while_the_key_is_the_same(tmp_path: Path):
 )
 def test_schemes_that_differ_in_numbers_alone_are_timed_once(name, kernel):
     assert scheme(name).kernel == scheme(kernel).name == kernel
+
+
+def test_a_plan_is_held_to_the_bounds_of_what_was_measured():
+    found = object.__new__(PlanSearch)
+    found.gate, found.options = parse_gate("agreement>=0.5"), SimpleNamespace(bounds=PRECISIONS["auto"].bounds)
+    on_text = {"agreement": 0.9, "relative_error": 0.9, "kl": 0.05, "top1_agreement": 0.9, "perplexity_change": 0.01}
+    assert found._passes(on_text) and not found._passes(on_text | {"kl": 0.2}) and not found._passes(on_text | {"agreement": 0.4})
+    assert found._passes({"agreement": 0.9, "relative_error": 0.29}) and not found._passes({"agreement": 0.9, "relative_error": 0.31})
+    assert not found._passes({"agreement": 0.9})
