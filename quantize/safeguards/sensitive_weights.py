@@ -41,13 +41,14 @@ class Measure:
     """How answers are judged.
 
     group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to feeds,
-    which adds up over layers. fewer: weights are tried on the first of so many parts of the feeds.
+    which adds up over layers. large: what the twins lose is taken for what the graph as it would be loses, and weights are tried on the
+    first of FEWER parts of the feeds.
     """
 
     group: Callable[[str], str]
     better: Callable[[Scheme], str]
     loss: Callable[[Iterator[Feed]], float]
-    fewer: int = 1
+    large: bool = False
 
 
 def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str, str]:
@@ -91,7 +92,7 @@ def of_a_decoder(model: ir.Model, feeds: Feeds, plan: Plan, bounds: Bounds, room
         return share if np.isfinite(divergence) else float("inf")
 
     names = [linear.parameter for linear in linears(whole.graph)]
-    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, FEWER), calibration)
+    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True), calibration)
 
 
 def nearer(scheme: Scheme) -> str:
@@ -106,31 +107,30 @@ def nearer(scheme: Scheme) -> str:
 def _to_protect(
     model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, calibration: Feeds | None = None
 ) -> dict[str, str]:
-    data = None if calibration is None else {ROLE: calibration}
-
     def whole(kept: Mapping[str, str]) -> float:
-        with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}), data)[0][ROLE]}) as runners:
+        with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}))[0][ROLE]}) as runners:
             return measure.loss(runners[ROLE].run(feeds))
 
-    if whole({}) <= most:
+    if not measure.large and whole({}) <= most:
         return {}
-    twins, groups = _twins(model, plan, measure)
+    twins, groups = _twins(model, plan, measure, calibration)
     names, sizes = list(groups), np.array([group.size for group in groups.values()])
-    few = feeds[: max(1, len(feeds) // measure.fewer)]
+    few = feeds[: max(1, len(feeds) // FEWER)] if measure.large else feeds
     with opened({ROLE: twins}) as runners:
 
         def loss(on: np.ndarray, some: Feeds) -> float:
             return measure.loss(runners[ROLE].run({**feed, SWITCHES: on} for feed in some))
-
-        none = loss(np.zeros(len(names), bool), few)  # what the nearer schemes lose
-        alone = np.array([loss(one, few) - none for one in np.eye(len(names), dtype=bool)])
-        order = np.argsort(-alone / sizes, kind="stable")
 
         def switched(count: int) -> np.ndarray:
             on = np.ones(len(names), bool)
             on[order[:count]] = False
             return on
 
+        if measure.large and loss(np.ones(len(names), bool), feeds) <= most:
+            return {}
+        none = loss(np.zeros(len(names), bool), few)  # what the nearer schemes lose
+        alone = np.array([loss(one, few) - none for one in np.eye(len(names), dtype=bool)])
+        order = np.argsort(-alone / sizes, kind="stable")
         count = _least(1, len(names), lambda count: loss(switched(count), feeds) <= most)
         while count < len(names):
             on = switched(count)
@@ -139,7 +139,7 @@ def _to_protect(
                     on[i] = True
                     on[i] = loss(on, feeds) <= most
             kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
-            if whole(kept) <= most:
+            if measure.large or whole(kept) <= most:
                 return kept
             count += 1
     return {parameter: measure.better(plan.of(parameter)) for group in groups.values() for parameter in group.parameters}
@@ -159,7 +159,7 @@ class _Group:
     size: int = 0
 
 
-def _twins(model: ir.Model, plan: Plan, measure: Measure) -> tuple[ir.Model, dict[str, _Group]]:
+def _twins(model: ir.Model, plan: Plan, measure: Measure, calibration: Feeds | None) -> tuple[ir.Model, dict[str, _Group]]:
     """A graph with an input `switches` bool [groups]: true where products are the plan's, else by the nearer scheme; and the groups."""
     both = model.clone()
     graph = both.graph
@@ -179,10 +179,11 @@ def _twins(model: ir.Model, plan: Plan, measure: Measure) -> tuple[ir.Model, dic
     schemes = dict(plan.schemes)
     for parameter, uses in products.items():
         schemes[parameter] = measure.better(plan.of(parameter))
-        schemes[parameter + TWIN] = plan.of(parameter).name.removesuffix("-fit")  # which gains about as much everywhere
+        schemes[parameter + TWIN] = plan.of(parameter).name
         for use, linear in enumerate(uses):
             _twin(graph, linear, switches, places[parameter], use)
-    return quantize({ROLE: both}, Plan(schemes))[0][ROLE], groups
+    data = None if calibration is None else {ROLE: [{**feed, SWITCHES: np.zeros(len(groups), bool)} for feed in calibration]}
+    return quantize({ROLE: both}, Plan(schemes), data)[0][ROLE], groups
 
 
 def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: int) -> None:
