@@ -49,7 +49,6 @@ class Target:
     """Where a graph is to run.
 
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
-    joins: whether a decoder's products of integers are joined once they are there.
     lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make.
     min_onnxruntime: the oldest version known to run its graphs.
     """
@@ -58,7 +57,6 @@ class Target:
     provider: str | None
     rules: tuple[Rule, ...]
     lacks: frozenset[str] = frozenset()
-    joins: bool = False
     min_onnxruntime: str = "1.30"
 
 
@@ -67,7 +65,7 @@ TARGETS = {
     for target in (
         Target("any", None, (MaskBroadcast(),)),  # standard operators alone
         # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
-        Target("cpu", CPU.provider, (*_KERNELS, MaskBroadcast()), joins=True),
+        Target("cpu", CPU.provider, (*_KERNELS, MaskBroadcast())),
         Target("cuda", CUDA.provider, (*_KERNELS, SkipLayerNorm(), MaskBroadcast()), _INTEGER_PRODUCTS),
         Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnxport.graph import store
 from onnxport.progress import Progress
 from onnxport.quantize import calibration_inputs, layer_errors
 from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
-from onnxport.quantize.fusion import check_runs, join_products, min_onnxruntime
+from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
@@ -131,8 +131,6 @@ class VariantBuilder:
     def _make(self, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
         """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`."""
         made = make_graphs(recipe, self.fused.graphs, self.goldens)
-        models, joined = join_products(made.models, FUSION_TARGET)
-        made = replace(made, models=models)
         target = device_of(made.plan)
         device = required_device(target) or CPU
         graphs, files = self._write(precision.name, made)
@@ -141,7 +139,7 @@ class VariantBuilder:
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         oldest = min_onnxruntime(made.models, FUSION_TARGET)
         plan = made.plan.schemes
-        del made, models
+        del made
         self.release_weights()
         for role, kernels in self.fused.expected.items() if device is CPU else ():
             check_runs(self.staging.path / graphs[role], kernels)
@@ -150,7 +148,7 @@ class VariantBuilder:
             "graphs": graphs,
             "target": target,
             "plan": plan,
-            "fusions": self.fused.fusions | joined,
+            "fusions": self.fused.fusions,
             "parity": {},
             "evidence": evidence,
         }
