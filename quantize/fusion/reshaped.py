@@ -21,12 +21,13 @@ UNKNOWN = "unk__"  # how ONNX's inference names sizes that it does not know
 def name_reshaped(model: ir.Model) -> None:
     """Fill in the shapes of Reshapes' results as far as their targets tell, and what follows from them; edits `model`."""
     told: set[ir.Value] = set()
-    for _ in range(PASSES):
+    for number in range(PASSES):
         changed = False
         for node in model.graph:
             value = node.outputs[0]
             if is_op(node, "Reshape") and value not in told and _open(dims(value)) and (shape := _reshaped(node)) is not None:
-                value.shape = ir.Shape(shape)
+                # Inference counts its unknown sizes anew: those of this pass need names of their own, or they seemed equal to others.
+                value.shape = ir.Shape([f"told{number}_{size}" if _is_unknown(size) else size for size in shape])
                 told.add(value)
                 changed = True
         if not changed:
@@ -38,11 +39,15 @@ def name_reshaped(model: ir.Model) -> None:
 
 
 def _open(shape: tuple[int | str, ...] | None) -> bool:
-    return shape is None or any(str(size).startswith(UNKNOWN) for size in shape)
+    return shape is None or any(map(_is_unknown, shape))
+
+
+def _is_unknown(size: int | str) -> bool:
+    return str(size).startswith(UNKNOWN)
 
 
 def _reshaped(node: ir.Node) -> list[int | str] | None:
-    """The sizes of a Reshape's result; None where one of them is not known."""
+    """The sizes of a Reshape's result, numbers and names; None where they cannot be told."""
     before, target = dims(source(node)), extents(source(node, 1))
     if before is None or target is None or attribute(node, "allowzero", 0):
         return None
@@ -58,7 +63,7 @@ def _reshaped(node: ir.Node) -> list[int | str] | None:
         if rest is None:
             return None
         shape[shape.index(-1)] = rest
-    return None if _open(tuple(shape)) or "?" in shape else shape
+    return None if "?" in shape else shape
 
 
 def _quotient(whole: tuple[int | str, ...], parts: list[int | str]) -> int | str | None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxport.graph.edit import dims
+from onnxport.graph.normalize import name_shapes
 from onnxport.quantize.fusion import fuse
 from onnxport.quantize.fusion.reshaped import name_reshaped
 
@@ -30,6 +31,20 @@ def test_heads_are_what_is_left(tools):
     for value in (value for node in model.graph for value in node.outputs if not value.is_graph_output()):
         value.shape = None
     assert shapes(model) == {"heads": ("n", "m", HEADS, SIZE), "front": ("n", HEADS, "m", SIZE), "y": ("n", HEADS, "m", SIZE)}
+
+
+def test_heads_of_rows_whose_number_is_not_known(tools):
+    nodes = [("Add", ["x", "other"], ["rows"]), *sizes("rows"),  # n and p, m and q: one may be 1
+             ("Concat", ["batch", "length", "open", "size"], ["target"], {"axis": 0}), ("Reshape", ["rows", "target"], ["heads"]),
+             ("Transpose", ["heads"], ["front"], {"perm": [0, 2, 1, 3]}), ("Mul", ["front", "scale"], ["y"])]  # fmt: skip
+    constants = UNIT | {"scale": np.float32(2)}
+    model = tools.build(nodes, {"x": ["n", "m", HIDDEN], "other": ["p", "q", HIDDEN]}, {"y": ["k", HEADS, "l", SIZE]}, constants)
+    for value in (value for node in model.graph for value in node.outputs if not value.is_graph_output()):
+        value.shape = None
+    name_shapes(model)
+    found = shapes(model)
+    assert [size for size in found["heads"] if isinstance(size, int)] == [HEADS, SIZE] == [found["front"][1], found["front"][3]]
+    assert found["heads"][:2] == (found["front"][0], found["front"][2]) and len({*found["heads"]}) == 4
 
 
 @pytest.mark.parametrize(
