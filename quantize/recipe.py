@@ -15,7 +15,7 @@ from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import channel_scales, half, smooth_quant, stored
+from onnxport.quantize.schemes import channel_scales, half, stored
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import linears, lookups
 from onnxport.runtime.bundle.interface import LOGITS
@@ -147,7 +147,7 @@ def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
     if (role := _reads_texts(fused)) is None:
         return fused
     seen = (feeds if feeds is not None else golden_feeds(goldens, fused))[role]
-    return {role: smooth_quant.smooth(fused[role], seen)} if seen else fused
+    return {role: channel_scales.scaled(fused[role], Plan({"*": "int8-rows"}), seen)} if seen else fused
 
 
 def _reads_texts(fused: Graphs) -> str | None:
