@@ -110,7 +110,8 @@ def answers(encoder: Encoder, cases: Sequence[Replayed]) -> dict[str, float]:
     agreed: list[np.ndarray] = []
     for case, found in cases:
         for text in range(len(case["in/input_ids"])):
-            pair = [_answer(encoder, outputs, case, text) for outputs in (golden.outputs(case), found)]
+            expected = golden.outputs(case)
+            pair = [_answer(encoder, outputs, case, text) for outputs in (expected, {name: found[name] for name in expected})]
             one, other = (np.concatenate([array.ravel() for array in side.values()]) for side in pair)
             if one.size > 1:
                 cosines.append(_cosine(one, other))

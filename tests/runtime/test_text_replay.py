@@ -138,6 +138,13 @@ def test_the_start_of_an_answer_is_a_label() -> None:
     assert answers(encoder("question-answering", True), [replayed(golden, found, "start_logits", mask)])["label_agreement"] == 0.5
 
 
+def test_outputs_are_told_by_their_names() -> None:
+    start, end, mask = np.array([[5.0, 0.0, 1.0]]), np.array([[0.0, 1.0, 5.0]]), np.ones((1, 3), np.int64)
+    case = {"in/input_ids": mask, "in/attention_mask": mask, "out/end_logits": end, "out/start_logits": start}
+    result = answers(encoder("question-answering", True), [(case, {"start_logits": start, "end_logits": end})])
+    assert result == {"cosine": pytest.approx(1.0), "cosine_least": pytest.approx(1.0), "label_agreement": 1.0}
+
+
 def test_texts_are_compared_by_their_vectors() -> None:
     golden = np.zeros((1, 3, 2))
     golden[0] = [[1.0, 0.0], [0.0, 1.0], [7.0, 7.0]]
