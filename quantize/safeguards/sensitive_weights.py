@@ -31,7 +31,8 @@ Feeds = Sequence[Feed]
 TWIN, SWITCHES = "@quantized", "switches"
 ROLE = "graph"
 NUMBERS = 2**26  # most logits of a language model that are held
-FEWER = 3  # parts of a language model's texts; one of them tells which weights are more sensitive than others
+FEWER = 5  # parts of a language model's texts; one of them tells which weights are more sensitive than others
+TAKEN_BACK = 6  # groups that are tried again once enough is protected
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -134,10 +135,9 @@ def _to_protect(
         count = _least(1, len(names), lambda count: loss(switched(count), feeds) <= most)
         while count < len(names):
             on = switched(count)
-            for i in reversed(order[: count - 1]):  # the last step may have gone far
-                if none + float(alone[on].sum() + alone[i]) <= most:
-                    on[i] = True
-                    on[i] = loss(on, feeds) <= most
+            for i in order[: count - 1][::-1][:TAKEN_BACK]:  # the last step may have gone far
+                on[i] = True
+                on[i] = loss(on, feeds) <= most
             kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
             if measure.large or whole(kept) <= most:
                 return kept
