@@ -38,6 +38,8 @@ def export(
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
+    if route not in (None, ATTENTION_INTERFACE):
+        raise UsageError(f"route {route} is not known, expected {ATTENTION_INTERFACE}; leave it out for what suits the source")
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
     found = resolve(source, allow_pickle, lora, allow_remote_code)

@@ -195,7 +195,7 @@ def prefill_feed(decoder: ir.Model, ids: np.ndarray) -> Feed:
     for value in decoder.graph.inputs:
         if str(value.name).startswith(interface.PAST) and value.shape is not None:
             sizes = [1, *(d if isinstance(d, int) else room for d in list(value.shape)[1:])]
-            feed[str(value.name)] = np.zeros(sizes, np.float32)
+            feed[str(value.name)] = np.zeros(sizes, np.float32 if value.dtype is None else value.dtype.numpy())
     return feed
 
 

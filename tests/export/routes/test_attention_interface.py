@@ -186,6 +186,8 @@ def test_constants_that_cannot_be_traced_are_kept() -> None:
 def test_a_route_that_a_source_cannot_take_is_wrong_usage(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="route attention-interface is for language models of transformers"):
         build(str(model_folder), tmp_path / "bundle", precision=("fp32",), route="attention-interface")
+    with pytest.raises(UsageError, match="route attention_interface is not known, expected attention-interface"):
+        build(str(model_folder), tmp_path / "bundle", precision=("fp32",), route="attention_interface")
 
 
 @pytest.mark.parametrize(
