@@ -32,11 +32,12 @@ def every_position(decoder: ir.Model) -> ir.Model:
 
 def _reads_index(node: ir.Node) -> bool:
     """Whether a node's indices come from `logits_index`."""
-    left = [node.inputs[1]]
+    left, seen = [node.inputs[1]], set[ir.Value]()
     while left:
         value = left.pop()
-        if value is None:
+        if value is None or value in seen:
             continue
+        seen.add(value)
         if value.name == LOGITS_INDEX:
             return True
         producer = value.producer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from onnxport.graph.search_graphs import remove_choice
 from onnxport.graph.session import answers
 from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle import golden, interface
+from onnxport.runtime.bundle.kept import Kept
+from onnxport.runtime.bundle.manifest import GenerationConfig
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import buffer_shapes
 from onnxport.runtime.decode.engine import Engine
@@ -141,16 +143,13 @@ def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
     return {role: [arrays]}
 
 
-def kit_feeds(bundle: Bundle, decoder: ir.Model) -> Feeds:
+def kit_feeds(generation: GenerationConfig, tokenizer: Path, chat: ChatTemplate | None, decoder: ir.Model) -> Feeds:
     """Inputs of the decoder of a language model, made of the kit's own texts: each text a run over an empty cache.
 
-    decoder: float32, fused. The bundle has a tokenizer.
+    tokenizer: a tokenizer.json. decoder: float32, fused.
     """
-    generation, name = bundle.generation, next(iter(bundle.tokenizers.values()))
-    assert generation is not None
-    chat = None if bundle.chat is None else ChatTemplate.parse(bundle.content(bundle.chat.template), bundle.chat.tokens)
     most = min(TOKENS, generation.max_length or TOKENS)
-    rows = token_rows(calibration_texts(), TextTokenizer(bundle.file(name)), chat, most, generation.vocab_size)
+    rows = token_rows(calibration_texts(), TextTokenizer(tokenizer), chat, most, generation.vocab_size)
     return {"decoder": [prefill_feed(decoder, np.array(row)) for row in rows]}
 
 
@@ -175,9 +174,24 @@ def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[F
     return found
 
 
-def golden_texts(path: Path, decoder: ir.Model) -> list[Feed]:
-    """Inputs of a language model's decoder for each of its golden texts, in one run over an empty cache."""
-    return [prefill_feed(decoder, target) for _, target in _rows(golden.read(path)[golden.TEXT])]
+@dataclass(frozen=True)
+class GoldenText:
+    """A golden text of a language model. feed: inputs of its decoder for one run over an empty cache. kept: the original's distributions at
+    the last positions of that run."""
+
+    feed: Feed
+    kept: Kept
+
+
+def golden_texts(path: Path, decoder: ir.Model) -> list[GoldenText]:
+    """The golden texts of a language model, each as far as it is judged."""
+    case = golden.read(path)[golden.TEXT]
+    kept, found, begun = Kept.read(case), list[GoldenText](), 0
+    for (_, target), first, count in zip(_rows(case), case["first"], case["scored"], strict=True):
+        places = np.arange(begun, begun + int(count))
+        found.append(GoldenText(prefill_feed(decoder, target[: first + count - 1]), kept.at(places)))
+        begun += int(count)
+    return found
 
 
 def _rows(case: Feed) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
+from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
@@ -60,7 +61,7 @@ class VariantGraphs:
 def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     """Makes new graphs by a recipe. fused: float32, by role; goldens: golden.npz, for inputs where there is no calibration data.
 
-    Activations of a text encoder are smoothed before they are quantized.
+    Channels of text encoders, where activations are rounded, and of language models that know the kit's texts are scaled first.
 
     Raises:
         UsageError, NotApplicable, DeviceError: see `schemes.apply.quantize` and `_half`.
@@ -77,7 +78,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return _half(recipe, plan, PRECISIONS[plan.half], fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
-    if recipe.texts is not None and stored.carrying(fused) is None:
+    if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
@@ -101,6 +102,11 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     """
     precision, decoder, data = PRECISIONS[recipe.precision], fused["decoder"], feeds["decoder"]
     plan = recipe.plan or _with_vocabulary(precision.on_texts or recipe.own_plan, decoder)
+    if recipe.plan is None:
+        codes = stored.own_plan(recipe.own_plan, fused).schemes  # of the few weights that have some
+        plan = Plan(plan.schemes | {name: code for name, code in codes.items() if name != "*"})
+        if "range" in plan.needs:
+            plan = static_outliers.settle(fused, plan, feeds)
     scaled = channel_scales.scaled(decoder, plan, data)
     if recipe.plan is None:
         texts = golden_texts(goldens, decoder)
@@ -115,8 +121,9 @@ def _with_vocabulary(plan: Plan, decoder: Any) -> Plan:
     """A plan of 4 bits with 8 for the tables of tokens and the projection to the vocabulary, which every token depends on."""
     if {scheme(name).bits for name in plan.schemes.values()} != {4}:
         return plan
+    width = next(shape[-1] for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
     names = {lookup.parameter for lookup in lookups(decoder.graph)}
-    names |= {linear.parameter for linear in linears(decoder.graph) if linear.output.name == LOGITS}
+    names |= {linear.parameter for linear in linears(decoder.graph) if linear.shape[1] == width}
     return Plan(plan.schemes | dict.fromkeys(sorted(names), VOCABULARY))
 
 

@@ -19,19 +19,20 @@ from onnxport.graph.edit import constant, new_node
 from onnxport.graph.every_position import every_position
 from onnxport.graph.normalize import PARAMETER, fold_constants
 from onnxport.graph.session import answers, opened, real
+from onnxport.quantize.calibration_inputs import GoldenText
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle.interface import LOGITS
+from onnxport.runtime.bundle.kept import log_softmax
 
 Feed = Mapping[str, np.ndarray]
 Feeds = Sequence[Feed]
 TWIN, SWITCHES = "@quantized", "switches"
 ROLE = "graph"
-NUMBERS = 2**26  # most logits of a language model that are held
-FEWER = 5  # parts of a language model's texts; one of them tells which weights are more sensitive than others
+FEWER = 5  # one of so many texts of a language model tells which weights are more sensitive than others
 TAKEN_BACK = 6  # groups that are tried again once enough is protected
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -41,14 +42,14 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 class Measure:
     """How answers are judged.
 
-    group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to feeds,
-    which adds up over layers. large: what the twins lose is taken for what the graph as it would be loses, and weights are tried on the
-    first of FEWER parts of the feeds.
+    group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to the
+    feeds at some places, which adds up over layers. large: what the twins lose is taken for what the graph as it would be loses, and
+    weights are tried on one of FEWER feeds.
     """
 
     group: Callable[[str], str]
     better: Callable[[Scheme], str]
-    loss: Callable[[Iterator[Feed]], float]
+    loss: Callable[[Iterator[Feed], Sequence[int]], float]
     large: bool = False
 
 
@@ -61,38 +62,36 @@ def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dic
     """
     expected = answers(model, feeds)
 
-    def squared(found: Iterator[Feed]) -> float:
+    def squared(found: Iterator[Feed], places: Sequence[int]) -> float:
         return _error(list(found), expected, feeds) ** 2
 
     return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda _: FP32.name, squared))
 
 
-def of_a_decoder(model: ir.Model, feeds: Feeds, plan: Plan, bounds: Bounds, room: float, calibration: Feeds) -> dict[str, str]:
+def of_a_decoder(
+    model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, calibration: Feeds
+) -> dict[str, str]:
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
-    What is lost is the mean divergence from `model` over its bound, or the square of the share of other first choices over that of its
-    bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. model: float32, fused; feeds: one
-    text each, as far as their logits are no more than NUMBERS. calibration: other feeds, for schemes that need some.
+    What is lost is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices
+    over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. model: float32,
+    fused; texts: what the variant is judged by; calibration: inputs for schemes that need some.
     """
     whole = _logits_alone(every_position(model))
-    expected: list[np.ndarray] = []
-    for found in _each(whole, feeds):
-        expected.append(_log_softmax(found[LOGITS]))
-        if sum(logs.size for logs in expected) + expected[-1].size > NUMBERS:
-            break
-    feeds = feeds[: len(expected)]
 
-    def lost(found: Iterator[Feed]) -> float:
+    def lost(found: Iterator[Feed], places: Sequence[int]) -> float:
         divergence, others, count = 0.0, 0, 0
-        for feed, logs in zip(found, expected, strict=False):  # of the first feeds, or of all
-            ours = _log_softmax(feed[LOGITS])
-            divergence += float((np.exp(logs) * (logs - ours)).sum(dtype=np.float64))
-            others += int((logs.argmax(-1) != ours.argmax(-1)).sum())
-            count += len(logs)
+        for feed, place in zip(found, places, strict=True):
+            kept = texts[place].kept
+            logprobs = log_softmax(feed[LOGITS][-len(kept) :])
+            divergence += float(kept.divergence(logprobs).sum())
+            others += int((logprobs.argmax(-1) != kept.top_ids[:, 0]).sum())
+            count += len(kept)
         share = max(divergence / count / bounds.kl, (others / count / (1 - bounds.top1_agreement)) ** 2)
         return share if np.isfinite(divergence) else float("inf")
 
     names = [linear.parameter for linear in linears(whole.graph)]
+    feeds = [text.feed for text in texts]
     return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True), calibration)
 
 
@@ -108,36 +107,38 @@ def nearer(scheme: Scheme) -> str:
 def _to_protect(
     model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, calibration: Feeds | None = None
 ) -> dict[str, str]:
+    every = range(len(feeds))
+
     def whole(kept: Mapping[str, str]) -> float:
         with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}))[0][ROLE]}) as runners:
-            return measure.loss(runners[ROLE].run(feeds))
+            return measure.loss(runners[ROLE].run(feeds), every)
 
     if not measure.large and whole({}) <= most:
         return {}
     twins, groups = _twins(model, plan, measure, calibration)
     names, sizes = list(groups), np.array([group.size for group in groups.values()])
-    few = feeds[: max(1, len(feeds) // FEWER)] if measure.large else feeds
+    few = every[::FEWER] if measure.large else every
     with opened({ROLE: twins}) as runners:
 
-        def loss(on: np.ndarray, some: Feeds) -> float:
-            return measure.loss(runners[ROLE].run({**feed, SWITCHES: on} for feed in some))
+        def loss(on: np.ndarray, some: Sequence[int]) -> float:
+            return measure.loss(runners[ROLE].run({**feeds[i], SWITCHES: on} for i in some), some)
 
         def switched(count: int) -> np.ndarray:
             on = np.ones(len(names), bool)
             on[order[:count]] = False
             return on
 
-        if measure.large and loss(np.ones(len(names), bool), feeds) <= most:
+        if measure.large and loss(np.ones(len(names), bool), every) <= most:
             return {}
         none = loss(np.zeros(len(names), bool), few)  # what the nearer schemes lose
         alone = np.array([loss(one, few) - none for one in np.eye(len(names), dtype=bool)])
         order = np.argsort(-alone / sizes, kind="stable")
-        count = _least(1, len(names), lambda count: loss(switched(count), feeds) <= most)
+        count = _least(1, len(names), lambda count: loss(switched(count), every) <= most)
         while count < len(names):
             on = switched(count)
             for i in order[: count - 1][::-1][:TAKEN_BACK]:  # the last step may have gone far
                 on[i] = True
-                on[i] = loss(on, feeds) <= most
+                on[i] = loss(on, every) <= most
             kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
             if measure.large or whole(kept) <= most:
                 return kept
@@ -234,14 +235,3 @@ def _logits_alone(model: ir.Model) -> ir.Model:
     for value in [v for v in copy.graph.outputs if v.name != LOGITS]:
         copy.graph.outputs.remove(value)
     return copy
-
-
-def _each(model: ir.Model, feeds: Feeds) -> Iterator[Feed]:
-    with opened({ROLE: model}) as runners:
-        yield from runners[ROLE].run(feeds)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.normalize import fold_constants
-from onnxport.quantize.activation_statistics import Collector, Range, observe
+from onnxport.quantize.activation_statistics import Collector, Range, Sample, observe
 from onnxport.quantize.plan import Plan, Scheme
 from onnxport.quantize.schemes.int8 import grid, quantize_columns
 from onnxport.quantize.schemes.linear import Linear, linears
@@ -21,22 +21,6 @@ ROWS = 512  # of a value that errors are measured on
 WORSE = 2.5  # times the error of rows that a static layer may have,
 SMALL = 0.01  # or this much, relative to the layer's result
 Feeds = Sequence[Mapping[str, np.ndarray]]
-
-
-class Sample:
-    """Some rows of a value, float32 [at most ROWS, channels], from all feeds alike."""
-
-    def __init__(self) -> None:
-        self.kept: list[np.ndarray] = []
-        self.stride, self.met = 1, 0
-
-    def add(self, rows: np.ndarray) -> None:
-        """As Collector."""
-        places = np.arange(-self.met % self.stride, len(rows), self.stride)
-        self.met += len(rows)
-        self.kept += [row.copy() for row in rows[places]]
-        while len(self.kept) > ROWS:
-            self.kept, self.stride = self.kept[::2], self.stride * 2
 
 
 def settle(models: Mapping[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds]) -> Plan:
@@ -48,7 +32,7 @@ def settle(models: Mapping[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds
         chosen = [(linear, plan.of(linear.parameter)) for linear in linears(copy.graph)]
         static = [(linear, scheme) for linear, scheme in chosen if scheme.kind == "static"]
         ranges = {str(linear.x.name): Range() for linear, _ in static}
-        samples = {name: Sample() for name in ranges}
+        samples = {name: Sample(ROWS) for name in ranges}
         collectors: dict[str, list[Collector]] = {name: [ranges[name], samples[name]] for name in ranges}
         observe(copy, collectors, feeds.get(role, ()))
         for linear, scheme in static:

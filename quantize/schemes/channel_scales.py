@@ -19,10 +19,12 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import array_of, attribute, constant, dims, is_op, new_node, only_use, optional
 from onnxport.graph.normalize import fold_constants
-from onnxport.quantize.activation_statistics import observe
-from onnxport.quantize.plan import Plan, Scheme
+from onnxport.quantize.activation_statistics import Sample, observe
+from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes.apply import chosen
+from onnxport.quantize.schemes.blockwise import block_size
 from onnxport.quantize.schemes.linear import Linear, linears
+from onnxport.quantize.schemes.stored import scheme_of
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out
@@ -42,9 +44,9 @@ ATTENTIONS = ("GroupQueryAttention", "MultiHeadAttention")
 
 @dataclass
 class Inputs:
-    """Some rows of a value, evenly spaced, and the mean and largest magnitude of each channel over all."""
+    """Some rows of a value, and the mean and largest magnitude of each channel over all."""
 
-    rows: list[np.ndarray] = field(default_factory=list)
+    some: Sample = field(default_factory=lambda: Sample(2 * ROWS))
     total: np.ndarray | float = 0.0
     largest: np.ndarray | float = 0.0
     count: int = 0
@@ -55,11 +57,11 @@ class Inputs:
         self.total = self.total + size.sum(0, dtype=np.float64)
         self.largest = np.maximum(self.largest, size.max(0, initial=0))
         self.count += len(rows)
-        self.rows.append(rows[:: max(1, len(rows) // 16)].copy())
+        self.some.add(rows)
 
     def sample(self) -> np.ndarray:
         """float32 [at most ROWS, K]."""
-        rows = np.concatenate(self.rows)
+        rows = np.stack(self.some.kept)
         found: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
         return found
 
@@ -111,7 +113,8 @@ class Maker:
 def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
     """A copy whose products read scaled channels, as far as `plan` loses less so. model: float32; feeds: inputs by name.
 
-    Products that the plan leaves in float32 stay, and so do those whose weight is looked up or read elsewhere, as tied embeddings are.
+    Products of an input that the plan leaves in float32 stay, and so do those whose weight is looked up or read elsewhere, as tied
+    embeddings are, or holds a checkpoint's own codes.
     """
     copy = model.clone()
     graph = copy.graph
@@ -119,7 +122,7 @@ def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
     groups: dict[ir.Value, list[tuple[Linear, Scheme]]] = {}
     for linear in linears(graph):
         groups.setdefault(linear.x, []).append((linear, chosen(plan, linear)))
-    groups = {x: group for x, group in groups.items() if all(_changes(linear, scheme) for linear, scheme in group)}
+    groups = {x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)}
     seen = {str(x.name): Inputs() for x in groups}
     observe(copy, {name: [inputs] for name, inputs in seen.items()}, feeds)
     for x, group in groups.items():
@@ -129,14 +132,16 @@ def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
     return copy
 
 
-def _changes(linear: Linear, scheme: Scheme) -> bool:
+def _fits(linear: Linear, scheme: Scheme) -> bool:
+    """Whether a weight can be multiplied: nothing else reads it, and it is not codes of a checkpoint, which blocks carry as they are."""
     weight = linear.node.inputs[1]
-    return scheme.kind in PRODUCTS and weight is not None and weight.is_initializer() and only_use(weight)
+    own = weight is not None and weight.is_initializer() and only_use(weight)
+    return scheme.kind in PRODUCTS and own and not (scheme.kind == "blocks" and scheme_of(linear.weight.T) is not None)
 
 
 def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
     alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
-    maker = _maker(x) if alone else None
+    maker = _maker(x, len(group[0][0].weight)) if alone else None
     rows = inputs.sample()
     some = [(_columns(linear.weight), PRODUCTS[scheme.kind], scheme) for linear, scheme in group]
     right = [rows @ weight for weight, _, _ in some]
@@ -203,14 +208,20 @@ def _multiply(graph: ir.Graph, node: ir.Node, index: int, factor: np.ndarray) ->
         new.name = name
 
 
-def _maker(x: ir.Value) -> Maker | None:
-    """What makes x and can divide its channels, each by a number of its own; None where there is nothing of the kind."""
+def _maker(x: ir.Value, width: int) -> Maker | None:
+    """What makes x [..., width] and can divide its channels, each by a number of its own; None where there is nothing of the kind."""
+    found = _any_maker(x)
+    places = 0 if found is None else found.parts[0].count * (1 if found.heads is None else found.heads[1])
+    return found if places == width else None
+
+
+def _any_maker(x: ir.Value) -> Maker | None:
     node = x.producer()
     if node is None:
         return None
     if node.op_type in NORMS and node.outputs[0] is x:
         places = [i for i in NORMS[node.op_type] if optional(node, i) is not None]
-        own = all(_own(node.inputs[i]) for i in places)
+        own = all(_own(node.inputs[i]) for i in places) and len({_last(node, i) for i in places}) == 1
         return Maker(tuple(Part(node, i, 0, _last(node, i)) for i in places)) if own else None
     if node.op_type in ATTENTIONS and node.outputs[0] is x:
         return _values(node)
@@ -231,7 +242,7 @@ def _own(weight: ir.Value | None) -> bool:
 def _last(node: ir.Node, index: int) -> int:
     array = array_of(node.inputs[index])
     assert array is not None
-    return int(array.shape[-1])
+    return int(array.shape[-1]) if array.ndim else 1
 
 
 def _product(value: ir.Value) -> tuple[Part, ...] | None:
@@ -282,6 +293,8 @@ def _sizes(split: ir.Node) -> list[int] | None:
 
 def _values(node: ir.Node) -> Maker | None:
     """The products that make the values of an attention, as far as one product makes them alone."""
+    if node.op_type == "MultiHeadAttention" and optional(node, 3) is not None:  # a bias that the kernel adds to the values itself
+        return None
     heads = int(attribute(node, "num_heads", 0))
     kv = int(attribute(node, "kv_num_heads", heads))
     packed = optional(node, 1) is None and optional(node, 2) is None
@@ -308,7 +321,7 @@ def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
     k, n = weight.shape
-    size = scheme.block or 128
+    size = block_size(k, scheme.block)
     padding = -k % size
     blocks = np.pad(weight, ((0, padding), (0, 0))).reshape(-1, size, n)
     activations = np.pad(x, ((0, 0), (0, padding))).reshape(len(x), -1, size)
@@ -334,5 +347,10 @@ def _rounded_rows(x: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def _exact(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    product: np.ndarray = x @ weight
+    return product
+
+
 # Kind of a scheme → its product, x [M, K] and weight [K, N] → [M, N], with the same rounding; quick, not exact to the bit.
-PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray, Scheme], np.ndarray]] = {"rows": _by_rows, "blocks": _in_blocks}
+PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray, Scheme], np.ndarray]] = {"rows": _by_rows, "blocks": _in_blocks, "fp32": _exact}

@@ -222,6 +222,12 @@ def carrying(graphs: Mapping[str, ir.Model]) -> str | None:
     return next((name for name, bits in CARRYING.items() if stored(graphs, bits).share >= MOST), None)
 
 
+def carries(plan: Plan, graphs: Mapping[str, ir.Model]) -> bool:
+    """Whether a plan of blocks, rounded to nearest, carries most of a model's weights without loss."""
+    blocks = [s for s in map(scheme, plan.schemes.values()) if s.kind == "blocks" and s.solver == "rtn"]
+    return bool(blocks) and stored(graphs, blocks[0].bits).share >= MOST
+
+
 def own_plan(plan: Plan, graphs: Mapping[str, ir.Model]) -> Plan:
     """A precision's plan of blocks, rounded to nearest, with the codes that weights have already; any other plan as it is.
 

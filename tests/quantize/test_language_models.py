@@ -11,11 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.graph.every_position import every_position
 from onnxport.graph.session import answers
+from onnxport.quantize.calibration_inputs import GoldenText, golden_texts
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.precisions import PRECISIONS, Bounds
 from onnxport.quantize.recipe import Recipe, make_graphs
 from onnxport.quantize.safeguards.sensitive_weights import of_a_decoder
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.runtime.bundle.kept import Kept
 
 VOCABULARY, WIDTH, LAYERS = 96, 128, 6
 ROWS = Plan({"layers": "int8-rows"})
@@ -67,6 +69,17 @@ def feeds() -> list[dict[str, np.ndarray]]:
     return [{"input_ids": ids, "logits_index": np.array([ids.shape[1] - 1])} for ids in rows]
 
 
+@pytest.fixture(scope="module")
+def texts(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[GoldenText]:
+    return judged(decoder, feeds)
+
+
+def judged(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> list[GoldenText]:
+    """The feeds with what the decoder in float32 answers, all of it."""
+    found = answers(every_position(decoder), feeds)
+    return [GoldenText(feed, Kept.of(one["logits"], np.zeros(len(one["logits"]), int))) for feed, one in zip(feeds, found, strict=True)]
+
+
 def bounds(kl: float) -> Bounds:
     return Bounds(0.1, kl=kl, top1_agreement=0.0, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
 
@@ -88,33 +101,45 @@ def test_every_position_has_the_logits_that_one_position_has(decoder: ir.Model, 
         np.testing.assert_allclose(answers(whole, feeds[:1])[0]["logits"][place], one[0], rtol=1e-5, atol=1e-4)
 
 
-def test_what_the_answers_are_sensitive_about_gets_a_nearer_scheme(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
+def test_what_the_answers_are_sensitive_about_gets_a_nearer_scheme(
+    decoder: ir.Model, feeds: list[dict[str, np.ndarray]], texts: list[GoldenText]
+) -> None:
     plain = divergence(decoder, feeds, ROWS)
-    kept = of_a_decoder(decoder, feeds, ROWS, bounds(plain / 2), 1.0, feeds)
+    kept = of_a_decoder(decoder, texts, ROWS, bounds(plain / 2), 1.0, feeds)
     assert kept.items() >= {"layers.0.mlp.weight": "int8-blocks32", "layers.1.mlp.weight": "int8-blocks32"}.items()  # a fifth of the layers
     assert "layers.4.mlp.weight" not in kept and "layers.5.mlp.weight" not in kept
     assert divergence(decoder, feeds, Plan(ROWS.schemes | kept)) <= plain / 2
 
 
-def test_nothing_is_changed_within_the_bounds(decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> None:
-    assert of_a_decoder(decoder, feeds, ROWS, bounds(1e9), 1.0, feeds) == {}
+def test_nothing_is_changed_within_the_bounds(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], texts: list[GoldenText]) -> None:
+    assert of_a_decoder(decoder, texts, ROWS, bounds(1e9), 1.0, feeds) == {}
 
 
 def test_other_first_choices_count_too(feeds: list[dict[str, np.ndarray]]) -> None:
     decoder, coarse = made_of_layers(spike=10_000), Plan({"layers": "int4-blocks128"})
     strict = Bounds(0.1, kl=1e9, top1_agreement=0.9999, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
-    assert of_a_decoder(decoder, feeds, coarse, strict, 1.0, feeds)
+    assert of_a_decoder(decoder, judged(decoder, feeds), coarse, strict, 1.0, feeds)
+
+
+def written(folder: Path, decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> Path:
+    """The feeds as golden texts of a decoder, each judged on all but its first token."""
+    ids = np.zeros((len(feeds), 40), np.int64)
+    lengths = np.array([feed["input_ids"].size for feed in feeds])
+    for row, feed in zip(ids, feeds, strict=True):
+        row[: feed["input_ids"].size] = feed["input_ids"][0]
+    kept = [
+        Kept.of(one["logits"][:-1], feed["input_ids"][0, 1:])
+        for feed, one in zip(feeds, answers(every_position(decoder), feeds), strict=True)
+    ]
+    arrays = {"input_ids": ids, "lengths": lengths, "first": np.ones_like(lengths), "scored": lengths - 1} | Kept.joined(kept).arrays()
+    path = folder / "golden.npz"
+    np.savez(path, **{f"text/{name}": array for name, array in arrays.items()})
+    return path
 
 
 @pytest.fixture
-def goldens(tmp_path: Path, feeds: list[dict[str, np.ndarray]]) -> Path:
-    """The texts that a variant is judged by."""
-    ids = np.zeros((len(feeds), 40), np.int64)
-    for row, feed in zip(ids, feeds, strict=True):
-        row[: feed["input_ids"].size] = feed["input_ids"][0]
-    path = tmp_path / "golden.npz"
-    np.savez(path, **{"text/input_ids": ids, "text/lengths": np.array([feed["input_ids"].size for feed in feeds])})
-    return path
+def goldens(tmp_path: Path, decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> Path:
+    return written(tmp_path, decoder, feeds)
 
 
 def bytes_of(model: ir.Model) -> dict[str, bytes]:
@@ -129,9 +154,28 @@ def test_the_plan_makes_the_same_graphs_again(decoder: ir.Model, feeds: list[dic
     assert bytes_of(again.models["decoder"]) == bytes_of(made.models["decoder"])
 
 
-def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarray]], goldens: Path) -> None:
+def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
     even = {"decoder": made_of_layers(spike=1)}
+    goldens = written(tmp_path, even["decoder"], feeds)
     made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), even, goldens)
     assert made.plan.schemes["embedding.weight"] == "int8-blocks128"
     assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"
     assert PRECISIONS["int4"].on_texts is not None
+
+
+def test_each_golden_text_is_read_as_far_as_it_is_judged(decoder: ir.Model, goldens: Path) -> None:
+    found = golden_texts(goldens, decoder)
+    assert [(text.feed["input_ids"].shape, len(text.kept)) for text in found] == [((1, n), n) for n in (19, 30, 11, 24)]
+
+
+def test_a_checkpoints_own_codes_are_carried_beside_others(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """One weight of six holds codes of 4 bits: it keeps them, and what reads it is not scaled."""
+    decoder = made_of_layers(spike=1)
+    weight = decoder.graph.initializers["layers.2.mlp.weight"]
+    codes = np.random.default_rng(3).integers(-8, 8, (WIDTH, WIDTH))
+    codes[::32] = -8  # every block reaches as far as it can
+    weight.const_value = ir.tensor((codes * np.float32(0.004)).astype(np.float32), name=weight.name)
+    made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), {"decoder": decoder}, written(tmp_path, decoder, feeds))
+    assert made.plan.schemes["layers.2.mlp.weight"].startswith("int4-blocks")
+    assert "fit" not in made.plan.schemes["layers.2.mlp.weight"]
+    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"

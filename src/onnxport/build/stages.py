@@ -179,6 +179,8 @@ def add_variant(
         fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
         _remove_variant(staging, bundle, precision)
         VariantBuilder(staging, fused, options, search_folder(place), progress).add(precision)
+        assert staging.manifest is not None
+        staging.manifest["default"] = bundle.default
         progress("hash and publish")
     return Bundle.open(place)
 
@@ -289,5 +291,7 @@ def _remove_variant(staging: Staging, bundle: Bundle, name: str) -> None:
         for file in bundle.variants[name].files:
             (staging.path / file).unlink()
         del staging.manifest["variants"][name]
+        if staging.manifest["default"] == name:  # a bundle in the making is read too
+            staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)
     if name in staging.manifest.get("failed", {}):
         del staging.manifest["failed"][name]

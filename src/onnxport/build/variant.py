@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from onnxport.quantize.plan import Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
 from onnxport.runtime.bundle import golden
+from onnxport.runtime.bundle import manifest as parse
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.sessions import CPU, required_device
+from onnxport.runtime.tasks.chat import ChatTemplate
 from onnxport.runtime.verify import check_bounds, replay
 
 PLAN = "plan.json"
@@ -69,13 +72,14 @@ class VariantBuilder:
         Raises:
             DataError, UsageError; nothing of it is left: ParityError, FusionError, NotApplicable, GateError (no plan is in the budget).
         """
-        precision, plan, evidence = PRECISIONS[name], self._read_plan(), dict[str, Any]()
+        precision, evidence = PRECISIONS[name], dict[str, Any]()
+        plan = self._read_plan(precision.searched)
         if precision.searched and plan is None:
             plan, evidence = self._search(precision)
         self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
-            self._make(precision, Recipe(name, plan, feeds, self._texts()), evidence)
+            self._make(precision, Recipe(name, plan, feeds, None if precision.searched else self._texts()), evidence)
         except CheckFailed:
             self._remove(name)
             raise
@@ -86,11 +90,12 @@ class VariantBuilder:
         self.staging.manifest["variants"].pop(name, None)
         shutil.rmtree(self.staging.path / name, ignore_errors=True)
 
-    def _read_plan(self) -> Plan | None:
+    def _read_plan(self, searched: bool) -> Plan | None:
+        """The given plan; that of a searched precision is carried out on weights as they are, as the search measured it."""
         if self.options.plan is None:
             return None
         plan = read_plan(self.options.plan)
-        if plan.needs and self.options.calibrate is None and self._texts() is None:
+        if plan.needs and self.options.calibrate is None and (searched or self._texts() is None):
             raise UsageError(f"{self.options.plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
         return plan
 
@@ -107,15 +112,25 @@ class VariantBuilder:
     def _texts(self) -> Callable[[], Feeds] | None:
         """What gives calibration inputs made of the kit's texts; None but for language models that know their language."""
         graphs = self.fused.graphs
-        if set(graphs) != {"decoder"} or golden.TEXT not in golden.read(self.goldens):
+        if set(graphs) != {"decoder"} or not self._knows_texts:
             return None
 
         def feeds() -> Feeds:
             if self._kit is None:
-                self._kit = calibration_inputs.kit_feeds(self.staging.preview(), graphs["decoder"])
+                manifest, folder = self.staging.manifest, self.staging.path
+                assert manifest is not None
+                generation, chat = parse.generation(manifest["generation"]), parse.chat(manifest["chat"])
+                assert generation is not None
+                template = None if chat is None else ChatTemplate.parse((folder / chat.template).read_bytes(), chat.tokens)
+                tokenizer = folder / next(iter(manifest["tokenizers"].values()))
+                self._kit = calibration_inputs.kit_feeds(generation, tokenizer, template, graphs["decoder"])
             return self._kit
 
         return feeds
+
+    @cached_property
+    def _knows_texts(self) -> bool:
+        return golden.TEXT in golden.read(self.goldens)
 
     def _search(self, precision: Precision) -> tuple[Plan, dict[str, Any]]:
         from onnxport.quantize.auto.measurements import SearchOptions

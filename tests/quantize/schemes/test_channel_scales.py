@@ -174,3 +174,32 @@ def test_tied_and_float_weights_stay(tools) -> None:
     other = scaled(model, Plan({"down": "int8-rows"}), [feed()])
     assert same(other.graph.initializers["norm.weight"], model.graph.initializers["norm.weight"])
     assert not same(other.graph.initializers["down.weight"], model.graph.initializers["down.weight"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more"),
+    [
+        ([("Add", ["u0", "one"], ["u"])], {"one": np.array(1, np.float32)}),  # a bias that is one number
+        ([("MatMul", ["n", "narrow.weight"], ["u"])], {"narrow.weight": weight(32, 1, seed=9)}),  # a gate for a whole token
+    ],
+    ids=["scalar bias", "narrow product"],
+)
+def test_what_has_other_channels_takes_no_division(session, tools, nodes, more) -> None:
+    """A factor of one channel, or a bias of one number, cannot be divided channel by channel."""
+    some = [NORM, GATED[1], GATED[2], *nodes, ("Mul", ["g", "u"], ["m"]), GATED[-1]]
+    weights = {name: array for name, array in (gated() | more).items() if name != "up.bias"}
+    model = build(tools, some, weights)
+    other = scaled(model, ROWS, [feed()])
+    x = feed(9)
+    expected = tools.run(session(model), x)["y"]
+    assert np.abs(tools.run(session(other), x)["y"] - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_blocks_are_those_of_the_kernel(tools) -> None:
+    """192 inputs have blocks of 64: a plan that tells the size finds the same scales as one that leaves it open."""
+    norm = ("RMSNormalization", ["x", "norm.weight"], ["n"])
+    for seed in range(5):
+        weights = {"norm.weight": spiky(192), "a.weight": weight(192, 32, seed=seed)}
+        model = tools.build([norm, ("MatMul", ["n", "a.weight"], ["y"])], {"x": [1, "n", 192]}, {"y": [1, "n", 32]}, weights)
+        one, other = (scaled(model, Plan({"*": name}), [feed(width=192)]) for name in ("int8-blocks", "int8-blocks64"))
+        assert same(one.graph.initializers["norm.weight"], other.graph.initializers["norm.weight"])
