@@ -1,0 +1,37 @@
+"""Bundles of language models that know the kit's texts: made without float32 beside them, and made again."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from onnxport.build.stages import add_variant, build
+from onnxport.export import golden
+from support.causal_folders import write
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama with a tokenizer of bytes, whose weights are random: it is taken for one that knows the texts all the same."""
+    monkeypatch.setattr(golden, "KNOWN", 1000.0)
+    characters = {character: i + 3 for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2} | characters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    write(tmp_path / "llama", "llama", vocab_size=len(characters) + 3, num_hidden_layers=1, max_position_embeddings=96)
+    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
+    return tmp_path / "llama"
+
+
+def test_a_variant_alone_reads_the_kits_texts_too(folder: Path, tmp_path: Path) -> None:
+    bundle = build(str(folder), tmp_path / "out", precision=("int8",))
+    assert list(bundle.variants) == ["int8"] and bundle.default == "int8"
+    assert set(bundle.variants["int8"].parity["bounds"]) == {"kl", "top1_agreement", "perplexity_change"}
+
+
+def test_the_default_variant_is_made_again(folder: Path, tmp_path: Path) -> None:
+    made = build(str(folder), tmp_path / "out", precision=("int8", "fp32"))
+    again = add_variant(tmp_path / "out", "int8", force=True)
+    assert again.default == "int8" and set(again.variants) == {"fp32", "int8"}
+    assert again.variants["int8"].plan == made.variants["int8"].plan
+    files = made.variants["int8"].files
+    assert {name: again.files[name].sha256 for name in files} == {name: made.files[name].sha256 for name in files}
