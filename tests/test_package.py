@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 
@@ -28,3 +29,12 @@ def test_importing_is_light(module: str) -> None:
 
 def test_importing_build_loads_neither_torch_nor_onnx() -> None:
     assert not {"onnxruntime", "onnx", "onnx_ir", "torch"} & modules_after("import onnxport.build")
+
+
+def test_tests_of_every_folder_are_collected(pytestconfig: pytest.Config) -> None:
+    """pytest passes over some folders by their names, such as `build`, unless it is told otherwise."""
+    folders = {path.parent for path in (pytestconfig.rootpath / "tests").rglob("test_*.py")}
+    passed_over = pytestconfig.getini("norecursedirs")
+    names = {part for folder in folders for part in folder.relative_to(pytestconfig.rootpath).parts}
+    assert "build" in names
+    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in passed_over)]

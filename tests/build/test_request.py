@@ -21,7 +21,7 @@ FILE = Path("data.tsv")
         (BuildOptions(("auto",), calibrate=FILE, budget="bleu_drop"), "is not a gate"),
         (BuildOptions(("int8",), data=FILE), "--data: only the search of --precision auto"),
         (BuildOptions(("int8", "int8-static")), "int8-static is calibrated on data: give --calibrate FILE"),
-        (BuildOptions(("fp32", "int4"), calibrate=FILE), "--calibrate: fp32, int4 need no calibration data; leave it out"),
+        (BuildOptions(("fp32",), calibrate=FILE), "--calibrate: fp32 need no calibration data; leave it out"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: BuildOptions, message: str) -> None:
