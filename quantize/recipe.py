@@ -24,7 +24,6 @@ from onnxport.runtime.bundle.interface import LOGITS
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
-MORE_ROOM = 0.9  # of a language model, which is tried on all that it is judged by
 VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
 
 
@@ -110,7 +109,7 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     scaled = channel_scales.scaled(decoder, plan, data)
     if recipe.plan is None:
         texts = golden_texts(goldens, decoder)
-        sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, MORE_ROOM, data)
+        sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, ROOM, data)
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
             scaled = channel_scales.scaled(decoder, plan, data)  # by what each weight becomes, as a plan that is given has it
