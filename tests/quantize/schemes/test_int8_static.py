@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from onnxport.graph.store import write
-from onnxport.quantize.activation_statistics import BINS, METHODS, Range
+from onnxport.quantize.activation_statistics import BINS, METHODS, Range, Sample
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.safeguards.static_outliers import ROWS, Sample, settle
+from onnxport.quantize.safeguards.static_outliers import ROWS, settle
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.int8 import grid
 
@@ -134,7 +134,7 @@ def test_a_layer_with_outliers_is_given_row_scales_and_named(session, tools):
 
 
 def test_a_sample_is_bounded_and_from_all_that_was_met():
-    sample = Sample()
+    sample = Sample(ROWS)
     for start in range(0, 10_000, 37):
         sample.add(np.arange(start, min(start + 37, 10_000), dtype=np.float32)[:, None])
     kept = np.stack(sample.kept)[:, 0]
