@@ -2,8 +2,8 @@
 
 Losses of layers add up about as independent noise does: what a graph loses is near the sum of what its layers lose one by one, where a loss
 is a divergence or the square of an error. So those that lose most for their size get a scheme that is nearer to them, until what is left is
-small enough, and the graph as it would be is measured again. To try them all, one graph holds each product twice, with a switch between the
-two. (Mixed precision as in HAWQ, Dong et al. 2019, with a measured loss in place of curvature.)
+small enough; of an encoder the graph as it would be is measured again. To try them all, one graph holds each product twice, with a switch
+between the two. (Mixed precision as in HAWQ, Dong et al. 2019, with a measured loss in place of curvature.)
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ def _values(node: ir.Node) -> Maker | None:
         parts = tuple(Part(part.node, part.index, start, kv * size, part.axis) for part in parts)
     else:
         size = width // kv
-    return Maker(parts, (kv, heads // kv, size)) if size * kv in (width, parts[0].count) else None
+    return Maker(parts, (kv, heads // kv, size)) if size * kv == parts[0].count else None
 
 
 def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
