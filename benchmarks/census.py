@@ -240,23 +240,34 @@ def run_child(kind: str, model_type: str, cls: str, work: Path, found: Any) -> N
     found.send(asdict(row))
 
 
-def run_type(kind: str, model_type: str, cls: str, work: Path) -> Row:
-    """A type in a process of its own, forked from one that has imported everything."""
-    shutil.rmtree(work, ignore_errors=True)
+def answer_of(target: Callable[..., None], *args: Any, limit: float) -> dict[str, Any] | None:
+    """What a process sends through the pipe that is its last argument; it is forked from one that has imported everything.
+
+    None where nothing comes for `limit` seconds. ChildProcessError: it ended before it sent anything.
+    """
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=run_child, args=(kind, model_type, cls, work, sender))
+    process = CONTEXT.Process(target=target, args=(*args, sender))
     process.start()
     sender.close()
     try:
-        if receiver.poll(LIMIT):
-            return Row(**receiver.recv())
-        return Row(model_type, cls, "out of time", f"{LIMIT} s")
+        return receiver.recv() if receiver.poll(limit) else None
     except EOFError:
         process.join()
-        return Row(model_type, cls, "crashed", f"exit {process.exitcode}")
+        raise ChildProcessError(f"exit {process.exitcode}") from None
     finally:
         process.kill()
         process.join()
+
+
+def run_type(kind: str, model_type: str, cls: str, work: Path) -> Row:
+    """A type in a process of its own."""
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        found = answer_of(run_child, kind, model_type, cls, work, limit=LIMIT)
+        return Row(model_type, cls, "out of time", f"{LIMIT} s") if found is None else Row(**found)
+    except ChildProcessError as error:
+        return Row(model_type, cls, "crashed", str(error))
+    finally:
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from census import CONTEXT, KERNELS, KINDS, WRITTEN_OUT
+from census import CONTEXT, KERNELS, KINDS, WRITTEN_OUT, answer_of
 from tiny_folders import tiny_folder
 
 LIMIT = 1200  # seconds an export
@@ -216,19 +216,11 @@ def run_child(side: str, model_type: str, folder: Path, out: Path, sender: Any) 
 def export(side: str, model_type: str, folder: Path, out: Path) -> Found:
     """One export in a process of its own."""
     shutil.rmtree(out, ignore_errors=True)
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=run_child, args=(side, model_type, folder, out, sender))
-    process.start()
-    sender.close()
     try:
-        return Found(**receiver.recv()) if receiver.poll(LIMIT) else Found(failed=f"not done after {LIMIT} s")
-    except EOFError:
-        process.join()
-        return Found(failed=f"exit {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
-        shutil.rmtree(out, ignore_errors=True)
+        found = answer_of(run_child, side, model_type, folder, out, limit=LIMIT)
+        return Found(failed=f"not done after {LIMIT} s") if found is None else Found(**found)
+    except ChildProcessError as error:
+        return Found(failed=str(error))
 
 
 def table(pairs: list[Pair]) -> str:
