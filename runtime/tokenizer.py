@@ -242,6 +242,11 @@ class TextStream:
         """What was emitted so far."""
         return self._text[: self._emitted]
 
+    @property
+    def emitted(self) -> int:
+        """The number of characters of `text`."""
+        return self._emitted
+
     def push(self, token: int) -> str:
         """Add a token; the piece of text that is now certain (may be empty). Sets `stopped` when a stop string appeared: it is cut off."""
         self._ids.append(token)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from onnxport.runtime.decode.cache import CrossCache
@@ -15,6 +15,8 @@ from onnxport.runtime.decode.state import DecoderState, EncodedSource
 from onnxport.runtime.options import Search
 
 SOURCES_AHEAD = 16  # that an encoder takes at once: enough to be efficient, few enough to keep their keys and values small
+# Positions of prompts, padding counted, that are run at once: before anything decodes, and between two steps of what does.
+START_POSITIONS, JOIN_POSITIONS = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -44,27 +46,53 @@ class Decoding(Protocol):
         """True when it gets no more tokens, because it ended or was given up."""
         ...
 
+    @property
+    def written(self) -> Sequence[int]:
+        """New tokens that it goes on behind in another batch than the one that it began in."""
+        ...
+
     def drop(self) -> None:
         """Give up: it gets no more steps."""
         ...
+
+
+def behind(decoding: Decoding) -> Sequence[int]:
+    """The ids that it decodes behind."""
+    return [*decoding.request.prefix, *decoding.written] if decoding.written else decoding.request.prefix
 
 
 T = TypeVar("T", bound=Decoding)
 
 
 class Batch(ABC, Generic[T]):
-    """Decodings that go on together, at most `search.batch_size`: `_decodings` by place, each with `_state.beams` rows."""
+    """Decodings that go on together, at most `search.batch_size`: `_decodings` by place, each with `_state.beams` rows.
+
+    In host memory others join while it runs, first come, first served. A source that decodes from one token takes a place at once. A prompt
+    has a batch of its own until it has run, a part at a time and in turn with the steps of those that decode; then its rows move here.
+    """
 
     def __init__(self, engine: Engine, search: Search) -> None:
         self._engine, self._search = engine, search
         self._sources: EncodedSources[T] = EncodedSources(engine)
         self._decodings: list[T] = []
         self._state: DecoderState | None = None
+        self._joining: Batch[T] | None = None
+        self._others_turn = False  # what joins has just had a turn
 
     def step(self, waiting: deque[T]) -> list[T]:
-        """Take decodings from `waiting` while there is room, and move each one token on; returns those that ended."""
+        """Take decodings from `waiting` while there is room, and move each one token on or run a part of prompts; returns what ended."""
         self._admit(waiting)
-        return [] if self._state is None else self._advance(self._state)
+        if self._joining is not None and not self._others_turn:
+            self._others_turn = True
+            return self._join(self._joining)
+        self._others_turn = False
+        if self._state is None or self._state.run_part():
+            return []
+        return self._advance(self._state)
+
+    @abstractmethod
+    def _empty(self) -> Batch[T]:
+        """Another batch of the same search."""
 
     @abstractmethod
     def _advance(self, state: DecoderState) -> list[T]:
@@ -85,47 +113,94 @@ class Batch(ABC, Generic[T]):
         """How many rows each of these starts with."""
         return 1
 
-    def _admit(self, waiting: deque[T]) -> None:
-        free = [place for place, decoding in enumerate(self._decodings) if decoding.done]
-        live = len(self._decodings) - len(free)
-        if not live or self._state is None:
-            self._start(waiting)
-        elif count := self._sources.admissible(waiting, self._search.batch_size - live):
-            self._fill(self._state, free, waiting, count)
-        elif 4 * live <= 3 * len(self._decodings):  # rows that are done cost as much as others: go on without them
-            order = self._state.compact([place for place, decoding in enumerate(self._decodings) if not decoding.done])
-            self._decodings = [self._decodings[place] for place in order]
-            self._rows_changed(self._state)
+    def _live(self) -> list[int]:
+        return [place for place, decoding in enumerate(self._decodings) if not decoding.done]
 
-    def _start(self, waiting: deque[T]) -> None:
-        """Begin anew with what waits."""
-        taken = self._sources.take(waiting, self._search.batch_size)
+    def _admit(self, waiting: deque[T]) -> None:
+        if self._joining is not None and not self._joining._live():  # all were given up
+            self._joining = None
+        live = self._live()
+        if not live and self._joining is not None:
+            self._decodings, self._state, self._joining = self._joining._decodings, self._joining._state, None
+            assert self._state is not None
+            self._rows_changed(self._state)
+        elif not live or self._state is None:
+            self._start(waiting, START_POSITIONS)
+        elif self._joining is None and self._engine.admits_while_running and self._state.begun:
+            self._admit_beside(self._state, live, waiting)
+
+    def _admit_beside(self, state: DecoderState, live: list[int], waiting: deque[T]) -> None:
+        """Take what waits beside those that decode."""
+        singles = prompts = 0
+        for decoding in self._sources.following(waiting, self._search.batch_size - len(live)):
+            if self._engine.encoder is None or len(behind(decoding)) > 1:
+                prompts += not singles
+                break
+            singles += 1
+        if singles:
+            self._fill(state, waiting, singles)
+        elif prompts:
+            self._joining = self._empty()
+            self._joining._sources = self._sources
+            self._joining._start(waiting, JOIN_POSITIONS, self._search.batch_size - len(live))
+        elif 4 * len(live) <= 3 * len(self._decodings):  # rows that are done cost as much as others: go on without them
+            order = state.compact(live)
+            self._decodings = [self._decodings[place] for place in order]
+            self._rows_changed(state)
+
+    def _start(self, waiting: deque[T], positions: int, most: int | None = None) -> None:
+        """Begin anew with what waits: at most `most` decodings, and of several with prompts so many as have `positions`."""
+        count = longest = 0
+        for decoding in self._sources.following(waiting, self._search.batch_size if most is None else most):
+            longest = max(longest, len(behind(decoding)))
+            if count and longest > 1 and (count + 1) * longest > positions and self._engine.admits_while_running:
+                break
+            count += 1
+        taken = self._sources.take(waiting, count)
         self._decodings, self._state = [decoding for decoding, _ in taken], None
         if not taken:
             return
         beams = self._first_rows(self._decodings)
-        prefixes = [decoding.request.prefix for decoding in self._decodings for _ in range(beams)]
+        prefixes = [behind(decoding) for decoding in self._decodings for _ in range(beams)]
         new = max(decoding.request.limit for decoding in self._decodings)
         self._state = DecoderState(self._engine, merged([source for _, source in taken]), prefixes, new, beams)
         for decoding in self._decodings:
             self._begin(decoding, beams)
         self._rows_changed(self._state)
 
-    def _fill(self, state: DecoderState, free: list[int], waiting: deque[T], count: int) -> None:
-        """Put `count` of those that wait into the `free` places, and into new ones where these are too few."""
+    def _join(self, joining: Batch[T]) -> list[T]:
+        """Move what joins on; once its prompts have run, its rows become rows of this batch."""
+        ended = joining.step(deque())
+        if joining._state is not None and joining._state.begun:
+            self._joining = None
+            alive = joining._live()
+            if self._state is not None and alive:
+                places = self._places(self._state, len(alive))
+                for place, i in zip(places, alive, strict=True):
+                    self._decodings[place] = joining._decodings[i]
+                self._state.absorb(places, joining._state, alive)
+        return ended
+
+    def _fill(self, state: DecoderState, waiting: deque[T], count: int) -> None:
+        """Put `count` of those that wait, whose answers start from one token, into places of their own."""
+        taken = self._sources.take(waiting, count)
+        places = self._places(state, len(taken))
+        for place, (decoding, _) in zip(places, taken, strict=True):
+            self._begin(decoding, state.beams)
+            self._decodings[place] = decoding
+        first = [decoding.request.prefix[0] for decoding, _ in taken]
+        state.admit(places, first, [source for _, source in taken if source is not None])
+
+    def _places(self, state: DecoderState, count: int) -> list[int]:
+        """Places for `count` decodings: those of others that are done, and new ones where these are too few."""
+        free = [place for place, decoding in enumerate(self._decodings) if decoding.done]
         if count > len(free):
             places = len(self._decodings) - len(free) + count
             free += range(len(self._decodings), places)
             self._decodings += [self._placeholder(self._decodings[0]) for _ in range(places - len(self._decodings))]
             state.widen(places)
             self._rows_changed(state)
-        taken = self._sources.take(waiting, count)
-        places_taken = free[: len(taken)]
-        for place, (decoding, _) in zip(places_taken, taken, strict=True):
-            self._begin(decoding, state.beams)
-            self._decodings[place] = decoding
-        first = [decoding.request.prefix[0] for decoding, _ in taken]
-        state.admit(places_taken, first, [source for _, source in taken if source is not None])
+        return free[:count]
 
 
 class EncodedSources(Generic[T]):
@@ -147,19 +222,19 @@ class EncodedSources(Generic[T]):
                 taken.append(one)
         return taken
 
-    def admissible(self, waiting: deque[T], most: int) -> int:
-        """How many of the next `most` can join a batch that runs: those that were not given up and decode from a single token."""
-        if not self._engine.admits_while_running:
-            return 0
-        ready = [decoding for decoding, _ in self._ready if not decoding.done]
+    def following(self, waiting: deque[T], most: int) -> Iterator[T]:
+        """The next `most` decodings that `take` gives."""
+        ready = (decoding for decoding, _ in self._ready)
         # By index: another thread may append to the queue meanwhile, which an iterator does not bear.
-        queued = [waiting[i] for i in range(min(most, len(waiting))) if not waiting[i].done]
-        return sum(1 for _ in takewhile(lambda decoding: len(decoding.request.prefix) == 1, [*ready, *queued][:most]))
+        queued = (waiting[i] for i in range(len(waiting)))
+        return islice((decoding for part in (ready, queued) for decoding in part if not decoding.done), most)
 
     def _encode(self, waiting: deque[T], count: int) -> bool:
         """Encode the next sources; False when there are none."""
         # Rows on a device cannot be moved one by one: there the sources of one batch are encoded at once, and no others.
         size = SOURCES_AHEAD if self._engine.device.host_memory else count
+        if self._engine.encoder is None:
+            size = count
         group: list[T] = []
         while waiting and len(group) < size:
             decoding = waiting.popleft()

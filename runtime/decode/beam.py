@@ -56,6 +56,11 @@ class Beams:
         self.scores = np.full(beams, LOWEST, np.float32)
         self.scores[0] = 0
 
+    @property
+    def written(self) -> Sequence[int]:
+        """No new tokens to go on behind: beams that change their batch begin again."""
+        return ()
+
     def drop(self) -> None:
         """Give up."""
         self.done = True
@@ -135,6 +140,9 @@ class BeamBatch(Batch[Beams]):
             most = (vocabulary - ends) * search.beam // self._count
             raise UsageError(f"beam is {search.beam}, expected at most {most} with a vocabulary of {vocabulary}")
         self._selector: BeamSelector | None = None
+
+    def _empty(self) -> BeamBatch:
+        return BeamBatch(self._engine, self._search, self._constraints, self._tokenizer)
 
     def _advance(self, state: DecoderState) -> list[Beams]:
         assert self._selector is not None

@@ -54,7 +54,8 @@ class HostCache:
 
     def __init__(self, layers: Sequence[LayerCache], dtype: np.dtype) -> None:
         self.layers, self.dtype = layers, np.dtype(dtype)
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[np.ndarray] = []  # the first rows of `_whole`
+        self._whole: list[np.ndarray] = []
         self.values: list[onnxruntime.OrtValue] = []
         self.rows = self.capacity = 0
 
@@ -71,12 +72,23 @@ class HostCache:
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept."""
         self.capacity = _rounded(capacity)
-        shapes = buffer_shapes(self.layers, self.rows, self.capacity)
-        arrays = [old if old.shape == shape else np.zeros(shape, self.dtype) for old, shape in zip(self.arrays, shapes, strict=True)]
-        for new, old in zip(arrays, self.arrays, strict=True):
+        self._move(len(self._whole[0]), used)
+
+    def widen(self, rows: int, used: int) -> None:
+        """More rows, of which nothing counts yet; the first `used` positions of the others are kept."""
+        if rows > len(self._whole[0]):
+            self._move(rows + rows // 4, used)  # so that rows that come one by one are not all moved for each of them
+        self.shrink(rows)
+
+    def _move(self, rows: int, used: int) -> None:
+        """Into buffers for `rows` rows and the capacity there is now."""
+        shapes = buffer_shapes(self.layers, rows, self.capacity)
+        wholes = [old if old.shape == shape else np.zeros(shape, self.dtype) for old, shape in zip(self._whole, shapes, strict=True)]
+        for new, old in zip(wholes, self._whole, strict=True):
             if new is not old:
-                new[:, :, :used] = old[:, :, :used]
-        self._hold(arrays)
+                new[: self.rows, :, :used] = old[: self.rows, :, :used]
+        self._hold(wholes)
+        self.shrink(self.rows)
 
     def select(self, rows: np.ndarray, used: int, capacity: int) -> None:
         """New buffers whose row i is the old row rows[i]: for beams that start from one prompt, and for rows that go on alone."""
@@ -87,8 +99,13 @@ class HostCache:
 
     def shrink(self, rows: int) -> None:
         """Go on with the first rows only; nothing is copied."""
-        self.rows = rows
-        self._hold([array[:rows] for array in self.arrays])
+        self.rows, self.arrays = rows, [array[:rows] for array in self._whole]
+        self.values = [value_of(array) for array in self.arrays]
+
+    def put(self, row: int, other: HostCache, source: int, used: int) -> None:
+        """Row `row` becomes the other cache's row `source`, of which `used` positions count; there is room for them."""
+        for array, theirs in zip(self.arrays, other.arrays, strict=True):
+            array[row, :, :used] = theirs[source, :, :used]
 
     def copy(self, moves: Sequence[Move], used: int) -> None:
         """In place: each target row becomes its source row at positions start..used; no target is a source."""
@@ -99,7 +116,8 @@ class HostCache:
                 array[target, :, kept] = array[source, :, kept]
 
     def _hold(self, arrays: list[np.ndarray]) -> None:
-        self.arrays, self.values = arrays, [value_of(array) for array in arrays]
+        self._whole = self.arrays = arrays
+        self.values = [value_of(array) for array in arrays]
 
 
 class DeviceCache:

@@ -125,8 +125,8 @@ class Engine:
 
     @property
     def admits_while_running(self) -> bool:
-        """Whether inputs can join a batch that runs: in host memory, where rows can be moved, and decoded from one token."""
-        return self.device.host_memory and self.encoder is not None
+        """Whether inputs can join a batch that runs: in host memory, where rows can be moved."""
+        return self.device.host_memory
 
     def search(self, name: str) -> onnxruntime.InferenceSession:
         """The session of a search graph. BundleError when the bundle has none of that name."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.decode.beam import BeamBatch, Beams, Hypothesis
 from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.sampling import Row, RowBatch, decode
-from onnxport.runtime.decode.scheduler import SharedBatch
+from onnxport.runtime.decode.sampling import Row, RowBatch
+from onnxport.runtime.decode.scheduler import SharedBatch, SharedCall
 from onnxport.runtime.options import Options, Search, Watch, is_ordered
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
@@ -47,6 +48,20 @@ class Generation:
     segments: int = 1
 
 
+@dataclass(frozen=True)
+class Job:
+    """Inputs of a call, ready to be searched: decodings in the order in which they begin.
+
+    make: an empty batch for them. again: of a decoding one that can begin in another batch. results: of all decodings, done.
+    """
+
+    search: Search
+    decodings: list[Any]
+    make: Callable[[], Any]
+    again: Callable[[Any], Any]
+    results: Callable[[Sequence[Any]], list[Generation]]
+
+
 class Generator:
     """Answers inputs with an engine; many threads may use it, and calls that search alike share their batches.
 
@@ -68,39 +83,63 @@ class Generator:
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
+        job = self.prepare(inputs, prefix, options, watch)
+        shared, call = self.enter(job, self.alone)
+        return job.results(shared.run(call, watch))
+
+    @property
+    def alone(self) -> bool:
+        """Whether a call that has a thread gets a batch of its own, beside those of others, since it could not join one that runs."""
+        return not self._engine.admits_while_running
+
+    def prepare(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> Job:
+        """The inputs as they are searched; `enter` puts them into a batch. Raises what `generate` raises."""
         search = self._search(options)
         requests = self._requests(inputs, prefix, options, search, watch)
-        results = [self._empty() for _ in inputs]
         # Long ones first: a batch never has to make its sources longer, and what is left at the end is short.
         ordered = sorted(requests, key=lambda one: (-len(one.source), -len(one.prefix), one.index))
-        constraints = Constraints(self._config, search)
-        if search.beam > 1:
-            make = partial(BeamBatch, self._engine, search, constraints, self._target)
-            for beams in self._run(search, make, [Beams(request) for request in ordered], lambda one: Beams(one.request), watch):
-                best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
-                results[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]))
-        else:
-            new_row = self._rows(search)
-            batch = partial(RowBatch, self._engine, search, constraints)
-            for row in self._run(search, batch, [new_row(request) for request in ordered], lambda one: new_row(one.request), watch):
-                results[row.request.index] = self._of_row(row)
-        return results
+        if search.beam == 1:
+            return self._job_of_rows(ordered, search, len(inputs))
+        make = partial(BeamBatch, self._engine, search, Constraints(self._config, search), self._target)
 
-    def _run(
-        self, search: Search, make: Callable[[], Any], decodings: list[Any], again: Callable[[Any], Any], watch: Watch
-    ) -> Sequence[Any]:
-        """The decodings, done, in a batch shared with other threads' calls that search alike."""
-        if not self._engine.admits_while_running:  # no request could join later: a batch of its own, beside those of other threads
-            shared = SharedBatch(make)
-            return shared.run(shared.enter(decodings, again), watch)
-        key = replace(search, seed=None, n_best=1, max_new_tokens=None)
+        def results(done: Sequence[Beams]) -> list[Generation]:
+            found = [self._empty() for _ in inputs]
+            for beams in done:
+                best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
+                found[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]))
+            return found
+
+        return Job(search, [Beams(request) for request in ordered], make, lambda one: Beams(one.request), results)
+
+    def _job_of_rows(self, requests: Sequence[Request], search: Search, inputs: int, streaming: bool = False) -> Job:
+        new_row, eos = self._rows(search, streaming), self._engine.config.eos_ids
+
+        def results(done: Sequence[Row]) -> list[Generation]:
+            found = [self._empty() for _ in range(inputs)]
+            for row in done:
+                found[row.request.index] = self._of_row(row)
+            return found
+
+        make = partial(RowBatch, self._engine, search, Constraints(self._config, search))
+        rows = [new_row(request) for request in requests]
+        return Job(search, rows, make, lambda row: new_row(row.request).replay(row, eos), results)
+
+    def enter(
+        self, job: Job, apart: bool = False, each_step: bool = False, moved: Callable[[], None] | None = None
+    ) -> tuple[SharedBatch[Any], SharedCall[Any]]:
+        """Put a job into the batch of all jobs that search alike, see SharedBatch.enter. apart: into one of its own."""
+        if apart:
+            shared: SharedBatch[Any] = SharedBatch(job.make)
+            return shared, shared.enter(job.decodings, job.again, each_step, moved)
+        key = replace(job.search, seed=None, n_best=1, max_new_tokens=None)
+        if key.beam == 1:
+            key = replace(key, stop=())  # a row looks for its own
         with self._lock:
             self._shared_batches = {k: shared for k, shared in self._shared_batches.items() if not shared.idle or k == key}
-            shared = self._shared_batches.setdefault(key, SharedBatch(make))
-            call = shared.enter(decodings, again)
-        return shared.run(call, watch)
+            shared = self._shared_batches.setdefault(key, SharedBatch(job.make))
+            return shared, shared.enter(job.decodings, job.again, each_step, moved)
 
-    def _rows(self, search: Search, streaming: bool = False) -> Callable[[Request], Row]:
+    def _rows(self, search: Search, streaming: bool) -> Callable[[Request], Row]:
         """Makes rows: with a stream of text where every step needs text, and random numbers of their own."""
         seed = int.from_bytes(os.urandom(8), "little") >> 1 if search.seed is None else search.seed
 
@@ -113,22 +152,19 @@ class Generator:
     def stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch, ready: Callable[[], object]) -> Stream:
         """The answer to one input, a piece of text at a time; `ready` raises where the model may not be used any more.
 
-        UsageError with beams, TextError without a tokenizer.
+        Errors: as `prepare_stream`.
         """
+        return Stream(self, self.prepare_stream(one, prefix, options, watch), watch, ready)
+
+    def prepare_stream(self, one: Input, prefix: Input | None, options: Options, watch: Watch) -> Job:
+        """One input as it is streamed. UsageError with beams, TextError without a tokenizer."""
         search = self._search(options)
         if search.beam > 1:
             raise UsageError(f"beam is {search.beam}, expected 1 to stream: beams are not certain before the end")
         if self._target is None:
             raise TextError("the bundle has no tokenizer, so there is no text to stream; use generate with token ids")
         requests = self._requests([one], None if prefix is None else [prefix], options, search, watch)
-        return Stream(self._pieces(requests, search, watch) if requests else iter([self._empty()]), ready)
-
-    def _pieces(self, requests: list[Request], search: Search, watch: Watch) -> Iterator[str | Generation]:
-        row = self._rows(search, streaming=True)(requests[0])
-        for _ in decode(RowBatch(self._engine, search, Constraints(self._config, search)), [row], watch):
-            if row.piece:
-                yield row.piece
-        yield self._of_row(row)
+        return self._job_of_rows(requests, search, 1, streaming=True)
 
     def _search(self, options: Options) -> Search:
         """The search, with the language of answers. UsageError for a language that the model has not."""
@@ -253,23 +289,85 @@ class Generator:
         return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason)
 
 
-class Stream:
-    """Iterates over pieces of text; afterwards `result` is the whole Generation."""
+class Streamed:
+    """The text of a job of one input, as far as it is certain: what streams of every kind share."""
 
-    def __init__(self, parts: Iterator[str | Generation], ready: Callable[[], object]) -> None:
-        self._parts, self._ready = parts, ready
+    def __init__(self, generator: Generator, job: Job) -> None:
+        self.generator, self.job = generator, job
+        self.shared: SharedBatch[Any] | None = None
+        self.call: SharedCall[Any] | None = None
+        self._given = 0  # characters
+
+    def enter(self, apart: bool = False, moved: Callable[[], None] | None = None) -> tuple[SharedBatch[Any], SharedCall[Any]]:
+        """Its place in a batch, from the first time on; see Generator.enter."""
+        if self.shared is None or self.call is None:
+            self.shared, self.call = self.generator.enter(self.job, apart, each_step=True, moved=moved)
+        return self.shared, self.call
+
+    def more(self) -> bool:
+        """Whether there is text that was not given."""
+        return self.call is not None and any(row.emitted > self._given for row in self.call.decodings)
+
+    def piece(self) -> str:
+        """The text that was not given; "" where there is none."""
+        text = "" if self.call is None else "".join(row.stream.text for row in self.call.decodings)
+        piece, self._given = text[self._given :], len(text)
+        return piece
+
+    def result(self) -> Generation | None:
+        """The whole answer, once there are no more tokens to come and all text was given; None for one that was given up."""
+        done = self.call is not None and not self.call.left and not self.call.gone and not self.more()
+        return self.job.results(self.call.decodings)[0] if done and self.call is not None else None
+
+    def leave(self) -> None:
+        """Take it out of its batch."""
+        if self.shared is not None and self.call is not None:
+            self.shared.leave(self.call)
+
+
+class Stream:
+    """Iterates over pieces of text; afterwards `result` is the whole Generation.
+
+    `close` gives up what is left, from any thread; leaving the stream as a context manager does so too. It is in its batch from the first
+    piece on.
+    """
+
+    def __init__(self, generator: Generator, job: Job, watch: Watch, ready: Callable[[], object]) -> None:
+        self._streamed, self._watch, self._ready = Streamed(generator, job), watch, ready
+        self._over = False
         self.result: Generation | None = None
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        self._ready()
-        part = next(self._parts)
-        if isinstance(part, Generation):
-            self.result = part
-            raise StopIteration
-        return part
+        if not self._over:
+            try:
+                self._ready()
+                shared, call = self._streamed.enter(self._streamed.generator.alone)
+                shared.advance(call, self._watch, self._streamed.more)
+                if piece := self._streamed.piece():
+                    return piece
+                self.result = self._streamed.result()
+            except BaseException:
+                self.close()
+                raise
+            self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Take no more of it: its row makes room at once. `result` stays None where it was not at its end."""
+        self._over = True
+        self._streamed.leave()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _encoded(tokenizer: TextTokenizer, texts: Sequence[str], special: bool, watch: Watch) -> Iterator[list[int]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.state import DecoderState
 from onnxport.runtime.decode.token_selection import TokenSelector
-from onnxport.runtime.options import Search, Watch
+from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextStream
 
 DROPPED = "dropped"  # the reason of a row that its caller gave up
@@ -35,6 +34,24 @@ class Row:
     def done(self) -> bool:
         """True when there is nothing more to come."""
         return bool(self.reason)
+
+    @property
+    def written(self) -> Sequence[int]:
+        """The new tokens that it goes on behind."""
+        return self.tokens
+
+    @property
+    def emitted(self) -> int:
+        """Characters of its text that are certain."""
+        return 0 if self.stream is None else self.stream.emitted
+
+    def replay(self, other: Row, eos: tuple[int, ...]) -> Row:
+        """This new row, brought to where another of the same request is, with as many random numbers used."""
+        for token, logprob in zip(other.tokens, other.logprobs, strict=False):
+            if self.generator is not None:
+                self.generator.random(dtype=np.float32)
+            self.add(token, logprob, eos)
+        return self
 
     def drop(self) -> None:
         """Give up."""
@@ -67,6 +84,9 @@ class RowBatch(Batch[Row]):
         self._constraints = constraints
         self._selector: TokenSelector | None = None
 
+    def _empty(self) -> RowBatch:
+        return RowBatch(self._engine, self._search, self._constraints)
+
     def _advance(self, state: DecoderState) -> list[Row]:
         assert self._selector is not None
         rows = self._decodings
@@ -91,13 +111,3 @@ class RowBatch(Batch[Row]):
 
     def _rows_changed(self, state: DecoderState) -> None:
         self._selector = TokenSelector(self._engine, state, self._search)
-
-
-def decode(batch: RowBatch, rows: Iterable[Row], watch: Watch) -> Iterator[None]:
-    """Decode rows in a batch of their own; a step a turn, until all have ended."""
-    waiting = deque(rows)
-    left = len(waiting)
-    while left:
-        watch.check()
-        left -= len(batch.step(waiting))
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ NO_IDS = np.zeros(0, np.int64)
 FIRST_POSITIONS = 64  # new positions room is made for at first; then the cache doubles
 PREFILL_CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
 EncodedSource = tuple[CrossCache, int]  # an encoded source: where it lies
+# Of prefixes: ids int64 [rows, part] padded on the right, and by row how many ids were before and how many of these are real, int64 [rows].
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class DecoderState:
 
     def __init__(self, engine: Engine, cross: CrossCache | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
         self.engine, self.cross, self.beams = engine, cross, beams
-        self._prefixes, self._new, self._begun = prefixes, new, False
+        self._prefixes, self._new = prefixes, new
+        self._parts: deque[Part] | None = None  # of the prefixes, that have not run
+        self.begun = False  # all prefixes have run
         self.cache = engine.new_cache()
         self.lengths = np.array([len(p) for p in prefixes], np.int64)
         self._binding: onnxruntime.IOBinding | None = None
@@ -69,22 +74,43 @@ class DecoderState:
         """Number of rows now."""
         return len(self.lengths)
 
+    def run_part(self) -> bool:
+        """Run the next part of long prefixes, but not the last, which `advance` runs; False where only that is left."""
+        if self.begun or int(self.lengths.max()) == 1:
+            return False
+        parts = self._parts_left()
+        if len(parts) > 1:
+            self._run_part(parts.popleft())
+            return True
+        return False
+
     def prefill(self) -> None:
-        """Run all prefixes (right-padded) and leave the logits of each row's last token."""
-        self._begun, longest = True, int(self.lengths.max())
-        self.cache.allocate(self.rows, longest + min(self._new, FIRST_POSITIONS))
-        size = PREFILL_CHUNK if interface.QUERY_LENGTHS in self.engine.inputs else longest  # only then may entries be before a part
-        for ids, done, real in _chunks(self._prefixes, self.engine.config.pad_id or 0, size):
-            self.engine.positions.add(ids.size, int(real.sum()))
-            run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done)))
+        """Run what is left of all prefixes and leave the logits of each row's last token."""
+        parts = self._parts_left()
+        while parts:
+            self._run_part(parts.popleft())
+        self.begun = True
+
+    def _parts_left(self) -> deque[Part]:
+        if self._parts is None:
+            longest = int(self.lengths.max())
+            self.cache.allocate(self.rows, longest + min(self._new, FIRST_POSITIONS))
+            size = PREFILL_CHUNK if interface.QUERY_LENGTHS in self.engine.inputs else longest  # only then may entries be before a part
+            self._parts = deque(_chunks(self._prefixes, self.engine.config.pad_id or 0, size))
+        return self._parts
+
+    def _run_part(self, part: Part) -> None:
+        ids, done, real = part
+        self.engine.positions.add(ids.size, int(real.sum()))
+        run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done)))
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
-        if not self._begun and int(self.lengths.max()) > 1:
+        if not self.begun and int(self.lengths.max()) > 1:
             self.prefill()
             return
-        if not self._begun:  # prefixes of one token: nothing to run before the first step
-            self._begun = True
+        if not self.begun:  # prefixes of one token: nothing to run before the first step
+            self.begun = True
             self.cache.allocate(self.rows, min(self._new, FIRST_POSITIONS))
             self.ids[:, 0] = [p[0] for p in self._prefixes]
             self.lengths[:] = 0
@@ -138,6 +164,28 @@ class DecoderState:
 
     def admit(self, places: Sequence[int], starts: Sequence[int], encoded: Sequence[EncodedSource]) -> None:
         """New sources in the places of finished ones, each decoded from one token; in host memory only."""
+        self._put_sources(places, encoded)
+        for place, start in zip(places, starts, strict=True):
+            rows = slice(place * self.beams, (place + 1) * self.beams)
+            self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
+        self._narrow()
+
+    def absorb(self, places: Sequence[int], other: DecoderState, sources: Sequence[int]) -> None:
+        """Sources of another state, which has begun, go on in the places of finished ones here; in host memory only."""
+        assert isinstance(self.cache, HostCache) and isinstance(other.cache, HostCache) and self.beams == other.beams
+        theirs = (np.array(sources)[:, None] * self.beams + np.arange(self.beams)).ravel()
+        ours = (np.array(places)[:, None] * self.beams + np.arange(self.beams)).ravel()
+        longest = int(other.lengths[theirs].max())
+        if longest >= self.cache.capacity and not self.cache.bounded:
+            self.cache.grow(max(2 * self.cache.capacity, longest + FIRST_POSITIONS), int(self.lengths.max()))
+        for row, their in zip(ours.tolist(), theirs.tolist(), strict=True):
+            self.cache.put(row, other.cache, their, int(other.lengths[their]))
+        self.lengths[ours], self.active[ours], self.ids[ours] = other.lengths[theirs], other.active[theirs], other.ids[theirs]
+        if other.cross is not None:
+            self._put_sources(places, [(other.cross, source) for source in sources])
+            self._narrow()
+
+    def _put_sources(self, places: Sequence[int], encoded: Sequence[EncodedSource]) -> None:
         assert self.cross is not None
         longest = max(int(cross.mask[index].sum()) for cross, index in encoded)
         if longest > self.cross.mask.shape[1]:
@@ -145,11 +193,8 @@ class DecoderState:
             for i in range(len(self.cross.mask)):
                 wider.put(i, self.cross, i)
             self.cross, self._binding = wider, None
-        for place, start, (cross, index) in zip(places, starts, encoded, strict=True):
+        for place, (cross, index) in zip(places, encoded, strict=True):
             self.cross.put(place, cross, index)
-            rows = slice(place * self.beams, (place + 1) * self.beams)
-            self.lengths[rows], self.active[rows], self.ids[rows] = 0, True, start
-        self._narrow()
 
     def _narrow(self) -> None:
         """Forget padding that only sources had which are done."""
@@ -162,13 +207,16 @@ class DecoderState:
             self._binding = None
 
     def widen(self, sources: int) -> None:
-        """Room for more sources, in places that count as finished until something joins."""
-        now = self.rows // self.beams
-        ids, places = self.ids.copy(), np.concatenate([np.arange(now), np.zeros(sources - now, np.int64)])
-        self._select((places[:, None] * self.beams + np.arange(self.beams)).ravel())
-        self.ids[: len(ids)] = ids
-        self.active[now * self.beams :] = False
+        """Room for more sources, in places that count as finished until something joins; in host memory only."""
+        assert isinstance(self.cache, HostCache)
+        now, rows = self.rows, sources * self.beams
+        ids, active, lengths = self.ids.copy(), self.active, self.lengths
+        self.cache.widen(rows, int(lengths.max()))
+        self._renew(rows)
+        self.lengths = np.concatenate([lengths, np.zeros(rows - now, np.int64)])
+        self.ids[:now], self.active[:now], self.active[now:] = ids, active, False
         if self.cross is not None:
+            places = np.concatenate([np.arange(now // self.beams), np.zeros(sources - now // self.beams, np.int64)])
             self.cross = self.engine.select_cross(self.cross, places)
 
     def copy(self, moves: Sequence[Move]) -> None:
@@ -215,9 +263,8 @@ class DecoderState:
         return binding
 
 
-def _chunks(prefixes: Sequence[Sequence[int]], pad: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Parts of at most `size` ids of each row: ids int64 [rows, part] padded on the right, and by row how many ids were before and how many
-    of these are real, int64 [rows]. All rows end in the last part; how a row is cut depends on its own length only."""
+def _chunks(prefixes: Sequence[Sequence[int]], pad: int, size: int) -> Iterator[Part]:
+    """Parts of at most `size` ids of each row. All rows end in the last part; how a row is cut depends on its own length only."""
     lengths = np.array([len(p) for p in prefixes], np.int64)
     for left in range((int(lengths.max()) - 1) // size * size, -1, -size):  # ids of the longest row that come after this part
         stops = np.maximum(lengths - left, 0)
