@@ -132,11 +132,15 @@ def decoder(model: TinyModel, path: Path) -> None:
     b.outputs.append(h.make_tensor_value_info("logits", T.FLOAT, ["batch", VOCABULARY]))
     if model.kind == "seq2seq":
         b.inputs.append(h.make_tensor_value_info("source_mask", T.INT32, ["source_batch", "source"]))
+    else:
+        b.inputs.append(h.make_tensor_value_info("query_seqlens", T.INT32, ["batch"]))
     for i in range(LAYERS):
         for c in ("key", "value"):
             b.inputs.append(h.make_tensor_value_info(f"past_{c}_{i}", T.FLOAT, cache))
             b.outputs.append(h.make_tensor_value_info(f"present_{c}_{i}", T.FLOAT, cache))
         inputs = [b.linear(x, f"qkv{i}"), "", "", f"past_key_{i}", f"past_value_{i}", "seqlens_k", "total_sequence_length"]
+        if model.kind == "causal":
+            inputs += [""] * 9 + ["query_seqlens"]
         outputs = [f"a{i}", f"present_key_{i}", f"present_value_{i}"]
         b.nodes.append(h.make_node("GroupQueryAttention", inputs, outputs, domain=MS, num_heads=HEADS, kv_num_heads=HEADS))
         x = b.op("Add", x, b.linear(f"a{i}", f"out{i}"))
