@@ -21,13 +21,16 @@ from onnxport.errors import DataError, UsageError, one_line
 from onnxport.files import MOST, read_regular
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-_BLOCKS = re.compile(r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rest>-sorted|-hqq|-fit|-gptq)?")
+_BLOCKS = re.compile(
+    r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rotated>-rotated)?(?P<rest>-sorted|-hqq|-fit|-gptq)?"
+)
 DEFAULT_RANGE = "mse"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
-    "fp32, fp16, bf16, int8-rows[-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
-    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym or -min, and -sorted, -hqq, -fit or -gptq"
+    "fp32, fp16, bf16, int8-rows[-rotated][-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
+    f"int8-blocksN or int4-blocksN (N: {', '.join(map(str, BLOCK_SIZES))}) with -asym or -min, -rotated, and -sorted, -hqq, -fit or -gptq"
 )
 _NUMBERS = re.compile(r"-(hqq|fit|gptq|minmax|percentile|entropy|mse)")
+_ROWS = re.compile(r"int8-rows(?P<rotated>-rotated)?(?P<reduced>-reduced)?")
 _STATIC = re.compile(r"int8-static(?:-(?P<range>minmax|percentile|entropy|mse))?(?P<tensor>-tensor)?(?P<reduced>-reduced)?")
 
 
@@ -40,7 +43,7 @@ class Scheme:
     None: the largest that divides them). symmetric: no zero points. minimum: zero points, and a float that is added to all of a block.
     in_groups: blocks are made of the inputs that a weight shows to share a step, wherever they are. solver: how rounded values are found.
     range: how the range of activations is told. per_channel: scales of weights. reduced: weights of 7 bits, whose products cannot saturate
-    without VNNI.
+    without VNNI. rotated: runs of channels are rotated first, so that no channel stands out (see schemes.rotation).
     """
 
     name: str
@@ -54,6 +57,12 @@ class Scheme:
     range: str = DEFAULT_RANGE
     per_channel: bool = True
     reduced: bool = False
+    rotated: bool = False
+
+    @property
+    def plain(self) -> Scheme:
+        """The same without rotation."""
+        return scheme(self.name.replace("-rotated", ""))
 
     @property
     def needs(self) -> str | None:
@@ -82,8 +91,8 @@ def scheme(name: str) -> Scheme:
         return FP32
     if name in HALVES:
         return HALVES[name]
-    if name in ("int8-rows", "int8-rows-reduced"):
-        return Scheme(name, "rows", 8, reduced=name.endswith("-reduced"))
+    if match := _ROWS.fullmatch(name):
+        return Scheme(name, "rows", 8, reduced=match["reduced"] is not None, rotated=match["rotated"] is not None)
     if match := _STATIC.fullmatch(name):
         return Scheme(
             name,
@@ -98,8 +107,10 @@ def scheme(name: str) -> Scheme:
         if block is None or block in BLOCK_SIZES:
             form, rest = match["form"], (match["rest"] or "-rtn")[1:]
             solver = "rtn" if rest == "sorted" else rest
-            if form != "-min" or solver == "rtn":
-                return Scheme(name, "blocks", int(match["bits"]), block, form is None, form == "-min", rest == "sorted", solver)
+            rotated = match["rotated"] is not None
+            if (form != "-min" or solver == "rtn") and not (rotated and (form == "-min" or rest == "sorted")):
+                bits = int(match["bits"])
+                return Scheme(name, "blocks", bits, block, form is None, form == "-min", rest == "sorted", solver, rotated=rotated)
     raise UsageError(f"{name!r:.60} is no scheme; expected {GRAMMAR}")
 
 

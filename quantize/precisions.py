@@ -108,8 +108,10 @@ PRECISIONS = {
     for row in (
         Precision(REFERENCE, Plan({"*": "fp32"}), SAME, default=True),
         Precision("fp16", Plan({"*": "fp16"}), HALF, "useful", default=True),
-        Precision("int8", Plan({"*": "int8-rows"}), EIGHT_BITS, "useful", default=True),
-        Precision("int8-reduced", Plan({"*": "int8-rows-reduced"}), EIGHT_BITS, "useful"),
+        Precision("int8", Plan({"*": "int8-rows"}), EIGHT_BITS, "useful", default=True, on_texts=Plan({"*": "int8-rows-rotated"})),
+        Precision(
+            "int8-reduced", Plan({"*": "int8-rows-reduced"}), EIGHT_BITS, "useful", on_texts=Plan({"*": "int8-rows-rotated-reduced"})
+        ),
         Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS, "useful"),
         Precision("int8-static", Plan({"*": "int8-static"}), replace(EIGHT_BITS, relative_error=2e-1), "needed"),
         Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS, "useful", on_texts=Plan({"*": "int4-blocks32-asym-fit"})),

@@ -14,6 +14,7 @@ from onnxport.quantize.activation_statistics import Statistics, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import blockwise, int8
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
+from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
@@ -26,6 +27,8 @@ def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
     found = plan.of(part.parameter)
     k = part.table.shape[1] if isinstance(part, Lookup) else part.shape[0]
     whole = not found.minimum or k % (found.block or FEWEST_INPUTS) == 0
+    if found.rotated and run_length(k) is None:
+        found = found.plain
     return found if changeable(part) and whole else FP32
 
 
@@ -52,11 +55,12 @@ def quantize(
     tables: dict[str, list[tuple[Lookup, Scheme]]] = {}
     for role, copy in copies.items():
         fold_constants(copy.graph)
+        _rotate(copy.graph, plan)
         products[role] = [(linear, chosen(plan, linear)) for linear in linears(copy.graph)]
         tables[role] = [(lookup, chosen(plan, lookup)) for lookup in lookups(copy.graph)]
     looked_up = [table for pairs in tables.values() for table, _ in pairs]
     plan.check([linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up])
-    statistics = {role: _statistics(role, models[role], products[role], feeds) for role in copies}
+    statistics = {role: _statistics(role, copies[role], products[role], feeds) for role in copies}
     weights = blockwise.Weights()
     for role in copies:  # all graphs before any is changed: a weight may have uses in several
         for linear, scheme in products[role]:
@@ -76,6 +80,17 @@ def quantize(
         copy.graph.sort()
     _check_change(plan, became, copies)
     return copies, dict(sorted(became.items()))
+
+
+def _rotate(graph: ir.Graph, plan: Plan) -> None:
+    """Rotates what the plan's schemes want rotated, in float32: all that follows sees rotated channels."""
+    rotations = Rotations(graph)
+    for linear in linears(graph):
+        if chosen(plan, linear).rotated:
+            rotations.of_product(linear)
+    for table in lookups(graph):
+        if chosen(plan, table).rotated:
+            rotations.of_lookup(table)
 
 
 def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model]) -> None:

@@ -24,6 +24,7 @@ from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blockwise import block_size
 from onnxport.quantize.schemes.linear import Linear, linears
+from onnxport.quantize.schemes.rotation import rotated
 from onnxport.quantize.schemes.stored import scheme_of
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -150,7 +151,7 @@ def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]],
         """Mean over rows of the squared error over the square of the products; rows that are small beside others count less."""
         total = 0.0
         for (weight, product, scheme), y in zip(some, right, strict=True):
-            found = product(rows, weight, scheme) if scale is None else product(rows / scale, weight * scale[:, None], scheme)
+            found = product(*_read((rows, weight) if scale is None else (rows / scale, weight * scale[:, None]), scheme), scheme)
             power = np.square(y).sum(1)
             total += float((np.square(found - y).sum(1) / (power + np.median(power) + 1e-30)).mean())
         return total
@@ -173,6 +174,12 @@ def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]],
         _insert(graph, x, group, best)
     for linear, _ in group:
         _multiply(graph, linear.node, 1, best if linear.transposed else best[:, None])
+
+
+def _read(pair: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [M, K] and the weight [K, N] of a product as the scheme rounds them."""
+    rows, weight = pair
+    return (rotated(rows), rotated(np.ascontiguousarray(weight.T)).T) if scheme.rotated else pair
 
 
 def _columns(weight: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxport.graph.edit import array_of, attribute, dims, is_op, only_use, optional, source
 from onnxport.graph.normalize import parameter_of
 
+ROTATION = "hadamard_"  # begins the names of what rotates channels: no weight of the model
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -50,7 +52,7 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
     for node in list(graph):
         weight = optional(node, 1)
         array = array_of(weight) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
-        if weight is None or array is None or array.ndim != 2 or array.dtype != np.float32:
+        if weight is None or array is None or array.ndim != 2 or array.dtype != np.float32 or str(weight.name).startswith(ROTATION):
             continue
         bias, transposed = None, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
         if node.op_type == "Gemm":
