@@ -19,7 +19,7 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.every_position import every_position
+from onnxport.graph.logits_positions import every_position
 from onnxport.graph.search_graphs import remove_choice
 from onnxport.graph.session import opened
 from onnxport.quantize.calibration_inputs import prefill_feed

@@ -221,6 +221,8 @@ def add_choice(model: ir.Model) -> ir.Model:
         for old, value in zip(node.outputs, new.outputs, strict=True):
             value.name = outputs.get(old, f"{PREFIX}{old.name}")
             value.type, value.shape = old.type, old.shape
+            if old in outputs:  # its first axis is the logits'
+                value.shape = ir.Shape([shape[0], *(dims(old) or ())[1:]])
             here[old] = value
         graph.append(new)
     graph.outputs.extend(here[value] for value in part.outputs)

@@ -38,23 +38,37 @@ Conversation = Sequence[Mapping[str, Any]]
 
 
 @suggesting
-def load(path: str | Path, precision: str | None = None, device: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
+def load(
+    path: str | Path,
+    precision: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    verify: bool = False,
+    draft: str | None = None,
+) -> Model:
     """Load a bundle.
 
     precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
-    this process may use. verify: check every file's hash too.
+    this process may use. verify: check every file's hash too. draft: another variant, which guesses tokens that this one checks: the same
+    answers, sooner where it is much smaller.
     Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
     (the device cannot be had).
     """
-    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify))
+    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft))
 
 
-def _loaded(path: str | Path, precision: str | None, device: str, threads: int | None, verify: bool) -> Model:
+def _loaded(path: str | Path, precision: str | None, device: str, threads: int | None, verify: bool, draft: str | None) -> Model:
     bundle = Bundle.open(path, verify)
-    name = bundle.default if precision is None else precision
+    model = _variant(bundle, "precision", bundle.default if precision is None else precision, device, threads)
+    if draft is not None:
+        model.draft = model.checked_draft(_variant(bundle, "draft", draft, device, threads))
+    return model
+
+
+def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None) -> Model:
     if name not in bundle.variants:
         raise UsageError(
-            f"precision is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
+            f"{option} is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
             + hint("precision", name)
         )
     sessions = Sessions.on(device, threads)
@@ -72,12 +86,14 @@ def _loaded(path: str | Path, precision: str | None, device: str, threads: int |
 class Model:
     """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
 
+    draft: the model that guesses for it, if one was loaded with it.
     A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
     """
 
     def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
         self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
         self._process, self._closed = os.getpid(), False
+        self.draft: Model | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
         known: dict[str, TextTokenizer] = {}
         for role, file in bundle.tokenizers.items():
@@ -136,8 +152,8 @@ class Model:
         **options: Unpack[SearchOptions],
     ) -> list[Generation]:
         """`generate` under a watch that may have begun before."""
-        search = Options.of("generate", options, n_best=n_best, batch_size=batch_size)
         generator = self.generating()
+        search = self._options("generate", options, n_best=n_best, batch_size=batch_size)
         items = listed(inputs, "inputs")
         if long is not None:
             if prefix is not None:
@@ -163,7 +179,48 @@ class Model:
         own do not apply.
         """
         options.setdefault("beam", 1)
-        return self.generating().stream(text, prefix, Options.of("stream", options), Watch(timeout, cancel), self._ready)
+        return self.generating().stream(text, prefix, self._options("stream", options), Watch(timeout, cancel), self._ready)
+
+    def _options(self, method: str, options: SearchOptions, **more: Any) -> Options:
+        """The options of a call, with the engines that guess. UsageError where a way to guess does not fit this model."""
+        draft, ours = options.get("draft"), dict(options)
+        if draft is None or draft is False:
+            ours["draft"] = None
+        else:
+            ours["draft"] = self.checked_draft(draft).engine
+        if options.get("lookup"):
+            self._check_guessable("lookup")
+        own = None if self.draft is None or draft is False else self.draft.engine
+        return Options.of(method, ours, own_draft=own, **more)  # type: ignore[arg-type]
+
+    def checked_draft(self, draft: object) -> Model:
+        """A model that can guess for this one. UsageError for any other."""
+        if not isinstance(draft, Model):
+            raise UsageError(f"draft is {type(draft).__name__}, expected a loaded Model; `load(path, draft=VARIANT)` takes a name")
+        ours, theirs = self._check_guessable("draft").config, draft.generating().config
+        for what, mine, other in (
+            ("kind", ours.kind, theirs.kind),
+            ("vocabulary", ours.vocab_size, theirs.vocab_size),
+            ("tokenizer", self._tokenizer_hashes(), draft._tokenizer_hashes()),
+        ):
+            if mine != other:
+                told = "" if what == "tokenizer" else f" ({other}, not {mine})"
+                raise UsageError(f"the draft has another {what}{told}; choose a model that was made with the same tokenizer")
+        return draft
+
+    def _check_guessable(self, option: str) -> Engine:
+        """The engine. UsageError where it cannot check guesses."""
+        self.generating()
+        assert self.engine is not None  # it generates
+        if not self.engine.checks_guesses:
+            raise UsageError(
+                f"{option}: the decoder of variant {self.precision} gives the logits of one position only, as all did before guesses; "
+                "export the model again"
+            )
+        return self.engine
+
+    def _tokenizer_hashes(self) -> dict[str, str]:
+        return {role: self.bundle.files[file].sha256 for role, file in self.bundle.tokenizers.items()}
 
     def chat(self, messages: Conversation | Sequence[Conversation], **options: Unpack[GenerateOptions]) -> list[Generation]:
         """The next answer of a conversation, or of each of several: lists of messages {"role": ..., "content": ...}.
@@ -420,7 +477,9 @@ class Model:
 
     def close(self) -> None:
         """Free the sessions; later calls are a UsageError."""
-        self._closed, self._generator, self._encoder, self.engine = True, None, None, None
+        if self.draft is not None:
+            self.draft.close()
+        self._closed, self._generator, self._encoder, self.engine, self.draft = True, None, None, None, None
 
     def __enter__(self) -> Model:
         return self

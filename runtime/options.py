@@ -23,6 +23,7 @@ LEAST = {
     "top_k": 0,
     "no_repeat_ngram": 0,
     "seed": 0,
+    "lookup": 0,
 }
 RANGES = {
     "repetition_penalty": (NORMAL, LARGEST),
@@ -79,6 +80,9 @@ class SearchOptions(TypedDict, total=False):
     sum of log-probabilities / (new tokens with eos) ** length_penalty.
     src_lang, tgt_lang: languages of source and answer, by their codes, of a model that has several; token ids are read as they are.
     Without src_lang it is the tokenizer's own, without tgt_lang what the model's generation config says, if anything.
+    lookup, draft: tokens are guessed, and several checked in one pass of the model; answers stay the same (onnxport.runtime.decode.
+    speculation). lookup: at most so many, each time, from what the text said before. draft: another loaded model with the same vocabulary,
+    such as a smaller variant, guesses; by default the one that `load` was given, False for none.
     """
 
     beam: int | None
@@ -95,6 +99,8 @@ class SearchOptions(TypedDict, total=False):
     early_stopping: bool | str | None
     src_lang: str | None
     tgt_lang: str | None
+    lookup: int | None
+    draft: Any
 
 
 class GenerateOptions(SearchOptions, total=False):
@@ -131,6 +137,9 @@ class Options:
     batch_size: int = 32
     src_lang: str | None = None
     tgt_lang: str | None = None
+    lookup: int | None = None
+    draft: Any = None  # the engine that guesses
+    own_draft: Any = None  # the one that guesses where the caller says nothing
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -150,6 +159,13 @@ class Options:
             raise UsageError(f"stop is {list(self.stop)!r}, expected non-empty texts")
         if self.beam is not None and self.beam > 1 and self._draws and self.temperature != 0:
             raise UsageError(f"beam is {self.beam} together with temperature, top_k or top_p; choose beams or sampling")
+        self._check_guesses()
+
+    def _check_guesses(self) -> None:
+        if self._guesses and self.beam is not None and self.beam > 1:
+            raise UsageError(f"beam is {self.beam} together with lookup or draft, which guess one answer; choose beams or guesses")
+        if self.lookup and self.draft:
+            raise UsageError("lookup and draft are two ways to guess the same tokens; choose one")
 
     @classmethod
     def of(cls, method: str, options: SearchOptions, **more: Any) -> Options:
@@ -167,12 +183,24 @@ class Options:
         """True when an option of sampling is set; temperature 0 is a way to ask for greedy."""
         return self.temperature is not None or bool(self.top_k) or self.top_p is not None
 
+    @property
+    def _guesses(self) -> bool:
+        """True when the caller asks for guesses."""
+        return bool(self.lookup or self.draft)
+
+    def _draft(self, beam: int) -> Any:
+        """The engine that guesses, None for none: one that stands by unless another way is asked for."""
+        if self.draft is None and not self.lookup and beam == 1:
+            return self.own_draft
+        return self.draft or None
+
     def resolve(self, own: SearchConfig) -> Search:
         """The search: what the caller set, then what the model has of its own.
 
-        Who sets an option of sampling does not get the model's beams, and who asks for beams not the model's sampling. UsageError.
+        Who sets an option of sampling, or asks for guesses, does not get the model's beams, and who asks for beams not its sampling.
+        UsageError.
         """
-        beam = _first(self.beam, 1 if self._draws else own.beam)
+        beam = _first(self.beam, 1 if self._draws or self._guesses else own.beam)
         drawn = {name: _first(getattr(self, name), getattr(own, name) if beam == 1 else None) for name in ("temperature", "top_k", "top_p")}
         samples = drawn["temperature"] is not None or bool(drawn["top_k"]) or drawn["top_p"] is not None
         if self.n_best > beam:
@@ -194,13 +222,15 @@ class Options:
             length_penalty=_first(self.length_penalty, own.length_penalty),
             early_stopping=_first(self.early_stopping, own.early_stopping),
             batch_size=self.batch_size,
+            lookup=self.lookup or 0,
+            draft=self._draft(beam),
         )
 
 
 @dataclass(frozen=True)
 class Search:
     """Options that are all set. top_k 0 and top_p 1 are off; without `sampling` the three do not count. forced_bos_id: the first token of
-    answers, None for what the model says."""
+    answers, None for what the model says. lookup: most tokens guessed from the text, 0 for none. draft: the engine that guesses."""
 
     beam: int
     n_best: int
@@ -219,6 +249,8 @@ class Search:
     batch_size: int
     min_total_tokens: int = 0
     forced_bos_id: int | None = None
+    lookup: int = 0
+    draft: Any = None
 
     def least(self, begun: int) -> int:
         """The fewest new tokens of an answer behind `begun` tokens that stand already."""

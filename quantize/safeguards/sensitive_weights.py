@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
-from onnxport.graph.every_position import every_position
+from onnxport.graph.logits_positions import every_position
 from onnxport.graph.normalize import PARAMETER, fold_constants
 from onnxport.graph.session import answers, opened, real
 from onnxport.quantize.calibration_inputs import GoldenText

@@ -5,6 +5,10 @@ each layer `past_key_i` and `past_value_i` [rows, kv_heads, capacity, head_size]
 [sources, source] and `cross_key_i`, `cross_value_i` [sources, heads, source, head_size], which its encoder made of `input_ids` int64 and
 `source_mask` int32 [sources, source]. It gives `logits` float32 [rows, vocabulary], and `present_key_i` and `present_value_i` as the past.
 
+In a bundle it may have the optional input `logits_rows` int64 [picked], the row of each position in `logits_index` [picked]: then it gives
+logits, and its best tokens, of any positions of any rows, [picked, ...] in place of [rows, ...]. Left out, it is each row once. Guesses are
+checked by it; decoders of older bundles have no such input.
+
 As traced it also reads `self_mask` bool [rows, 1, length, total], and the present is the past with what is new behind it. Fused, it reads
 in place of the mask `seqlens_k` int32 [rows] (the last valid cache entry after the run), `total_sequence_length` int32 [] (the valid
 entries of the longest row) and, without an encoder, `query_seqlens` int32 [rows] (the ids of each row that are no padding); past and
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
     Feed = dict[str, np.ndarray]
 
-INPUT_IDS, POSITION_IDS, LOGITS_INDEX = "input_ids", "position_ids", "logits_index"
+INPUT_IDS, POSITION_IDS, LOGITS_INDEX, LOGITS_ROWS = "input_ids", "position_ids", "logits_index", "logits_rows"
 SELF_MASK, SOURCE_MASK, ATTENTION_MASK, TOKEN_TYPE_IDS = "self_mask", "source_mask", "attention_mask", "token_type_ids"
 SEQLENS, TOTAL_LENGTH, QUERY_LENGTHS = "seqlens_k", "total_sequence_length", "query_seqlens"
 CANDIDATES, SUPPRESSED = "candidates", "suppressed"

@@ -14,6 +14,7 @@ from onnxport.runtime.bundle import interface
 from onnxport.runtime.bundle.manifest import MOST_OF_A_HEAD, GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
+from onnxport.runtime.decode.guess_policy import PassCosts
 from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Engine:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
         self.config: GenerationConfig = bundle.generation
         self.device = DEVICES[sessions.device]
-        self.positions = Positions()
+        self.positions, self.pass_costs = Positions(), PassCosts()
         self._bundle, self._sessions = bundle, sessions
         self._search: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -58,7 +59,7 @@ class Engine:
         # Only the decoder's workers go on spinning between runs: an encoder's would take cores from every following step.
         self.encoder = sessions.open(bundle.file(variant.graphs["encoder"]), steady=False) if "encoder" in roles else None
         self.decoder = sessions.open(bundle.file(variant.graphs["decoder"]))
-        self.inputs = {i.name: i for i in self.decoder.get_inputs()}
+        self.inputs = {i.name: i for i in [*self.decoder.get_inputs(), *self.decoder.get_overridable_initializers()]}
         self._check_decoder(variant)
         self._check_sizes(variant)
         self._check_encoder(variant)
@@ -127,6 +128,20 @@ class Engine:
     def admits_while_running(self) -> bool:
         """Whether inputs can join a batch that runs: in host memory, where rows can be moved."""
         return self.device.host_memory
+
+    @property
+    def shortest_window(self) -> int | None:
+        """Entries of the smallest buffer that keeps the newest alone; None where all layers keep every entry."""
+        return min((layer.window for layer in self.config.layer_caches if layer.window is not None), default=None)
+
+    @property
+    def checks_guesses(self) -> bool:
+        """Whether the decoder gives the logits of several positions of a row at once."""
+        return interface.LOGITS_ROWS in self.inputs
+
+    def takes_several(self, rows: int) -> bool:
+        """Whether a run of so many rows takes several new ids behind what its cache holds."""
+        return rows == 1 or interface.QUERY_LENGTHS in self.inputs
 
     def search(self, name: str) -> onnxruntime.InferenceSession:
         """The session of a search graph. BundleError when the bundle has none of that name."""

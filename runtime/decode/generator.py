@@ -36,7 +36,8 @@ class Generation:
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
     log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
     "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
-    alternatives: the next best beams, with n_best. segments: how many a long text was answered in.
+    alternatives: the next best beams, with n_best. segments: how many a long text was answered in. guessed: tokens that `lookup` or a draft
+    guessed and the model checked; accepted: how many of them came true.
     """
 
     text: str | None
@@ -46,6 +47,8 @@ class Generation:
     finish_reason: str
     alternatives: tuple[Generation, ...] = ()
     segments: int = 1
+    guessed: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,8 @@ class Generator:
     def _of_row(self, row: Row) -> Generation:
         end = len(row.tokens) - (row.reason == "eos")
         text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
-        return Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
+        found = Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
+        return replace(found, guessed=row.guessed, accepted=row.accepted) if row.guessed else found
 
     def _of_beam(self, hypothesis: Hypothesis, search: Search) -> Generation:
         end = len(hypothesis.tokens) - (hypothesis.reason == "eos")

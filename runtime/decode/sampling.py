@@ -1,7 +1,9 @@
-"""Greedy decoding and sampling of a batch, a step at a time; finished rows make room for inputs that wait."""
+"""Greedy decoding and sampling of a batch, a step at a time, which checks guesses, too; finished rows make room for others."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,17 +12,22 @@ import numpy as np
 from onnxport.runtime.decode.batch import Batch, Request
 from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.state import DecoderState
+from onnxport.runtime.decode.speculation import Speculation
+from onnxport.runtime.decode.state import CheckedPositions, DecoderState
 from onnxport.runtime.decode.token_selection import TokenSelector
 from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextStream
 
+NO_GUESSES: list[list[int]] = []
 DROPPED = "dropped"  # the reason of a row that its caller gave up
 
 
 @dataclass(eq=False)
 class Row:
-    """What became of a request: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs)."""
+    """What became of a request: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs).
+
+    guessed, accepted: how many tokens were guessed and checked, and how many came so.
+    """
 
     request: Request
     stream: TextStream | None = None
@@ -28,7 +35,9 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: str = ""
-    piece: str = ""
+    guessed: int = 0
+    accepted: int = 0
+    _drawn: deque[float] = field(default_factory=deque)
 
     @property
     def done(self) -> bool:
@@ -57,21 +66,41 @@ class Row:
         """Give up."""
         self.reason = self.reason or DROPPED
 
+    def uniform(self, ahead: int = 0) -> float:
+        """The random number that draws the next token but `ahead`; 0 without sampling."""
+        if self.generator is None:
+            return 0.0
+        while len(self._drawn) <= ahead:
+            self._drawn.append(self.generator.random(dtype=np.float32))
+        return self._drawn[ahead]
+
+    def take(self, tokens: Sequence[int], logprobs: Sequence[float], guesses: Sequence[int], eos: tuple[int, ...]) -> int:
+        """Take the token behind what stands, and those behind guesses as long as these came true; returns how many were taken."""
+        self.guessed += len(guesses)
+        for taken, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True), 1):
+            self.add(token, logprob, eos)
+            right = taken <= len(guesses) and token == guesses[taken - 1]
+            self.accepted += right
+            if self.done or not right:
+                return taken
+        raise AssertionError("behind the last guess is a token that was not guessed")
+
     def add(self, token: int, logprob: float, eos: tuple[int, ...]) -> None:
         """Take the next token and see whether it is the last."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        self.piece = ""
+        if self._drawn:
+            self._drawn.popleft()
         if token in eos:
             self.reason = "eos"
         elif self.stream is not None:
-            self.piece = self.stream.push(token)
+            self.stream.push(token)
             if self.stream.stopped:
                 self.reason = "stop"
         if not self.reason and len(self.tokens) >= self.request.limit:
             self.reason = "length"
         if self.reason in ("eos", "length") and self.stream is not None:
-            self.piece += self.stream.finish()
+            self.stream.finish()
             if self.stream.stopped:  # a stop string in what was held back
                 self.reason = "stop"
 
@@ -83,28 +112,63 @@ class RowBatch(Batch[Row]):
         super().__init__(engine, search)
         self._constraints = constraints
         self._selector: TokenSelector | None = None
+        self._checks: dict[int, tuple[CheckedPositions, TokenSelector]] = {}  # by how many positions there are
+        self._speculation = Speculation.of(engine, search, constraints)
 
     def _empty(self) -> RowBatch:
         return RowBatch(self._engine, self._search, self._constraints)
 
     def _advance(self, state: DecoderState) -> list[Row]:
+        rows, before = self._decodings, [len(row.tokens) for row in self._decodings]
+        live = [place for place, row in enumerate(rows) if not row.done]
+        guesses = self._speculation.guesses(rows, state) if self._speculation is not None else NO_GUESSES
+        begun = time.perf_counter()
+        if any(guesses):
+            self._check(state, live, guesses)
+        else:
+            self._step(state, live)
+        if self._speculation is not None:
+            self._engine.pass_costs.add(state.rows, 1 + max(map(len, guesses), default=0), time.perf_counter() - begun)
+            self._speculation.learn(rows, before)
+        for place, row in enumerate(rows):
+            if row.done:
+                state.active[place] = False
+        return [rows[place] for place in live if rows[place].done]
+
+    def _step(self, state: DecoderState, live: Sequence[int]) -> None:
+        """One more token for every row."""
         assert self._selector is not None
         rows = self._decodings
         rules = self._constraints.at([row.request for row in rows], [row.tokens for row in rows])
         self._selector.prepare(rules)
         state.advance()
-        generators = [r.generator for r in rows if r.generator is not None] if self._search.sampling else None
-        tokens, logprobs = self._selector.select(rules, generators)
-        eos = self._engine.config.eos_ids
-        ended: list[Row] = []
-        for i, row in enumerate(rows):
-            if not row.reason:
-                row.add(tokens[i], logprobs[i], eos)
-                if row.reason:
-                    ended.append(row)
-            if row.reason:
-                state.active[i] = False
-        return ended
+        tokens, logprobs = self._selector.select(rules, [row.uniform() for row in rows] if self._search.sampling else None)
+        for place in live:
+            rows[place].take([tokens[place]], [logprobs[place]], (), self._engine.config.eos_ids)
+
+    def _check(self, state: DecoderState, live: Sequence[int], guesses: Sequence[Sequence[int]]) -> None:
+        """One more token for every row and one more for every guess that comes true: each position is selected as a row of its own is."""
+        rows = self._decodings
+        positions = [(place, ahead) for place in live for ahead in range(len(guesses[place]) + 1)]
+        asked = [(rows[place], guesses[place][:ahead]) for place, ahead in positions]
+        rules = self._constraints.at([row.request for row, _ in asked], [[*row.tokens, *before] for row, before in asked])
+        found, selector = self._positions(len(positions))
+        selector.prepare(rules)
+        state.check([[] if row.done else [int(state.ids[place, 0]), *guesses[place]] for place, row in enumerate(rows)], found)
+        uniform = [rows[place].uniform(ahead) for place, ahead in positions] if self._search.sampling else None
+        tokens, logprobs = selector.select(rules, uniform)
+        first = 0
+        for place in live:
+            part = slice(first, first := first + len(guesses[place]) + 1)
+            state.lengths[place] += rows[place].take(tokens[part], logprobs[part], guesses[place], self._engine.config.eos_ids)
+            state.ids[place, 0] = rows[place].tokens[-1]
+
+    def _positions(self, count: int) -> tuple[CheckedPositions, TokenSelector]:
+        """Room for so many positions, and what selects from them."""
+        if count not in self._checks:
+            found = CheckedPositions(self._engine, count)
+            self._checks[count] = found, TokenSelector(self._engine, found, self._search)
+        return self._checks[count]
 
     def _placeholder(self, like: Row) -> Row:
         return Row(like.request, generator=like.generator and np.random.default_rng(0), reason=DROPPED)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NO_IDS = np.zeros(0, np.int64)
 FIRST_POSITIONS = 64  # new positions room is made for at first; then the cache doubles
 PREFILL_CHUNK = 512  # ids of a row that prefill runs at once: scores take this many times the length of what is before
+UNBOUNDED = 1 << 40  # entries
 EncodedSource = tuple[CrossCache, int]  # an encoded source: where it lies
 # Of prefixes: ids int64 [rows, part] padded on the right, and by row how many ids were before and how many of these are real, int64 [rows].
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -46,6 +47,22 @@ class BestTokens:
             binding.bind_ortvalue_output(name, value_of(getattr(self, name)))
 
 
+class CheckedPositions:
+    """Logits float32 [count, vocab] and best tokens of `count` positions of a run; `ids` int64 [count, 1] gets what is selected."""
+
+    beams = 1
+
+    def __init__(self, engine: Engine, count: int) -> None:
+        self.ids = np.zeros((count, 1), np.int64)
+        self.logits = empty_value((count, engine.vocab_size), np.float32, engine.device)
+        self.best, self.candidates, self.suppressed = BestTokens.empty(count, 1), np.ones(1, np.int64), NO_IDS
+
+    def request_top(self, count: int, suppressed: np.ndarray) -> None:
+        """As of `DecoderState`; `count` is 1."""
+        assert count == 1
+        self.suppressed = suppressed
+
+
 class DecoderState:
     """Rows that decode together.
 
@@ -65,8 +82,8 @@ class DecoderState:
         self.lengths = np.array([len(p) for p in prefixes], np.int64)
         self._binding: onnxruntime.IOBinding | None = None
         self._bound: list[onnxruntime.OrtValue] | None = None
-        self._suppressed = NO_IDS
-        self.best, self._candidates = BestTokens.empty(len(prefixes), 1), np.ones(1, np.int64)
+        self.suppressed = NO_IDS
+        self.best, self.candidates = BestTokens.empty(len(prefixes), 1), np.ones(1, np.int64)
         self._renew(len(prefixes))
 
     @property
@@ -102,7 +119,7 @@ class DecoderState:
     def _run_part(self, part: Part) -> None:
         ids, done, real = part
         self.engine.positions.add(ids.size, int(real.sum()))
-        run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done)))
+        run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done), self))
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
@@ -118,9 +135,9 @@ class DecoderState:
 
     def request_top(self, count: int, suppressed: np.ndarray) -> None:
         """Have runs give beside logits each row's `count` best tokens, and the share that the ids `suppressed` int64 [S] leave."""
-        if count != self.best.token.shape[1] or suppressed is not self._suppressed:
-            self._suppressed = suppressed
-            self.best, self._candidates = BestTokens.empty(self.rows, count), np.array([count], np.int64)
+        if count != self.best.token.shape[1] or suppressed is not self.suppressed:
+            self.suppressed = suppressed
+            self.best, self.candidates = BestTokens.empty(self.rows, count), np.array([count], np.int64)
             self._binding = None
 
     def step(self) -> None:
@@ -133,10 +150,46 @@ class DecoderState:
         interface.at_positions(self._feeds, at)
         # Bound host memory is copied to a device at binding, not at running; a cache may have changed its buffers.
         if self._binding is None or self._bound is not self.cache.values or not self.engine.device.host_memory:
-            self._binding, self._bound = self._bind(self._feeds), self.cache.values
+            self._binding, self._bound = self._bind(self._feeds, self), self.cache.values
         self.engine.positions.add(self.rows, int(self.active.sum()))
         run_bound(self.engine.decoder, self._binding)
         self.lengths += self.active
+
+    def room(self) -> np.ndarray:
+        """How many new ids of each row may be taken back after a run, int64 [rows]: only its length goes back, so that no entry may have
+        moved up in a window's buffer."""
+        return np.maximum((self.engine.shortest_window or UNBOUNDED) - self.lengths, 0)
+
+    def extend(self, new: Sequence[Sequence[int]]) -> None:
+        """Run several ids behind each row's entries, none where a row is finished, and leave what `advance` leaves."""
+        feeds = self._several(new)
+        run_bound(self.engine.decoder, self._bind(feeds, self))
+        self.lengths += [len(ids) for ids in new]
+
+    def check(self, new: Sequence[Sequence[int]], found: CheckedPositions) -> None:
+        """Run as `extend`, and leave in `found` the logits and best tokens behind every one of these ids, row by row.
+
+        `lengths` stay: the caller adds how many of the ids hold. The entries of the others are written over later.
+        """
+        feeds = self._several(new)
+        feeds[interface.LOGITS_ROWS] = np.repeat(np.arange(self.rows), [len(ids) for ids in new])
+        feeds[interface.LOGITS_INDEX] = np.concatenate([np.arange(len(ids), dtype=np.int64) for ids in new])
+        run_bound(self.engine.decoder, self._bind(feeds, found))
+
+    def _several(self, new: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+        """The feeds for several ids a row; a finished row writes its last entry again."""
+        counts = np.array([len(ids) for ids in new], np.int64)
+        before = np.where(counts > 0, self.lengths, np.maximum(self.lengths, 1) - 1)
+        after = before + np.maximum(counts, 1)
+        longest = int(after.max())
+        if longest > self.cache.capacity and not self.cache.bounded:
+            self.cache.grow(max(2 * self.cache.capacity, longest), int(before.max()))
+        ids, _ = padded([one or (0,) for one in new], self.engine.config.pad_id or 0)
+        self.engine.positions.add(ids.size, int(counts.sum()))
+        feeds = interface.prefill(ids, np.maximum(counts, 1), before)
+        positions = feeds[interface.POSITION_IDS]
+        np.minimum(positions, after[:, None] - 1, out=positions)  # padding stays within the model's positions
+        return feeds
 
     def expand(self, beams: int) -> None:
         """Each row becomes `beams` equal rows, side by side; they share their source's keys and values."""
@@ -243,9 +296,9 @@ class DecoderState:
         self.best = BestTokens.empty(rows, self.best.token.shape[1])
         self._binding = None
 
-    def _bind(self, feeds: dict[str, np.ndarray]) -> onnxruntime.IOBinding:
+    def _bind(self, feeds: dict[str, np.ndarray], outputs: DecoderState | CheckedPositions) -> onnxruntime.IOBinding:
         binding, inputs = self.engine.decoder.io_binding(), self.engine.inputs
-        top = {interface.CANDIDATES: self._candidates, interface.SUPPRESSED: self._suppressed}
+        top = {interface.CANDIDATES: outputs.candidates, interface.SUPPRESSED: outputs.suppressed}
         for name, array in (feeds | top).items():
             if name in inputs:
                 binding.bind_ortvalue_input(name, value_of(array))
@@ -258,8 +311,8 @@ class DecoderState:
         for past, present, value in zip(self.engine.past, self.engine.present, self.cache.values, strict=True):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        binding.bind_ortvalue_output(interface.LOGITS, self.logits)
-        self.best.bind(binding)
+        binding.bind_ortvalue_output(interface.LOGITS, outputs.logits)
+        outputs.best.bind(binding)
         return binding
 
 

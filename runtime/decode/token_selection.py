@@ -7,6 +7,7 @@ writes the rules into the logits, and the selection is made from what it leaves.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -64,13 +65,13 @@ class TokenSelector:
         """Ask the decoder's next run for the best token of each row."""
         self._outputs.request_top(1, rules.suppressed)
 
-    def select(self, rules: Rules, generators: list[np.random.Generator] | None = None) -> tuple[list[int], list[float]]:
+    def select(self, rules: Rules, uniform: Sequence[float] | None = None) -> tuple[list[int], list[float]]:
         """Select a token for every row; returns the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
 
-        `generators`: one a row, to sample.
+        uniform: a random number from 0 to under 1 for each row, to sample.
         """
-        if generators is not None:
-            self._uniform[:] = [g.random(dtype=np.float32) for g in generators]
+        if uniform is not None:
+            self._uniform[:] = uniform
         if len(rules.forced) < len(self._tokens):
             if rules.by_row or (rules.forbidden and self._search.sampling):
                 self._select_processed(rules)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxport.graph.every_position import every_position
+from onnxport.graph.logits_positions import every_position
 from onnxport.graph.session import answers
 from onnxport.quantize.calibration_inputs import GoldenText, golden_texts
 from onnxport.quantize.plan import Plan

@@ -11,6 +11,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from onnxport.graph.logits_positions import pick_rows
 from onnxport.graph.search_graphs import add_choice, search_graphs
 from onnxport.runtime.bundle.writer import bundle_folder
 
@@ -155,7 +156,7 @@ def decoder(model: TinyModel, path: Path) -> None:
     row = b.op("GatherND", x, b.op("Unsqueeze", "logits_index", b.const("one", [1])), batch_dims=1)
     b.nodes.append(h.make_node("MatMul", [row, b.const("head")], ["logits"]))
     b.save(path)
-    ir.save(add_choice(ir.load(path)), path)
+    ir.save(add_choice(pick_rows(ir.load(path))), path)
 
 
 def tokenizer(kind: str) -> Tokenizer:

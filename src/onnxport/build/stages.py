@@ -197,12 +197,15 @@ def _fuse(exported: Exported) -> FusedGraphs:
     """The graphs as ONNX Runtime runs them on the CPU. The standard graphs lose their weights: they are used no more."""
     from onnxport.build.variant import FusedGraphs
     from onnxport.graph import store
+    from onnxport.graph.logits_positions import pick_rows
     from onnxport.quantize.fusion import fuse
 
     graphs, rules = {}, Counter[str]()
     for role, graph in exported.graphs.items():
         graphs[role], counts = fuse(graph, role, FUSION_TARGET)
         rules.update(counts)
+    if "decoder" in graphs:
+        graphs["decoder"] = pick_rows(graphs["decoder"])
     store.forget(exported.graphs)
     return FusedGraphs(graphs, dict(rules), exported.expected)
 
@@ -275,12 +278,13 @@ def _read_fused(bundle: Bundle) -> FusedGraphs:
     import onnx_ir as ir
 
     from onnxport.build.variant import FusedGraphs
+    from onnxport.graph.logits_positions import pick_rows
     from onnxport.graph.search_graphs import remove_choice
 
     reference = bundle.variants[REFERENCE]
     graphs = {role: ir.load(bundle.file(name)) for role, name in reference.graphs.items()}
     if "decoder" in graphs:
-        graphs["decoder"] = remove_choice(graphs["decoder"])
+        graphs["decoder"] = pick_rows(remove_choice(graphs["decoder"]))
     return FusedGraphs(graphs, dict(reference.fusions))
 
 

@@ -300,6 +300,8 @@ def quantize(
 @click.option("--top-p", type=float, help="Sample among the most probable tokens that reach probability P together.")
 @click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the answer less probable; default: the model's own.")
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--draft", help="A smaller variant that guesses tokens, which this one checks: the same answers, sooner.")
+@click.option("--lookup", type=click.IntRange(0), help="Guess up to N tokens at once from the text's own words; the answers are the same.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
 @click.option("--n-best", type=click.IntRange(1), help="Answers a text; all but the best are in the JSON's alternatives.")
 @click.option("--chat", is_flag=True, help="Each TEXT or line is what a user says, or a JSON list of messages.")

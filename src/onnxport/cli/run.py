@@ -24,6 +24,7 @@ def answer(
     texts: tuple[str, ...],
     *,
     precision: str | None,
+    draft: str | None,
     device: str,
     threads: int | None,
     stream: bool,
@@ -45,7 +46,7 @@ def answer(
         raise UsageError("--npz takes its inputs from the file: leave TEXT and --stream out")
     if npz is not None and (wrong := _named(options | {"chat": chat})):
         raise UsageError(f"{_flags(wrong)}: --npz takes arrays as they are; leave out what is for texts")
-    with load(bundle, precision=precision, device=device, threads=threads) as model:
+    with load(bundle, precision=precision, device=device, threads=threads, draft=draft) as model:
         if npz is not None or model.task == "tensor":
             if npz is None or out is None:
                 raise UsageError(f"the task of {bundle} is {model.task}: expected --npz IN.npz --out OUT.npz")
