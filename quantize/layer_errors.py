@@ -19,6 +19,7 @@ from onnxport.graph.edit import remove_dead
 from onnxport.graph.session import opened, real
 from onnxport.quantize.calibration_inputs import window
 from onnxport.runtime.bundle import golden, interface
+from onnxport.runtime.sessions import NUMPY_TYPES
 
 Feed = Mapping[str, np.ndarray]
 Graphs = Mapping[str, ir.Model]
@@ -156,10 +157,10 @@ def _reduced(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
     """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with `room`, else as long as the ids."""
-    kind = {"tensor(float16)": np.float16, "tensor(float)": np.float32}.get(wanted.type)
+    kind = np.dtype(NUMPY_TYPES[wanted.type])
     if wanted.name in feed:
         array = feed[wanted.name]
-        return array.astype(kind) if kind is not None and array.dtype != kind else array
+        return array.astype(kind) if kind.kind == "f" and array.dtype != kind else array
     if not wanted.name.startswith(interface.PAST):
         raise KeyError(f"the graph asks for {wanted.name}, the feed has {', '.join(feed)}")
     _, heads, _, size = wanted.shape

@@ -5,7 +5,8 @@ A plan file is one JSON object that maps names to schemes, such as
     {"*": "int8-rows", "transformer.encoder.layers.0": "fp32", "*.linear2": "int4-blocks32-asym"}
 
 A name is that of a weight, of a module (it stands for all weights in it), or a pattern with `*` and `?`. The longest name that fits a
-weight decides, so the order of the lines does not matter; a weight that no name fits stays in float32.
+weight decides, so the order of the lines does not matter; a weight that no name fits stays in float32. The name `kv` is none of these: with
+`"kv": "int8"` the decoder's key/value cache has 8 bits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCKS = re.compile(
     r"int(?P<bits>[48])-blocks(?P<block>\d+)?(?P<form>-asym|-min)?(?P<rotated>-rotated)?(?P<rest>-sorted|-hqq|-fit|-gptq)?"
 )
+KV, CACHES = "kv", ("int8",)  # the entry of a plan that is about the cache, and what it can be
 DEFAULT_RANGE = "mse"  # of "int8-static": see docs/precisions.md for what each costs
 GRAMMAR = (
     "fp32, fp16, bf16, int8-rows[-rotated][-reduced], int8-static[-minmax|-percentile|-entropy|-mse][-tensor][-reduced], "
@@ -115,17 +117,22 @@ def scheme(name: str) -> Scheme:
 
 
 class Plan:
-    """Names of weights and modules, or patterns of them, to schemes."""
+    """Names of weights and modules, or patterns of them, to schemes. kv: what the key/value cache becomes; None leaves it in the type of
+    the graph."""
 
-    def __init__(self, schemes: Mapping[str, str]) -> None:
-        """UsageError: a scheme is not known, or halves and integers are in one plan."""
-        self.schemes = dict(schemes)
+    def __init__(self, schemes: Mapping[str, str], kv: str | None = None) -> None:
+        """UsageError: a scheme or the cache's is not known, or halves and integers are in one plan."""
+        if kv is not None and kv not in CACHES:
+            raise UsageError(f"{KV} is {kv!r:.60}, expected {' or '.join(CACHES)}; without it the cache stays as it is")
+        self.schemes, self.kv = dict(schemes), kv
         self._parsed = {name: scheme(value) for name, value in self.schemes.items()}
         found = {s.name for s in self._parsed.values() if s.kind == "half"}
         others = [s.name for s in self._parsed.values() if s.kind not in ("half", "fp32")]
         if len(found) > 1 or (found and others):
             mixed = ", ".join(sorted({*found, *others}))
             raise UsageError(f"the plan mixes {mixed}: beside fp16 or bf16 a plan can hold fp32 only; choose one of them")
+        if found and kv is not None:
+            raise UsageError(f"the plan mixes {found.pop()} and a cache of {kv}: the kernel reads such a cache in float32; leave {KV} out")
 
     @property
     def half(self) -> str | None:
@@ -155,9 +162,19 @@ class Plan:
             near = ", ".join(sorted(set(known))[:3])
             raise UsageError(f"the plan names {', '.join(unknown[:5])}, which the model has not; its weights are called {near}, ...")
 
+    @classmethod
+    def of_entries(cls, entries: Mapping[str, str]) -> Plan:
+        """The plan of a file's entries, as `entries` gives them. UsageError: see `__init__`."""
+        return cls({name: value for name, value in entries.items() if name != KV}, entries.get(KV))
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """What a file of the plan holds: schemes by name, and the cache's."""
+        return self.schemes | ({} if self.kv is None else {KV: self.kv})
+
     def dumps(self) -> str:
         """The plan as a file's text."""
-        return json.dumps(self.schemes, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        return json.dumps(self.entries, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def fits(name: str, parameter: str) -> bool:
@@ -179,6 +196,6 @@ def read_plan(path: str | Path) -> Plan:
     if not isinstance(value, dict) or not value or not all(isinstance(v, str) for v in value.values()):
         raise DataError(f"{path}: found no plan; {expected}")
     try:
-        return Plan(value)
+        return Plan.of_entries(value)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

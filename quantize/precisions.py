@@ -83,6 +83,11 @@ class Precision:
         """Whether its plan is found by a search within a budget."""
         return self.plan is None
 
+    @property
+    def own_cache(self) -> bool:
+        """Whether its key/value cache keeps the type of the graph, for its bounds are narrower than what 8 bits lose."""
+        return self.name == REFERENCE or (self.plan is not None and self.plan.half is not None)
+
     def check_device(self) -> None:
         """Check that graphs of this precision can run here, and so be checked.
 
@@ -129,6 +134,8 @@ def device_of(plan: Plan) -> str:
 
     It is no fusion target: those are in `fusion.targets`.
     """
+    if plan.kv is not None:
+        return CPU.name
     if plan.half is not None:
         device = PRECISIONS[plan.half].device
         return ANY_DEVICE if device is None else device.name

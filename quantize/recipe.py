@@ -16,7 +16,7 @@ from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import channel_scales, half, stored
+from onnxport.quantize.schemes import channel_scales, half, int8_cache, stored
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import linears, lookups
 from onnxport.runtime.bundle.interface import LOGITS
@@ -33,13 +33,22 @@ class Recipe:
 
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
     feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
-    that knows their language.
+    that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. as_searched: the plan
+    is carried out on weights as they are, as a search measured it. positions: of the model's longest text; None: there is no end.
     """
 
     precision: str
     plan: Plan | None = None
     feeds: Callable[[], Feeds] | None = None
     texts: Callable[[], Feeds] | None = None
+    kv: str | None = None
+    as_searched: bool = False
+    positions: int | None = None
+
+    @property
+    def cache(self) -> str | None:
+        """What the key/value cache becomes."""
+        return self.kv if self.plan is None or self.plan.kv is None else self.plan.kv
 
     @property
     def own_plan(self) -> Plan:
@@ -60,15 +69,28 @@ class VariantGraphs:
 def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     """Makes new graphs by a recipe. fused: float32, by role; goldens: golden.npz, for inputs where there is no calibration data.
 
-    Channels of text encoders, where activations are rounded, and of language models that know the kit's texts are scaled first.
+    Channels of text encoders, where activations are rounded, and of language models that know the kit's texts are scaled first. A cache of
+    8 bits comes last: its scales are those of the keys and values that the variant itself has.
 
     Raises:
-        UsageError, NotApplicable, DeviceError: see `schemes.apply.quantize` and `_half`.
+        UsageError, NotApplicable, DeviceError: see `schemes.apply.quantize`, `_half` and `schemes.int8_cache.check`.
     """
+    if recipe.cache is not None:
+        int8_cache.check(fused)
     models, schemes = _graphs(recipe, fused, goldens)
+    if recipe.cache is not None:
+        models = models | {"decoder": _with_int8_cache(recipe, fused, models["decoder"], goldens)}
     if "decoder" in models:
         models = models | {"decoder": search_graphs.add_choice(models["decoder"])}
-    return VariantGraphs(models, Plan(schemes))
+    return VariantGraphs(models, Plan(schemes, recipe.cache))
+
+
+def _with_int8_cache(recipe: Recipe, fused: Graphs, decoder: Any, goldens: Path) -> Any:
+    """A decoder with a cache of 8 bits, by texts where there are some, else by the golden inputs."""
+    given = recipe.feeds or recipe.texts
+    feeds = given() if given is not None else golden_feeds(goldens, fused)
+    room = int8_cache.ROOM if given is not None else int8_cache.ROOM_WITHOUT_TEXTS
+    return int8_cache.quantized(decoder, int8_cache.turning(fused["decoder"]), feeds["decoder"], room, recipe.positions)
 
 
 def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -77,7 +99,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return _half(recipe, plan, PRECISIONS[plan.half], fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
-    if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
+    if recipe.texts is not None and not recipe.as_searched and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")

@@ -70,7 +70,8 @@ TARGETS = {
         Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
     )
 }
-QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph
+QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph, as
+# they do caches of 8 bits whose window alone is kept
 
 
 def find_target(name: str) -> Target:

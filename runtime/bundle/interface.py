@@ -4,6 +4,7 @@ A decoder reads `input_ids` and `position_ids` int64 [rows, length], `logits_ind
 each layer `past_key_i` and `past_value_i` [rows, kv_heads, capacity, head_size]; that of an encoder-decoder also `source_mask` int32
 [sources, source] and `cross_key_i`, `cross_value_i` [sources, heads, source, head_size], which its encoder made of `input_ids` int64 and
 `source_mask` int32 [sources, source]. It gives `logits` float32 [rows, vocabulary], and `present_key_i` and `present_value_i` as the past.
+Keys and values are float32, float16, or int8 with a scale for each head and channel that the graph holds itself.
 
 In a bundle it may have the optional input `logits_rows` int64 [picked], the row of each position in `logits_index` [picked]: then it gives
 logits, and its best tokens, of any positions of any rows, [picked, ...] in place of [rows, ...]. Left out, it is each row once. Guesses are

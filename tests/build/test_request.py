@@ -21,6 +21,8 @@ FILE = Path("data.tsv")
         (BuildOptions(("auto",), calibrate=FILE, budget="bleu_drop"), "is not a gate"),
         (BuildOptions(("int8",), data=FILE), "--data: only the search of --precision auto"),
         (BuildOptions(("int8", "int8-static")), "int8-static is calibrated on data: give --calibrate FILE"),
+        (BuildOptions(("fp32", "fp16"), kv="int8"), "--kv: fp32, fp16 keep their own caches; name a precision of 8 or 4 bits beside them"),
+        (BuildOptions(("int8",), kv="int4"), "--kv int4: expected int8"),
         (BuildOptions(("fp32",), calibrate=FILE), "--calibrate: fp32 need no calibration data; leave it out"),
     ],
 )

@@ -36,6 +36,13 @@ def write_contents(staging: Staging, exported: Exported, default: str, name: str
     staging.manifest = _manifest(exported, search, default, name)
 
 
+def add_note(staging: Staging, note: str) -> None:
+    """Adds a note to the manifest of a bundle in the making, once."""
+    assert staging.manifest is not None
+    provenance = staging.manifest["provenance"]
+    provenance["notes"] = list(dict.fromkeys([*provenance.get("notes", ()), note]))
+
+
 def _files(exported: Exported, search: dict[str, bytes]) -> dict[str, bytes]:
     """Contents by path."""
     files = {name: exported.tokenizers[side] for side, name in _tokenizer_files(exported).items()}

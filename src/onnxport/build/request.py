@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
+from onnxport.quantize.plan import CACHES
 from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision
 from onnxport.runtime.other_names import hint
 
@@ -26,6 +27,7 @@ class BuildOptions:
     budget: what the searched variant may lose, a gate such as `bleu_drop<=0.3`; None for the task's own.
     data: what searched plans are measured on; None for rows of `calibrate` that are not calibrated on.
     threads: for the measurements of a search; None for all there are.
+    kv: what key/value caches become, of precisions of 8 and 4 bits; None leaves them as they are.
     """
 
     precisions: tuple[str, ...] = DEFAULT
@@ -34,6 +36,7 @@ class BuildOptions:
     budget: str | None = None
     data: Path | None = None
     threads: int | None = None
+    kv: str | None = None
 
     def check(self) -> None:
         """Check that the options fit together.
@@ -50,6 +53,7 @@ class BuildOptions:
             raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {known}{hint('precision', unknown[0])}")
         for precision in self._rows:
             precision.check_device()
+        self._check_kv()
         self._check_search()
         self._check_calibration()
 
@@ -62,8 +66,12 @@ class BuildOptions:
     def of_variant(self, name: str) -> dict[str, Any]:
         """The options that the variant of a precision depends on."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
-        unused = CALIBRATING if PRECISIONS[name].calibration == "unused" else ()
-        return {option: value for option, value in known.items() if option not in ("precisions", *unused)}
+        unused = (
+            "precisions",
+            *(CALIBRATING if PRECISIONS[name].calibration == "unused" else ()),
+            *(("kv",) if PRECISIONS[name].own_cache else ()),
+        )
+        return {option: value for option, value in known.items() if option not in unused}
 
     @property
     def _rows(self) -> list[Precision]:
@@ -72,6 +80,12 @@ class BuildOptions:
     @property
     def _searches(self) -> bool:
         return self.plan is None and any(precision.searched for precision in self._rows)
+
+    def _check_kv(self) -> None:
+        if self.kv is not None and self.kv not in CACHES:
+            raise UsageError(f"--kv {self.kv}: expected {' or '.join(CACHES)}")
+        if self.kv is not None and all(precision.own_cache for precision in self._rows):
+            raise UsageError(f"--kv: {', '.join(self.precisions)} keep their own caches; name a precision of 8 or 4 bits beside them")
 
     def _check_search(self) -> None:
         names = ", ".join(self.precisions)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxport.build.contents import VERSIONED, versions, write_contents
+from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
 from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
-from onnxport.quantize.precisions import DEFAULT, REFERENCE
+from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
 
@@ -38,6 +38,7 @@ def build(
     budget: str | None = None,
     data: Path | None = None,
     threads: int | None = None,
+    kv: str | None = None,
     allow_pickle: bool = False,
     adapter: Path | None = None,
     allow_remote_code: bool = False,
@@ -62,6 +63,7 @@ def build(
         budget: what the variant `auto` may lose, a gate such as `bleu_drop<=0.3`.
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
+        kv: "int8" for key/value caches of 8 bits in variants of 8 and 4 bits; None for the type of the graph.
         allow_pickle: read PyTorch pickles too (weights only).
         allow_remote_code: run a folder's own code (`auto_map`), which can do whatever its user can.
         adapter: a LoRA adapter's folder, as PEFT saves it, merged into the weights of the source.
@@ -76,7 +78,7 @@ def build(
         UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
         is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
-    options = BuildOptions(precision or DEFAULT, None, calibrate, budget, data, threads)
+    options = BuildOptions(precision or DEFAULT, None, calibrate, budget, data, threads, kv)
     options.check_new_bundle()
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
@@ -98,7 +100,11 @@ def build(
                 work.keep_graphs(fused)
         if precision is None and calibrate is None:
             options = _carrying(options, fused, staging)
+        _check_cache(options, fused)
         _add_variants(staging, fused, options, search_folder(out), work, progress)
+        if kv is not None:
+            own = [name for name in options.precisions if PRECISIONS[name].own_cache]
+            add_note(staging, f"key/value caches are {kv}" + (f"; {' and '.join(own)} keep their own" if own else ""))
         if not keep_going:
             _check_loses_nothing(staging, Path(out))
         progress("hash and publish")
@@ -128,10 +134,17 @@ def _carrying(options: BuildOptions, fused: FusedGraphs, staging: Staging) -> Bu
     assert staging.manifest is not None
     left = ", ".join(one for one in options.precisions if one != REFERENCE)
     note = f"the weights are codes of few bits already, which {name} carries without loss: {left} are left out; --precision makes them"
-    provenance = staging.manifest["provenance"]
-    provenance["notes"] = list(dict.fromkeys([*provenance.get("notes", ()), note]))
+    add_note(staging, note)
     staging.manifest["default"] = name
     return replace(options, precisions=(name, REFERENCE))
+
+
+def _check_cache(options: BuildOptions, fused: FusedGraphs) -> None:
+    """UsageError where caches are to be what the model's cannot become."""
+    if options.kv is not None:
+        from onnxport.quantize.schemes import int8_cache
+
+        int8_cache.check(fused.graphs)
 
 
 @contextlib.contextmanager
@@ -155,17 +168,18 @@ def add_variant(
     budget: str | None = None,
     data: Path | None = None,
     threads: int | None = None,
+    kv: str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was.
 
-    plan: a file that names the scheme of each module, in place of the precision's own. calibrate, budget, data, threads: as in `build`.
+    plan: a file that names the scheme of each module, in place of the precision's own. calibrate, budget, data, threads, kv: as in `build`.
 
     Raises:
         the errors of `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
     """
-    options = BuildOptions((precision,), plan, calibrate, budget, data, threads)
+    options = BuildOptions((precision,), plan, calibrate, budget, data, threads, kv)
     options.check()
     require("onnx_ir", "export")
     from onnxport.build.variant import VariantBuilder
@@ -177,6 +191,7 @@ def add_variant(
         _check_variants(bundle, path, precision, force)  # what another command added while this one waited
         progress(f"read {REFERENCE}")
         fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
+        _check_cache(options, fused)
         _remove_variant(staging, bundle, precision)
         VariantBuilder(staging, fused, options, search_folder(place), progress).add(precision)
         assert staging.manifest is not None

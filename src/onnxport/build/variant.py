@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxport.build.contents import GOLDEN
+from onnxport.build.contents import GOLDEN, add_note
 from onnxport.build.request import FUSION_TARGET, BuildOptions
 from onnxport.errors import CheckFailed, UsageError
 from onnxport.graph import store
@@ -18,9 +18,10 @@ from onnxport.progress import Progress
 from onnxport.quantize import calibration_inputs, layer_errors
 from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
 from onnxport.quantize.fusion import check_runs, min_onnxruntime
-from onnxport.quantize.plan import Plan, read_plan
+from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
+from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
 from onnxport.runtime.bundle.writer import Staging
@@ -29,6 +30,10 @@ from onnxport.runtime.tasks.chat import ChatTemplate
 from onnxport.runtime.verify import check_bounds, replay
 
 PLAN = "plan.json"
+NO_TEXTS = (
+    f"scales of {CACHES[0]} caches are told by the golden inputs, random ids, and hold {ROOM_WITHOUT_TEXTS:g} times what these showed: "
+    "--calibrate FILE finds them on texts"
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,18 @@ class VariantBuilder:
         """
         precision, evidence = PRECISIONS[name], dict[str, Any]()
         plan = self._read_plan(precision.searched)
+        if precision.own_cache and plan is not None and plan.kv is not None:
+            raise UsageError(f"{self.options.plan}: {name} keeps its own cache; leave {KV} out of the plan, or name another precision")
         if precision.searched and plan is None:
             plan, evidence = self._search(precision)
         self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
-            self._make(precision, Recipe(name, plan, feeds, None if precision.searched else self._texts()), evidence)
+            kv = None if precision.own_cache else self.options.kv
+            recipe = Recipe(name, plan, feeds, self._texts(), kv, precision.searched, self._positions)
+            self._make(precision, recipe, evidence)
+            if recipe.cache is not None and recipe.feeds is None and recipe.texts is None:
+                add_note(self.staging, NO_TEXTS)
         except CheckFailed:
             self._remove(name)
             raise
@@ -128,6 +139,11 @@ class VariantBuilder:
 
         return feeds
 
+    @property
+    def _positions(self) -> int | None:
+        generation = None if self.staging.manifest is None else self.staging.manifest["generation"]
+        return None if generation is None else generation["max_length"]
+
     @cached_property
     def _knows_texts(self) -> bool:
         return golden.TEXT in golden.read(self.goldens)
@@ -149,11 +165,11 @@ class VariantBuilder:
         target = device_of(made.plan)
         device = required_device(target) or CPU
         graphs, files = self._write(precision.name, made)
-        if device is CPU and set(made.plan.schemes.values()) != {"fp32"}:
+        if device is CPU and set(made.plan.entries.values()) != {"fp32"}:
             layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         oldest = min_onnxruntime(made.models, FUSION_TARGET)
-        plan = made.plan.schemes
+        plan = made.plan.entries
         del made
         self.release_weights()
         for role, kernels in self.fused.expected.items() if device is CPU else ():

@@ -14,6 +14,7 @@ from onnxport import __version__
 from onnxport.cli.console import StageLines, catch_signals, complain, emit, emit_json, reported
 from onnxport.errors import CheckFailed
 from onnxport.printable import printable
+from onnxport.quantize.plan import CACHES
 from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.other_names import OPTIONS, hint
 from onnxport.runtime.sessions import DEVICES
@@ -85,6 +86,7 @@ def variant_options(function: Function) -> Function:
         click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'."),
         click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate."),
         click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants."),
+        click.option("--kv", type=click.Choice(CACHES), help="Caches of language models in 8 bits, for long contexts on the CPU."),
     )
 
 
@@ -171,6 +173,7 @@ def export(
     budget: str | None,
     data: Path | None,
     threads: int | None,
+    kv: str | None,
     allow_pickle: bool,
     allow_remote_code: bool,
     adapter: Path | None,
@@ -202,6 +205,7 @@ def export(
             budget=budget,
             data=data,
             threads=threads,
+            kv=kv,
             allow_pickle=allow_pickle,
             allow_remote_code=allow_remote_code,
             adapter=adapter,
@@ -248,6 +252,7 @@ def quantize(
     budget: str | None,
     data: Path | None,
     threads: int | None,
+    kv: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -268,6 +273,7 @@ def quantize(
             budget=budget,
             data=data,
             threads=threads,
+            kv=kv,
             force=force,
             progress=progress,
         )

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from onnxport.quantize.plan import KV
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 
@@ -111,7 +112,10 @@ def _vectors(config: EncodingConfig) -> str:
 
 
 def _plan(name: str, variant: Variant) -> str:
-    """How many weights have each scheme, in a line; "" where a single scheme has them all and no search chose it."""
+    """How many weights have each scheme, and what the cache is; "" where one scheme has them all and nothing else is to tell."""
+    if (cache := variant.plan.get(KV)) is not None:
+        rest = _plan(name, replace(variant, plan={entry: scheme for entry, scheme in variant.plan.items() if entry != KV}))
+        return f"{rest}; key/value cache {cache}" if rest else f"{name}: key/value cache {cache}"
     counts = Counter(str(scheme) for pattern, scheme in variant.plan.items() if "*" not in pattern)
     shares = ", ".join(f"{count} {'weight' if count == 1 else 'weights'} {scheme}" for scheme, count in counts.most_common())
     if chosen := variant.evidence.get("chosen"):
