@@ -2,12 +2,14 @@
 
 python benchmarks/speculation.py BUNDLE --precision fp32 --draft int8
 
-For each way the ratio of seconds (median over rounds that alternate, and over texts), how many tokens a pass gave, how many answers are the
-same; where answers part, the place and how far the two tokens' logits lay apart, as a share of the spread of all logits there.
+For each way the ratio of seconds (median over rounds that alternate, and over texts), how many tokens a pass gave, and how many answers
+are the same. Beside other work take `--threads 1 --cpu`: seconds of the processor, which others disturb less. Where answers part: the
+place, and how far the logits of the two tokens lay apart, as a share of the spread of all logits there.
 """
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,12 @@ LOOP, TIMES = 8, 3  # an answer that has the same 8 tokens three times loops, an
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--limit", default=30, show_default=True, help="Texts of a kind.")
 @click.option("--threads", type=int, default=2, show_default=True)
-def main(bundle: Path, precision: str, draft: str, lookup: int, tokens: int, rounds: int, limit: int, threads: int) -> None:
+@click.option("--cpu", is_flag=True, help="Seconds of the processor, for one thread beside other work.")
+@click.option("--only", default="", help="The one kind to measure: its first letters.")
+def main(
+    bundle: Path, precision: str, draft: str, lookup: int, tokens: int, rounds: int, limit: int, threads: int, cpu: bool, only: str
+) -> None:
+    clock = time.process_time if cpu else time.perf_counter
     with load(bundle, precision=precision, threads=threads, draft=draft or None) as model:
         kinds: list[tuple[str, list[str], dict[str, Any]]] = [
             ("copying, lookup", COPYING[:limit], {"lookup": lookup}),
@@ -39,22 +46,25 @@ def main(bundle: Path, precision: str, draft: str, lookup: int, tokens: int, rou
         if draft:
             kinds.insert(0, (f"chats, {draft} drafts", CHATS[:limit], {}))
         for name, texts, guesses in kinds:
-            measure(model, name, texts, guesses, tokens, rounds)
+            if name.startswith(only):
+                measure(model, name, texts, guesses, tokens, rounds, clock)
 
 
-def measure(model: Model, name: str, texts: list[str], guesses: dict[str, Any], tokens: int, rounds: int) -> None:
+def measure(
+    model: Model, name: str, texts: list[str], guesses: dict[str, Any], tokens: int, rounds: int, clock: Callable[[], float]
+) -> None:
     prompts = [model.prompt([{"role": "user", "content": text}]) for text in texts]
     options: dict[str, Any] = {"beam": 1, "temperature": 0, "max_new_tokens": tokens}
     ways = {"plain": options | {"draft": False}, "guessed": options | guesses}
-    answer(model, prompts[0], ways["plain"])  # warm
-    answer(model, prompts[0], ways["guessed"])
+    for way in ways.values():
+        answer(model, prompts[0], way, clock)  # warm
     counted, ratios, sums, passes, same, partings = 0, [], {"plain": [0.0] * rounds, "guessed": [0.0] * rounds}, [0, 0], 0, []
     for prompt in prompts:
         found: dict[str, Generation] = {}
         seconds: dict[str, list[float]] = {"plain": [], "guessed": []}
         for round_ in range(rounds):
             for way in sorted(ways, reverse=bool(round_ % 2)):
-                spent, found[way] = answer(model, prompt, ways[way])
+                spent, found[way] = answer(model, prompt, ways[way], clock)
                 seconds[way].append(spent)
         one, other = found["plain"], found["guessed"]
         if loops(one.tokens):
@@ -70,6 +80,7 @@ def measure(model: Model, name: str, texts: list[str], guesses: dict[str, Any], 
     if not counted:
         click.echo(f"{name}: every answer loops")
         return
+    click.echo(f"    {' '.join(f'{ratio:.2f}' for ratio in ratios)}")
     whole = statistics.median(a / b for a, b in zip(sums["plain"], sums["guessed"], strict=True))
     low, high = np.percentile(ratios, [10, 90])
     click.echo(
@@ -80,10 +91,10 @@ def measure(model: Model, name: str, texts: list[str], guesses: dict[str, Any], 
         click.echo(f"    parts at token {place}: logits {gap:.1e} of their spread apart")
 
 
-def answer(model: Model, prompt: list[int], options: dict[str, Any]) -> tuple[float, Generation]:
-    begun = time.perf_counter()
+def answer(model: Model, prompt: list[int], options: dict[str, Any], clock: Callable[[], float]) -> tuple[float, Generation]:
+    begun = clock()
     (found,) = model.generate([prompt], **options)
-    return time.perf_counter() - begun, found
+    return clock() - begun, found
 
 
 def loops(tokens: list[int]) -> bool:

@@ -126,7 +126,7 @@ def _measured(
     if out is not None:
         require_jinja2()
         check_out(out, force)
-    sizes = {name: other.variants[variant].bytes for name, (other, variant) in entered.items()}
+    sizes = {name: _bytes(other, variant) for name, (other, variant) in entered.items()}
     facts = machine.describe()
     paths = [os.getcwd()] if source is not None else []  # a source may be a module in the current folder
     batches = batches[:1] if work.method == "run" else batches  # golden inputs have a batch of their own
@@ -187,10 +187,12 @@ def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle
 def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool) -> dict[str, Entrant]:
     """The variants to measure, by name: the bundle's under their own, those of others as NAME/VARIANT.
 
-    precisions: such names; a variant's alone means that of every bundle that has it; None is all. reference: the bundle's fp32 (its default
-    where there is none) is measured in any case, and comes first. UsageError: a name that no bundle has.
+    precisions: such names; a variant's alone means that of every bundle that has it; None is all; CHECKED+DRAFT is a variant of the bundle
+    for which another guesses. reference: the bundle's fp32 (its default where there is none) is measured in any case, and comes first.
+    UsageError: a name that no bundle has.
     """
-    every: dict[str, Entrant] = {name: (bundle, name) for name in bundle.variants}
+    pairs = [name for name in precisions or () if "+" in name and all(part in bundle.variants for part in name.split("+", 1))]
+    every: dict[str, Entrant] = {name: (bundle, name) for name in [*bundle.variants, *pairs]}
     every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
     for name in precisions or ():
         if not any(name in (full, variant) for full, (_, variant) in every.items()):
@@ -215,7 +217,15 @@ def _spec(bundle: Bundle, name: str, device: str, source: str | None, threads: i
     """The spec of a side, see `worker`."""
     if name == PYTORCH:
         return {"kind": "pytorch", "source": str(source), "threads": threads}
-    return {"kind": "bundle", "path": str(bundle.path), "precision": name, "device": device, "threads": threads}
+    checked, _, draft = name.partition("+")
+    spec = {"kind": "bundle", "path": str(bundle.path), "precision": checked, "device": device, "threads": threads}
+    return spec | ({"draft": draft} if draft else {})
+
+
+def _bytes(bundle: Bundle, name: str) -> int:
+    """All that a side needs on disk: what variants share counts once."""
+    checked, _, draft = name.partition("+")
+    return bundle.variants[checked].bytes + sum(bundle.files[file].bytes for file in (bundle.variants[draft].files if draft else ()))
 
 
 def _add_changes(variants: dict[str, dict[str, Any]], earlier: dict[str, dict[str, Any]]) -> None:
@@ -227,5 +237,5 @@ def _add_changes(variants: dict[str, dict[str, Any]], earlier: dict[str, dict[st
 
 def _evidence(entered: dict[str, Entrant]) -> dict[str, dict[str, Any]]:
     """What was learned when variants were made, with their plans; variants without any are left out."""
-    variants = {name: bundle.variants[variant] for name, (bundle, variant) in entered.items()}
+    variants = {name: bundle.variants[variant] for name, (bundle, variant) in entered.items() if variant in bundle.variants}
     return {name: {**one.evidence, "plan": dict(one.plan)} for name, one in variants.items() if one.evidence}

@@ -9,19 +9,19 @@ from onnxport.errors import ParityError
 class BundleSide(AnsweringSide):
     """One variant of a bundle through `onnxport.runtime`. Times are the worker's to take.
 
-    path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.
+    path: the bundle's folder.  precision: the variant.  threads: None for all that may be used.  draft: a variant that guesses for it.
     """
 
     imports = ("numpy", "tokenizers", "onnxruntime", "onnxport.runtime")
 
-    def __init__(self, path: str, precision: str, device: str = "cpu", threads: int | None = None) -> None:
-        self.path, self.precision, self.device, self.threads = path, precision, device, threads
+    def __init__(self, path: str, precision: str, device: str = "cpu", threads: int | None = None, draft: str | None = None) -> None:
+        self.path, self.precision, self.device, self.threads, self.draft = path, precision, device, threads, draft
 
     def load(self) -> None:
         """Opens the bundle and its sessions. Raises BundleError, DeviceError."""
         from onnxport.runtime import load
 
-        self.model = load(self.path, precision=self.precision, device=self.device, threads=self.threads)
+        self.model = load(self.path, precision=self.precision, device=self.device, threads=self.threads, draft=self.draft)
 
     def about(self) -> dict[str, Any]:
         """device and versions."""

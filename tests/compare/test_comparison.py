@@ -12,6 +12,7 @@ from onnxport.runtime.bundle.reader import Bundle
 from support.compare_samples import SIZES, write_bundle
 from support.paths import TESTS
 
+SPEC = comparison._spec
 SENTENCES = ["it is late", "the sun is very bright today", "a man walks home", "we know nothing about them", "old dogs sleep long hours"]
 
 
@@ -262,6 +263,17 @@ def test_a_baseline_is_a_gate(bundle, data, fakes, tmp_path):
     assert not (tmp_path / "old" / "report.xml").exists()
     other = compare(bundle, data, ["int8"], batches=(1,), limit=4, baseline=tmp_path / "old" / "report.json")
     assert any("number of inputs 5, here 4" in note for note in other.notes)
+
+
+def test_a_variant_for_which_another_guesses_is_a_side_of_its_own(bundle, data, fakes):
+    opened = Bundle.open(bundle)
+    spec = SPEC(opened, "fp32+int8", "cpu", None, 1)
+    assert (spec["precision"], spec["draft"]) == ("fp32", "int8") and "draft" not in SPEC(opened, "fp32", "cpu", None, 1)
+    fakes["fp32+int8"] = {}
+    report = compare(bundle, data, ["fp32", "fp32+int8"], batches=(1,), limit=4, gates=["fp32+int8.agreement>=1"])
+    assert list(report.variants) == ["fp32", "fp32+int8"] and report.gates[0]["passed"]
+    with pytest.raises(UsageError, match="no variant 'fp32\\+int3'"):
+        compare(bundle, data, ["fp32+int3"])
 
 
 def test_an_unknown_variant_is_wrong_usage(bundle, data):
