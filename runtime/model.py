@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 import numpy as np
 
@@ -18,13 +19,14 @@ from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_l
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.decode.engine import Engine
-from onnxport.runtime.decode.generator import Generation, Generator, Input, Stream
+from onnxport.runtime.decode.generator import Generation, Generator, Input, Job, Stream
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many
 from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
 if TYPE_CHECKING:
+    from onnxport.runtime.asynchronous import AsyncStream, Background
     from onnxport.runtime.encoder import Encoder, Text
     from onnxport.runtime.tasks.chat import ChatTemplate
     from onnxport.runtime.tasks.classification import Classification
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from onnxport.runtime.tasks.scoring import Likelihood, Scored, Scorer
     from onnxport.runtime.tasks.token_classification import Entity
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Conversation = Sequence[Mapping[str, Any]]
 
 
@@ -80,19 +84,32 @@ def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int |
             f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
             f"use device {required.name} or another variant"
         )
-    return Model(bundle, name, sessions)
+    return Model(bundle, name, sessions, threads)
+
+
+def in_background(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], Coroutine[Any, Any, R]]:
+    """The method, awaited: it runs in the model's background thread, where calls have their turns."""
+
+    async def awaited(self: Model, /, *arguments: P.args, **options: P.kwargs) -> R:
+        return await self._ready()._background().run(partial(method, self, *arguments, **options))
+
+    awaited.__name__, awaited.__doc__ = f"a{method.__name__}", f"`{method.__name__}`, awaited: it runs in the model's background thread."
+    awaited.__qualname__ = f"Model.{awaited.__name__}"
+    return awaited
 
 
 class Model:
     """A loaded variant of a bundle. Safe to use from many threads at once; not across a fork: load it in the child.
 
     draft: the model that guesses for it, if one was loaded with it.
-    A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them there would wait for ever).
+    It pickles as its path and options. A context manager; `close` frees the sessions (in a forked child it only forgets them: to free them
+    there would wait for ever).
     """
 
-    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions) -> None:
+    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions, asked_threads: int | None = None) -> None:
         self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
-        self._process, self._closed = os.getpid(), False
+        self._process, self._closed, self._asked_threads = os.getpid(), False, asked_threads
+        self._lock, self._calls = threading.Lock(), None  # type: threading.Lock, Background | None
         self.draft: Model | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
         known: dict[str, TextTokenizer] = {}
@@ -138,9 +155,35 @@ class Model:
         Errors: UsageError (a parameter), TextError (an input).
         """
         watch = Watch(timeout, cancel)
-        return self._generate(inputs, watch, prefix=prefix, n_best=n_best, long=long, batch_size=batch_size, **options)
+        job = self._job(inputs, watch, prefix=prefix, n_best=n_best, long=long, batch_size=batch_size, **options)
+        return self.generating().answer(job, watch)
 
-    def _generate(
+    async def agenerate(
+        self,
+        inputs: str | Sequence[Input],
+        *,
+        prefix: str | Sequence[Input] | None = None,
+        n_best: int = 1,
+        long: str | None = None,
+        batch_size: int = 32,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[Generation]:
+        """`generate`, awaited: no thread waits, and the inputs share the batches of all other calls. A cancelled task leaves at once."""
+        watch = Watch(timeout, cancel)
+        return await self._answer(
+            partial(self._job, inputs, watch, prefix=prefix, n_best=n_best, long=long, batch_size=batch_size, **options), watch
+        )
+
+    async def _answer(self, prepare: Callable[[], Job], watch: Watch) -> list[Generation]:
+        """The results of a job that is prepared in the background."""
+        from onnxport.runtime.asynchronous import generate
+
+        generator = self.generating()
+        return await generate(generator, await self._background().run(prepare), watch)
+
+    def _job(
         self,
         inputs: str | Sequence[Input],
         watch: Watch,
@@ -150,19 +193,20 @@ class Model:
         long: str | None = None,
         batch_size: int = 32,
         **options: Unpack[SearchOptions],
-    ) -> list[Generation]:
-        """`generate` under a watch that may have begun before."""
+    ) -> Job:
+        """What `generate` answers, under a watch that may have begun before."""
         generator = self.generating()
         search = self._options("generate", options, n_best=n_best, batch_size=batch_size)
         items = listed(inputs, "inputs")
-        if long is not None:
-            if prefix is not None:
-                raise UsageError("long takes no prefix: an answer is put together from many")
-            from onnxport.runtime.tasks import long_text
+        if long is None:
+            return generator.prepare(items, None if prefix is None else listed(prefix, "prefix"), search, watch)
+        if prefix is not None:
+            raise UsageError("long takes no prefix: an answer is put together from many")
+        from onnxport.runtime.tasks import long_text
 
-            source, config = self._source(), generator.config
-            return long_text.generate(generator, source, config, self.task, items, long, search, watch)
-        return generator.generate(items, None if prefix is None else listed(prefix, "prefix"), search, watch)
+        segments, search, together = long_text.prepare(self._source(), generator.config, self.task, items, long, search, watch)
+        job = generator.prepare(segments, None, search, watch)
+        return replace(job, results=lambda done: together(job.results(done)))
 
     def stream(
         self,
@@ -222,16 +266,44 @@ class Model:
     def _tokenizer_hashes(self) -> dict[str, str]:
         return {role: self.bundle.files[file].sha256 for role, file in self.bundle.tokenizers.items()}
 
+    def astream(
+        self,
+        text: Input,
+        *,
+        prefix: Input | None = None,
+        timeout: float | None = None,
+        cancel: Flag | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> AsyncStream:
+        """`stream` for `async for`: no thread waits. It ends early with its task, by `aclose`, or as an asynchronous context manager.
+
+        Errors of an input come with the first piece.
+        """
+        from onnxport.runtime.asynchronous import AsyncStream
+
+        options.setdefault("beam", 1)
+        generator, search, watch = self.generating(), self._options("astream", options), Watch(timeout, cancel)
+        prepare = partial(generator.prepare_stream, text, prefix, search, watch)
+        return AsyncStream(generator, prepare, self._background(), watch, self._ready)
+
     def chat(self, messages: Conversation | Sequence[Conversation], **options: Unpack[GenerateOptions]) -> list[Generation]:
         """The next answer of a conversation, or of each of several: lists of messages {"role": ..., "content": ...}.
 
         options: those of `generate`. Errors: as `generate`; UsageError where the bundle has no chat template or jinja2 is not installed.
         """
         watch = Watch(options.get("timeout"), options.get("cancel"))
+        return self.generating().answer(self._chat_job(messages, watch, options), watch)
+
+    async def achat(self, messages: Conversation | Sequence[Conversation], **options: Unpack[GenerateOptions]) -> list[Generation]:
+        """`chat`, awaited; see `agenerate`."""
+        watch = Watch(options.get("timeout"), options.get("cancel"))
+        return await self._answer(partial(self._chat_job, messages, watch, options), watch)
+
+    def _chat_job(self, messages: Conversation | Sequence[Conversation], watch: Watch, options: GenerateOptions) -> Job:
         items: list[Any] = many(messages, "messages", "a list of messages, or of such lists")
         prompts = [self._prompt(one, watch) for one in ([items] if items and isinstance(items[0], Mapping) else items)]
         rest: dict[str, Any] = {name: value for name, value in options.items() if name not in ("timeout", "cancel")}
-        return self._generate(prompts, watch, **rest)
+        return self._job(prompts, watch, **rest)
 
     def prompt(self, messages: Conversation) -> list[int]:
         """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
@@ -405,6 +477,13 @@ class Model:
         pairs = list(zip(questions, contexts, strict=True))
         return answer(self.encoding(), pairs, n_best, max_answer_tokens, no_answer, batch_size, stride, window)
 
+    aencode = in_background(encode)
+    aclassify = in_background(classify)
+    aentities = in_background(entities)
+    afill = in_background(fill)
+    arerank = in_background(rerank)
+    aanswer = in_background(answer)
+
     def score(self, inputs: str | Sequence[Input], targets: str | Sequence[Input], *, top: int = 0, batch_size: int = 32) -> list[Scored]:
         """Scores of answers under a model that generates: the log-probability of each target's tokens, a Scored a target.
 
@@ -480,6 +559,21 @@ class Model:
         if self.draft is not None:
             self.draft.close()
         self._closed, self._generator, self._encoder, self.engine, self.draft = True, None, None, None, None
+        if self._calls is not None and os.getpid() == self._process:
+            self._calls.close()
+
+    def _background(self) -> Background:
+        from onnxport.runtime.asynchronous import Background
+
+        with self._lock:
+            self._calls = self._calls or Background()
+            return self._calls
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model pickles as its path and options, and opens again where it lands."""
+        self._ready()
+        draft = None if self.draft is None else self.draft.precision
+        return load, (os.path.abspath(self.bundle.path), self.precision, self.device, self._asked_threads, False, draft)
 
     def __enter__(self) -> Model:
         return self

@@ -268,6 +268,11 @@ class Watch:
         self._timeout, self._cancel = timeout, cancel
         self._end = None if timeout is None else time.monotonic() + timeout
 
+    @property
+    def limited(self) -> bool:
+        """Whether it can end a call at all."""
+        return self._cancel is not None or self._end is not None
+
     def check(self) -> None:
         """Raise Cancelled or GenerationTimeout when it is time to."""
         if self._cancel is not None and self._cancel.is_set():

@@ -86,7 +86,10 @@ class Generator:
 
     def generate(self, inputs: Sequence[Input], prefix: Sequence[Input] | None, options: Options, watch: Watch) -> list[Generation]:
         """One Generation an input, in order."""
-        job = self.prepare(inputs, prefix, options, watch)
+        return self.answer(self.prepare(inputs, prefix, options, watch), watch)
+
+    def answer(self, job: Job, watch: Watch) -> list[Generation]:
+        """The results of a job."""
         shared, call = self.enter(job, self.alone)
         return job.results(shared.run(call, watch))
 

@@ -6,14 +6,16 @@ Sentences are found by rules: where these are not sure, two sentences stay one. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onnxport.errors import TextError, UsageError
 from onnxport.runtime.bundle.manifest import GenerationConfig
-from onnxport.runtime.decode.generator import Generation, Generator
+from onnxport.runtime.decode.generator import Generation
 from onnxport.runtime.options import Options, Watch
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
+
+Together = Callable[[Sequence[Generation]], list[Generation]]
 
 WAYS = ("segments", "sentences")
 UNLIMITED = 512  # tokens of a segment where a model has no last position
@@ -32,8 +34,7 @@ _LISTED = re.compile(r"[-*•–—]\s|\(?\w{1,3}[.)]\s")
 WRAPPED = 40  # characters: a line that is longer may be wrapped, so that its sentence goes on in the next
 
 
-def generate(
-    generator: Generator,
+def prepare(
     tokenizer: TextTokenizer | None,
     config: GenerationConfig,
     task: str,
@@ -41,8 +42,10 @@ def generate(
     way: str,
     options: Options,
     watch: Watch,
-) -> list[Generation]:
-    """A Generation a text: its segments' answers with the text's own space between them, so that lines and paragraphs stay.
+) -> tuple[list[str], Options, Together]:
+    """Segments of texts and the options that they are answered with, and what puts their answers together: a Generation a text.
+
+    It has its segments' answers with the text's own space between them, so that lines and paragraphs stay.
 
     tokens and log-probabilities follow one another, score is their sum; finish_reason is "length" where any segment's is. Without
     max_new_tokens a segment's answer may be as long as the model's positions allow, a summary as long as the model's own settings say.
@@ -65,8 +68,12 @@ def generate(
         cut.append(segmenter.cut(str(text)))
     if options.max_new_tokens is None and config.max_new_tokens is None and task != "summarization":
         options = replace(options, max_new_tokens=config.max_length or UNLIMITED)
-    answers = iter(generator.generate([one.text for _, segments in cut for one in segments], None, options, watch))
-    return [_together(before, segments, [next(answers) for _ in segments]) for before, segments in cut]
+
+    def together(found: Sequence[Generation]) -> list[Generation]:
+        answers = iter(found)
+        return [_together(before, segments, [next(answers) for _ in segments]) for before, segments in cut]
+
+    return [one.text for _, segments in cut for one in segments], options, together
 
 
 def _together(before: str, segments: Sequence[Segment], answers: Sequence[Generation]) -> Generation:
