@@ -24,6 +24,7 @@ from onnxport.runtime.bundle.interface import LOGITS
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
+ROTATED = Plan({"*": "int8-rows-rotated"})
 VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
 
 
@@ -33,8 +34,8 @@ class Recipe:
 
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
     feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
-    that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. as_searched: the plan
-    is carried out on weights as they are, as a search measured it. positions: of the model's longest text; None: there is no end.
+    that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. positions: of
+    the model's longest text; None: there is no end.
     """
 
     precision: str
@@ -42,7 +43,6 @@ class Recipe:
     feeds: Callable[[], Feeds] | None = None
     texts: Callable[[], Feeds] | None = None
     kv: str | None = None
-    as_searched: bool = False
     positions: int | None = None
 
     @property
@@ -99,7 +99,10 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return _half(recipe, plan, PRECISIONS[plan.half], fused, goldens)
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
-    if recipe.texts is not None and not recipe.as_searched and not stored.carries(recipe.own_plan, fused):
+    if PRECISIONS[recipe.precision].searched:
+        feeds = recipe.feeds() if recipe.feeds is not None else None
+        return quantize(for_search(fused, feeds, goldens), plan, feeds)
+    if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
@@ -165,6 +168,16 @@ def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, 
     if recipe.plan is None and plan.half == "fp16":  # bfloat16 has the range of float32
         plan = half_overflow.safe(fused, plan, recipe.feeds() if recipe.feeds is not None else golden_feeds(goldens, fused))
     return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
+
+
+def for_search(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
+    """The graphs that plans of a search are tried and carried out on: their channels are scaled once, whatever a plan says.
+
+    feeds: calibration inputs by role; a language model is left as it is without.
+    """
+    if set(fused) != {"decoder"}:
+        return smoothed(fused, feeds, goldens)
+    return fused if feeds is None else {"decoder": channel_scales.scaled(fused["decoder"], ROTATED, feeds["decoder"])}
 
 
 def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:

@@ -37,6 +37,8 @@ from onnxport.runtime.sessions import CPU, Sessions
 
 # What a plan may hold, by kind of model; int4 with the solver that needs no data and loses less than rounding does.
 GENERATING = ("int8-rows", "int8-blocks128", "int8-blocks32", "int4-blocks128-asym-hqq", "int4-blocks32-asym-hqq")
+# Of language models, whose channels are scaled on the calibration data, so that 4 bits may be fitted to it too.
+DECODING = ("int8-rows", "int8-rows-rotated", "int8-blocks32", "int4-blocks128-asym-fit", "int4-blocks32-asym-fit")
 ANSWERING = ("int8-rows", "int8-static")
 BATCH = 8  # of models that answer in one pass; answers are generated one by one
 ROUNDS, SECONDS = 40, 6.0  # of the last check of speed, a plan
@@ -83,7 +85,7 @@ class Measurements:
         self.sessions = Sessions.on(CPU.name, options.threads)
         self.trials = TrialVariants(staging, graphs, feeds, release_weights)
         self.groups = groups(graphs)
-        self.schemes = GENERATING if self.bundle.generation is not None else ANSWERING
+        self.schemes = ANSWERING if self.bundle.generation is None else GENERATING if "encoder" in graphs else DECODING
         self.options = [(FP32.name, *(name for name in self.schemes if _fits(name, group))) for group in self.groups]
         self.journal = Journal(options.folder, self._key(options))
         self.batch = 1 if work.generates else BATCH

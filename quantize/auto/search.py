@@ -43,7 +43,7 @@ def search_plan(
 ) -> SearchResult:
     """The fastest plan within the budget.
 
-    graphs: float32, smoothed where schemes of activations want it. feeds: calibration inputs by role. release_weights: called when a
+    graphs: float32, their channels scaled, see `recipe.for_search`. feeds: calibration inputs by role. release_weights: called when a
     variant is a file, before ONNX Runtime loads it.
 
     Raises:

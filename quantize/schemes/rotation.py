@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import constant, dims, new_node
+from onnxport.graph.edit import constant, new_node
 from onnxport.graph.normalize import PARAMETER, parameter_of
 from onnxport.quantize.schemes.linear import ROTATION, Linear, Lookup
 
@@ -81,20 +81,14 @@ class Rotations:
         """x [..., k] rotated, by nodes before `before`."""
         size = run_length(k)
         assert size is not None
-        shape = dims(x)
         graph = self._graph
 
         def step(op: str, inputs: list[ir.Value], name: str, of: ir.Shape | None = None, kind: int = ir.DataType.FLOAT) -> ir.Value:
             like = ir.Value(name=f"{x.name}/{name}", type=ir.TensorType(ir.DataType(kind)), shape=of)
             return new_node(graph, before, op, inputs, {}, [like], domain="").outputs[0]
 
-        if shape is None:
-            runs = constant(graph, f"rotation_runs_{size}", np.array([-1, size], np.int64))
-            whole = step("Shape", [x], "rotation/shape", kind=ir.DataType.INT64)
-        else:
-            same = [0] * (len(shape) - 1)  # as many as there are
-            runs = constant(graph, f"rotation_runs_{len(same)}_{k}_{size}", np.array([*same, k // size, size], np.int64))
-            whole = constant(graph, f"rotation_whole_{len(same)}_{k}", np.array([*same, k], np.int64))
+        runs = constant(graph, f"rotation_runs_{size}", np.array([-1, size], np.int64))
+        whole = step("Shape", [x], "rotation/shape", kind=ir.DataType.INT64)  # a graph that was read again does not say how many axes
         matrix = constant(graph, f"{ROTATION}{size}", hadamard(size))
         turned = step("MatMul", [step("Reshape", [x, runs], "rotation/runs"), matrix], "rotation")
         return step("Reshape", [turned, whole], "rotated", x.shape)

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxport.build.stages import add_variant, build
 from onnxport.export import golden
+from onnxport.quantize.auto import kernel_times, plan_quality
+from onnxport.quantize.plan import scheme
 from support.causal_folders import write
 
 
@@ -35,3 +37,23 @@ def test_the_default_variant_is_made_again(folder: Path, tmp_path: Path) -> None
     assert again.variants["int8"].plan == made.variants["int8"].plan
     files = made.variants["int8"].files
     assert {name: again.files[name].sha256 for name in files} == {name: made.files[name].sha256 for name in files}
+
+
+def test_a_search_within_a_divergence_is_made_again_from_its_plan(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are those of a table: rotated rows take half of fp32's."""
+
+    def times(shape: object, schemes: set[str], *_: object) -> dict[str, float]:
+        return {scheme(one).kernel: 1.0 if one == "fp32" else 0.5 + ("rotated" not in one) / 4 for one in schemes}
+
+    monkeypatch.setattr(kernel_times, "measure", times)
+    monkeypatch.setattr(plan_quality, "seconds", lambda bundle, names, *_: {name: [1.0 if name == "fp32" else 0.5] * 8 for name in names})
+    monkeypatch.setattr("onnxport.quantize.auto.search.MOST_PLANS", 3)
+    data = tmp_path / "texts.txt"
+    data.write_text("".join(f"line {i} of a text that is read {'again ' * (i % 4)}\n" for i in range(24)))
+    build(str(folder), tmp_path / "out", precision=("fp32",))
+    made = add_variant(tmp_path / "out", "auto", calibrate=data, budget="kl<=0.05")
+    found = made.variants["auto"]
+    assert "int8-rows-rotated" in found.plan.values()
+    (tmp_path / "plan.json").write_bytes((tmp_path / "out/auto/plan.json").read_bytes())
+    again = add_variant(tmp_path / "out", "auto", plan=tmp_path / "plan.json", calibrate=data, force=True)
+    assert {name: again.files[name].sha256 for name in found.files} == {name: made.files[name].sha256 for name in found.files}

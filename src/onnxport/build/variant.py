@@ -20,7 +20,7 @@ from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
 from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
-from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs, smoothed
+from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, for_search, make_graphs
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
@@ -87,7 +87,7 @@ class VariantBuilder:
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
             kv = None if precision.own_cache else self.options.kv
-            recipe = Recipe(name, plan, feeds, self._texts(), kv, precision.searched, self._positions)
+            recipe = Recipe(name, plan, feeds, self._texts(), kv, self._positions)
             self._make(precision, recipe, evidence)
             if recipe.cache is not None and recipe.feeds is None and recipe.texts is None:
                 add_note(self.staging, NO_TEXTS)
@@ -102,7 +102,7 @@ class VariantBuilder:
         shutil.rmtree(self.staging.path / name, ignore_errors=True)
 
     def _read_plan(self, searched: bool) -> Plan | None:
-        """The given plan; that of a searched precision is carried out on weights as they are, as the search measured it."""
+        """The given plan; that of a searched precision is calibrated on the data that the search read."""
         if self.options.plan is None:
             return None
         plan = read_plan(self.options.plan)
@@ -155,7 +155,7 @@ class VariantBuilder:
         options, feeds = self.options, self._calibration_feeds(precision)
         assert options.calibrate is not None
         search = SearchOptions(options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.bounds)
-        graphs = smoothed(self.fused.graphs, feeds, self.goldens)
+        graphs = for_search(self.fused.graphs, feeds, self.goldens)
         result = search_plan(search, self.staging, graphs, feeds, self.release_weights, self.progress)
         return result.plan, result.evidence
 
