@@ -29,7 +29,8 @@ def hadamard(size: int) -> np.ndarray:
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return (matrix / np.sqrt(size)).astype(np.float32)
+    found: np.ndarray = (matrix / np.sqrt(size)).astype(np.float32)
+    return found
 
 
 def rotated(rows: np.ndarray) -> np.ndarray:
