@@ -7,6 +7,7 @@ however its guesses were made: it is the one that would have been drawn without 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ MOST_DRAFTED = 8  # tokens that a draft guesses for a pass
 CONTEXT = 8  # tokens of a text's end that are compared with what stood before
 CANDIDATES = 16  # latest places that are compared
 FIRST_DRAFT = 0.5  # of a plain pass, that a guess of a draft takes until it was measured
+SURE = math.log(0.4)  # behind a guess that no row's draft is surer of than this, it guesses no further
 REST, TRIES = 32, 3  # steps for which a draft that did not help rests at first, and how often it is tried again
 
 
@@ -157,7 +159,7 @@ class DraftedRows:
         texts = [[*row.request.prefix, *row.tokens] for row in rows]
         self._state = DecoderState(engine, cross, texts, max(row.request.limit for row in rows))
         self._selector: TokenSelector | None = None
-        self._begun = False
+        self._begun, self._sure = False, True
 
     def guess(self, most: dict[int, int]) -> dict[int, list[int]]:
         """By a row's id(), what the draft would answer next: at most `most` tokens."""
@@ -173,6 +175,8 @@ class DraftedRows:
             least = 1 + int(state.room()[state.active].min())
             counts = [min(count, least) for count in counts]
         for ahead in range(1, max(counts)):
+            if not self._sure:
+                break
             for place, count in enumerate(counts):
                 if count <= ahead and state.active[place]:
                     state.active[place] = False
@@ -197,10 +201,12 @@ class DraftedRows:
         else:
             self._catch_up()
         uniform = [row.uniform(ahead) for row in self.rows] if self._search.sampling else None
-        tokens, _ = self._selector.select(rules, uniform)
-        for place, token in enumerate(tokens):
+        tokens, logprobs = self._selector.select(rules, uniform)
+        self._sure = False
+        for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if state.active[place]:
                 found[place].append(token)
+                self._sure |= logprob >= SURE
 
     def _catch_up(self) -> None:
         """Run what rows have become since; entries of guesses that came true stay."""

@@ -1,5 +1,6 @@
 """Guesses change no answer: greedy and sampled, alone and in ragged batches, with every rule, up to every end."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,17 @@ def test_lookup_takes_the_place_most_like_the_end() -> None:
     text.extend([8, 4, 4, 4])
     assert text.following(3) == [4, 4, 4]  # a text that repeats itself goes on so
     assert Text([1, 2, 3]).following(3) == [] and Text([1]).following(3) == []
+
+
+def test_calls_and_streams_of_many_threads_guess_in_one_batch(model: Model, guesses: dict[str, Any]) -> None:
+    rng = np.random.default_rng(4)
+    texts = [rng.integers(4, tiny.VOCABULARY, rng.integers(2, 9)).tolist() * 2 for _ in range(12)]
+    plain = [model.generate([text], max_new_tokens=20)[0].text for text in texts]
+
+    def answer(i: int) -> str | None:
+        if i % 2:
+            return model.generate([texts[i]], max_new_tokens=20, **guesses)[0].text
+        return "".join(model.stream(texts[i], max_new_tokens=20, **guesses))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(answer, range(len(texts)))) == plain
