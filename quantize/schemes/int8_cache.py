@@ -33,14 +33,32 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Turns:
-    """How positions turn the channels of a key.
+    """How positions turn the channels of a key, as the graph shows it.
 
-    pairs: int64 [n, 2], channels that are turned into each other; None where the graph does not show it. tables: names of the values that
-    hold the cosines and sines of each pair, float32 [..., positions, n], one row a position from 0 on.
+    tables: names of the values that hold the cosines and sines of each pair, float32 [..., positions, pairs], one row a position from 0 on;
+    None where the graph does not show how keys are turned. neighbours: the channels of a pair stand side by side; else each is as far into
+    the first half as the other into the second.
     """
 
-    pairs: np.ndarray | None
-    tables: tuple[str, str] | None = None
+    tables: tuple[str, str] | None
+    neighbours: bool = False
+
+    def speeds(self, values: Mapping[str, np.ndarray]) -> Speeds | None:
+        """What the values of the tables say; None where they say nothing."""
+        if self.tables is None or any(table not in values for table in self.tables):
+            return None
+        cosines, sines = (values[table].reshape(-1, values[table].shape[-1])[:2].astype(np.float64) for table in self.tables)
+        channels = np.arange(2 * cosines.shape[1])
+        pairs = channels.reshape(-1, 2) if self.neighbours else channels.reshape(2, -1).T
+        return Speeds(pairs, np.abs(np.arctan2(sines[1], cosines[1]))) if len(cosines) == 2 else None
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """pairs: int64 [n, 2], channels that are turned into each other. radians: from one position to the next, float64 [n]."""
+
+    pairs: np.ndarray
+    radians: np.ndarray
 
 
 def check(models: Mapping[str, ir.Model]) -> None:
@@ -115,56 +133,48 @@ def peaks(model: ir.Model, turns: Mapping[str, Turns], feeds: Feeds, positions: 
     """The largest magnitude of each channel by the name of its past, float32 [kv_heads, head_size], above 0."""
     names = [str(source(node, place).name) for node in attentions(model.graph) for place in (PAST_KEY, PAST_VALUE)]
     found: dict[str, np.ndarray] = {}
-    speeds: dict[str, np.ndarray | None] = {}
-    tables = {name: one.tables for name, one in turns.items() if one.tables is not None}
-    constants = {table: array for pair in tables.values() for table in pair if (array := _constant(model.graph, table)) is not None}
-    with opened({"decoder": model}, [table for pair in tables.values() for table in pair]) as runners:
+    speeds: dict[str, Speeds | None] = {}
+    tables = {table for one in turns.values() for table in one.tables or ()}
+    constants = {table: array for table in tables if (array := _constant(model.graph, table)) is not None}
+    with opened({"decoder": model}, tables) as runners:
         runner = runners["decoder"]
-        for feed in feeds:
-            begins = int(feed[SEQLENS].max()) < feed[INPUT_IDS].shape[1]
+        for feed in sorted(feeds, key=lambda feed: -_length_from_0(feed)):  # the first shows two positions at least
             wanted = [PRESENT + name.removeprefix(PAST) for name in names]
-            if not speeds and begins and feed[INPUT_IDS].shape[1] > 1:
-                wanted += [table for pair in tables.values() for table in pair if table in runner.outputs]
-            (values,) = runner.run([_with_room(feed, names)], list(dict.fromkeys(wanted)))
-            if not speeds:
-                speeds = {name: _speeds(constants | values, pair) for name, pair in tables.items()}
+            wanted += [] if speeds else [table for table in sorted(tables) if table in runner.outputs]
+            (values,) = runner.run([_with_room(feed, names)], wanted)
+            speeds = speeds or {name: one.speeds(constants | values) for name, one in turns.items()}
             for name in names:
                 cache = values[PRESENT + name.removeprefix(PAST)]
                 for row, last in enumerate(feed[SEQLENS]):
                     entries = cache[row, :, : int(last) + 1]
-                    first = int(last) + 1 - entries.shape[1]
-                    size = _reached(entries, first, turns[name], speeds.get(name), positions) if name in turns else np.abs(entries)
+                    size = np.abs(entries)
+                    if name in turns:
+                        size = _reached(entries, int(last) + 1 - entries.shape[1], speeds[name], positions)
                     found[name] = np.maximum(found.get(name, np.float32(0)), size.max(1))
     return {name: _above_zero(peak) for name, peak in found.items()}
+
+
+def _length_from_0(feed: Mapping[str, np.ndarray]) -> int:
+    """Ids of a feed whose cache begins empty, else 0."""
+    length = int(feed[INPUT_IDS].shape[1])
+    return length if int(feed[SEQLENS].max()) < length else 0
 
 
 def _constant(graph: ir.Graph, name: str) -> np.ndarray | None:
     return array_of(graph.initializers[name]) if name in graph.initializers else None
 
 
-def _speeds(values: Mapping[str, np.ndarray], tables: tuple[str, str]) -> np.ndarray | None:
-    """Radians that each pair is turned from one position to the next, float64 [n]; None where the graph has no such values."""
-    if any(table not in values for table in tables):
-        return None
-    cosines, sines = (values[table].reshape(-1, values[table].shape[-1])[:2].astype(np.float64) for table in tables)
-    return np.abs(np.arctan2(sines[1], cosines[1])) if len(cosines) == 2 else None
-
-
-def _reached(entries: np.ndarray, first: int, turns: Turns, speeds: np.ndarray | None, positions: int | None) -> np.ndarray:
+def _reached(entries: np.ndarray, first: int, speeds: Speeds | None, positions: int | None) -> np.ndarray:
     """The largest magnitudes of keys float32 [kv_heads, entries, head_size] at all positions that they could be at. first: the position of
     the first entry."""
     size: np.ndarray = np.abs(entries)
-    if turns.pairs is None:
+    if speeds is None:
         return np.tile(np.sqrt(2) * size.max(-1, keepdims=True), (1, 1, size.shape[-1]))
-    if not len(turns.pairs):
-        return size
-    a, b = entries[..., turns.pairs[:, 0]], entries[..., turns.pairs[:, 1]]
-    length = np.hypot(a, b)
-    whole = np.full(len(turns.pairs), np.inf) if speeds is None or positions is None else speeds * max(positions - 1, 0)
-    before = np.arange(first, first + size.shape[1])[:, None] * (0 if speeds is None else speeds)
-    least = np.arctan2(b, a) - before  # the angle at position 0
+    a, b = entries[..., speeds.pairs[:, 0]], entries[..., speeds.pairs[:, 1]]
+    whole = np.full(len(speeds.pairs), np.inf) if positions is None else speeds.radians * max(positions - 1, 0)
+    at_0 = np.arctan2(b, a) - np.arange(first, first + size.shape[1])[:, None] * speeds.radians
     for place, turned in ((0, 0.0), (1, np.pi / 2)):  # a is the cosine of the angle, b its sine
-        size[..., turns.pairs[:, place]] = length * _largest_cosine(least - turned, whole)
+        size[..., speeds.pairs[:, place]] = np.hypot(a, b) * _largest_cosine(at_0 - turned, whole)
     return size
 
 
@@ -183,23 +193,24 @@ def _above_zero(peak: np.ndarray) -> np.ndarray:
 
 def _with_room(feed: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
     """A feed whose caches, where they begin empty, have room for all of its ids, so that a window keeps them all."""
-    made, length, after = dict(feed), feed[INPUT_IDS].shape[1], int(feed[SEQLENS].max()) + 1
+    made, length = dict(feed), _length_from_0(feed)
     for name in names:
         past = feed[name]
-        if after <= length and past.shape[2] < length:
+        if past.shape[2] < length:
             past = np.zeros((*past.shape[:2], length, past.shape[3]), past.dtype)
         made[name] = past
     return made
 
 
 def turning(model: ir.Model) -> dict[str, Turns]:
-    """How positions turn the keys of a decoder, by the name of their past. model: float32, fused."""
-    return {str(source(node, PAST_KEY).name): _turns(node) for node in attentions(model.graph)}
+    """How positions turn the keys of a decoder, by the name of their past; keys that none turns are left out. model: float32, fused."""
+    found = {str(source(node, PAST_KEY).name): _turns(node) for node in attentions(model.graph)}
+    return {name: turns for name, turns in found.items() if turns is not None}
 
 
-def _turns(node: ir.Node) -> Turns:
+def _turns(node: ir.Node) -> Turns | None:
     if attribute(node, "do_rotary", 0):
-        return _turned_by(node, COSINES, bool(attribute(node, "rotary_interleaved", 0)), 0)
+        return _turned_by(node, COSINES, "rotary_interleaved")
     key = optional(node, KEY)
     left, seen = [] if key is None else [key], set[ir.Value]()
     while left:  # back to the products that make the key
@@ -208,24 +219,15 @@ def _turns(node: ir.Node) -> Turns:
         if value in seen or producer is None or producer.op_type in PRODUCTS:
             continue
         seen.add(value)
-        if producer.op_type == "RotaryEmbedding":
-            width = int(attribute(producer, "rotary_embedding_dim", 0))
-            first = 1 if is_op(producer, "RotaryEmbedding") else 2  # the kernel of ONNX Runtime reads positions before the tables
-            return _turned_by(producer, first, bool(attribute(producer, "interleaved", 0)), width)
+        if producer.op_type == "RotaryEmbedding":  # ONNX Runtime's own reads positions before the tables
+            return _turned_by(producer, 1 if is_op(producer, "RotaryEmbedding") else 2, "interleaved")
         if producer.op_type not in PASSED:
             return Turns(None)
         left += [given for given in producer.inputs if given is not None]
-    return Turns(np.zeros((0, 2), np.int64))
+    return None
 
 
-def _turned_by(node: ir.Node, cosines: int, neighbours: bool, width: int) -> Turns:
-    """What a node turns whose tables are its inputs from `cosines` on. width: channels at the beginning of a head, 0: as the tables say."""
-    tables = source(node, cosines), source(node, cosines + 1)
-    shape = dims(tables[0])
-    half = width // 2 or (shape[-1] if shape is not None and isinstance(shape[-1], int) else 0)
-    return Turns(_pairs(2 * half, neighbours) if half else None, (str(tables[0].name), str(tables[1].name)))
-
-
-def _pairs(width: int, neighbours: bool) -> np.ndarray:
-    channels = np.arange(width)
-    return channels.reshape(-1, 2) if neighbours else channels.reshape(2, -1).T
+def _turned_by(node: ir.Node, cosines: int, neighbours: str) -> Turns:
+    """What a node turns by the tables that are its inputs from `cosines` on."""
+    tables = str(source(node, cosines).name), str(source(node, cosines + 1).name)
+    return Turns(tables, bool(attribute(node, neighbours, 0)))

@@ -144,8 +144,6 @@ def test_scales_hold_keys_at_positions_that_no_text_had() -> None:
     keys = given["x"].reshape(2, LENGTH, HEADS + 2 * KV_HEADS, SIZE)[:, :, HEADS : HEADS + KV_HEADS]
     keys[..., 7], keys[..., 15] = 100, 0  # the slowest pair: 0.018 radians a position
     keys[..., 0], keys[..., 8] = 100, 0  # the fastest: 1 radian
-    pairs = int8_cache.turning(model)["past_key_0"].pairs
-    assert pairs is not None and pairs[7].tolist() == [7, 15]
     (small, short) = (made(model, given, 1.0, positions) for positions in (64, LENGTH))
     for at in (0, 17, 64 - LENGTH):
         (found,) = answers(small, [cast(behind(given, at), small)])
@@ -157,6 +155,41 @@ def test_scales_hold_keys_at_positions_that_no_text_had() -> None:
     assert (partner[1] < partner[0] / 3).all()
     for m in (small, short):
         np.testing.assert_allclose(scales(m, "key")[0, :, 0, [0, 8]], 100 / 127, rtol=0.05)
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_keys_that_are_turned_before_the_kernel_have_pairs_too(neighbours: bool) -> None:
+    """As they are in classes that are traced: by a node whose tables are made in the graph."""
+    model = decoder(rotary=True)
+    (node,) = model.graph
+    cosines, sines = (node.inputs[place].name for place in (7, 8))
+    packed, parts = node.inputs[0], [ir.Value(name=name) for name in ("query", "key", "value")]
+    width, kv_width = HEADS * SIZE, KV_HEADS * SIZE
+    sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([width, kv_width, kv_width], np.int64), name="sizes"))
+    model.graph.register_initializer(sizes)
+    split = ir.Node("", "Split", [packed, sizes], [ir.AttrInt64("axis", -1)], outputs=parts)
+    tables = []
+    for name in (cosines, sines):
+        made_of = [model.graph.initializers[name], model.graph.inputs[1]]
+        rows = ir.node("Gather", [made_of[0], made_of[1]], {"axis": 0})
+        rows.outputs[0].name = f"{name}/rows"
+        tables.append(rows)
+    turned = ir.node(
+        "RotaryEmbedding", [parts[1], *(rows.outputs[0] for rows in tables)], {"num_heads": KV_HEADS, "interleaved": int(neighbours)}
+    )
+    turned.outputs[0].name = "turned"
+    for new in (split, *tables, turned):
+        model.graph.insert_before(node, new)
+    for place, value in ((0, parts[0]), (1, turned.outputs[0]), (2, parts[2]), (7, None), (8, None)):
+        node.replace_input_with(place, value)
+    node.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 0)
+    model.graph.opset_imports[""] = 23
+    given = feed() | {"input_ids": np.tile(np.arange(LENGTH), (2, 1))}  # in the place of positions
+    given["x"].reshape(2, LENGTH, HEADS + 2 * KV_HEADS, SIZE)[:, :, HEADS : HEADS + KV_HEADS, 0] = 100
+    assert int8_cache.turning(model)["past_key_0"].neighbours == neighbours
+    key = scales(made(model, given), "key")[0, :, 0]
+    np.testing.assert_allclose(key[:, 1 if neighbours else SIZE // 2], key[:, 0], rtol=0.05)
+    assert (np.delete(key, [0, 1 if neighbours else SIZE // 2], axis=1) < key[:, :1] / 10).all()
 
 
 def test_what_is_silent_or_zero_has_a_scale() -> None:
