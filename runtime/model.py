@@ -20,7 +20,7 @@ from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Job, Stream
-from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many
+from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many, whole
 from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
@@ -49,27 +49,39 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     draft: str | None = None,
+    prefix_cache_mb: int | None = None,
 ) -> Model:
     """Load a bundle.
 
     precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
     this process may use. verify: check every file's hash too. draft: another variant, which guesses tokens that this one checks: the same
-    answers, sooner where it is much smaller.
+    answers, sooner where it is much smaller. prefix_cache_mb: memory (MiB) in which a language model keeps keys and values of prompts and
+    answers, so that a prompt that begins as another did is read from where they part; None keeps none.
     Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
     (the device cannot be had).
     """
-    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft))
+    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft, prefix_cache_mb))
 
 
-def _loaded(path: str | Path, precision: str | None, device: str, threads: int | None, verify: bool, draft: str | None) -> Model:
+def _loaded(
+    path: str | Path,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    verify: bool,
+    draft: str | None,
+    prefix_cache_mb: int | None,
+) -> Model:
+    if prefix_cache_mb is not None:
+        whole("prefix_cache_mb", prefix_cache_mb, 1)
     bundle = Bundle.open(path, verify)
-    model = _variant(bundle, "precision", bundle.default if precision is None else precision, device, threads)
+    model = _variant(bundle, "precision", bundle.default if precision is None else precision, device, threads, prefix_cache_mb)
     if draft is not None:
         model.draft = model.checked_draft(_variant(bundle, "draft", draft, device, threads))
     return model
 
 
-def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None) -> Model:
+def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None, prefix_cache_mb: int | None = None) -> Model:
     if name not in bundle.variants:
         raise UsageError(
             f"{option} is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
@@ -84,7 +96,7 @@ def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int |
             f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
             f"use device {required.name} or another variant"
         )
-    return Model(bundle, name, sessions, threads)
+    return Model(bundle, name, sessions, threads, prefix_cache_mb)
 
 
 def in_background(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], Coroutine[Any, Any, R]]:
@@ -106,9 +118,12 @@ class Model:
     there would wait for ever).
     """
 
-    def __init__(self, bundle: Bundle, precision: str, sessions: Sessions, asked_threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, sessions: Sessions, asked_threads: int | None = None, prefix_cache_mb: int | None = None
+    ) -> None:
         self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
-        self._process, self._closed, self._asked_threads = os.getpid(), False, asked_threads
+        self._process, self._closed = os.getpid(), False
+        self._asked_threads, self._prefix_cache_mb = asked_threads, prefix_cache_mb
         self._lock, self._calls = threading.Lock(), None  # type: threading.Lock, Background | None
         self.draft: Model | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
@@ -123,8 +138,11 @@ class Model:
         if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan names
             sessions = replace(sessions, exact=False)
         if bundle.generation is not None:
-            self.engine: Engine | None = Engine(bundle, variant, sessions)
+            kept = None if prefix_cache_mb is None else prefix_cache_mb << 20
+            self.engine: Engine | None = Engine(bundle, variant, sessions, kept)
             self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
+        elif prefix_cache_mb is not None:
+            raise UsageError(f"prefix_cache_mb is for language models; this bundle's task is {bundle.task}")
         else:
             from onnxport.runtime.encoder import Encoder
 
@@ -573,7 +591,15 @@ class Model:
         """A model pickles as its path and options, and opens again where it lands."""
         self._ready()
         draft = None if self.draft is None else self.draft.precision
-        return load, (os.path.abspath(self.bundle.path), self.precision, self.device, self._asked_threads, False, draft)
+        return load, (
+            os.path.abspath(self.bundle.path),
+            self.precision,
+            self.device,
+            self._asked_threads,
+            False,
+            draft,
+            self._prefix_cache_mb,
+        )
 
     def __enter__(self) -> Model:
         return self

@@ -144,7 +144,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             if getattr(self, name) is not None or name in ("n_best", "batch_size"):
-                object.__setattr__(self, name, _whole(name, getattr(self, name), least))
+                object.__setattr__(self, name, whole(name, getattr(self, name), least))
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not (name == "temperature" and _is_zero(value)):
@@ -299,7 +299,8 @@ def _first(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def whole(name: str, value: object, least: int) -> int:
+    """The number that a caller gave. UsageError for what is no whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
     return int(value)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
-from onnxport.runtime.decode.cache import CrossCache
+from onnxport.runtime.decode.cache import CrossCache, HostCache
 from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.prompt_cache import Beginning
 from onnxport.runtime.decode.state import DecoderState, EncodedSource
 from onnxport.runtime.options import Search
 
@@ -34,7 +35,9 @@ class Request:
 
 
 class Decoding(Protocol):
-    """A request on its way to an answer."""
+    """A request on its way to an answer. cached_tokens: of its prefix, that need not run."""
+
+    cached_tokens: int
 
     @property
     def request(self) -> Request:
@@ -88,7 +91,20 @@ class Batch(ABC, Generic[T]):
         self._others_turn = False
         if self._state is None or self._state.run_part():
             return []
-        return self._advance(self._state)
+        first, ended = not self._state.begun, self._advance(self._state)
+        self._keep(self._state, self._decodings if first else ended)
+        return ended
+
+    def _keep(self, state: DecoderState, decodings: Sequence[T]) -> None:
+        """Keep what was read of prompts that have just run, and of answers that have ended."""
+        kept = self._engine.prompt_cache
+        if kept is None or not decodings:
+            return
+        places = {id(decoding): place for place, decoding in enumerate(self._decodings)}
+        for decoding in decodings:
+            row = places[id(decoding)] * state.beams
+            assert isinstance(state.cache, HostCache)
+            kept.add(behind(decoding)[: int(state.lengths[row])], state.cache, row)
 
     @abstractmethod
     def _empty(self) -> Batch[T]:
@@ -151,11 +167,14 @@ class Batch(ABC, Generic[T]):
     def _start(self, waiting: deque[T], positions: int, most: int | None = None) -> None:
         """Begin anew with what waits: at most `most` decodings, and of several with prompts so many as have `positions`."""
         count = longest = 0
+        kept, known = self._engine.prompt_cache, []
         for decoding in self._sources.following(waiting, self._search.batch_size if most is None else most):
-            longest = max(longest, len(behind(decoding)))
+            beginning = Beginning() if kept is None else kept.find(behind(decoding))
+            longest = max(longest, len(behind(decoding)) - beginning.length)
             if count and longest > 1 and (count + 1) * longest > positions and self._engine.admits_while_running:
                 break
             count += 1
+            known.append(beginning)
         taken = self._sources.take(waiting, count)
         self._decodings, self._state = [decoding for decoding, _ in taken], None
         if not taken:
@@ -163,9 +182,11 @@ class Batch(ABC, Generic[T]):
         beams = self._first_rows(self._decodings)
         prefixes = [behind(decoding) for decoding in self._decodings for _ in range(beams)]
         new = max(decoding.request.limit for decoding in self._decodings)
-        self._state = DecoderState(self._engine, merged([source for _, source in taken]), prefixes, new, beams)
-        for decoding in self._decodings:
+        cross = merged([source for _, source in taken])
+        self._state = DecoderState(self._engine, cross, prefixes, new, beams, known if beams == 1 else ())
+        for decoding, beginning in zip(self._decodings, known, strict=True):
             self._begin(decoding, beams)
+            decoding.cached_tokens = min(beginning.length, len(decoding.request.prefix))
         self._rows_changed(self._state)
 
     def _join(self, joining: Batch[T]) -> list[T]:

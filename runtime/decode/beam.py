@@ -46,7 +46,7 @@ class Beams:
         self.request = request
         self.finished: list[Hypothesis] = []
         self.open = True  # a running beam may still be better than the worst finished one
-        self.done = False
+        self.done, self.cached_tokens = False, 0
         self.begin(1)
 
     def begin(self, beams: int) -> None:

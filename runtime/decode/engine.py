@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxport.errors import BundleError, OnnxportError, TextError
+from onnxport.errors import BundleError, OnnxportError, TextError, UsageError
 from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle import interface
 from onnxport.runtime.bundle.manifest import MOST_OF_A_HEAD, GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
 from onnxport.runtime.decode.guess_policy import PassCosts
+from onnxport.runtime.decode.prompt_cache import PromptCache
 from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ class Positions:
 
 
 class Engine:
-    """Encoder, decoder and search sessions. Sessions may be run from many threads; search graphs are loaded when first used."""
+    """Encoder, decoder and search sessions. Sessions may be run from many threads; search graphs are loaded when first used.
 
-    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions) -> None:
+    prompt_cache: bytes of keys and values of prompts that are kept, None for none. UsageError where prompts cannot be kept.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions, prompt_cache: int | None = None) -> None:
         if bundle.generation is None:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
         self.config: GenerationConfig = bundle.generation
@@ -68,6 +72,19 @@ class Engine:
         if found not in NUMPY_TYPES:
             raise BundleError(f"variant {variant.name}: its cache is {found}, expected a type that NumPy has; choose another precision")
         self.cache_type = np.dtype(NUMPY_TYPES[found])
+        self.prompt_cache = None if prompt_cache is None else self._new_prompt_cache(prompt_cache)
+
+    def _new_prompt_cache(self, most: int) -> PromptCache:
+        if self.encoder is not None:
+            raise UsageError("prefix_cache_mb is for language models; this bundle has an encoder, so its prompts are sources")
+        if not self.device.host_memory:
+            raise UsageError(f"prefix_cache_mb needs a cache in host memory, asked for device {self.device.name}; use device cpu")
+        if interface.QUERY_LENGTHS not in self.inputs:
+            raise UsageError(
+                f"prefix_cache_mb: this decoder cannot go on behind kept entries, it has no input {interface.QUERY_LENGTHS}; "
+                "export the model again"
+            )
+        return PromptCache(most, self.shortest_window)
 
     def _check_decoder(self, variant: Variant) -> None:
         absent = [name for name in interface.required_inputs(self.config.layers) if name not in self.inputs]

@@ -37,7 +37,7 @@ class Generation:
     log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
     "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
     alternatives: the next best beams, with n_best. segments: how many a long text was answered in. guessed: tokens that `lookup` or a draft
-    guessed and the model checked; accepted: how many of them came true.
+    guessed and the model checked; accepted: how many of them came true. cached_tokens: of the prompt, known from the prompt cache.
     """
 
     text: str | None
@@ -49,6 +49,7 @@ class Generation:
     segments: int = 1
     guessed: int = 0
     accepted: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Generator:
             found = [self._empty() for _ in inputs]
             for beams in done:
                 best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
-                found[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]))
+                found[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]), cached_tokens=beams.cached_tokens)
             return found
 
         return Job(search, [Beams(request) for request in ordered], make, lambda one: Beams(one.request), results)
@@ -286,7 +287,7 @@ class Generator:
         end = len(row.tokens) - (row.reason == "eos")
         text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
         found = Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
-        return replace(found, guessed=row.guessed, accepted=row.accepted) if row.guessed else found
+        return replace(found, guessed=row.guessed, accepted=row.accepted, cached_tokens=row.cached_tokens)
 
     def _of_beam(self, hypothesis: Hypothesis, search: Search) -> Generation:
         end = len(hypothesis.tokens) - (hypothesis.reason == "eos")

@@ -37,6 +37,7 @@ class Row:
     reason: str = ""
     guessed: int = 0
     accepted: int = 0
+    cached_tokens: int = 0
     _drawn: deque[float] = field(default_factory=deque)
 
     @property

@@ -13,6 +13,7 @@ from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle import interface
 from onnxport.runtime.decode.cache import CrossCache, HostCache, Move
 from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.prompt_cache import Beginning
 from onnxport.runtime.sessions import empty_value, run_bound, value_of
 
 if TYPE_CHECKING:
@@ -70,11 +71,20 @@ class DecoderState:
     cache entries. `active` bool [rows]: rows that are finished keep their length, and what they compute is not used.
     `logits` is the OrtValue float32 [rows, vocab] and `best` the best tokens that every run writes; `logits` changes only when the number
     of rows does.
-    beams: rows that share a source, side by side.
+    beams: rows that share a source, side by side. known: what of each row's prefix need not run; in host memory only.
     """
 
-    def __init__(self, engine: Engine, cross: CrossCache | None, prefixes: Sequence[Sequence[int]], new: int, beams: int = 1) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        cross: CrossCache | None,
+        prefixes: Sequence[Sequence[int]],
+        new: int,
+        beams: int = 1,
+        known: Sequence[Beginning] = (),
+    ) -> None:
         self.engine, self.cross, self.beams = engine, cross, beams
+        self._known = known
         self._prefixes, self._new = prefixes, new
         self._parts: deque[Part] | None = None  # of the prefixes, that have not run
         self.begun = False  # all prefixes have run
@@ -113,13 +123,22 @@ class DecoderState:
             longest = int(self.lengths.max())
             self.cache.allocate(self.rows, longest + min(self._new, FIRST_POSITIONS))
             size = PREFILL_CHUNK if interface.QUERY_LENGTHS in self.engine.inputs else longest  # only then may entries be before a part
-            self._parts = deque(_chunks(self._prefixes, self.engine.config.pad_id or 0, size))
+            before = np.zeros(self.rows, np.int64)
+            for row, beginning in enumerate(self._known):
+                if beginning.length:
+                    assert isinstance(self.cache, HostCache)
+                    beginning.put(self.cache, row)
+                    before[row] = beginning.length
+            self._parts = deque(_chunks(self._prefixes, before, self.engine.config.pad_id or 0, size))
         return self._parts
 
     def _run_part(self, part: Part) -> None:
         ids, done, real = part
         self.engine.positions.add(ids.size, int(real.sum()))
-        run_bound(self.engine.decoder, self._bind(interface.prefill(ids, real, done), self))
+        feeds = interface.prefill(ids, real, done)
+        positions, last = feeds[interface.POSITION_IDS], np.maximum(done + real, 1) - 1
+        np.minimum(positions, last[:, None], out=positions)  # padding stays within the model's positions
+        run_bound(self.engine.decoder, self._bind(feeds, self))
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
@@ -316,11 +335,14 @@ class DecoderState:
         return binding
 
 
-def _chunks(prefixes: Sequence[Sequence[int]], pad: int, size: int) -> Iterator[Part]:
-    """Parts of at most `size` ids of each row. All rows end in the last part; how a row is cut depends on its own length only."""
-    lengths = np.array([len(p) for p in prefixes], np.int64)
+def _chunks(prefixes: Sequence[Sequence[int]], before: np.ndarray, pad: int, size: int) -> Iterator[Part]:
+    """Parts of at most `size` ids of each row, behind the first `before` int64 [rows], which need not run.
+
+    All rows end in the last part; how a row is cut depends on its own length only.
+    """
+    lengths = np.array([len(p) for p in prefixes], np.int64) - before
     for left in range((int(lengths.max()) - 1) // size * size, -1, -size):  # ids of the longest row that come after this part
-        stops = np.maximum(lengths - left, 0)
-        starts = np.maximum(lengths - left - size, 0)
+        stops = before + np.maximum(lengths - left, 0)
+        starts = before + np.maximum(lengths - left - size, 0)
         ids, _ = padded([p[start:stop] for p, start, stop in zip(prefixes, starts, stops, strict=True)], pad)
         yield ids, starts, stops - starts
