@@ -7,7 +7,8 @@
 BUNDLE is a language model's with an fp32 variant. Each side has the same weights, once with the cache of the graph's own type and once with
 one of 8 bits; its scales are found on the kit's calibration texts as `--kv int8` finds them. `quality` also shows one scale for all of a
 layer's keys, and one for each head. `kernel` times one GroupQueryAttention of so many query heads, key heads and channels. Ratios are
-medians over runs that alternate, with their 10th and 90th percentile; with one thread, of the CPU time of the calling thread.
+medians over runs that alternate, with their 10th and 90th percentile; with one thread, of the CPU time of the calling thread. `steps` gives
+the geometric mean of both orders of loading, and the two.
 """
 
 from __future__ import annotations
@@ -201,10 +202,15 @@ def steps(bundle: Path, entries: list[int], variants: str, threads: int) -> None
     for variant in variants.split(","):
         model = Model(found, variant)
         for count in entries:
-            sides = [_step(found, graph, count, threads) for graph in (model.plain, model.timed())]
-            times = _alternating([run for run, _ in sides], threads)
-            own, small = (size / 1e6 for _, size in sides)
-            print(f"| {variant} | {count} | {1e3 * np.median(times[0]):.1f} | {_ratio(times, 1)} | {own:.1f} | {small:.1f} |", flush=True)
+            graphs, medians, sizes = [model.plain, model.timed()], [], {}
+            for order in ((0, 1), (1, 0)):  # which one is loaded first makes up to a fifth alone
+                sides = {side: _step(found, graphs[side], count, threads) for side in order}
+                times = _alternating([sides[side][0] for side in (0, 1)], threads)
+                medians.append((float(np.median(times[0])), float(np.median(times[0] / times[1]))))
+                sizes = {side: size / 1e6 for side, (_, size) in sides.items()}
+            own, faster = np.exp(np.log(medians).mean(0))
+            both = " and ".join(f"{ratio:.2f}" for _, ratio in medians)
+            print(f"| {variant} | {count} | {1e3 * own:.1f} | {faster:.2f} ({both}) | {sizes[0]:.1f} | {sizes[1]:.1f} |", flush=True)
 
 
 def _step(bundle: Bundle, graph: ir.Model, count: int, threads: int) -> tuple[Callable[[], None], int]:
