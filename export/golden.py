@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from onnxport.compare.sample_texts import QUESTIONS
 from onnxport.compare.texts import Sample, golden_texts, token_rows
+from onnxport.export.deferred import in_step
 from onnxport.export.description import CausalOriginal, Seq2SeqOriginal
 from onnxport.export.source import Source
 from onnxport.export.user_code import check_alike
@@ -191,41 +193,45 @@ def causal_goldens(
     inputs = Inputs(20240229, special(ids))
     vocabulary = model.rows
     result: dict[str, np.ndarray] = {}
-    for i, lengths in enumerate(CAUSAL_SHAPES):
-        lengths = fit(scaled(lengths, vocabulary), max_length)
-        rows = inputs.rows(vocabulary, lengths, ids["pad_id"])
-        logits = model.causal(rows)
-        if not i:
-            check_alike("the model", [logits], [model.causal(rows)])
+    shapes = [fit(scaled(lengths, vocabulary), max_length) for lengths in CAUSAL_SHAPES]
+    cases = [inputs.rows(vocabulary, lengths, ids["pad_id"]) for lengths in shapes]
+    found = in_step(model.modules, [partial(model.causal, rows) for rows in (*cases, cases[0])])
+    check_alike("the model", found[:1], [found.pop()])
+    for i, (lengths, rows, logits) in enumerate(zip(shapes, cases, found, strict=True)):
         logits = logits * real(lengths)[:, :, None]
         result |= {f"seq{i}/input_ids": rows.numpy(), f"seq{i}/lengths": np.array(lengths), f"seq{i}/logits": logits.numpy()}
     lengths = fit(GREEDY_SHAPES, max(1, max_length // 2) if max_length is not None else None)
     prompts, mask = inputs.rows(vocabulary, lengths, ids["pad_id"]), real(lengths)
     count = min(GREEDY_TOKENS, max_length - max(lengths) + 1) if max_length is not None else GREEDY_TOKENS
-    answers = [greedy_causal(model, row[:length], ids["eos_id"], count) for row, length in zip(prompts, lengths, strict=True)]
+    rows = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
+    answers = in_step(model.modules, [partial(greedy_causal, model, row, ids["eos_id"], count) for row in rows])
     result |= {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
     return result | (_texts(model, ids, source, max_length) if source is not None else {})
 
 
 def _texts(model: CausalOriginal, ids: dict[str, Any], source: Source, max_length: int | None) -> dict[str, np.ndarray]:
     """The case `text`: the texts of which a model foretells more than a guess would; {} where that is next to nothing."""
-    rows: list[list[int]] = []
-    scored: list[range] = []
-    found: list[Kept] = []
-    for row in _sample_rows(source, "source", golden_texts(), max_length, model.rows):
-        first = max(1, len(row) - SCORED)
-        first = first if len(row) > LONG else min(first, BEFORE)
-        places = range(first, min(first + SCORED, len(row)))
-        if places:
-            logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, first - 1 :]
-            kept = _kept(logits, row[first : places.stop])
-            if _knows(kept, logits.shape[-1]):
-                rows.append(row)
-                scored.append(places)
-                found += kept
-    if sum(map(len, found)) < FEWEST:
+    rows = [row for row in _sample_rows(source, "source", golden_texts(), max_length, model.rows) if len(row) > 1]
+    scored = [_scored(row) for row in rows]
+
+    def foretold(row: list[int], places: range) -> list[Kept]:
+        logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, places.start - 1 :]
+        kept = _kept(logits, row[places.start : places.stop])
+        return kept if _knows(kept, logits.shape[-1]) else []
+
+    found = in_step(model.modules, [partial(foretold, row, places) for row, places in zip(rows, scored, strict=True)])
+    if sum(len(kept) for text in found for kept in text) < FEWEST:
         return {}
-    return _text_case(rows, scored, found, ids["pad_id"])
+    known = [i for i, text in enumerate(found) if text]
+    kept = [kept for text in found for kept in text]
+    return _text_case([rows[i] for i in known], [scored[i] for i in known], kept, ids["pad_id"])
+
+
+def _scored(row: list[int]) -> range:
+    """The places of a text that are judged."""
+    first = max(1, len(row) - SCORED)
+    first = first if len(row) > LONG else min(first, BEFORE)
+    return range(first, min(first + SCORED, len(row)))
 
 
 def _sample_rows(source: Source, side: str, samples: Sequence[Sample], most: int | None, vocabulary: int) -> list[list[int]]:

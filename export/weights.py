@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import mmap
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from onnxport.runtime.bundle.reader import sha256
 PICKLES = ("*.pt", "*.pth", "*.bin")
 WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "_forward_module.": "Lightning"}  # prefix of names → whose it is
 PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
+PIECE = 2**22  # numbers that are looked at together: what is made of them takes memory
 MAPS = Path("/proc/self/maps")
 
 
@@ -101,6 +104,8 @@ def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFil
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
         raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
+    if twice := _repeated(index):
+        raise CheckpointError(f"{index} names tensors twice: {', '.join(twice)}; save the model again")
     paths = [index.parent / name for name in sorted(set(files.values()))]
     if absent := [path.name for path in paths if not path.is_file()]:
         raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}; copy them into the folder")
@@ -111,6 +116,18 @@ def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFil
             raise CheckpointError(f"{path} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
         _join(tensors, found, path)
     return WeightFiles(tensors, [index, *paths])
+
+
+def _repeated(path: Path) -> list[str]:
+    """Names that an object of a JSON file has more than once; whoever reads it sees one of their values."""
+    found: Counter[str] = Counter()
+
+    def count(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.update(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    json.loads(path.read_bytes(), object_pairs_hook=count)
+    return sorted(found)
 
 
 def _join(tensors: dict[str, Tensor], more: dict[str, Tensor], path: Path) -> None:
@@ -160,9 +177,14 @@ def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], 
             continue
         if not tensor.is_floating_point():
             problems.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected a floating type")
-        elif not torch.isfinite(tensor.float()).all():
+        elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(PIECE)):
             problems.append(f"{name} holds NaN or infinity")
     return problems
+
+
+def half_types(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The types of tensors of 16 bits, by name."""
+    return {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype in (torch.bfloat16, torch.float16)}
 
 
 def without_values(part: nn.Module | Tensor) -> list[str]:

@@ -63,6 +63,11 @@ def same_shape(a: Sequence[int | str] | None, b: Sequence[int | str] | None) -> 
     return a is not None and b is not None and "?" not in a and tuple(a) == tuple(b)
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether there is a constant behind a value, which is not read for it."""
+    return value is not None and not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+
+
 def array_of(value: ir.Value | None) -> np.ndarray | None:
     """The constant behind a value, or None."""
     if value is None or value.is_graph_input():
@@ -82,13 +87,13 @@ def only_use(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic | ir.TensorProtocol) -> ir.Value:
     """An initializer; one of that name that exists already is shared."""
     if name in graph.initializers:
         return graph.initializers[name]
-    value = ir.Value(
-        name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=ir.TensorType(ir.tensor(array).dtype)
-    )
+    tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray | np.generic) else array
+    tensor.name = name
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
 

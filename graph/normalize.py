@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx.reference
 import onnx_ir as ir
 
-from onnxport.graph.edit import MICROSOFT, array_of, constant, take_over
+from onnxport.graph.edit import MICROSOFT, constant, dims, is_constant, take_over
 
 FOLDED = {"Split", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Concat"}  # what only lays weights out anew
 # Kernels of ONNX Runtime whose first result has the shape of what they read first.
@@ -32,15 +35,15 @@ def fold_constants(graph: ir.Graph) -> int:
             continue
         if node.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
-            results = None if tensor is None else [tensor.numpy()]
+            results = None if tensor is None else [ir.tensor(np.asarray(tensor.numpy(), order="C"))]
         else:
-            foldable = node.op_type in FOLDED and bool(node.inputs) and all(array_of(v) is not None for v in node.inputs)
-            results = evaluate(node) if foldable else None
+            foldable = node.op_type in FOLDED and bool(node.inputs) and all(is_constant(v) for v in node.inputs)
+            results = evaluated(node) if foldable else None
         if results is None:
             continue
         origin = parameter_of(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-        for i, (old, array) in enumerate(zip(node.outputs, results, strict=True)):
-            new = constant(graph, f"{old.name}/folded", np.asarray(array, order="C"))
+        for i, (old, found) in enumerate(zip(node.outputs, results, strict=True)):
+            new = constant(graph, f"{old.name}/folded", found)
             if origin is not None:
                 new.meta[PARAMETER] = f"{origin}[{i}]" if len(results) > 1 else origin
             take_over(old, new)
@@ -49,8 +52,29 @@ def fold_constants(graph: ir.Graph) -> int:
     return folded
 
 
-def evaluate(node: ir.Node) -> list[np.ndarray]:
-    """The outputs of a node of a graph whose inputs are all constant, by ONNX's own reference."""
+def evaluated(node: ir.Node) -> list[ir.TensorProtocol]:
+    """The outputs of a node of a graph whose inputs are all constant, by ONNX's own reference; what is made of lazy tensors is lazy too."""
+    run = _reference(node)
+    tensors = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
+    shapes = [dims(value) for value in node.outputs]
+    if not any(isinstance(tensor, ir.LazyTensor) for tensor in tensors) or not all(map(_is_known, shapes)):
+        return [ir.tensor(array) for array in run()]
+    types = [value.dtype or tensors[0].dtype for value in node.outputs]
+    return [
+        ir.LazyTensor(partial(_one, run, i), dtype, ir.Shape(shape)) for i, (dtype, shape) in enumerate(zip(types, shapes, strict=True))
+    ]
+
+
+def _is_known(shape: Sequence[int | str] | None) -> bool:
+    return shape is not None and all(isinstance(size, int) for size in shape)
+
+
+def _one(run: Callable[[], list[np.ndarray]], index: int) -> ir.TensorProtocol:
+    return ir.tensor(run()[index])
+
+
+def _reference(node: ir.Node) -> Callable[[], list[np.ndarray]]:
+    """What computes the outputs of a node, whatever becomes of it in its graph."""
     assert node.graph is not None
     proto = ir.to_proto(node)
     del proto.metadata_props[:]
@@ -60,7 +84,12 @@ def evaluate(node: ir.Node) -> list[np.ndarray]:
     since = max(node.graph.opset_imports.get("", 23), REFERENCE_SINCE.get(node.op_type, 0))
     opset = onnx.helper.make_opsetid("", since)
     model = onnx.helper.make_model(onnx.helper.make_graph([proto], "fold", inputs, outputs), opset_imports=[opset])
-    return list(onnx.reference.ReferenceEvaluator(model).run(None, {name: t.numpy() for name, t in tensors.items()}))
+
+    def run() -> list[np.ndarray]:
+        found = onnx.reference.ReferenceEvaluator(model).run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+        return [np.asarray(array, order="C") for array in found]
+
+    return run
 
 
 def _stand_in(graph: onnx.GraphProto) -> None:
@@ -80,16 +109,26 @@ def _stand_in(graph: onnx.GraphProto) -> None:
         node.CopyFrom(made)
 
 
+def without_weights(model: ir.Model, most: int) -> ir.Model:
+    """A copy in which weights of more than `most` bytes are inputs."""
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        assert value.const_value is not None
+        if value.const_value.nbytes > most:
+            del light.graph.initializers[name]
+            value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+            value.const_value = None
+            if not value.is_graph_input():
+                light.graph.inputs.append(value)
+    return light
+
+
 def name_shapes(model: ir.Model) -> None:
     """Fill in shapes and types that are left out, by ONNX's own inference; shapes that are there stay, since theirs are better."""
     graph = model.graph
     if all(v.shape is not None for node in graph for v in node.outputs):
         return
-    proto = ir.to_proto(model.clone())
-    for weight in proto.graph.initializer:
-        if len(weight.raw_data) > 4096:  # inference needs no weights, and a proto cannot hold 2 GB of them
-            weight.ClearField("raw_data")
-            weight.data_location = onnx.TensorProto.EXTERNAL
+    proto = ir.to_proto(without_weights(model, 4096))  # inference needs none
     _stand_in(proto.graph)
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     known = {v.name: v for node in inferred.graph for v in node.outputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,8 @@ def opened(
     """Runners by role over files of the graphs, which are gone when the block ends; the graphs stay as they are.
 
     outputs: names of values that become outputs too, beside those that each graph has. sessions: what opens them, None: the CPU with all
-    cores. steady: see `Sessions.options`. optimize: False runs the nodes as they stand, but for what `processor.saturates` is about, and
-    holds weights once. BundleError: ONNX Runtime cannot load a graph.
+    cores, and no copies of large weights. steady: see `Sessions.options`. optimize: False runs the nodes as they stand, but for what
+    `processor.saturates` is about, and holds weights once. BundleError: ONNX Runtime cannot load a graph.
     """
     if outputs is not None:
         names = set(outputs)
@@ -70,7 +71,7 @@ def open_file(
     adjust: Callable[[onnxruntime.SessionOptions], None] | None = None,
 ) -> Runner:
     """A runner over an ONNX file. adjust: changes the options of its session. All else as `opened`."""
-    sessions = sessions or Sessions.on("cpu")
+    sessions = sessions or replace(Sessions.on("cpu"), sparing=True)
     return Runner(sessions.open(path, steady, adjust=adjust if optimize else _as_it_stands))
 
 

@@ -10,11 +10,13 @@ import ctypes
 import gc
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -101,7 +103,7 @@ def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int])
         if name not in large:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy(), name))
             continue
-        offset, length = _place(tensor.tobytes(), weights, places)
+        offset, length = _place(_bytes(tensor), weights, places)
         entry = proto.graph.initializer.add(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
         entry.data_location = onnx.TensorProto.EXTERNAL
         for key, item in (("location", WEIGHTS), ("offset", offset), ("length", length)):
@@ -109,13 +111,21 @@ def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int])
     return proto
 
 
-def _place(data: bytes, weights: object, places: dict[tuple[str, int], int]) -> tuple[int, int]:
+def _bytes(tensor: ir.TensorProtocol) -> memoryview:
+    """As they are in a file; those of an array are no copy of it."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return memoryview(tensor.tobytes())
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _place(data: memoryview, weights: object, places: dict[tuple[str, int], int]) -> tuple[int, int]:
     key = hashlib.sha256(data).hexdigest(), len(data)
     if key not in places:
         step = PAGE if len(data) >= 16 * PAGE else LINE
         position = weights.tell()  # type: ignore[attr-defined]
         offset = -(-position // step) * step
-        weights.write(b"\0" * (offset - position) + data)  # type: ignore[attr-defined]
+        weights.write(b"\0" * (offset - position))  # type: ignore[attr-defined]
+        weights.write(data)  # type: ignore[attr-defined]
         places[key] = offset
     return places[key], len(data)
 

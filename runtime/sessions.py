@@ -70,6 +70,8 @@ NUMPY_TYPES = {
 }  # fmt: skip
 
 MOST_THREADS = 1024
+LARGE = 2**30  # bytes of a graph's folder
+PACKED = b"MatMulNBits"  # without packed weights another kernel computes it, which holds them as float32
 SPIN_US = 1000
 NO_KERNEL = "Failed to find kernel for QLinear"
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -93,11 +95,13 @@ class Sessions:
     """Opens every session of a model alike.
 
     device: a name in DEVICES. threads: of one operator. exact: graphs may hold products of 8 bits, see onnxport.runtime.processor.
+    sparing: for checks, on the CPU: of LARGE weights nothing is copied, so that they take no memory of their own; runs are slower.
     """
 
     device: str
     threads: int
     exact: bool = True
+    sparing: bool = False
 
     @classmethod
     def on(cls, device: str = "cpu", threads: int | None = None) -> Sessions:
@@ -139,6 +143,16 @@ class Sessions:
             make_exact(options)
         return options
 
+    def _spare(self, files: set[str], graph: Path, options: onnxruntime.SessionOptions, disabled: list[str]) -> set[str]:
+        """The files that stay mapped where this is `sparing`: all of a large graph's, as far as kernels stay the same."""
+        if not (self.sparing and DEVICES[self.device].host_memory and sum(map(os.path.getsize, files)) >= LARGE):
+            return set()
+        options.enable_cpu_mem_arena = False  # it would keep what was needed once
+        disabled.append("ConstantFolding")  # it would hold weights in another type beside those of the file
+        if PACKED not in graph.read_bytes():
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        return files
+
     def quiet_run(self) -> onnxruntime.RunOptions:
         """Options of runs whose arrays come from callers: an error is raised, and nothing of it is printed besides."""
         options = _runtime().RunOptions()
@@ -169,6 +183,7 @@ class Sessions:
         try:
             outside = out_of_reach(Path(path))
             files = {os.path.realpath(file) for file in (*Path(path).parent.iterdir(), *outside.values())}
+            staying = self._spare(files, Path(path), options, disabled)
             linked: dict[str, Any] = {}
             with native, _loading:
                 before = mapped(files)
@@ -185,7 +200,7 @@ class Sessions:
                     linked.clear()
                     traceback.clear_frames(e.__traceback__)  # they hold a session that is half made, with its mapped files
                     raise
-                own(files, before)
+                own(files - staying, before)
         except Exception as e:  # ONNX Runtime's errors share no base class
             reason = one_line(e)
             if self.exact and NO_KERNEL in reason:  # weights that were made uint8 have no kernel beside activations of int8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | Non
     entry = bundle.variants[variant]
     check_version(entry.min_onnxruntime, f"variant {variant} of {bundle.path}")
     cases = golden.read_answers(bundle)
-    sessions = Sessions.on(device, threads)
+    sessions = replace(Sessions.on(device, threads), sparing=True)
     if bundle.generation is None:
         return _encoded(Encoder.open(bundle, entry, sessions, None), cases)
     engine = Engine(bundle, entry, sessions)

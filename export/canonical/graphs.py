@@ -1,6 +1,7 @@
 """Canonical graphs of a model: their check against the original's golden answers, and their trace to ONNX."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from onnxport.errors import ParityError
 from onnxport.export.canonical.load_weights import CanonicalGraph
 from onnxport.export.canonical.settings import skip_norms
+from onnxport.export.deferred import in_step
 from onnxport.export.trace.tracer import Shapes, trace
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.interface import (
@@ -65,9 +67,11 @@ def check_seq2seq(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> 
 
 def check_causal(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
     """ParityError unless the canonical decoder gives the golden logits, by prefill and by cached steps."""
+    calls = []
     for case in golden.teacher_forced(goldens):
         ids, lengths, logits = (torch.from_numpy(case[name]) for name in ("input_ids", "lengths", "logits"))
-        _check_decoding(canonical, ids, lengths, logits, {})
+        calls.append(partial(_check_decoding, canonical, ids, lengths, logits, {}))
+    in_step([canonical.graphs["decoder"].module], calls)
 
 
 def _check_decoding(canonical: CanonicalModel, ids: Tensor, lengths: Tensor, logits: Tensor, memory: dict[str, Any]) -> None:

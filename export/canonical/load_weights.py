@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from onnxport.export.canonical.decoder import Decoder
 from onnxport.export.canonical.encoder import Encoder, HeadShape, SourceEncoder, TextEncoder
 from onnxport.export.canonical.position import Embedding
-from onnxport.export.canonical.settings import Stack
+from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import Row, WeightTable
+from onnxport.export.deferred import defer, deferred, read_deferred, values_of
 from onnxport.export.trace.tracer import Names
 from onnxport.export.weights import page_out
 
@@ -135,6 +137,10 @@ def same_storage(a: Tensor, b: Tensor) -> bool:
     return bool(a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
 
 
+def _joined(row: Row, layer: Layer, *tensors: Tensor) -> Tensor:
+    return row.transform(tensors[0] if len(tensors) == 1 else torch.cat(tensors), layer)
+
+
 class _Loader:
     """Assigns tensors to a canonical module's parameters and fills its `Names`."""
 
@@ -142,12 +148,23 @@ class _Loader:
         self.module, self.names = module, Names()
         self.seen: set[str] = set()
 
-    def put(self, canonical: str, source: str, value: Tensor) -> None:
-        """Assigns the parameter `canonical`, which is called `source` in PyTorch. AssertionError when shapes differ."""
+    def put(self, canonical: str, source: str, *tensors: Tensor, make: Callable[..., Tensor] = lambda value: value) -> None:
+        """Assigns the parameter `canonical`, which is called `source` in PyTorch, what `make` makes of the tensors; of deferred ones later.
+
+        AssertionError when shapes differ.
+        """
         parameter = self.module.get_parameter(canonical)
-        if parameter.shape != value.shape:
-            raise AssertionError(f"{source} {tuple(value.shape)} does not fit {canonical} {tuple(parameter.shape)}")
-        parameter.data = value.detach().contiguous()
+
+        def value() -> Tensor:
+            made = make(*map(values_of, tensors)).detach().contiguous()
+            if parameter.shape != made.shape:
+                raise AssertionError(f"{source} {tuple(made.shape)} does not fit {canonical} {tuple(parameter.shape)}")
+            return made
+
+        if any(deferred(tensor) is not None for tensor in tensors):
+            defer(parameter, parameter.shape, value)
+        else:
+            parameter.data = value()
         self.names.parameters[canonical] = source
         self.seen.add(canonical)
 
@@ -160,8 +177,7 @@ class _Loader:
             for row in rows:
                 tensors = [weights.state.get(f"{below}.{name}") for name in row.sources]
                 if found := [tensor for tensor in tensors if tensor is not None]:
-                    joined = found[0] if len(found) == 1 else torch.cat(found)
-                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", row.transform(joined, layer))
+                    self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", *found, make=partial(_joined, row, layer))
                     read += found
             page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
             self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
@@ -214,4 +230,5 @@ class _Loader:
         missing = {name for name, _ in self.module.named_parameters()} - self.seen
         if missing:
             raise AssertionError(f"canonical parameters without a source: {sorted(missing)}")
+        read_deferred(self.module)
         return CanonicalGraph(self.module.eval().requires_grad_(False), self.names, stack)

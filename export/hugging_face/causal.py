@@ -18,6 +18,7 @@ from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, optional
+from onnxport.export.deferred import parameter
 from onnxport.export.description import CausalModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
@@ -148,8 +149,8 @@ class HuggingFaceCausal:
     def build(self) -> CanonicalModel:
         """The canonical decoder, over the same tensors where their layout allows it."""
         head = self.model.get_output_embeddings()
-        bias = None if getattr(head, "bias", None) is None else ("lm_head.bias", head.bias)
-        return CanonicalModel({"decoder": load_weights.decoder(self._stack_weights(), ("lm_head.weight", head.weight), bias)})
+        bias = None if getattr(head, "bias", None) is None else ("lm_head.bias", parameter(head, "bias"))
+        return CanonicalModel({"decoder": load_weights.decoder(self._stack_weights(), ("lm_head.weight", parameter(head, "weight")), bias)})
 
     def _stack_weights(self) -> StackWeights:
         config, family = self.model.config, self.family
@@ -176,8 +177,8 @@ class HuggingFaceCausal:
         eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None)
         final_bias = getattr(norm, "bias", None) is not None
         stack = Stack(config.hidden_size, layers, False, eps, final_bias=final_bias, rotary=self.max_length if rotary else 0)
-        tokens = (f"{path}.{paths['tokens']}", base.get_submodule(paths["tokens"]).weight)
-        learned = None if rotary else (f"{path}.{paths['positions']}", base.get_submodule(paths["positions"]).weight)
+        tokens = (f"{path}.{paths['tokens']}", parameter(base.get_submodule(paths["tokens"]), "weight"))
+        learned = None if rotary else (f"{path}.{paths['positions']}", parameter(base.get_submodule(paths["positions"]), "weight"))
         norms = {"norm": paths["norm"]}
         return StackWeights(stack, family.table, path, state, tokens, learned, 1.0, norms, paths["layers"], rotary=tables)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from onnxport.errors import CheckpointError
 from onnxport.export import pooled_layers
 from onnxport.export.config_checks import named_class, read_json
+from onnxport.export.deferred import defer_all
 from onnxport.export.hugging_face import generation_settings
 from onnxport.export.hugging_face.encoder import POOLER
 from onnxport.export.hugging_face.family import Decoding, Family
@@ -21,7 +22,7 @@ from onnxport.export.sentence_transformers import has_modules, read_modules, sco
 from onnxport.export.source import Source
 from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
-from onnxport.export.weights import file_hash, read_hugging_face_weights, weight_problems
+from onnxport.export.weights import file_hash, half_types, read_hugging_face_weights, weight_problems
 
 Shapes = dict[str, list[int]]
 
@@ -54,12 +55,12 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         decoding = decoding._replace(search=decoding.search | {"languages": tokenizers.languages})
     if problems := [*problems, *setting_problems, *tokenizers.problems(sizes)]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
-    paths = files.paths
+    paths, halves = files.paths, half_types(tensors) if family.kind == "causal" else {}
     del files, tensors  # transformers reads them again
     texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
     arrays, layer_files = pooled_layers.read(texts, model_config.hidden_size, allow_pickle) if texts.layers else ((), {})
     texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id, arrays=arrays)
-    adapter = family.adapter(_load(cls, folder, model_config, paths, optional_tensors, unread), folder, decoding, texts)
+    adapter = family.adapter(_load(cls, folder, model_config, paths, halves, optional_tensors, unread), folder, decoding, texts)
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})} | layer_files
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers.by_side else family.task(config)
@@ -201,22 +202,51 @@ def _named(tensors: dict[str, Tensor], shapes: Shapes, prefix: str) -> dict[str,
     return result
 
 
-def _load(cls: Any, folder: Path, config: Any, paths: list[Path], optional_tensors: tuple[str, ...], unread: tuple[str, ...]) -> Any:
+def _load(
+    cls: Any,
+    folder: Path,
+    config: Any,
+    paths: list[Path],
+    halves: Mapping[str, torch.dtype],
+    optional_tensors: tuple[str, ...],
+    unread: tuple[str, ...],
+) -> Any:
     """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors` and `unread` ones.
 
-    config: transformers' own, of what was made of config.json.
+    config: transformers' own, of what was made of config.json. halves: types of 16 bits, by the class's names of parameters: in safetensors
+    such ones stay in their mapped files, and are deferred.
     """
+    from_files = any(path.suffix == ".safetensors" for path in paths)
+    held = halves if from_files else {}
     with quiet(), refusing(folder):
-        model, report = cls.from_pretrained(
+        model, report = (_holding(cls, held) if held else cls).from_pretrained(
             folder,
             config=config,
             local_files_only=True,
             output_loading_info=True,
             dtype=torch.float32,
-            use_safetensors=any(path.suffix == ".safetensors" for path in paths),
+            use_safetensors=from_files,
         )
     passed = {name: (*optional_tensors, *(unread if name == "unexpected_keys" else ())) for name in report}
     left = {name: [one for one in map(str, found) if not any(re.search(p, one) for p in passed[name])] for name, found in report.items()}
     if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    if held:
+        model.__class__ = cls
+        defer_all(model)
+    return model
+
+
+def _holding(cls: Any, types: Mapping[str, torch.dtype]) -> Any:
+    """The class with parameters of the types of their tensors, which transformers hands on without a copy then; all else of it, such as
+    buffers and what no file has, is made in float32."""
+
+    class Holding(cls):  # type: ignore[misc]
+        def __init__(self, config: Any, *args: Any, **named: Any) -> None:
+            super().__init__(config, *args, **named)
+            for name, parameter in self.named_parameters():
+                parameter.data = parameter.data.to(types.get(name, parameter.dtype))
+
+    Holding.__name__, Holding.__qualname__, Holding.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return Holding

@@ -5,11 +5,10 @@ Products of integers (MatMulInteger, MatMulNBits and their like), and tables who
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import array_of, constant, is_op, remove_dead
-from onnxport.graph.normalize import evaluate
+from onnxport.graph.normalize import evaluated
 
 SMALL = {
     ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8,
@@ -32,10 +31,10 @@ def to_float(graph: ir.Graph) -> int:
             continue
         if is_op(node, "DequantizeLinear") and any(_of_integers(use.node) for use in node.outputs[0].uses()):
             continue
-        (array,) = evaluate(node)
+        (tensor,) = evaluated(node)
         old = node.outputs[0]
         name = str(old.name)
-        ir.convenience.replace_all_uses_with(old, new := constant(graph, f"{name}/stored", np.asarray(array, order="C")))
+        ir.convenience.replace_all_uses_with(old, new := constant(graph, f"{name}/stored", tensor))
         graph.remove(node, safe=True)
         if new.name != name and name not in graph.initializers:  # the name is how a plan calls it
             del graph.initializers[str(new.name)]

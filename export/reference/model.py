@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onnxport.errors import TextError, UsageError
 from onnxport.export.adapters import Module
+from onnxport.export.deferred import materialize
 from onnxport.export.description import CausalModel, EncoderModel, Model, Seq2SeqModel
 from onnxport.export.golden import real
 from onnxport.export.pytorch.describe import describe
@@ -63,6 +64,8 @@ class PyTorchReference:
         else:
             self.model: Any = self.described.original
             self.modules = self.model.modules
+        for module in self.modules:
+            materialize(module)
 
     def generate(
         self,

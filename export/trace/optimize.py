@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer, rewriter
 
 from onnxport.export.user_code import silence
-from onnxport.graph.normalize import evaluate
+from onnxport.graph.normalize import evaluated
 
 LAYOUT = {"Transpose", "Split", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Gather"}  # what tracers do to a weight on its way to a MatMul
 
@@ -61,15 +60,14 @@ def fold_parameters(graph: ir.Graph, parameters: set[str]) -> set[str]:
         if any(value.const_value is None for value in inputs) or any(value.is_graph_output() for value in node.outputs):
             continue
         alone = len(list(source.uses())) == 1
-        arrays = evaluate(node)
-        for i, (value, array) in enumerate(zip(node.outputs, arrays, strict=True)):
-            base = source.name if len(arrays) == 1 else f"{source.name}.{i}"
-            if alone and len(arrays) == 1:
+        tensors = evaluated(node)
+        for i, (value, tensor) in enumerate(zip(node.outputs, tensors, strict=True)):
+            base = source.name if len(tensors) == 1 else f"{source.name}.{i}"
+            if alone and len(tensors) == 1:
                 source.name = f"{base}/before"
             name = unused(base, set(graph.initializers) | {v.name for v in graph.inputs})
-            folded = ir.Value(
-                name=name, type=value.type, shape=ir.Shape(array.shape), const_value=ir.tensor(np.asarray(array, order="C"), name=name)
-            )
+            tensor.name = name
+            folded = ir.Value(name=name, type=value.type, shape=ir.Shape(tensor.shape), const_value=tensor)
             graph.register_initializer(folded)
             ir.convenience.replace_all_uses_with(value, folded)
             made.add(name)

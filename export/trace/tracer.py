@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import onnx
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 from onnxport.errors import CheckpointError, UsageError, one_line
+from onnxport.export.deferred import Values, deferred, unread
 from onnxport.export.trace.optimize import optimize, unused
 from onnxport.export.user_code import silence
 from onnxport.graph.edit import remove_metadata
+from onnxport.graph.normalize import without_weights
 
 OPSETS = (23, 24, 25)  # the default first; 23 is the first with Attention, later ones come through torch's own conversion
 KERNELS = "com.microsoft"  # ONNX Runtime's own operators
@@ -59,7 +62,7 @@ def trace(
     args = tuple(inputs.get("", ()))
     named = {name: value for name, value in inputs.items() if name}
     try:
-        with silence():
+        with silence(), unread(module):
             program = torch.onnx.export(
                 module,
                 args,
@@ -75,7 +78,21 @@ def trace(
             )
     except Exception as error:
         raise CheckpointError(f"torch could not trace {graph_name}: {one_line(error, deepest=True)}") from error
+    _bind(program.model.graph, module)
     return clean(program.model, outputs, names, opset, graph_name)
+
+
+def _bind(graph: ir.Graph, module: nn.Module) -> None:
+    """Initializers of deferred parameters get their values, made whenever somebody reads them."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        make, value = deferred(parameter), graph.initializers.get(name)
+        if make is not None and value is not None:
+            read = partial(_tensor, make, name)
+            value.const_value = ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(parameter.shape), name=name)
+
+
+def _tensor(make: Values, name: str) -> ir.TensorProtocol:
+    return ir.tensor(make().numpy(), name=name)
 
 
 def clean(model: ir.Model, outputs: Shapes, names: Names, opset: int, graph_name: str) -> ir.Model:
@@ -140,12 +157,7 @@ def _name_constants(graph: ir.Graph, parameters: set[str]) -> None:
 
 def check(model: ir.Model, graph_name: str) -> None:
     """onnx.checker and strict shape inference over the graph, its large weights standing in as inputs so that size does not matter."""
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        if value.const_value.size > 1024:
-            del light.graph.initializers[name]
-            value.const_value = None
-            light.graph.inputs.append(value)
+    light = without_weights(model, 4096)
     try:
         onnx.checker.check_model(ir.to_proto(light), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

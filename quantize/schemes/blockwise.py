@@ -21,6 +21,7 @@ from onnxport.quantize.schemes.stored import key_of, stored_blocks
 
 SIZES = (128, 64, 32, 16)
 TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
+MOST_KEPT = 2**28  # bytes of integers
 ACCURACY = 4  # activations are quantized to int8 in blocks too
 
 
@@ -34,7 +35,10 @@ def block_size(k: int, wanted: int | None = None) -> int:
 
 
 class Weights:
-    """Integers of weights, found once for all uses of a weight in the graphs of a variant: a use may be a product or a lookup."""
+    """Integers of weights, found once for all uses of a weight in the graphs of a variant: a use may be a product or a lookup.
+
+    Of large models those found last are kept: uses of a weight follow each other, or it is rounded again.
+    """
 
     def __init__(self) -> None:
         self._costs: dict[tuple[str, int], np.ndarray] = {}
@@ -75,6 +79,8 @@ class Weights:
                 found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
             else:
                 found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric, importance)
+            while self._found and sum(other.codes.nbytes for other in self._found.values()) + found.codes.nbytes > MOST_KEPT:
+                self._found.pop(next(iter(self._found)))
             self._found[key, name] = found
         return self._found[key, name]
 

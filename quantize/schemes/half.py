@@ -131,8 +131,15 @@ def _weights(graph: ir.Graph, exact: set[ir.Node], kind: ir.DataType) -> None:
             own.meta.update(value.meta)
             for node, index in uses:
                 node.replace_input_with(index, own)
-        value.const_value = ir.tensor(halved(array, kind), name=name)
+        value.const_value = _halved(value.const_value, kind, name)
         value.type = ir.TensorType(kind)
+
+
+def _halved(tensor: ir.TensorProtocol, kind: ir.DataType, name: str) -> ir.TensorProtocol:
+    """In half precision; what is read from elsewhere whenever it is asked for, such as a file, is halved then."""
+    if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+        return ir.LazyTensor(lambda: ir.tensor(halved(tensor.numpy(), kind)), kind, ir.Shape(tensor.shape), name=name)
+    return ir.tensor(halved(tensor.numpy(), kind), name=name)
 
 
 def halved(array: np.ndarray, kind: ir.DataType) -> np.ndarray:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxport.graph.edit import constant, dims, new_node, take_over
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup
-from onnxport.quantize.schemes.rounding import stored_step
+from onnxport.quantize.schemes.rounding import PIECE, stored_step
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
 UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude
@@ -27,6 +27,16 @@ def quantize_columns(weight: np.ndarray, chosen: Scheme) -> tuple[np.ndarray, np
     A scheme that is not per channel has the same scale in all columns. Columns that are multiples of one number already, as those of a
     model that was stored in 8 bit are, stay just that.
     """
+    if not chosen.per_channel or weight.size <= PIECE:
+        return _quantize_columns(weight, chosen)
+    codes, scale = np.empty_like(weight, np.int8), np.empty(weight.shape[1], np.float32)
+    step = max(1, PIECE // weight.shape[0])
+    for i in range(0, weight.shape[1], step):
+        codes[:, i : i + step], scale[i : i + step] = _quantize_columns(weight[:, i : i + step], chosen)
+    return codes, scale
+
+
+def _quantize_columns(weight: np.ndarray, chosen: Scheme) -> tuple[np.ndarray, np.ndarray]:
     levels = REDUCED if chosen.reduced else FULL
     largest = np.abs(weight).max(0)
     largest = largest if chosen.per_channel else np.full_like(largest, largest.max(initial=0))

@@ -13,6 +13,7 @@ import numpy as np
 STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
 PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
 
+PIECE = 2**24  # weights that are rounded together: what is made of them on the way takes several times their memory
 SAMPLE = 16  # rows that are looked at first
 ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 rounded, divided by a step that was rounded too
 
@@ -116,10 +117,14 @@ def in_blocks(weight: np.ndarray, size: int) -> np.ndarray:
 
 def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, importance: np.ndarray | None = None) -> Blocks:
     """weight float [N, K] -> the nearest codes. importance: float [K], what a squared error costs in each column; None: the same."""
-    blocks = in_blocks(weight, size)
     costs = np.ones(1, np.float32) if importance is None else in_blocks(importance[None], size)
-    grid = find_grid(blocks, bits, symmetric, costs)
-    return Blocks(grid, grid.nearest(blocks))
+    parts = []
+    step = max(1, PIECE // weight.shape[1])
+    for i in range(0, len(weight), step):
+        blocks = in_blocks(weight[i : i + step], size)
+        grid = find_grid(blocks, bits, symmetric, costs)
+        parts.append(Blocks(grid, grid.nearest(blocks)))
+    return parts[0] if len(parts) == 1 else Blocks(joined([part.grid for part in parts]), np.concatenate([part.codes for part in parts]))
 
 
 def from_minimum(weight: np.ndarray, bits: int, size: int) -> Blocks:

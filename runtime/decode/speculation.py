@@ -27,8 +27,6 @@ CONTEXT = 8  # tokens of a text's end that are compared with what stood before
 CANDIDATES = 16  # latest places that are compared
 FIRST_DRAFT = 0.5  # of a plain pass, that a guess of a draft takes until it was measured
 SURE = math.log(0.4)  # behind a guess that no row's draft is surer of than this, it guesses no further
-OFTEN = 0.4  # share of right guesses below which a draft rests
-FORGETS = 0.99  # of the time that a guess took, with each plain pass in its place
 REST, TRIES = 32, 3  # steps for which a draft that did not help rests at first, and how often it is tried again
 
 
@@ -285,10 +283,7 @@ class Speculation:
         if self._is_free:
             return [guesses[:best] for guesses in self._thought]
         if not best:
-            if sum(chance.rate for chance in chances) < OFTEN * len(chances):
-                self._give_rest()
-            else:  # right, but too slow, perhaps because of other work: plain passes are measured, and that of guesses is forgotten
-                self.guesser.each = FORGETS * each
+            self._give_rest()
             return self._thought
         self._successes += 1
         if self._successes == REST:

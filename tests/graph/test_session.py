@@ -1,11 +1,17 @@
 """Graphs that are run: values that are asked for beside the outputs, sessions without optimization, padding that is left out."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from onnxport.errors import BundleError
 from onnxport.graph import store
 from onnxport.graph.session import answers, open_file, opened, real
+from onnxport.runtime import sessions
+from onnxport.runtime.mappings import mapped
+from onnxport.runtime.sessions import Sessions
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((2, 3, 8)).astype(np.float32)
@@ -60,3 +66,21 @@ def test_padding_is_left_out():
         np.testing.assert_array_equal(real(values, feed), rows)
         assert real(values[:, :2], feed).shape == (2, 2, 4) and real(values[0], feed).shape == (3, 4)
     assert real(values, {"x": values}) is values
+
+
+def test_a_sparing_session_leaves_the_weights_of_a_large_graph_in_their_file(tools, tmp_path, monkeypatch):
+    weights = {"weight": np.random.default_rng(2).standard_normal((64, 256)).astype(np.float32)}
+    nodes = [("MatMul", ["x", "weight"], ["y"])]
+    model = tools.build(nodes, {"x": ["batch", 64]}, {"y": ["batch", 256]}, weights)
+    path = tmp_path / store.write({"model": model}, tmp_path)["model"]
+    x = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)
+    sparing = replace(Sessions.on("cpu"), sparing=True)
+    found = {}
+    for largest in (2**40, 0):
+        monkeypatch.setattr(sessions, "LARGE", largest)
+        before = sum(size for _, size in mapped({str(tmp_path / store.WEIGHTS)}) or [])
+        runner = open_file(path, sparing)
+        held = sum(size for _, size in mapped({str(tmp_path / store.WEIGHTS)}) or []) - before
+        found[largest] = (held, next(runner.run([{"x": x}]))["y"])
+    assert found[2**40][0] == 0 and (found[0][0] >= weights["weight"].nbytes or sys.platform != "linux")
+    np.testing.assert_allclose(found[0][1], found[2**40][1], atol=1e-5)

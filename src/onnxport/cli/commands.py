@@ -161,6 +161,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--force", is_flag=True, help="Replace an existing output, unless it has a variant that fails now.")
 @click.option("--keep-going", is_flag=True, help="Replace it also where a variant that it has fails now.")
 @click.option("--resume", is_flag=True, help="Keep what is finished in .OUT.work until all is, and go on with what is there.")
+@click.option("--dry-run", is_flag=True, help="Print files, sizes, memory and disk, and make nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
 def export(
@@ -181,6 +182,7 @@ def export(
     force: bool,
     keep_going: bool,
     resume: bool,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -192,8 +194,14 @@ def export(
     SOURCE is a folder with config.json and weights, package.module:factory, model.onnx, or model.gguf.
     """
     from onnxport.build import build
-    from onnxport.cli.overview import notes
+    from onnxport.cli.overview import estimated, notes
 
+    if dry_run:
+        from onnxport.build.estimate import estimate
+
+        found = estimate(source, precision)
+        emit_json(found.as_dict()) if as_json else emit(estimated(found.as_dict()))
+        return
     with StageLines(quiet) as progress:
         bundle = build(
             source,

@@ -125,3 +125,12 @@ def _plan(name: str, variant: Variant) -> str:
 
 def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else ""
+
+
+def estimated(found: Mapping[str, Any]) -> str:
+    """What an export would write and take; see onnxport.build.estimate."""
+    lines = [f"{size / 1e6:12,.1f} MB  {name}" for name, size in sorted(found["files"].items())]
+    lines.append(f"{found['bytes'] / 1e6:12,.1f} MB  in all, of {found['parameters'] / 1e6:,.0f} million parameters")
+    lines.append(f"{found['memory'] / 1e6:12,.1f} MB  of memory, roughly, beside pages of files that the system can take back")
+    lines.append(f"{found['disk'] / 1e6:12,.1f} MB  of disk while it runs")
+    return "\n".join(lines)

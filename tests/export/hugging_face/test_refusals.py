@@ -144,6 +144,7 @@ def test_weight_files(folder: Path) -> None:
         ("{", "model.safetensors.index.json is not valid JSON"),
         ("{}", "has a weight_map that does not lead from tensors to files of the folder"),
         ('{"weight_map": {"a": "../b"}}', "does not lead from tensors to files of the folder"),
+        ('{"weight_map": {"a": "part-1.safetensors", "a": "part-2.safetensors"}}', "names tensors twice: a"),
         ('{"weight_map": {"a": "part-1.safetensors"}}', "names files that are not there: part-1.safetensors"),
     ):
         index.write_text(text)

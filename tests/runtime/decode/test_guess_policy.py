@@ -1,13 +1,8 @@
 """How many guesses are checked, on made-up acceptance and costs."""
 
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from onnxport.runtime.decode.guess_policy import AGAIN, FIRST, MEMORY, Acceptance, Chance, PassCosts, best_count
-from onnxport.runtime.decode.speculation import Speculation
 
 
 def costs(*times: tuple[int, float], rows: int = 1) -> PassCosts:
@@ -80,56 +75,3 @@ def test_acceptance_forgets() -> None:
     for _ in range(40):
         rate.add(0, True)
     assert rate.rate < 0.05
-
-
-class Fixed(PassCosts):
-    """A pass takes 1 second, and 0.05 for every further id of a row."""
-
-    def needs_plain(self, rows: int) -> bool:
-        return False
-
-    def seconds(self, rows: int, width: int) -> float:
-        return 1 + 0.05 * (width - 1)
-
-
-class Guesses:
-    """A draft whose guesses are what comes for as long as `right` says so; a guess takes 0.3 seconds."""
-
-    each: float | None
-
-    def __init__(self, right: Callable[[int], bool], each: float) -> None:
-        self.right, self.made, self.each = right, 0, each
-
-    def guess(self, rows: Sequence[Any], most: Sequence[int]) -> list[list[int]]:
-        self.made, self.each = self.made + sum(most), 0.3
-        return [[0 if self.right(len(row.tokens)) else 1] * count for row, count in zip(rows, most, strict=True)]
-
-
-def spent(right: Callable[[int], bool], length: int, each: float = 0.3) -> tuple[float, int]:
-    """Seconds for an answer of so many tokens, all 0, and how many guesses were made. each: what the first guess was measured to take."""
-    costs, guesser = Fixed(), Guesses(right, each)
-    engine = SimpleNamespace(pass_costs=costs, shortest_window=None, takes_several=lambda rows: True)
-    row = SimpleNamespace(request=SimpleNamespace(limit=10 * length), tokens=[0], done=False)
-    state, speculation, seconds = SimpleNamespace(rows=1, begun=True), Speculation(engine, guesser, 8), 0.0  # type: ignore[arg-type]
-    while len(row.tokens) <= length:
-        before = [len(row.tokens)]
-        (guesses,) = speculation.guesses([row], state)  # type: ignore[list-item, arg-type]
-        seconds += costs.seconds(1, 1 + len(guesses)) + 0.3 * len(guesses)
-        row.tokens += [0] * (1 + (len(guesses) if not any(guesses) else 0))
-        speculation.learn([row], before)  # type: ignore[list-item]
-    return seconds, guesser.made
-
-
-def test_a_draft_that_is_never_right_costs_next_to_nothing() -> None:
-    for length in (128, 1000):
-        assert spent(lambda at: False, length)[0] < length / 0.97
-    assert spent(lambda at: False, 1000)[1] == spent(lambda at: False, 4000)[1]  # it is given up
-
-
-def test_a_draft_that_was_slow_for_a_moment_is_used_again() -> None:
-    assert spent(lambda at: True, 400, each=1.5)[0] < 400 / 1.5
-
-
-def test_a_draft_that_becomes_right_is_used_again() -> None:
-    assert spent(lambda at: True, 200)[0] < 200 / 2
-    assert spent(lambda at: at > 60, 400)[0] < 400 / 1.5

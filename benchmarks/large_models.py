@@ -1,0 +1,197 @@
+"""Exports of models that are large beside the machine's memory: what a command takes, in anonymous memory, disk and time.
+
+    python benchmarks/large_models.py make /usr/share/common-licenses/GPL-3 --out build/large/llama-1b --size 1b
+    python benchmarks/large_models.py measure --folder build/large/llama-1b -- onnxport export build/large/llama-1b --out build/large/out
+
+`make` writes a Llama in bfloat16, tensor by tensor, of weights that 4 bits hold (see shapes.py). `measure` runs any command, and samples
+the anonymous memory of all its processes: pages of mapped files, which the system takes back whenever it likes, do not count.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+SIZES = {  # hidden, inner, layers, heads, key and value heads, vocabulary
+    "0.1b": (768, 2048, 12, 12, 4, 32_000),
+    "0.3b": (1024, 4096, 16, 16, 8, 64_000),
+    "1b": (2048, 8192, 16, 32, 8, 128_256),  # Llama-3.2-1B
+    "7b": (3584, 18944, 28, 28, 4, 152_064),  # Qwen2.5-7B, without its biases
+}
+LEARNED = 2000  # entries of the vocabulary
+SHARD = 2 * 2**30
+ROUNDING = 64  # steps are multiples of a power of two, so that bfloat16 holds their multiples
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.argument("text", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--size", type=click.Choice(sorted(SIZES)), required=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--gain", type=float, default=2.0, show_default=True)
+def make(text: Path, out: Path, size: str, seed: int, gain: float) -> None:
+    """A Llama with random weights in shards, and a tokenizer trained on the lines of TEXT."""
+    import torch  # not for `measure`, which should take no time from what it measures
+    from safetensors.torch import save_file
+    from shapes import BOS, EOS, byte_level, read_lines, save_tokenizer
+
+    hidden, inner, layers, heads, kv_heads, vocabulary = SIZES[size]
+    torch.manual_seed(seed)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
+    save_tokenizer(byte_level(read_lines(text), min(vocabulary, LEARNED)), out, settings | {"model_max_length": 2048})
+    _fill(out / "tokenizer.json", vocabulary)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
+        "tie_word_embeddings": size != "7b", "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    places: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+    shards = 0
+    shapes = dict(_shapes(hidden, inner, layers, hidden // heads * kv_heads, vocabulary, size == "7b"))
+    for name, shape in [*shapes.items(), (None, None)]:
+        if shard and (name is None or sum(t.nbytes for t in shard.values()) >= SHARD):
+            shards += 1
+            file = f"model-{shards:05}.safetensors"
+            save_file(shard, out / file, {"format": "pt"})
+            places |= dict.fromkeys(shard, file)
+            shard = {}
+        if name is not None:
+            shard[name] = _weight(name, shape, gain).to(torch.bfloat16)
+    if shards == 1:
+        (out / "model-00001.safetensors").rename(out / "model.safetensors")
+    else:
+        (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def _fill(path: Path, vocabulary: int) -> None:
+    """Gives a tokenizer entries that no text leads to; as added tokens they would be looked for in every text."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    entries = tokenizer["model"]["vocab"]
+    entries |= {f"<unused_{i}>": i for i in range(len(entries), vocabulary)}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def _shapes(hidden: int, inner: int, layers: int, kv: int, vocabulary: int, head: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    for i in range(layers):
+        path = f"model.layers.{i}"
+        yield f"{path}.input_layernorm.weight", (hidden,)
+        for name, rows, columns in (
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ):
+            yield f"{path}.{name}.weight", (rows, columns)
+        yield f"{path}.post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    if head:
+        yield "lm_head.weight", (vocabulary, hidden)
+
+
+def _weight(name: str, shape: tuple[int, ...], gain: float) -> Any:
+    """As shapes.spread makes them, on steps that bfloat16 holds."""
+    import torch
+
+    if len(shape) == 1:
+        return torch.ones(shape)
+    layer = re.search(r"\.(\d+)\.", name)
+    factor = gain if re.search(r"\.(q|k|gate|up)_proj\.", name) else 1.0
+    factor *= 0.25 if layer is not None and int(layer[1]) > 1 and re.search(r"\.(o|down)_proj\.", name) else 1.0
+    step = 0.02 / 4.32 * factor  # 4.32: the deviation of -7 to 7
+    step = round(step * ROUNDING * 1024) / (ROUNDING * 1024)
+    weight = torch.randint(-7, 8, shape).float() * step
+    if name == "model.embed_tokens.weight":
+        weight[:2] = 0
+    return weight
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--folder", type=click.Path(exists=True, path_type=Path), help="A checkpoint that memory is told in copies of.")
+@click.option("--every", type=float, default=0.5, show_default=True, help="Seconds between samples.")
+@click.argument("command", nargs=-1, required=True)
+def measure(folder: Path | None, every: float, command: tuple[str, ...]) -> None:
+    """What COMMAND takes, and the most after each line that it writes to its standard error."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else None
+    begun, stages = time.perf_counter(), [Stage("start")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), False)
+        while process.poll() is None:
+            pids = tree(process.pid)
+            stages[-1].memory = max(stages[-1].memory, sum(map(anonymous, pids)))
+            stages[-1].end = sum(map(processor_time, pids)) or stages[-1].end
+            for line in process.stderr.readline().splitlines():
+                stages.append(Stage(line.strip(), end=stages[-1].end))
+            time.sleep(every)
+        stages += [Stage(line.strip(), end=stages[-1].end) for line in (process.stderr.read() or "").splitlines()]
+    most = max(stage.memory for stage in stages)
+    in_copies = f", {most / size:.2f} times the folder" if size else ""
+    click.echo(
+        f"rc {process.returncode}, {time.perf_counter() - begun:.1f} s, {stages[-1].end:.1f} s of processors, "
+        f"{most / 2**20:.0f} MiB of anonymous memory{in_copies}"
+    )
+    click.echo("| up to the line | MiB at most | times the folder | seconds of processors |\n| --- | ---: | ---: | ---: |")
+    before = 0.0
+    for stage, after in zip(stages, [*stages[1:], Stage("the end")], strict=True):
+        times = f"{stage.memory / size:.2f}" if size else ""
+        click.echo(f"| {after.line} | {stage.memory / 2**20:.0f} | {times} | {stage.end - before:.1f} |")
+        before = stage.end
+
+
+@dataclass
+class Stage:
+    """What a command took behind a line that it wrote, up to the next one. end: seconds of processors by then, from the start."""
+
+    line: str
+    memory: int = 0
+    end: float = 0.0
+
+
+def tree(pid: int) -> list[int]:
+    """A process and those below it."""
+    try:
+        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(below for child in children for below in tree(child))]
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of a process that are no pages of files."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return 1024 * int(re.search(r"^Anonymous: +(\d+)", text, re.MULTILINE)[1])
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has had of the processors."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()

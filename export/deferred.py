@@ -1,0 +1,254 @@
+"""Parameters that stay in their checkpoint's file and type: whoever reads one gets its float32 values, made for the moment.
+
+A module holds stand-ins, whose dtype and shape are right and whose values are NaN. Reading `module.weight` makes the values of what the
+parameter stands for; the latest that were made are kept, as many as one layer has. Several runs of a model go through its layers in step,
+so that values made once serve all of them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Values = Callable[[], Tensor]
+Result = TypeVar("Result")
+LEAST_KEPT = 2**28  # bytes
+
+
+class Kept:
+    """The values that were made last, by what makes them."""
+
+    def __init__(self) -> None:
+        self.most = LEAST_KEPT
+        self._made: OrderedDict[Values, nn.Parameter] = OrderedDict()
+
+    def of(self, values: Values) -> nn.Parameter:
+        """The values, as a parameter."""
+        if values in self._made:
+            self._made.move_to_end(values)
+            return self._made[values]
+        size = sum(made.nbytes for made in self._made.values())
+        while self._made and size >= self.most:  # before more is made: what goes and what comes are never in memory together
+            size -= self._made.popitem(last=False)[1].nbytes
+        made = nn.Parameter(values(), requires_grad=False)
+        self._made[values] = made
+        return made
+
+    def clear(self) -> None:
+        """Lets all of them go."""
+        self._made.clear()
+
+
+class Parameters(dict[str, Any]):
+    """A module's parameters, of which some are stand-ins: an item is read as its values, all items together as they are."""
+
+    def __init__(self, parameters: dict[str, Any], kept: Kept) -> None:
+        super().__init__(parameters)
+        self.kept = kept
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        values = None if _unread.get() else deferred(found)
+        return found if values is None else self.kept.of(values)
+
+
+_unread: contextvars.ContextVar[bool] = contextvars.ContextVar("unread", default=False)
+
+
+def deferred(parameter: Any) -> Values | None:
+    """What makes the values that a stand-in stands for; None for what is no stand-in."""
+    return getattr(parameter, "makes_values", None)
+
+
+def parameter(module: nn.Module, name: str) -> Tensor:
+    """A parameter of a module as it is, a stand-in too."""
+    found: Tensor = dict.__getitem__(module._parameters, name)
+    return found
+
+
+def values_of(parameter: Tensor) -> Tensor:
+    """The values of a parameter, whether it is a stand-in or not."""
+    make = deferred(parameter)
+    return parameter if make is None else make()
+
+
+def defer(parameter: nn.Parameter, shape: torch.Size, values: Values) -> None:
+    """Makes a parameter a stand-in of float32, which takes no memory. Its module must be passed to `read_deferred`, too."""
+    parameter.data = torch.full((), float("nan")).expand(shape)
+    parameter.makes_values = values
+
+
+def defer_all(module: nn.Module) -> None:
+    """Makes all floating parameters of a module stand-ins for what they are in float32; tied ones stay tied."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            stored = parameter.data
+            parameter.data = torch.empty(0)
+            defer(parameter, stored.shape, stored.float)
+    read_deferred(module)
+
+
+def has_deferred(module: nn.Module) -> bool:
+    """Whether some of a module's parameters are stand-ins."""
+    return any(deferred(parameter) is not None for parameter in module.parameters())
+
+
+def read_deferred(module: nn.Module) -> None:
+    """Has all that reads the module's stand-ins find their values; as many are kept as its largest layer has."""
+    kept = Kept()
+    kept.most = max([LEAST_KEPT, *(sum(4 * p.numel() for p in layer.parameters()) for layer in layers(module))])
+    for part in module.modules():
+        if any(deferred(parameter) is not None for parameter in part._parameters.values()):
+            part.__dict__["_parameters"] = Parameters(part._parameters, kept)
+            part.register_state_dict_post_hook(_with_values)
+
+
+def _with_values(part: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """The state of a module holds values, as that of any other, but in a trace."""
+    if not _unread.get():
+        for name, parameter in part._parameters.items():
+            if (make := deferred(parameter)) is not None:
+                state[prefix + name] = make()
+
+
+def materialize(module: nn.Module) -> None:
+    """Has a module hold all its parameters' values in memory: for who runs it again and again."""
+    for part in module.modules():
+        if isinstance(part._parameters, Parameters):
+            part._parameters.kept.clear()
+            part.__dict__["_parameters"] = dict(part._parameters)
+    for parameter in module.parameters():
+        if (make := deferred(parameter)) is not None:
+            parameter.data = make()
+            del parameter.makes_values
+
+
+def forget(module: nn.Module) -> None:
+    """Lets go of the values that are kept for the module."""
+    for part in module.modules():
+        if isinstance(part._parameters, Parameters):
+            part._parameters.kept.clear()
+
+
+@contextmanager
+def unread(module: nn.Module) -> Iterator[None]:
+    """For a trace: stand-ins are read as they are, and look like any parameter in memory, whose pages nobody touches."""
+    stand_ins = [parameter for parameter in module.parameters() if deferred(parameter) is not None]
+    before = [parameter.data for parameter in stand_ins]
+    forget(module)
+    mark = _unread.set(True)
+    try:
+        for parameter in stand_ins:
+            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
+        yield
+    finally:
+        _unread.reset(mark)
+        for parameter, data in zip(stand_ins, before, strict=True):
+            parameter.data = data
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The members of a module's lists of modules, but for lists within members."""
+    found: list[nn.Module] = []
+
+    def walk(part: nn.Module) -> None:
+        for child in part.children():
+            if isinstance(child, nn.ModuleList) and len(child) > 1:
+                found.extend(child)
+            else:
+                walk(child)
+
+    walk(module)
+    return found
+
+
+def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The results of calls that run the modules, in their order.
+
+    Where modules have stand-ins, all calls run the first layer before any runs the second, and so on. Only one runs at a time, and each
+    computes what it would alone.
+    """
+    if len(calls) < 2 or not any(map(has_deferred, modules)):
+        return [call() for call in calls]
+    turns = _Turns(len(calls))
+    handles = [layer.register_forward_pre_hook(lambda *_: turns.pass_on()) for module in modules for layer in layers(module)]
+    try:
+        return turns.run(calls)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in modules:
+            forget(module)
+
+
+class _Turns:
+    """Threads of which one runs at a time: it has the turn, and passes it on to the next one that is not done."""
+
+    def __init__(self, count: int) -> None:
+        self._turn = [threading.Semaphore(0) for _ in range(count)]
+        self._open = list(range(count))
+        self._own = threading.local()
+        self._stopped = False
+
+    def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
+        """The results of the calls. An error in one ends all of them."""
+        results: list[Any] = [None] * len(calls)
+        errors: list[BaseException] = []
+        threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+        def work(i: int) -> None:
+            self._own.index = i
+            self._turn[i].acquire()
+            try:
+                if not self._stopped:
+                    torch.set_num_threads(threads)  # both are a thread's own
+                    with torch.set_grad_enabled(grad):
+                        results[i] = calls[i]()
+            except BaseException as error:
+                if not self._stopped:
+                    errors.append(error)
+                self._stopped = True
+            finally:
+                self._next(i, done=True)
+
+        workers = [threading.Thread(target=contextvars.copy_context().run, args=(work, i), daemon=True) for i in range(len(calls))]
+        for worker in workers:
+            worker.start()
+        self._turn[0].release()
+        try:
+            for worker in workers:
+                worker.join()
+        except BaseException:
+            self._stopped = True  # each ends where it would pass the turn on
+            for worker in workers:
+                worker.join()
+            raise
+        if errors:
+            raise errors[0]
+        return results
+
+    def pass_on(self) -> None:
+        """Lets the others run up to where this thread is."""
+        i = self._own.index
+        self._next(i, done=False)
+        self._turn[i].acquire()
+        if self._stopped:
+            raise _Stopped
+
+    def _next(self, i: int, done: bool) -> None:
+        after = self._open[(self._open.index(i) + 1) % len(self._open)]
+        if done:
+            self._open.remove(i)
+        if self._open:
+            self._turn[after].release()
+
+
+class _Stopped(BaseException):
+    """The thread's result is not wanted any more."""

@@ -1,0 +1,64 @@
+"""What an export would write, told before it begins."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+
+from onnxport.build.estimate import _bytes, estimate
+from onnxport.errors import CheckpointError, UsageError
+from onnxport.quantize.plan import Plan, scheme
+from onnxport.quantize.schemes.apply import quantize
+from support.commands import invoke
+
+N, K = 96, 160
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8-rows", "int8-blocks", "int4-blocks32-asym", "int4-blocks64", "int4-blocks32-min"])
+def test_bytes_of_a_weight_are_those_of_its_scheme(name: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((K, N)).astype(np.float32)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, k]) for n, k in (("x", K), ("y", N)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    plan = Plan({"w": name})
+    made = model if name == "fp32" else quantize({"model": model}, plan)[0]["model"]
+    found = sum(value.const_value.nbytes for value in made.graph.initializers.values())
+    assert _bytes(scheme(name), N, K) == pytest.approx(found, rel=0.02)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file(
+        {"model.embed_tokens.weight": torch.zeros(64, 32).bfloat16(), "norm.weight": torch.ones(32).bfloat16()}, tmp_path / "a.safetensors"
+    )
+    save_file({"model.layers.0.mlp.down_proj.weight": torch.zeros(32, 64).bfloat16()}, tmp_path / "b.safetensors")
+    names = {"model.embed_tokens.weight": "a.safetensors", "norm.weight": "a.safetensors"}
+    index = {"weight_map": names | {"model.layers.0.mlp.down_proj.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 1, "vocab_size": 64, "tie_word_embeddings": True}))
+    return tmp_path
+
+
+def test_headers_alone_tell_sizes_and_what_is_missing(folder: Path) -> None:
+    found = estimate(folder, ("fp32", "int8"))
+    assert found.parameters == 64 * 32 + 32 + 32 * 64
+    assert found.files["fp32/weights.bin"] == 4 * found.parameters
+    assert found.files["int8/weights.bin"] == 64 * 32 + 32 * 64 + 4 * (64 + 32) + 4 * 32
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="lacks b.safetensors"):
+        estimate(folder)
+
+
+def test_the_command_makes_nothing(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke("export", folder, "--out", out, "--precision", "fp32", "--dry-run", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["files"]["fp32/weights.bin"] == 4 * 4128
+    assert "fp32/weights.bin" in invoke("export", folder, "--out", out, "--dry-run").stdout
+    assert not out.exists()
+    with pytest.raises(UsageError, match="--dry-run"):
+        estimate(tmp_path / "nothing")
