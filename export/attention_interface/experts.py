@@ -1,4 +1,7 @@
-"""Mixtures of experts without a branch on values: every expert answers, and the router's weights choose."""
+"""Mixtures of experts without a branch on values: every expert answers, and the router's weights choose.
+
+A sum over all experts is what torch can trace. Fusion puts a kernel that computes the chosen ones in its place where it can.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,6 @@ def register_experts() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(DENSE, dense_experts)
-
-
-SLOW = "every expert is computed for every token, and the router's weights choose: right, but as slow as all experts together"
-
-
-def has_experts(model: Any) -> bool:
-    """Whether a model of transformers has experts that its interface computes."""
-    return any(getattr(module, "num_experts", 0) and hasattr(module, "down_proj") for module in model.modules())
 
 
 @contextmanager

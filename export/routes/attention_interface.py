@@ -8,7 +8,6 @@ from typing import Any
 
 from onnxport.export import golden
 from onnxport.export.attention_interface.decoder import trace_decoder, vocabulary
-from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.attention_interface.ways import find_way
 from onnxport.export.description import CausalModel
 from onnxport.export.exported import Exported
@@ -45,9 +44,7 @@ def export_traced_causal(source: Source, model: CausalModel, task: str, opset: i
 
 
 def _notes(original: Any, model: CausalModel) -> Iterator[str]:
-    """What costs more than it could, or bounds what the model's own configuration does not."""
-    if has_experts(original):
-        yield SLOW
+    """What bounds what the model's own configuration does not."""
     longest = getattr(original.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_length is not None and model.max_length < longest:
         yield f"texts are bounded to {model.max_length} of {longest} tokens: beyond, its rotary positions change with the length of a text"

@@ -8,7 +8,6 @@ from typing import Any
 from onnxport.export import golden
 from onnxport.export.attention_interface.decoder import vocabulary
 from onnxport.export.attention_interface.encoder_decoder import find_shapes, trace_decoder, trace_source_encoder
-from onnxport.export.attention_interface.experts import SLOW, has_experts
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.exported import Exported
 from onnxport.export.hugging_face.any_seq2seq import sparse
@@ -55,9 +54,7 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
 
 
 def _notes(original: Any, model: Seq2SeqModel) -> Iterator[str]:
-    """What costs more than it could, or bounds what the model's own configuration does not."""
-    if has_experts(original):
-        yield SLOW
+    """What bounds what the model's own configuration does not."""
     longest = getattr(original.config, "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_source_length is not None and model.max_source_length < longest and sparse(original):
         yield f"sources are bounded to {model.max_source_length} of {longest} tokens: beyond, the class reads some blocks of them only"

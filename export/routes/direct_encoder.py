@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError, one_line
-from onnxport.export.attention_interface.experts import SLOW, dense, has_experts
+from onnxport.export.attention_interface.experts import dense
 from onnxport.export.canonical.graphs import TOLERANCE, agree
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.exported import Exported
@@ -86,7 +86,6 @@ def export_traced_encoder(source: Source, model: EncoderModel, task: str, opset:
         source_hashes=source.hashes,
         settings=source.settings | {"class": name},
         layers=model.layers,
-        notes=(SLOW,) if has_experts(module) else (),
     )
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxport.errors import UsageError
 from onnxport.graph.edit import optional
 from onnxport.quantize.fusion.activations import Gelu, TanhGelu
+from onnxport.quantize.fusion.experts import Experts
 from onnxport.quantize.fusion.folded_heads import FoldedHeads
 from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
 from onnxport.quantize.fusion.head_layout import HeadLayout
@@ -65,11 +66,12 @@ TARGETS = {
     for target in (
         Target("any", None, (MaskBroadcast(),)),  # standard operators alone
         # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
-        Target("cpu", CPU.provider, (*_KERNELS, MaskBroadcast())),
+        Target("cpu", CPU.provider, (Experts(), *_KERNELS, MaskBroadcast())),
         Target("cuda", CUDA.provider, (*_KERNELS, SkipLayerNorm(), MaskBroadcast()), _INTEGER_PRODUCTS),
         Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
     )
 }
+EXPERTS_SINCE = "1.32"  # the oldest version that mixtures of experts were tried with
 QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph, as
 # they do caches of 8 bits whose window alone is kept
 
@@ -87,9 +89,10 @@ def min_onnxruntime(models: Mapping[str, ir.Model], fusion_target: str) -> str |
     It follows from the operators in the graphs and their inputs. Raises `UsageError` for an unknown target.
     """
     oldest = find_target(fusion_target).min_onnxruntime
-    nodes = (node for model in models.values() for node in model.graph)
-    ragged = any(node.op_type == GroupQueryAttention.kernel and optional(node, LENGTHS) is not None for node in nodes)
-    return max(oldest, QUERY_SEQLENS_SINCE, key=_version) if ragged else oldest
+    nodes = [node for model in models.values() for node in model.graph]
+    if any(node.op_type == GroupQueryAttention.kernel and optional(node, LENGTHS) is not None for node in nodes):
+        oldest = max(oldest, QUERY_SEQLENS_SINCE, key=_version)
+    return max(oldest, EXPERTS_SINCE, key=_version) if any(node.op_type in ("MoE", "QMoE") for node in nodes) else oldest
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -12,13 +12,13 @@ from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Statistics, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
-from onnxport.quantize.schemes import blockwise, int8
+from onnxport.quantize.schemes import blockwise, experts, int8
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
-QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}
+QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear", "QMoE"}
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
@@ -44,9 +44,10 @@ def quantize(
 ) -> tuple[dict[str, ir.Model], dict[str, str]]:
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
 
-    Weights of linear layers and token embeddings change; biases, norms, positions and everything between stay float32, as do caches and
-    logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks (`int8-blocks128`); it is a
-    plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are calibrated.
+    Weights of linear layers, token embeddings and experts change; biases, norms, positions and everything between stay float32, as do
+    caches and logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks
+    (`int8-blocks128`); it is a plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are
+    calibrated.
 
     UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. NotApplicable: nothing changes.
     """
@@ -59,16 +60,10 @@ def quantize(
         products[role] = [(linear, chosen(plan, linear)) for linear in linears(copy.graph)]
         tables[role] = [(lookup, chosen(plan, lookup)) for lookup in lookups(copy.graph)]
     looked_up = [table for pairs in tables.values() for table, _ in pairs]
-    plan.check([linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up])
+    known = [linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up]
+    plan.check(known + experts.parameters(copies.values()))
     statistics = {role: _statistics(role, copies[role], products[role], feeds) for role in copies}
-    weights = blockwise.Weights()
-    for role in copies:  # all graphs before any is changed: a weight may have uses in several
-        for linear, scheme in products[role]:
-            if scheme.needs in ("hessian", "square"):
-                weights.see(linear.weight.T, getattr(statistics[role], scheme.needs)(linear.x))
-    for table in looked_up:
-        if plan.of(table.parameter).needs == "hessian":
-            weights.look_up(table.table)
+    weights = _weights(plan, products, looked_up, statistics)
     became: dict[str, str] = {}
     for role, copy in copies.items():
         kernels = _Kernels(copy.graph, statistics[role], weights)
@@ -76,6 +71,8 @@ def quantize(
             _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
         for table, scheme in tables[role]:
             _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
+        for parameter, scheme in experts.replace_mixtures(copy.graph, plan):
+            _note(became, parameter, scheme, scheme.name)
         remove_dead(copy.graph)
         copy.graph.sort()
     _check_change(plan, became, copies)
@@ -91,6 +88,21 @@ def _rotate(graph: ir.Graph, plan: Plan) -> None:
     for table in lookups(graph):
         if chosen(plan, table).rotated:
             rotations.of_lookup(table)
+
+
+def _weights(
+    plan: Plan, products: Mapping[str, Sequence[tuple[Linear, Scheme]]], looked_up: Sequence[Lookup], statistics: Mapping[str, Statistics]
+) -> blockwise.Weights:
+    """Weights in blocks that have seen all of their uses, before any graph is changed: a weight may have uses in several."""
+    weights = blockwise.Weights()
+    for role, pairs in products.items():
+        for linear, scheme in pairs:
+            if scheme.needs in ("hessian", "square"):
+                weights.see(linear.weight.T, getattr(statistics[role], scheme.needs)(linear.x))
+    for table in looked_up:
+        if plan.of(table.parameter).needs == "hessian":
+            weights.look_up(table.table)
+    return weights
 
 
 def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnxport.build.variant import FusedGraphs, VariantBuilder
     from onnxport.export.exported import Exported
 
+ALL_EXPERTS = "every expert is computed for every token, and the router's weights choose: right, but as slow as all experts together"
 READERS = ("transformers", "tokenizers", "safetensors", "sentencepiece", "ml_dtypes", "numpy")  # what a source may be read by
 
 
@@ -95,6 +96,7 @@ def build(
             exported = export(source, **reading, progress=progress)
             progress("fuse")
             fused = _fuse(exported)
+            exported = replace(exported, notes=(*exported.notes, *_costs(fused)))
             write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
             if work:
                 work.keep_graphs(fused)
@@ -223,6 +225,14 @@ def _fuse(exported: Exported) -> FusedGraphs:
         graphs["decoder"] = pick_rows(graphs["decoder"])
     store.forget(exported.graphs)
     return FusedGraphs(graphs, dict(rules), exported.expected)
+
+
+def _costs(fused: FusedGraphs) -> Iterator[str]:
+    """What costs more than it could."""
+    from onnxport.quantize.fusion.experts import written_out
+
+    if any(written_out(model.graph) for model in fused.graphs.values()):
+        yield ALL_EXPERTS
 
 
 def _add_variants(

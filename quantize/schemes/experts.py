@@ -1,0 +1,95 @@
+"""Mixtures of experts of 8 or 4 bit: ONNX Runtime's QMoE reads the weights of chosen experts alone, in blocks as MatMulNBits has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxport.graph.edit import MICROSOFT, array_of, constant, is_op, new_node, optional, source, take_over
+from onnxport.graph.normalize import parameter_of
+from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
+from onnxport.quantize.schemes.blockwise import ACCURACY, SIZES, Weights, named
+
+UP, DOWN = 2, 4  # places of the weights among the inputs of MoE; a bias follows each
+EIGHT_BITS = scheme("int8-blocks")  # of experts, in the place of rows: the kernel knows blocks alone
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A MoE node of float32. up [experts, 2 * inner, hidden], down [experts, hidden, inner]; parameters: PyTorch's names of both."""
+
+    node: ir.Node
+    up: np.ndarray
+    down: np.ndarray
+    parameters: tuple[str, str]
+
+
+def mixtures(graph: Iterable[ir.Node]) -> Iterator[Mixture]:
+    """Every mixture of experts with constant weights, in graph order."""
+    for node in list(graph):
+        if not is_op(node, "MoE", MICROSOFT):
+            continue
+        up, down = (array_of(optional(node, place)) for place in (UP, DOWN))
+        if up is not None and down is not None and up.dtype == down.dtype == np.float32:
+            yield Mixture(node, up, down, (parameter_of(source(node, UP)), parameter_of(source(node, DOWN))))
+
+
+def parameters(models: Iterable[ir.Model]) -> list[str]:
+    """The names of all weights of mixtures."""
+    return [name for model in models for mixture in mixtures(model.graph) for name in mixture.parameters]
+
+
+def chosen(plan: Plan, mixture: Mixture) -> Scheme:
+    """The scheme of a mixture, with its block size: of its two weights' schemes the finer one; fp32 where the kernel does not take it."""
+    both = [plan.of(parameter) for parameter in mixture.parameters]
+    if any(one.kind == "fp32" for one in both):
+        return FP32
+    finer = max((one if one.kind == "blocks" else EIGHT_BITS for one in both), key=lambda one: one.bits)
+    widths = mixture.up.shape[2], mixture.down.shape[2]
+    size = next((size for size in SIZES if size <= (finer.block or SIZES[0]) and not any(width % size for width in widths)), None)
+    if size is None:
+        return FP32
+    plain = scheme(finer.plain.name.replace("-min", "-asym").replace("-sorted", ""))
+    return scheme(named(plain, size))
+
+
+def replace_mixtures(graph: ir.Graph, plan: Plan) -> Iterator[tuple[str, Scheme]]:
+    """Give every mixture the kernel of its scheme; gives the name of each weight and what it became."""
+    for mixture in mixtures(graph):
+        found = chosen(plan, mixture)
+        if found.kind != "fp32":
+            _replace(graph, mixture, found)
+        for parameter in mixture.parameters:
+            yield parameter, found
+
+
+def _replace(graph: ir.Graph, mixture: Mixture, found: Scheme) -> None:
+    """Put a QMoE in the place of a MoE. found: of blocks, with their size."""
+    assert found.block is not None
+    node, name = mixture.node, mixture.node.outputs[0].name
+    inputs: list[ir.Value | None] = [source(node, 0), source(node, 1)]
+    zeros: list[ir.Value | None] = []
+    for part, place, weight in (("up", UP, mixture.up), ("down", DOWN, mixture.down)):
+        codes, scales, points = zip(*(_packed(expert, found) for expert in weight), strict=True)
+        inputs += [
+            constant(graph, f"{name}/{part}/uint{found.bits}", np.stack(codes)),
+            constant(graph, f"{name}/{part}/block_scale", np.stack(scales)),
+            optional(node, place + 1),
+        ]
+        zeros.append(None if points[0] is None else constant(graph, f"{name}/{part}/block_zero", np.stack(points)))
+    if any(zero is not None for zero in zeros):
+        inputs += [None, None, None, *zeros]  # no third product
+    attributes = {key: value.value for key, value in node.attributes.items()}
+    attributes |= {"expert_weight_bits": found.bits, "block_size": found.block, "accuracy_level": ACCURACY}
+    made = new_node(graph, node, "QMoE", inputs, attributes, [node.outputs[0]])
+    take_over(node.outputs[0], made.outputs[0])
+
+
+def _packed(expert: np.ndarray, found: Scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """float [N, K] → codes uint8 [N, K * bits / 8], scales float32 [N, blocks], and zero points or None."""
+    assert found.block is not None
+    blocks = Weights().blocks(expert, found, found.block)  # of its own, which keeps nothing: experts are most of a model
+    return blocks.packed().reshape(len(expert), -1), blocks.grid.scale, blocks.grid.packed_zero()
