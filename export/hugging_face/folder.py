@@ -242,7 +242,7 @@ def _holding(cls: Any, types: Mapping[str, torch.dtype]) -> Any:
     """The class with parameters of the types of their tensors, which transformers hands on without a copy then; all else of it, such as
     buffers and what no file has, is made in float32."""
 
-    class Holding(cls):  # type: ignore[misc]
+    class Holding(cls):
         def __init__(self, config: Any, *args: Any, **named: Any) -> None:
             super().__init__(config, *args, **named)
             for name, parameter in self.named_parameters():
