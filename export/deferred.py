@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from onnxport.graph.store import collect
+
 Values = Callable[[], Tensor]
 Result = TypeVar("Result")
 LEAST_KEPT = 2**28  # bytes
@@ -186,6 +188,7 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
             handle.remove()
         for module in modules:
             forget(module)
+        collect()
 
 
 class _Turns:
