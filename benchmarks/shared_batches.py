@@ -63,11 +63,14 @@ def joining(model: Model, running: list[Prompt], late: Prompt, tokens: int) -> A
     stop, begun = threading.Event(), [threading.Event() for _ in running]
 
     def run(i: int) -> None:
-        with model.stream(running[i], min_new_tokens=1000, max_new_tokens=1000) as stream:
-            for _ in stream:
-                begun[i].set()
-                if stop.is_set():
-                    return
+        try:
+            with model.stream(running[i], max_new_tokens=1000) as stream:
+                for _ in stream:
+                    begun[i].set()
+                    if stop.is_set():
+                        return
+        finally:
+            begun[i].set()
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(running))]
     for thread in threads:
