@@ -79,6 +79,7 @@ def test_quantize_makes_the_variant_that_export_makes(plain_bundle: Bundle, bund
         assert made.files[name] == exported.files[name], name
 
 
+@pytest.mark.timeout(300)  # it starts a process for each variant several times
 def test_compare_writes_reports_and_gates_decide(bundle: Bundle, tmp_path: Path) -> None:
     data = tmp_path / "pairs.tsv"
     data.write_text("a b c\tone two\nd e\tthree\nf\tfour four\n")

@@ -120,7 +120,7 @@ def test_moved_rows_of_a_full_window_are_copied_whole() -> None:
 
 def test_parts_of_a_prompt_depend_on_its_own_length_only() -> None:
     rows: list[list[int]] = [list(range(1, 1 + n)) for n in (11, 3, 8, 4)]
-    parts = list(state._chunks(rows, 0, 4))
+    parts = list(state._chunks(rows, np.zeros(4, np.int64), 0, 4))
     assert [ids.shape[1] for ids, _, _ in parts] == [3, 4, 4]
     for i, row in enumerate(rows):
         pieces = [(ids[i], done[i], real[i]) for ids, done, real in parts]
