@@ -21,7 +21,7 @@ def pick_rows(decoder: ir.Model) -> ir.Model:
     """
     copy = decoder.clone()
     graph = copy.graph
-    gathers = [node for node in graph if node.op_type == "GatherND" and _reads_index(node)]
+    gathers = _gathers(graph)
     index = next((value for value in graph.inputs if value.name == LOGITS_INDEX), None)
     if len(gathers) != 1 or index is None or any(value.name == LOGITS_ROWS for value in graph.inputs):
         return copy
@@ -60,7 +60,7 @@ def every_position(decoder: ir.Model) -> ir.Model:
     """
     copy = decoder.clone()
     graph = copy.graph
-    gathers = [node for node in graph if node.op_type == "GatherND" and _reads_index(node)]
+    gathers = _gathers(graph)
     if len(gathers) != 1 or gathers[0].inputs[0] is None:
         raise NotApplicable("the decoder does not tell where it takes the logits' position; export the model again")
     (gather,) = gathers
@@ -72,6 +72,11 @@ def every_position(decoder: ir.Model) -> ir.Model:
     for value in [v for v in graph.inputs if v.name in (LOGITS_INDEX, LOGITS_ROWS) and not v.uses()]:
         graph.inputs.remove(value)
     return copy
+
+
+def _gathers(graph: ir.Graph) -> list[ir.Node]:
+    """What takes the hidden states of positions; one node in the kit's own graphs."""
+    return [node for node in graph if node.op_type == "GatherND" and _reads_index(node)]
 
 
 def _reads_index(node: ir.Node) -> bool:

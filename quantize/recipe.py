@@ -141,9 +141,14 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     return quantize({"decoder": scaled}, plan, {"decoder": data})
 
 
+def spares_vocabulary(plan: Plan) -> bool:
+    """Whether the recipe of a language model keeps `VOCABULARY` for what reads and gives tokens."""
+    return {scheme(name).bits for name in plan.schemes.values()} == {4}
+
+
 def _with_vocabulary(plan: Plan, decoder: Any) -> Plan:
     """A plan of 4 bits with 8 for the tables of tokens and the projection to the vocabulary, which every token depends on."""
-    if {scheme(name).bits for name in plan.schemes.values()} != {4}:
+    if not spares_vocabulary(plan):
         return plan
     width = next(shape[-1] for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
     names = {lookup.parameter for lookup in lookups(decoder.graph)}

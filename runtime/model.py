@@ -276,8 +276,8 @@ class Model:
         assert self.engine is not None  # it generates
         if not self.engine.checks_guesses:
             raise UsageError(
-                f"{option}: the decoder of variant {self.precision} gives the logits of one position only, as all did before guesses; "
-                "export the model again"
+                f"{option}: the decoder of variant {self.precision} gives the logits of one position only, so that no guess can be "
+                "checked; export the model again"
             )
         return self.engine
 

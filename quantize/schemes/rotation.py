@@ -8,6 +8,8 @@ sixth of its size. (QuaRot, Ashkboos et al. 2024, rotates whole vectors, which c
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx_ir as ir
 
@@ -24,6 +26,7 @@ def run_length(k: int) -> int | None:
     return found if found >= SHORTEST else None
 
 
+@cache
 def hadamard(size: int) -> np.ndarray:
     """float32 [size, size], symmetric and orthogonal; size: a power of two (Sylvester's construction)."""
     matrix = np.ones((1, 1))

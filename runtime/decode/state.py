@@ -135,10 +135,7 @@ class DecoderState:
     def _run_part(self, part: Part) -> None:
         ids, done, real = part
         self.engine.positions.add(ids.size, int(real.sum()))
-        feeds = interface.prefill(ids, real, done)
-        positions, last = feeds[interface.POSITION_IDS], np.maximum(done + real, 1) - 1
-        np.minimum(positions, last[:, None], out=positions)  # padding stays within the model's positions
-        run_bound(self.engine.decoder, self._bind(feeds, self))
+        run_bound(self.engine.decoder, self._bind(_several_ids(ids, real, done), self))
 
     def advance(self) -> None:
         """The first time run the prefixes, then `ids`; leave logits and the best tokens."""
@@ -199,16 +196,12 @@ class DecoderState:
         """The feeds for several ids a row; a finished row writes its last entry again."""
         counts = np.array([len(ids) for ids in new], np.int64)
         before = np.where(counts > 0, self.lengths, np.maximum(self.lengths, 1) - 1)
-        after = before + np.maximum(counts, 1)
-        longest = int(after.max())
+        longest = int((before + np.maximum(counts, 1)).max())
         if longest > self.cache.capacity and not self.cache.bounded:
             self.cache.grow(max(2 * self.cache.capacity, longest), int(before.max()))
         ids, _ = padded([one or (0,) for one in new], self.engine.config.pad_id or 0)
         self.engine.positions.add(ids.size, int(counts.sum()))
-        feeds = interface.prefill(ids, np.maximum(counts, 1), before)
-        positions = feeds[interface.POSITION_IDS]
-        np.minimum(positions, after[:, None] - 1, out=positions)  # padding stays within the model's positions
-        return feeds
+        return _several_ids(ids, np.maximum(counts, 1), before)
 
     def expand(self, beams: int) -> None:
         """Each row becomes `beams` equal rows, side by side; they share their source's keys and values."""
@@ -333,6 +326,13 @@ class DecoderState:
         binding.bind_ortvalue_output(interface.LOGITS, outputs.logits)
         outputs.best.bind(binding)
         return binding
+
+
+def _several_ids(ids: np.ndarray, lengths: np.ndarray, before: np.ndarray) -> dict[str, np.ndarray]:
+    """`interface.prefill`, whose padding stands where the last id of its row does, within the model's positions."""
+    feeds = interface.prefill(ids, lengths, before)
+    np.minimum(feeds[interface.POSITION_IDS], feeds[interface.SEQLENS][:, None], out=feeds[interface.POSITION_IDS])
+    return feeds
 
 
 def _chunks(prefixes: Sequence[Sequence[int]], before: np.ndarray, pad: int, size: int) -> Iterator[Part]:

@@ -15,7 +15,7 @@ from onnxport.extras import require
 from onnxport.files import MOST, read_regular
 from onnxport.quantize.plan import Plan, Scheme
 from onnxport.quantize.precisions import DEFAULT, PRECISIONS
-from onnxport.quantize.recipe import VOCABULARY
+from onnxport.quantize.recipe import VOCABULARY, spares_vocabulary
 from onnxport.quantize.schemes.apply import FEWEST_INPUTS
 from onnxport.quantize.schemes.blockwise import block_size
 
@@ -105,7 +105,8 @@ def _variant(precision: str, tensors: Sequence[_Tensor], config: Mapping[str, An
     row = PRECISIONS[precision]
     plan = row.plan or Plan({"*": "int8-rows"})  # a search's own is among those of its size
     if row.on_texts is not None:
-        plan = Plan(row.on_texts.schemes | dict.fromkeys((t.name for t in tensors if t.is_table), VOCABULARY))
+        tables = [tensor.name for tensor in tensors if tensor.is_table] if spares_vocabulary(row.on_texts) else []
+        plan = Plan(row.on_texts.schemes | dict.fromkeys(tables, VOCABULARY))
     half = 2 if plan.half is not None else 4
     total = 0
     for tensor in tensors:

@@ -272,9 +272,8 @@ def _add_variants(
     staging.manifest |= {"variants": made, "default": next(iter(made))}
     if failed:
         staging.manifest["failed"] = {name: _why(reason, name) for name, reason in failed.items()}
-    notes = [f"{name} is left out: {_why(reason, name)}" for name, reason in left_out.items()]
-    if notes:
-        staging.manifest["provenance"].setdefault("notes", []).extend(notes)
+    for name, found in left_out.items():
+        add_note(staging, f"{name} is left out: {_why(found, name)}")
 
 
 def _why(reason: Exception, name: str) -> str:
