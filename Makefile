@@ -8,7 +8,7 @@ ROOMS := compare export graph quantize runtime
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel constraints clean
+.PHONY: demo test lint types unit wheel test-targets constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/targets -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -51,6 +51,18 @@ wheel: .venv/ready
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/$(INSTALL) "$$(ls build/wheel/*.whl)[cpu]" pytest
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+
+# Variants for CUDA and the web in the newest ONNX Runtime that these have, whose build for the CPU runs their graphs.
+test-targets: .venv/ready $(LINKED)
+	rm -rf build/targets && mkdir -p build/targets/bundles
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.target_bundles build/targets/bundles
+	set -e; for target in cuda web; do \
+	  version=$$($(BIN)/python -c "from onnxport.quantize.fusion.targets import TARGETS; print(TARGETS['$$target'].newest)"); \
+	  $(PYTHON) -m venv build/targets/$$target; \
+	  build/targets/$$target/bin/pip install --quiet onnxruntime==$$version numpy tokenizers click rich pytest; \
+	  ONNXPORT_BUNDLES=build/targets/bundles ONNXPORT_TARGET=$$target ONNXPORT_VERSION=$$version PYTHONPATH=build/types \
+	    build/targets/$$target/bin/python -m pytest -p no:cacheprovider -o pythonpath= -o timeout= --rootdir tests/targets --confcutdir tests/targets tests/targets; \
+	done
 
 # The versions that tests run with, as pip resolves them in a fresh environment; any build of torch will do, so its suffix goes.
 constraints:

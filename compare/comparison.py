@@ -23,6 +23,7 @@ from onnxport.compare.workload import workload
 from onnxport.errors import UsageError
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
+from onnxport.runtime.bundle.variant_names import for_device, suits
 from onnxport.runtime.processor import cores
 
 TRIES = 3  # of a comparison whose bundle is replaced meanwhile
@@ -114,7 +115,7 @@ def _measured(
     joining = open_others(opened, others)
     earlier = read_baseline(baseline) if baseline is not None else None
     threads = threads or cores()
-    entered = entrants(opened, joining, precisions, reference=source is None)
+    entered = entrants(opened, joining, precisions, reference=source is None, device=device)
     specs = {PYTORCH: _spec(opened, PYTORCH, device, source, threads)} if source is not None else {}
     specs |= {name: _spec(other, variant, device, source, threads) for name, (other, variant) in entered.items()}
     reference = next(iter(specs))
@@ -184,24 +185,33 @@ def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle
     return by_name
 
 
-def entrants(bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool) -> dict[str, Entrant]:
+def entrants(
+    bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool, device: str = "cpu"
+) -> dict[str, Entrant]:
     """The variants to measure, by name: the bundle's under their own, those of others as NAME/VARIANT.
 
-    precisions: such names; a variant's alone means that of every bundle that has it; None is all; CHECKED+DRAFT is a variant of the bundle
-    for which another guesses. reference: the bundle's fp32 (its default where there is none) is measured in any case, and comes first.
+    precisions: such names; a variant's alone means that of every bundle that has it, and a precision's the device's own variant; None is
+    all that were made for the device; CHECKED+DRAFT is a variant of the bundle for which another guesses. reference: the bundle's fp32 (its
+    default where there is none) is measured in any case, and comes first.
     UsageError: a name that no bundle has.
     """
     pairs = [name for name in precisions or () if "+" in name and all(part in bundle.variants for part in name.split("+", 1))]
     every: dict[str, Entrant] = {name: (bundle, name) for name in [*bundle.variants, *pairs]}
     every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
+    if precisions is not None:
+        precisions = [for_device(name, device, every) for name in precisions]
     for name in precisions or ():
         if not any(name in (full, variant) for full, (_, variant) in every.items()):
             close = difflib.get_close_matches(name, every, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             subject, verb = ("bundles have", "they hold") if others else ("bundle has", "it holds")
             raise UsageError(f"the {subject} no variant {name!r}; {verb} {', '.join(every)}{hint}")
-    plain = "fp32" if "fp32" in bundle.variants else bundle.default
-    named = [full for full, (_, variant) in every.items() if precisions is None or full in precisions or variant in precisions]
+    plain = for_device("fp32" if "fp32" in bundle.variants else bundle.default, device, bundle.variants)
+    named = [
+        full
+        for full, (owner, variant) in every.items()
+        if (suits(variant, device, owner.variants) if precisions is None else full in precisions or variant in precisions)
+    ]
     return {name: every[name] for name in dict.fromkeys([plain] * reference + named)}
 
 

@@ -23,7 +23,7 @@ _OPS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _EXPRESSION = re.compile(
-    r"\s*(?P<path>(?:[\w.-]+/)?[A-Za-z_][\w+-]*(?:\.[\w-]+)*)\s*(?P<op>>=|<=|==|>|<)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+    r"\s*(?P<path>(?:[\w.-]+/)?[A-Za-z_][\w+@-]*(?:\.[\w-]+)*)\s*(?P<op>>=|<=|==|>|<)\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 )
 
 

@@ -17,6 +17,7 @@ FOLDED = {"Split", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "
 LIKE_FIRST_INPUT = (
     "BiasGelu", "Gelu", "FastGelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding",
 )  # fmt: skip
+SUM = 3  # the place of the sum among the outputs of SkipLayerNormalization
 REFERENCE_SINCE = {"DequantizeLinear": 19}  # the oldest opset that ONNX's reference has, whose meaning is that of older ones
 
 PARAMETER = "parameter"  # key in Value.meta: the PyTorch weight a folded initializer was made from
@@ -94,8 +95,9 @@ def _reference(node: ir.Node) -> Callable[[], list[np.ndarray]]:
 
 def _stand_in(graph: onnx.GraphProto) -> None:
     """Puts ONNX's own operators in the place of kernels of ONNX Runtime, which its inference does not know; their results have the shapes
-    of the kernels' first results."""
-    for node in graph.node:
+    of the kernels' first results, as the sums have that a kernel of a norm gives beside them."""
+    sums: list[tuple[int, onnx.NodeProto]] = []
+    for place, node in enumerate(graph.node):
         if node.domain != MICROSOFT or node.op_type not in (*LIKE_FIRST_INPUT, "MatMulNBits"):
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
@@ -105,8 +107,11 @@ def _stand_in(graph: onnx.GraphProto) -> None:
             shape = [attributes["K"], attributes["N"]]
             graph.input.append(onnx.helper.make_tensor_value_info(weight, onnx.TensorProto.FLOAT, shape))
             inputs.append(weight)
+        sums += [(place, onnx.helper.make_node("Identity", inputs, [name])) for name in node.output[SUM:]]
         made = onnx.helper.make_node("MatMul" if len(inputs) == 2 else "Identity", inputs, [node.output[0]], name=node.name)
         node.CopyFrom(made)
+    for place, node in reversed(sums):
+        graph.node.insert(place, node)
 
 
 def without_weights(model: ir.Model, most: int) -> ir.Model:

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from onnxport.errors import DeviceError
+from onnxport.errors import DeviceError, UsageError
 from onnxport.quantize.plan import Plan
+from onnxport.runtime.bundle.variant_names import TARGETS, split
+from onnxport.runtime.other_names import hint
 from onnxport.runtime.sessions import CPU, CUDA, Device
 
 ANY_DEVICE = "any"
@@ -127,6 +129,22 @@ PRECISIONS = {
     )
 }
 DEFAULT = tuple(row.name for row in PRECISIONS.values() if row.default)
+# The precision whose recipe makes another one on targets that have no products of integers; None where there is none.
+_ELSEWHERE = {"int8": "int8-weight", "int8-reduced": None, "int8-static": None, "auto": None}
+
+
+def made_as(variant: str) -> Precision:
+    """The row whose recipe makes a variant. UsageError: its precision or its target is not known, or the target cannot have it."""
+    name, target = split(variant)
+    if name not in PRECISIONS:
+        raise UsageError(f"precision {name!r} is not known: expected some of {', '.join(PRECISIONS)}{hint('precision', name)}")
+    if target not in TARGETS:
+        raise UsageError(f"target {target!r} is not known: expected some of {', '.join(TARGETS)}")
+    made = name if target == CPU.name else _ELSEWHERE.get(name, name)
+    if made is None or (PRECISIONS[made].device is not None and target not in (CPU.name, PRECISIONS[made].device.name)):
+        some = ", ".join(one for one in PRECISIONS if _ELSEWHERE.get(one, one) is not None)
+        raise UsageError(f"{variant}: {target} has no kernels for {name}, expected one of {some}; leave {variant} out of --precision")
+    return PRECISIONS[made]
 
 
 def device_of(plan: Plan) -> str:

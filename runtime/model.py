@@ -18,11 +18,12 @@ import numpy as np
 from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_line
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
+from onnxport.runtime.bundle.variant_names import for_device, named, split
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Job, Stream
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many, whole
 from onnxport.runtime.other_names import hint, suggesting
-from onnxport.runtime.sessions import Sessions, check_version, required_device
+from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def load(
 ) -> Model:
     """Load a bundle.
 
-    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda". threads: of one operator; None is all
-    this process may use. verify: check every file's hash too. draft: another variant, which guesses tokens that this one checks: the same
-    answers, sooner where it is much smaller. prefix_cache_mb: memory (MiB) in which a language model keeps keys and values of prompts and
-    answers, so that a prompt that begins as another did is read from where they part; None keeps none.
+    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda", whose own variant is taken where there is one: int8
+    means int8@cuda there. threads: of one operator; None is all this process may use. verify: check every file's hash too. draft: another
+    variant, which guesses tokens that this one checks: the same answers, sooner where it is much smaller. prefix_cache_mb: memory (MiB) in
+    which a language model keeps keys and values of prompts and answers, so that a prompt that begins as another did is read from where they
+    part; None keeps none.
     Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
     (the device cannot be had).
     """
@@ -82,14 +84,19 @@ def _loaded(
 
 
 def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None, prefix_cache_mb: int | None = None) -> Model:
+    name = for_device(name, device, bundle.variants)
     if name not in bundle.variants:
         raise UsageError(
             f"{option} is {name!r}, this bundle has {', '.join(bundle.variants)}; choose one or add it with `onnxport quantize`"
             + hint("precision", name)
         )
     sessions = Sessions.on(device, threads)
-    variant = bundle.variants[name]
-    check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}")
+    variant, precision = bundle.variants[name], split(name)[0]
+    makes = f"make one for {device}: onnxport quantize {bundle.path} --precision {named(precision, device)}"
+    if device != CPU.name and variant.target == CPU.name:
+        raise DeviceError(f"variant {name} of {bundle.path} is made of the {CPU.name}'s kernels, asked for {device}; {makes}")
+    advice = "upgrade onnxruntime" if device in (CPU.name, variant.target) else f"upgrade onnxruntime, or {makes}"
+    check_version(variant.min_onnxruntime, f"variant {name} of {bundle.path}", advice)
     required = required_device(variant.target)
     if required is not None and required.name != device:
         raise DeviceError(

@@ -222,14 +222,14 @@ def _runtime() -> Any:
     return require("onnxruntime", "cpu", "running a model", "gpu")
 
 
-def check_version(oldest: str | None, what: str) -> None:
+def check_version(oldest: str | None, what: str, advice: str = "upgrade onnxruntime") -> None:
     """BundleError where the installed ONNX Runtime is older than version `oldest`, such as "1.23"; None passes. what: that needs it."""
     if oldest is None:
         return
     onnxruntime = _runtime()
 
     if _numbers(onnxruntime.__version__) < _numbers(oldest):
-        raise BundleError(f"{what} needs onnxruntime {oldest} or newer, found {onnxruntime.__version__}; upgrade onnxruntime")
+        raise BundleError(f"{what} needs onnxruntime {oldest} or newer, found {onnxruntime.__version__}; {advice}")
 
 
 def _numbers(version: str) -> list[int]:

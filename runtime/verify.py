@@ -17,43 +17,55 @@ from onnxport.errors import BundleError, ParityError
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.interface import ATTENTION_MASK
+from onnxport.runtime.bundle.manifest import Variant
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
+from onnxport.runtime.bundle.variant_names import suits
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Generator
 from onnxport.runtime.decode.state import DecoderState
 from onnxport.runtime.encoder import Encoder
 from onnxport.runtime.options import Options, Watch
-from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
+from onnxport.runtime.sessions import CPU, DEVICES, Sessions, check_version, required_device
 from onnxport.runtime.text_replay import answers, distributions
 
 Arrays = dict[str, np.ndarray]
+DEVICE = "device"  # key of a parity: where it was measured, of a variant for another target
 
 
-def verify(path: str | Path, threads: int | None = None) -> dict[str, Any]:
+def verify(path: str | Path, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
     """Check everything that can be checked on this machine.
 
+    device: on which variants are run, those alone that are for it; None for all, each on the device that it was checked on when made.
+
     Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
-    found now}, each on the CPU where it was not made for CUDA alone. BundleError for a changed, missing or unloadable file; DeviceError for
+    found now}. BundleError for a changed, missing or unloadable file; DeviceError for
     a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
     that the manifest records.
     """
-    return unreplaced([path], lambda: _verified(path, threads))
+    return unreplaced([path], lambda: _verified(path, threads, device))
 
 
-def _verified(path: str | Path, threads: int | None) -> dict[str, Any]:
+def _verified(path: str | Path, threads: int | None, device: str | None) -> dict[str, Any]:
     bundle = Bundle.open(path, verify=True)
-    sessions = Sessions.on("cpu", threads)
+    sessions = Sessions.on(device or CPU.name, threads)
     for file in bundle.search.values():
         sessions.open(bundle.file(file))
     variants = {}
     for name, variant in bundle.variants.items():
-        device = required_device(variant.target) or CPU
-        variants[name] = replay(bundle, name, device.name, threads)
+        if device is not None and not suits(name, device, bundle.variants):
+            continue
+        variants[name] = replay(bundle, name, device or _checked_on(variant), threads)
         check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
         "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
         "variants": variants,
     }  # fmt: skip
+
+
+def _checked_on(variant: Variant) -> str:
+    """The device on which a variant's parity was measured."""
+    found = variant.parity.get(DEVICE)
+    return found if found in DEVICES else (required_device(variant.target) or CPU).name
 
 
 def replay(bundle: Bundle, variant: str, device: str = "cpu", threads: int | None = None) -> dict[str, Any]:

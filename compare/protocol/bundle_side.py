@@ -51,12 +51,12 @@ class BundleSide(AnsweringSide):
         bundle = Bundle.open(self.path)
         if bundle.golden is None:
             return None
-        bounds = bundle.variants[self.precision].parity.get("bounds", {})
-        differences: dict[str, Any] = replay(bundle, self.precision, device=self.device, threads=self.threads)
+        bounds = bundle.variants[self.model.precision].parity.get("bounds", {})
+        differences: dict[str, Any] = replay(bundle, self.model.precision, device=self.device, threads=self.threads)
         within: bool | None = None
         if bounds:
             try:
-                check_bounds(self.precision, bounds, differences)
+                check_bounds(self.model.precision, bounds, differences)
                 within = True
             except ParityError:
                 within = False

@@ -27,6 +27,7 @@ from onnxport.runtime.sessions import CPU, CUDA
 # Order matters: norms and rotary positions first, which the rules of attention look for, then attention, since its kernels give the
 # Reshapes and sums behind it the shapes the later rules ask for.
 _KERNELS = (
+    Experts(),
     SameType(),
     LayerNorm(),
     RmsNorm(),
@@ -41,6 +42,7 @@ _KERNELS = (
     SoftmaxAttention(),
     ReshapeOfReshape(),
     SameShape(),
+    MaskBroadcast(),
 )
 _INTEGER_PRODUCTS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 
@@ -50,15 +52,18 @@ class Target:
     """Where a graph is to run.
 
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
+    further: rewrites behind those of the CPU, whose graphs all others are made from.
     lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make.
-    min_onnxruntime: the oldest version known to run its graphs.
+    min_onnxruntime: the oldest version known to run its graphs. newest: that of its package, whose kernels may read nothing newer.
     """
 
     name: str
     provider: str | None
     rules: tuple[Rule, ...]
+    further: tuple[Rule, ...] = ()
     lacks: frozenset[str] = frozenset()
     min_onnxruntime: str = "1.30"
+    newest: str | None = None
 
 
 TARGETS = {
@@ -66,9 +71,9 @@ TARGETS = {
     for target in (
         Target("any", None, (MaskBroadcast(),)),  # standard operators alone
         # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
-        Target("cpu", CPU.provider, (Experts(), *_KERNELS, MaskBroadcast())),
-        Target("cuda", CUDA.provider, (*_KERNELS, SkipLayerNorm(), MaskBroadcast()), _INTEGER_PRODUCTS),
-        Target("web", "WebGpuExecutionProvider", (*_KERNELS, MaskBroadcast()), _INTEGER_PRODUCTS),
+        Target("cpu", CPU.provider, _KERNELS),
+        Target("cuda", CUDA.provider, _KERNELS, (SkipLayerNorm(),), _INTEGER_PRODUCTS, newest="1.31.1"),  # onnxruntime-gpu
+        Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),  # onnxruntime-web, onnxruntime-node
     )
 }
 EXPERTS_SINCE = "1.32"  # the oldest version that mixtures of experts were tried with

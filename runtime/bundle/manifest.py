@@ -27,6 +27,7 @@ REQUIRED = (
     "generation.encoder_no_repeat_ngram",
     "generation.max_total_tokens",
     "generation.min_total_tokens",
+    "variants.whole_caches",
 )
 SEARCH_FIELDS: dict[str, tuple[type, ...]] = {
     "beam": (int,),
@@ -73,6 +74,7 @@ class Manifest:
 def required(manifest: Mapping[str, Any]) -> list[str]:
     """The names in REQUIRED of the keys that a manifest has, sorted."""
     sections = {name: manifest.get(name) or {} for name in ("encoding", "generation")}
+    sections["variants"] = {key: value for entry in manifest.get("variants", {}).values() for key, value in entry.items() if value}
     return sorted(name for name in REQUIRED if sections[name.partition(".")[0]].get(name.partition(".")[2]))
 
 
@@ -169,6 +171,10 @@ class GenerationConfig:
     def layer_caches(self) -> tuple[LayerCache, ...]:
         """What each layer keeps."""
         return self.caches or (LayerCache(self.kv_heads, self.head_size, self.window),) * self.layers
+
+    def with_whole_caches(self) -> GenerationConfig:
+        """The same model where every layer keeps every position, also beyond its window."""
+        return replace(self, window=None, caches=tuple(replace(cache, window=None) for cache in self.caches))
 
     def plain(self) -> GenerationConfig:
         """The same model without a search of its own: greedy, every token allowed, none forced."""
@@ -299,7 +305,9 @@ class ChatConfig:
 class Variant:
     """One precision of the model: `graphs` maps role to path, `files` names all files it needs besides the shared ones.
 
-    min_onnxruntime: the oldest version of ONNX Runtime that runs its graphs, such as "1.23"; None in bundles that do not name one.
+    target: the device whose kernels its graphs are made of, "cpu" or "cuda"; "any" where all have them; "web" for runtimes of JavaScript,
+    whose graphs run on the CPU too. min_onnxruntime: the oldest version of ONNX Runtime that runs its graphs, such as "1.23"; None in
+    bundles that do not name one. whole_caches: its layers keep every position, also where the model's windows need the newest alone.
     evidence: what was learned when it was made, for reports; {} where nothing was. "layers": [{"name", "relative_error"}], "sensitivity":
     {"metric", "modules": {module: {scheme: value}}}, "search": [{"plan", "quality", "seconds"}], "budget".
     """
@@ -314,6 +322,7 @@ class Variant:
     parity: Mapping[str, Any]
     evidence: Mapping[str, Any] = field(default_factory=dict)
     min_onnxruntime: str | None = None
+    whole_caches: bool = False
 
     @property
     def reduced(self) -> bool:
@@ -560,6 +569,7 @@ def variant(name: str, value: object) -> Variant:
         parity=r.get("parity", dict, {}),
         evidence=r.get("evidence", dict, {}),
         min_onnxruntime=oldest,
+        whole_caches=r.get("whole_caches", bool, False),
     )
 
 

@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions, prompt_cache: int | None = None) -> None:
         if bundle.generation is None:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
-        self.config: GenerationConfig = bundle.generation
+        self.config: GenerationConfig = bundle.generation.with_whole_caches() if variant.whole_caches else bundle.generation
         self.device = DEVICES[sessions.device]
         self.positions, self.pass_costs = Positions(), PassCosts()
         self._bundle, self._sessions = bundle, sessions

@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxport.build.request import BuildOptions
+from onnxport.build.request import BuildOptions, variants
 from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.files import MOST, read_regular
 from onnxport.quantize.plan import Plan, Scheme
-from onnxport.quantize.precisions import DEFAULT, PRECISIONS
+from onnxport.quantize.precisions import DEFAULT, made_as
 from onnxport.quantize.recipe import VOCABULARY, spares_vocabulary
 from onnxport.quantize.schemes.apply import FEWEST_INPUTS
 from onnxport.quantize.schemes.blockwise import block_size
+from onnxport.runtime.bundle.variant_names import CPU
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 LIBRARIES = 700 * 2**20  # bytes that the packages of an export take by themselves
@@ -56,13 +57,13 @@ class _Tensor:
         return self.name.endswith(TOKENS)
 
 
-def estimate(source: Any, precisions: Sequence[str] | None = None) -> Estimate:
+def estimate(source: Any, precisions: Sequence[str] | None = None, targets: Sequence[str] = (CPU,)) -> Estimate:
     """Of a folder of a language model in safetensors.
 
     Raises:
         UsageError: the source is another; a precision is not known. CheckpointError: files are missing or damaged.
     """
-    names = tuple(precisions or DEFAULT)
+    names, _ = variants(precisions or DEFAULT, targets)
     BuildOptions(names).check()
     folder = Path(source)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
@@ -102,7 +103,7 @@ def _headers(folder: Path) -> Iterator[_Tensor]:
 
 
 def _variant(precision: str, tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> int:
-    row = PRECISIONS[precision]
+    row = made_as(precision)
     plan = row.plan or Plan({"*": "int8-rows"})  # a search's own is among those of its size
     if row.on_texts is not None:
         tables = [tensor.name for tensor in tensors if tensor.is_table] if spares_vocabulary(row.on_texts) else []

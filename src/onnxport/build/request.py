@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,8 @@ from typing import Any
 from onnxport.compare.gates import parse_gate
 from onnxport.errors import UsageError
 from onnxport.quantize.plan import CACHES
-from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision
-from onnxport.runtime.other_names import hint
-
-FUSION_TARGET = "cpu"  # variants for CUDA too are made of graphs that were fused for it
+from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE, Precision, made_as
+from onnxport.runtime.bundle.variant_names import CPU, TARGETS, named, split
 
 CALIBRATING = ("calibrate", "budget", "data", "threads")  # what only precisions read that calibrate
 
@@ -21,7 +20,7 @@ CALIBRATING = ("calibrate", "budget", "data", "threads")  # what only precisions
 class BuildOptions:
     """How the variants of a bundle are made.
 
-    precisions: names of the variants; the first is the bundle's default.
+    precisions: names of the variants, such as int8 or int8@cuda; the first is the bundle's default.
     plan: a file that is carried out as it stands, in place of the precisions' own plans.
     calibrate: calibration data, a file as `compare` takes.
     budget: what the searched variant may lose, a gate such as `bleu_drop<=0.3`; None for the task's own.
@@ -47,10 +46,6 @@ class BuildOptions:
         """
         if not self.precisions:
             raise UsageError(f"no precision is named: expected some of {', '.join(PRECISIONS)}")
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
-        if unknown:
-            known = ", ".join(PRECISIONS)
-            raise UsageError(f"precision {unknown[0]!r} is not known: expected some of {known}{hint('precision', unknown[0])}")
         for precision in self._rows:
             precision.check_device()
         self._check_kv()
@@ -68,14 +63,14 @@ class BuildOptions:
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         unused = (
             "precisions",
-            *(CALIBRATING if PRECISIONS[name].calibration == "unused" else ()),
-            *(("kv",) if PRECISIONS[name].own_cache else ()),
+            *(CALIBRATING if made_as(name).calibration == "unused" else ()),
+            *(("kv",) if own_cache(name) else ()),
         )
         return {option: value for option, value in known.items() if option not in unused}
 
     @property
     def _rows(self) -> list[Precision]:
-        return [PRECISIONS[name] for name in self.precisions]
+        return [made_as(name) for name in self.precisions]
 
     @property
     def _searches(self) -> bool:
@@ -84,7 +79,7 @@ class BuildOptions:
     def _check_kv(self) -> None:
         if self.kv is not None and self.kv not in CACHES:
             raise UsageError(f"--kv {self.kv}: expected {' or '.join(CACHES)}")
-        if self.kv is not None and all(precision.own_cache for precision in self._rows):
+        if self.kv is not None and all(map(own_cache, self.precisions)):
             raise UsageError(f"--kv: {', '.join(self.precisions)} keep their own caches; name a precision of 8 or 4 bits beside them")
 
     def _check_search(self) -> None:
@@ -110,6 +105,35 @@ class BuildOptions:
             raise UsageError(f"{needing[0]} is calibrated on data: give --calibrate FILE, some texts as the model will see them")
         if self.calibrate is not None and all(precision.calibration == "unused" for precision in self._rows):
             raise UsageError(f"--calibrate: {', '.join(self.precisions)} need no calibration data; leave it out")
+
+
+def variants(precisions: Sequence[str], targets: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The variants of precisions for targets, the first target's first, and those of them that a target cannot have.
+
+    A precision that names a target itself, such as int8@cuda, is that variant alone.
+    UsageError: a target is not known, or a precision is for none of them.
+    """
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise UsageError(f"--target {unknown[0]!r}: expected some of {', '.join(TARGETS)}")
+    every = [name if "@" in name else named(name, target) for target in targets for name in precisions]
+    found: list[str] = []
+    refused: dict[str, UsageError] = {}
+    for name in dict.fromkeys(every):
+        try:
+            made_as(name)
+            found.append(name)
+        except UsageError as error:
+            refused[name] = error
+    made = {split(name)[0] for name in found}
+    for name, error in refused.items():
+        if split(name)[0] not in made or name in precisions:
+            raise error
+    return tuple(found), list(refused)
+
+
+def own_cache(variant: str) -> bool:
+    """Whether a variant's key/value cache keeps the type of the graph whatever is asked for; caches of 8 bits are for the CPU."""
+    return made_as(variant).own_cache or split(variant)[1] != CPU
 
 
 def search_folder(bundle: str | Path) -> Path:

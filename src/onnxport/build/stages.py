@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
-from onnxport.build.request import FUSION_TARGET, BuildOptions, search_folder
+from onnxport.build.request import BuildOptions, own_cache, search_folder, variants
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
-from onnxport.quantize.precisions import DEFAULT, PRECISIONS, REFERENCE
+from onnxport.quantize.precisions import DEFAULT, REFERENCE
 from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.variant_names import CPU, split
 from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def build(
     data: Path | None = None,
     threads: int | None = None,
     kv: str | None = None,
+    target: tuple[str, ...] = (CPU,),
     allow_pickle: bool = False,
     adapter: Path | None = None,
     allow_remote_code: bool = False,
@@ -65,6 +67,8 @@ def build(
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
         kv: "int8" for key/value caches of 8 bits in variants of 8 and 4 bits; None for the type of the graph.
+        target: what the variants are for, of "cpu", "cuda" and "web"; int8 for CUDA is the variant int8@cuda. A precision such as
+            "int8@cuda" names one by itself.
         allow_pickle: read PyTorch pickles too (weights only).
         allow_remote_code: run a folder's own code (`auto_map`), which can do whatever its user can.
         adapter: a LoRA adapter's folder, as PEFT saves it, merged into the weights of the source.
@@ -79,7 +83,8 @@ def build(
         UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
         is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
-    options = BuildOptions(precision or DEFAULT, None, calibrate, budget, data, threads, kv)
+    names, refused = variants(precision or DEFAULT, target)
+    options = BuildOptions(names, None, calibrate, budget, data, threads, kv)
     options.check_new_bundle()
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
@@ -100,12 +105,14 @@ def build(
             write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
             if work:
                 work.keep_graphs(fused)
-        if precision is None and calibrate is None:
+        if precision is None and calibrate is None and target == (CPU,):
             options = _carrying(options, fused, staging)
+        for name in refused:
+            add_note(staging, f"{name} is left out: {split(name)[1]} has no kernels for it")
         _check_cache(options, fused)
         _add_variants(staging, fused, options, search_folder(out), work, progress)
         if kv is not None:
-            own = [name for name in options.precisions if PRECISIONS[name].own_cache]
+            own = [name for name in options.precisions if own_cache(name)]
             add_note(staging, f"key/value caches are {kv}" + (f"; {' and '.join(own)} keep their own" if own else ""))
         if not keep_going:
             _check_loses_nothing(staging, Path(out))
@@ -174,7 +181,9 @@ def add_variant(
     force: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
-    """Add the variant `precision` to the bundle at `path`, made from its fp32 variant; the bundle is replaced whole or stays as it was.
+    """Add the variant `precision`, such as int8 or int8@cuda, to the bundle at `path`, made from its fp32 variant.
+
+    The bundle is replaced whole or stays as it was.
 
     plan: a file that names the scheme of each module, in place of the precision's own. calibrate, budget, data, threads, kv: as in `build`.
 
@@ -194,7 +203,7 @@ def add_variant(
         progress(f"read {REFERENCE}")
         fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
         _check_cache(options, fused)
-        _remove_variant(staging, bundle, precision)
+        _remove_variant(staging, precision)
         VariantBuilder(staging, fused, options, search_folder(place), progress).add(precision)
         assert staging.manifest is not None
         staging.manifest["default"] = bundle.default
@@ -219,7 +228,7 @@ def _fuse(exported: Exported) -> FusedGraphs:
 
     graphs, rules = {}, Counter[str]()
     for role, graph in exported.graphs.items():
-        graphs[role], counts = fuse(graph, role, FUSION_TARGET)
+        graphs[role], counts = fuse(graph, role, CPU)
         rules.update(counts)
     if "decoder" in graphs:
         graphs["decoder"] = pick_rows(graphs["decoder"])
@@ -254,7 +263,8 @@ def _add_variants(
     with store.on_disk(fused.graphs, staging.path) if work is None else contextlib.nullcontext(work.weights) as weights:
         assert weights is not None
         builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
-        for name in sorted(options.precisions, key=lambda name: name != REFERENCE):  # the others may be calibrated through it
+        # The others may be calibrated through it, and those for other targets share files of those for the CPU.
+        for name in sorted(options.precisions, key=lambda name: (name != REFERENCE, split(name)[1] != CPU)):
             staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)  # a bundle in the making is read too
             try:
                 _add(name, builder, options, work)
@@ -312,13 +322,17 @@ def _read_fused(bundle: Bundle) -> FusedGraphs:
     return FusedGraphs(graphs, dict(reference.fusions))
 
 
-def _remove_variant(staging: Staging, bundle: Bundle, name: str) -> None:
-    """Takes a variant out of the bundle in the making, if it is there, and out of those that failed."""
+def _remove_variant(staging: Staging, name: str) -> None:
+    """Takes a variant, if it is there, out of the bundle in the making and those that failed; others keep what they share with it."""
+    from onnxport.build.shared_files import owned, part
+
     assert staging.manifest is not None
-    if name in bundle.variants:
-        for file in bundle.variants[name].files:
+    variants = staging.manifest["variants"]
+    if name in variants:
+        part(staging.path, name, variants)
+        for file in owned(name, variants):
             (staging.path / file).unlink()
-        del staging.manifest["variants"][name]
+        del variants[name]
         if staging.manifest["default"] == name:  # a bundle in the making is read too
             staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)
     if name in staging.manifest.get("failed", {}):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.build.contents import GOLDEN, add_note
-from onnxport.build.request import FUSION_TARGET, BuildOptions
+from onnxport.build.request import BuildOptions, own_cache
+from onnxport.build.shared_files import owned, share
 from onnxport.errors import CheckFailed, UsageError
 from onnxport.graph import store
 from onnxport.progress import Progress
@@ -19,15 +20,18 @@ from onnxport.quantize import calibration_inputs, layer_errors
 from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
 from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
-from onnxport.quantize.precisions import PRECISIONS, Precision, device_of
+from onnxport.quantize.precisions import Precision, device_of, made_as
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, for_search, make_graphs
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
+from onnxport.quantize.targets.retarget import keeps_windows_alone, retargeted
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
+from onnxport.runtime.bundle.variant_names import CPU as CPU_TARGET
+from onnxport.runtime.bundle.variant_names import split
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.sessions import CPU, required_device
 from onnxport.runtime.tasks.chat import ChatTemplate
-from onnxport.runtime.verify import check_bounds, replay
+from onnxport.runtime.verify import DEVICE, check_bounds, replay
 
 PLAN = "plan.json"
 NO_TEXTS = (
@@ -72,23 +76,23 @@ class VariantBuilder:
         self._kit: Feeds | None = None
 
     def add(self, name: str) -> None:
-        """Make the variant of a precision, whole: files, manifest entry, checks.
+        """Make the variant of a precision for a target, whole: files, manifest entry, checks.
 
         Raises:
             DataError, UsageError; nothing of it is left: ParityError, FusionError, NotApplicable, GateError (no plan is in the budget).
         """
-        precision, evidence = PRECISIONS[name], dict[str, Any]()
+        precision, evidence = made_as(name), dict[str, Any]()
         plan = self._read_plan(precision.searched)
-        if precision.own_cache and plan is not None and plan.kv is not None:
+        if own_cache(name) and plan is not None and plan.kv is not None:
             raise UsageError(f"{self.options.plan}: {name} keeps its own cache; leave {KV} out of the plan, or name another precision")
         if precision.searched and plan is None:
             plan, evidence = self._search(precision)
         self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
-            kv = None if precision.own_cache else self.options.kv
-            recipe = Recipe(name, plan, feeds, self._texts(), kv, self._positions)
-            self._make(precision, recipe, evidence)
+            kv = None if own_cache(name) else self.options.kv
+            recipe = Recipe(precision.name, plan, feeds, self._texts(), kv, self._positions)
+            self._make(name, precision, recipe, evidence)
             if recipe.cache is not None and recipe.feeds is None and recipe.texts is None:
                 add_note(self.staging, NO_TEXTS)
         except CheckFailed:
@@ -98,8 +102,14 @@ class VariantBuilder:
     def _remove(self, name: str) -> None:
         """What was written of a variant that failed."""
         assert self.staging.manifest is not None
-        self.staging.manifest["variants"].pop(name, None)
-        shutil.rmtree(self.staging.path / name, ignore_errors=True)
+        variants = self.staging.manifest["variants"]
+        if name in variants:
+            for file in owned(name, variants):
+                (self.staging.path / file).unlink(missing_ok=True)
+            del variants[name]
+        used = {file for entry in variants.values() for file in entry["files"]}
+        if not any(file.startswith(f"{name}/") for file in used):
+            shutil.rmtree(self.staging.path / name, ignore_errors=True)
 
     def _read_plan(self, searched: bool) -> Plan | None:
         """The given plan; that of a searched precision is calibrated on the data that the search read."""
@@ -159,38 +169,48 @@ class VariantBuilder:
         result = search_plan(search, self.staging, graphs, feeds, self.release_weights, self.progress)
         return result.plan, result.evidence
 
-    def _make(self, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
-        """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`."""
-        made = make_graphs(recipe, self.fused.graphs, self.goldens)
-        target = device_of(made.plan)
-        device = required_device(target) or CPU
-        graphs, files = self._write(precision.name, made)
-        if device is CPU and set(made.plan.entries.values()) != {"fp32"}:
+    def _make(self, name: str, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
+        """Make, write and check a variant; the manifest names it as soon as its files are there. evidence: see `Variant`.
+
+        What is made for another target is made of graphs that are as its ONNX Runtime wants them.
+        """
+        fused, fusion_target = self.fused, split(name)[1]
+        if fusion_target != CPU_TARGET:
+            retargeted_graphs, more = retargeted(fused.graphs, fusion_target)
+            fused = FusedGraphs(retargeted_graphs, fused.fusions | more, fused.expected)
+        made = make_graphs(recipe, fused.graphs, self.goldens)
+        target = device_of(made.plan) if fusion_target == CPU_TARGET else fusion_target
+        device = (required_device(target) if fusion_target == CPU_TARGET else None) or CPU
+        graphs, files = self._write(name, made)
+        if device is CPU and fusion_target == CPU_TARGET and set(made.plan.entries.values()) != {"fp32"}:
             layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
-        oldest = min_onnxruntime(made.models, FUSION_TARGET)
+        oldest = min_onnxruntime(made.models, fusion_target)
         plan = made.plan.entries
         del made
         self.release_weights()
-        for role, kernels in self.fused.expected.items() if device is CPU else ():
-            check_runs(self.staging.path / graphs[role], kernels)
         variant: dict[str, Any] = {
             "files": files,
             "graphs": graphs,
             "target": target,
             "plan": plan,
-            "fusions": self.fused.fusions,
+            "fusions": fused.fusions,
             "parity": {},
             "evidence": evidence,
         }
         if oldest is not None:
             variant["min_onnxruntime"] = oldest
+        if fusion_target != CPU_TARGET and keeps_windows_alone(self.fused.graphs):
+            variant["whole_caches"] = True
         assert self.staging.manifest is not None
-        self.staging.manifest["variants"][precision.name] = variant
-        parity = replay(self.staging.preview(), precision.name, device.name)
+        self.staging.manifest["variants"][name] = variant
+        for role, kernels in fused.expected.items() if device is CPU else ():
+            check_runs(self.staging.path / graphs[role], kernels, fusion_target)
+        parity = replay(self.staging.preview(), name, device.name)
         bounds = precision.bounds.of(parity)
-        check_bounds(precision.name, bounds, parity, "leave it out with --precision, or report this if it is fp32")
-        variant["parity"] = {**parity, "bounds": bounds}
+        check_bounds(name, bounds, parity, "leave it out with --precision, or report this if it is fp32")
+        elsewhere = {} if fusion_target == CPU_TARGET else {DEVICE: device.name}
+        variant["parity"] = {**parity, "bounds": bounds, **elsewhere}
 
     def _write(self, name: str, made: VariantGraphs) -> tuple[dict[str, str], list[str]]:
         """Write graphs and plan to the variant's folder; role → path of its graph, and all paths, relative to the bundle."""
@@ -198,4 +218,8 @@ class VariantBuilder:
         folder.mkdir(exist_ok=True)
         graphs = store.write(made.models, folder)
         (folder / PLAN).write_text(made.plan.dumps(), encoding="utf-8")
-        return {role: f"{name}/{file}" for role, file in graphs.items()}, sorted(f"{name}/{file.name}" for file in folder.iterdir())
+        paths = {role: f"{name}/{file}" for role, file in graphs.items()}
+        if split(name)[1] == CPU_TARGET:
+            return paths, sorted(f"{name}/{file.name}" for file in folder.iterdir())
+        assert self.staging.manifest is not None
+        return share(self.staging.path, name, paths, self.staging.manifest["variants"])

@@ -16,6 +16,7 @@ from onnxport.errors import CheckFailed
 from onnxport.printable import printable
 from onnxport.quantize.plan import CACHES
 from onnxport.quantize.precisions import DEFAULT
+from onnxport.runtime.bundle.variant_names import TARGETS, named
 from onnxport.runtime.other_names import OPTIONS, hint
 from onnxport.runtime.sessions import DEVICES
 
@@ -152,6 +153,13 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
     callback=precision_list,
     help=f"Variants; the first is the default one; default: {','.join(DEFAULT)}, or what a quantized source carries.",
 )
+@click.option(
+    "--target",
+    callback=precision_list,
+    default="cpu",
+    show_default=True,
+    help="What variants are for: some of cpu,cuda,web; int8 for CUDA is int8@cuda, for runtimes of JavaScript int8@web.",
+)
 @click.option("--opset", type=int, help="ONNX opset of the traced graphs, from 23 on.")
 @variant_options
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch pickles too (weights only).")
@@ -169,6 +177,7 @@ def export(
     out: Path,
     task: str | None,
     precision: tuple[str, ...] | None,
+    target: tuple[str, ...],
     opset: int | None,
     calibrate: Path | None,
     budget: str | None,
@@ -199,7 +208,7 @@ def export(
     if dry_run:
         from onnxport.build.estimate import estimate
 
-        found = estimate(source, precision)
+        found = estimate(source, precision, target)
         emit_json(found.as_dict()) if as_json else emit(estimated(found.as_dict()))
         return
     with StageLines(quiet) as progress:
@@ -208,6 +217,7 @@ def export(
             out,
             task=task,
             precision=precision,
+            target=target,
             opset=opset,
             calibrate=calibrate,
             budget=budget,
@@ -247,6 +257,7 @@ def _end_for_failed(bundle: Bundle) -> None:
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", required=True, help="The variant to add.")
+@click.option("--target", type=click.Choice(TARGETS), help="What it is for; int8@cuda names precision and target in one.")
 @click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
 @variant_options
 @click.option("--force", is_flag=True, help="Replace the variant if the bundle has it.")
@@ -255,6 +266,7 @@ def _end_for_failed(bundle: Bundle) -> None:
 def quantize(
     bundle: Path,
     precision: str,
+    target: str | None,
     plan: Path | None,
     calibrate: Path | None,
     budget: str | None,
@@ -275,7 +287,7 @@ def quantize(
     with StageLines(quiet) as progress:
         made = add_variant(
             bundle,
-            precision,
+            precision if target is None or "@" in precision else named(precision, target),
             plan=plan,
             calibrate=calibrate,
             budget=budget,

@@ -1,0 +1,56 @@
+"""Graphs that were fused for the CPU become those of another target: kernels as its ONNX Runtime has them, and its own rewrites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxport.graph.edit import attribute, remove_dead
+from onnxport.graph.normalize import fold_constants, name_shapes
+from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
+from onnxport.quantize.fusion.rule import apply
+from onnxport.quantize.fusion.targets import find_target
+from onnxport.runtime.bundle.interface import QUERY_LENGTHS
+
+Graphs = dict[str, Any]  # role → onnx_ir.Model
+MOVING = "sliding_window_cache"  # attribute of the kernel: its buffers hold a window alone, and entries move up
+
+
+def retargeted(graphs: Mapping[str, ir.Model], target: str) -> tuple[Graphs, dict[str, int]]:
+    """Copies of float32 graphs (role → graph, fused for the CPU) as a target runs them, and how often each further rule was applied."""
+    copies, counts = {role: model.clone() for role, model in graphs.items()}, Counter[str]()
+    for model in copies.values():
+        graph = model.graph
+        _without_query_lengths(graph)
+        name_shapes(model)
+        fold_constants(graph)
+        counts.update(apply(graph, find_target(target).further).counts)
+        remove_dead(graph)
+        graph.sort()
+    return copies, {name: count for name, count in counts.items() if count}
+
+
+def keeps_windows_alone(graphs: Mapping[str, ir.Model]) -> bool:
+    """Whether caches of graphs for the CPU hold no more than a window: other targets keep every position."""
+    return any(attribute(node, MOVING, 0) for model in graphs.values() for node in model.graph)
+
+
+def _without_query_lengths(graph: ir.Graph) -> None:
+    """Attention as ONNX Runtime 1.30 has it: it reads no lengths of queries, and moves no entries up.
+
+    Prompts of several rows are run whole then, each from its first position, and behind a past only a single row takes several ids.
+    """
+    for node in graph:
+        if node.op_type == GroupQueryAttention.kernel:
+            node.attributes.pop(MOVING, None)
+            if len(node.inputs) > LENGTHS:
+                inputs = list(node.inputs)[:LENGTHS]
+                while inputs[-1] is None:
+                    inputs.pop()
+                node.replace_input_with(LENGTHS, None)
+                node.resize_inputs(len(inputs))
+    for value in [value for value in graph.inputs if value.name == QUERY_LENGTHS and not value.uses()]:
+        graph.inputs.remove(value)
