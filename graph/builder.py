@@ -27,6 +27,12 @@ class GraphBuilder:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
+    def optional(self, name: str, value: object, kind: type, shape: list[str | int]) -> str:
+        """An input that has a value of NumPy type `kind` where a feed leaves it out."""
+        self.input(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape)
+        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype=kind), name)
+        return name
+
     def output(self, name: str, value: str, kind: int, shape: list[str | int] | None) -> None:
         """An output that is `value`."""
         self.nodes.append(helper.make_node("Identity", [value], [name]))

@@ -1,8 +1,9 @@
 """Search graphs: the choice of the next token as small ONNX graphs, so that logits never leave the device.
 
 `process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S], banned int64 [N, 2] (row, id),
-               normalize float [] (1: log-softmax first, 0: not) -> processed float [B, V], kept float [B]: the log of the share of
-               the whole distribution, after a penalty on logits but before one on log-softmax, that the rows still have
+               normalize float [] (1: log-softmax first, 0: not); optional: biased int64 [M, 2] (row, id), bias float [M] (added to
+               their logits), allowed bool [B or 1, V or 1] -> processed float [B, V], kept float [B]: the log of the share of the
+               whole distribution, after a bias and a penalty on logits but before those on log-softmax, that the rows still have
 `best`         logits, candidates int64 [1] (C), suppressed -> token int64 [B, C] (the best of all, suppressed or not, best first),
                logprob float [B, C], kept float [B]
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
@@ -22,7 +23,7 @@ from onnx import TensorProto
 
 from onnxport.graph.builder import GraphBuilder
 from onnxport.graph.edit import constant, dims, remove_dead
-from onnxport.runtime.bundle.interface import BEST, CANDIDATES, LOGITS, SUPPRESSED
+from onnxport.runtime.bundle.interface import ALLOWED, BEST, BIAS, BIASED, CANDIDATES, LOGITS, SUPPRESSED
 
 CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 PREFIX = "choice/"
@@ -96,7 +97,11 @@ def _process() -> bytes:
     suppressed = g.input("suppressed", TensorProto.INT64, ["ids"])
     banned = g.input("banned", TensorProto.INT64, ["pairs", 2])
     normalize = g.input("normalize", TensorProto.FLOAT, [])
+    biased = g.optional(BIASED, np.zeros((0, 2)), np.int64, ["biases", 2])
+    bias = g.optional(BIAS, np.zeros(0), np.float32, ["biases"])
+    allowed = g.optional(ALLOWED, np.ones((1, 1)), np.bool_, ["rows", "ids_or_one"])
     values = g.one("Sub", logits, g.one("Mul", normalize, _log_mass(g, logits)))
+    values = g.one("ScatterND", values, biased, bias, reduction="add")
     seen = g.one("GatherElements", values, history, axis=1)
     negative = g.one("Less", seen, g.constant(0, np.float32))
     changed = g.one("Where", negative, g.one("Mul", seen, penalty), g.one("Div", seen, penalty))
@@ -105,7 +110,8 @@ def _process() -> bytes:
     shape = g.one("Concat", g.one("Shape", logits, start=0, end=1), g.one("Shape", suppressed), axis=0)
     lowest = g.constant(-np.inf, np.float32)
     left = g.one("ScatterElements", penalized, g.one("Expand", suppressed, shape), g.one("Expand", lowest, shape), axis=1)
-    processed = g.one("ScatterND", left, banned, g.one("Expand", lowest, g.one("Shape", banned, start=0, end=1)))
+    unbanned = g.one("ScatterND", left, banned, g.one("Expand", lowest, g.one("Shape", banned, start=0, end=1)))
+    processed = g.one("Where", allowed, unbanned, lowest)
     # Log-softmax has no mass but 1 before the penalty; logits are told from what the penalty made of them.
     before = g.one("Mul", g.one("Sub", g.constant(1, np.float32), normalize), _log_mass(g, penalized))
     kept = g.one("Sub", _log_mass(g, processed), before)

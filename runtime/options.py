@@ -24,7 +24,9 @@ LEAST = {
     "no_repeat_ngram": 0,
     "seed": 0,
     "lookup": 0,
+    "top_logprobs": 0,
 }
+MOST_BIAS = 1e4  # of logits: beyond it a token always or never comes
 RANGES = {
     "repetition_penalty": (NORMAL, LARGEST),
     "length_penalty": (-STEEPEST, STEEPEST),
@@ -83,6 +85,11 @@ class SearchOptions(TypedDict, total=False):
     lookup, draft: tokens are guessed, and several checked in one pass of the model; answers stay the same (onnxport.runtime.decode.
     speculation). lookup: at most so many, each time, from what the text said before. draft: another loaded model with the same vocabulary,
     such as a smaller variant, guesses; by default the one that `load` was given, False for none.
+    response_format: what answers must be, as OpenAI's option of that name: {"type": "json_schema", "json_schema": {...}} (a schema, or one
+    under "schema"), {"type": "json_object"}, {"type": "regex", "regex": ...} or {"type": "grammar", "grammar": ...} in Lark's notation; a
+    list has one for each input, None for none. An answer ends where its format does (finish_reason "stop"). stop_token_ids: ids that end an
+    answer, which are no part of it. logit_bias: what is added to the logits of tokens, {id or text of one token: number}.
+    top_logprobs: so many of the model's best tokens are told for each new one, with their log-probabilities before all rules.
     """
 
     beam: int | None
@@ -101,6 +108,10 @@ class SearchOptions(TypedDict, total=False):
     tgt_lang: str | None
     lookup: int | None
     draft: Any
+    response_format: Any
+    logit_bias: Mapping[Any, float] | None
+    stop_token_ids: Sequence[int] | None
+    top_logprobs: int | None
 
 
 class GenerateOptions(SearchOptions, total=False):
@@ -140,6 +151,10 @@ class Options:
     lookup: int | None = None
     draft: Any = None  # the engine that guesses
     own_draft: Any = None  # the one that guesses where the caller says nothing
+    response_format: Any = None  # as the caller gave it
+    logit_bias: tuple[tuple[int | str, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -160,6 +175,15 @@ class Options:
         if self.beam is not None and self.beam > 1 and self._draws and self.temperature != 0:
             raise UsageError(f"beam is {self.beam} together with temperature, top_k or top_p; choose beams or sampling")
         self._check_guesses()
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        for token, value in self.logit_bias:
+            if not isinstance(token, str) and (isinstance(token, bool) or not isinstance(token, Integral)):
+                raise UsageError(f"logit_bias has the key {token!r:.60}, expected a token's id or its text")
+            _number(f"logit_bias of {token!r:.60}", value, -MOST_BIAS, MOST_BIAS)
+        for token in self.stop_token_ids:
+            whole("stop_token_ids", token, 0)
 
     def _check_guesses(self) -> None:
         if self._guesses and self.beam is not None and self.beam > 1:
@@ -176,7 +200,14 @@ class Options:
                 raise TypeError(f"Model.{method}() got an unexpected keyword argument {name!r}{ours}")
         stop = options.get("stop")
         texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(many(stop, "stop", "a text or a list of texts"))
-        return cls(**{**options, "stop": texts, **more})
+        ids, bias = options.get("stop_token_ids"), options.get("logit_bias")
+        if not isinstance(bias, Mapping | None):
+            raise UsageError(f"logit_bias is {type(bias).__name__}, expected a mapping of token ids or texts to numbers")
+        of_tokens: dict[str, Any] = {
+            "stop_token_ids": () if ids is None else tuple(many(ids, "stop_token_ids", "a list of token ids")),
+            "logit_bias": tuple((bias or {}).items()),
+        }
+        return cls(**{**options, "stop": texts, **of_tokens, **more})
 
     @property
     def _draws(self) -> bool:
@@ -224,6 +255,7 @@ class Options:
             batch_size=self.batch_size,
             lookup=self.lookup or 0,
             draft=self._draft(beam),
+            stop_token_ids=tuple(sorted(set(map(int, self.stop_token_ids)))),
         )
 
 
@@ -251,6 +283,7 @@ class Search:
     forced_bos_id: int | None = None
     lookup: int = 0
     draft: Any = None
+    stop_token_ids: tuple[int, ...] = ()
 
     def least(self, begun: int) -> int:
         """The fewest new tokens of an answer behind `begun` tokens that stand already."""

@@ -144,6 +144,46 @@ class TextTokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def as_json(self) -> str:
+        """The tokenizer, as a tokenizer.json."""
+        return str(self._tokenizer.to_str())
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)
+
+    @property
+    def spells_bytes(self) -> bool:
+        """Whether its tokens are bytes, so that any text can be written, and a token may be a part of a character."""
+        state = json.loads(self._tokenizer.decoder.__getstate__()) if self._tokenizer.decoder is not None else {}
+        return any(step.get("type") in ("ByteLevel", "ByteFallback") for step in (state, *state.get("decoders", ())))
+
+    def pieces(self, count: int) -> list[bytes]:
+        """What each of the ids below `count` adds to a text that stands already, as UTF-8; nothing for special ones and unknown ones."""
+        end = min(count, self.size if self._end is None else self._end)
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        usual = [i for i in range(end) if i not in self._special and self.token(i) not in (None, unknown)]
+        first = next((i for i in usual if self.decode([i]).strip()), None)
+        found = [b""] * count
+        if first is not None:
+            before = self.decode([first])
+            for i in usual:
+                text = self.decode([first, i])
+                found[i] = text.removeprefix(before).encode() if text.startswith(before) else b""
+        return found
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether the text of a token loses the space before it where the token is the first."""
+        usual = (i for i in range(self.size if self._end is None else self._end) if i not in self._special and self.token(i) is not None)
+        first = next((i for i in usual if self.decode([i]).strip()), None)
+        if first is None:
+            return False
+        before = self.decode([first])
+        spaced = next((i for i in usual if self.decode([first, i]).startswith(before + " ") and self.decode([i]).strip()), None)
+        return spaced is not None and not self.decode([spaced]).startswith(" ")
+
     @property
     def marks_continuations(self) -> bool:
         """Whether names of tokens say that they continue a word, as WordPiece's `##` does."""

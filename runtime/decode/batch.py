@@ -7,13 +7,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from onnxport.runtime.decode.cache import CrossCache, HostCache
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.prompt_cache import Beginning
 from onnxport.runtime.decode.state import DecoderState, EncodedSource
 from onnxport.runtime.options import Search
+
+if TYPE_CHECKING:
+    from onnxport.runtime.structured.matcher import AnswerFormat
 
 SOURCES_AHEAD = 16  # that an encoder takes at once: enough to be efficient, few enough to keep their keys and values small
 # Positions of prompts, padding counted, that are run at once: before anything decodes, and between two steps of what does.
@@ -25,13 +28,22 @@ class Request:
     """One input of a call, ready to be searched.
 
     index: its place in the call. source: ids that the encoder reads; empty for a language model. prefix: ids that decoding starts from.
-    limit: the most new tokens.
+    limit: the most new tokens. ends: ids that end its answer besides the model's own. bias: ids with what is added to their logits.
+    answer_format: what its answer must be. top: how many of the best tokens are told for each new one.
     """
 
     index: int
     source: Sequence[int]
     prefix: Sequence[int]
     limit: int
+    ends: frozenset[int] = frozenset()
+    bias: Sequence[tuple[int, float]] = ()
+    answer_format: AnswerFormat | None = None
+    top: int = 0
+
+    def ended_by(self, tokens: Sequence[int]) -> bool:
+        """Whether these new tokens are all that its format allows."""
+        return self.answer_format is not None and self.answer_format.ended(tokens)
 
 
 class Decoding(Protocol):

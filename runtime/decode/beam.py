@@ -1,9 +1,9 @@
 """Beam search with the semantics of transformers' `generate` (its vectorized beam search, from 4.50 on).
 
 Each step the best continuations are candidates: for every beam one more than there are end tokens, at least two. Those that end (eos, a
-stop string, the length limit) and are among the first `beams` become finished hypotheses, scored by sum of log-probabilities /
-tokens ** length_penalty; the best `beams` others run on. An input is done when no running beam can beat its worst finished hypothesis, or,
-with early_stopping=True, when it has `beams` of them.
+stop string or id, the end of a format, the length limit) and are among the first `beams` become finished hypotheses, scored by sum of
+log-probabilities / tokens ** length_penalty; the best `beams` others run on. An input is done when no running beam can beat its worst
+finished hypothesis, or, with early_stopping=True, when it has `beams` of them.
 
 A beam that goes on from its parent stays in the parent's row of the cache: only where a parent has several children, the rows of beams that
 ended are overwritten, from the first token on in which the two differ.
@@ -26,17 +26,23 @@ from onnxport.runtime.decode.token_selection import BeamSelector, Candidate
 from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextTokenizer
 
+Told = list[tuple[int, float]]  # ids with their log-probabilities, best first
+
 LOWEST = -1e9  # what stands for minus infinity in scores, as in transformers
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished beam: tokens with the final eos, their log-probabilities, the normalized score, why it ended."""
+    """A finished beam: tokens with the one that ended it, their log-probabilities, the normalized score, why it ended.
+
+    told: for each token the best ones that there were, with their log-probabilities, as many as were asked for.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     score: float
     reason: str
+    told: Sequence[Told] = ()
 
 
 class Beams:
@@ -55,6 +61,7 @@ class Beams:
         self.logprobs = np.zeros((beams, 0), np.float32)
         self.scores = np.full(beams, LOWEST, np.float32)
         self.scores[0] = 0
+        self.told: list[list[Told]] = [[] for _ in range(beams)]
 
     @property
     def written(self) -> Sequence[int]:
@@ -79,8 +86,18 @@ class Beams:
             self.open = self.open and best / longest**search.length_penalty > self.finished[-1].score
         self.done = self.done or not self.open or all_ended or (full and search.early_stopping is True)
 
-    def advance(self, candidates: Sequence[Candidate], search: Search, eos: tuple[int, ...], tokenizer: TextTokenizer | None) -> np.ndarray:
-        """Sort the candidates into finished and running; returns the row that each row's beam goes on from, int64 [beams]."""
+    def advance(
+        self,
+        candidates: Sequence[Candidate],
+        search: Search,
+        eos: tuple[int, ...],
+        tokenizer: TextTokenizer | None,
+        told: Sequence[Told] = (),
+    ) -> np.ndarray:
+        """Sort the candidates into finished and running; returns the row that each row's beam goes on from, int64 [beams].
+
+        told: of each beam the best tokens that there were, where somebody wants to know.
+        """
         beams, length = search.beam, self.tokens.shape[1] + 1
         kept: list[Candidate] = []
         ended: list[Candidate] = []
@@ -90,7 +107,8 @@ class Beams:
             if reason and rank < beams and score > LOWEST / 2:  # what only fills a place is no answer
                 steps = [*self.logprobs[parent].tolist(), score - float(self.scores[parent])]
                 ids = [*self.tokens[parent].tolist(), token]
-                self.finish(Hypothesis(ids, steps, score / length**search.length_penalty, reason), search)
+                tops = [*self.told[parent], told[parent]] if told else ()
+                self.finish(Hypothesis(ids, steps, score / length**search.length_penalty, reason, tops), search)
         all_ended = not kept
         kept += [(score + LOWEST, parent, token) for score, parent, token in ended]  # places that no running candidate fills
         kept += [(kept[0][0] + LOWEST, *kept[0][1:])] * (beams - len(kept))
@@ -101,13 +119,17 @@ class Beams:
         self.logprobs = np.concatenate([self.logprobs[parents], (scores - self.scores[parents])[:, None]], 1)
         self.tokens = np.concatenate([self.tokens[parents], np.array([[token] for _, _, token in rows])], 1)
         self.scores = scores
+        self.told = [[*self.told[parent], told[parent]] if told else [] for parent in parents.tolist()]
         return parents
 
     def _reason(self, parent: int, token: int, length: int, eos: tuple[int, ...], search: Search, tokenizer: TextTokenizer | None) -> str:
         if token in eos:
             return "eos"
+        ids = [*self.tokens[parent].tolist(), token]
+        if token in self.request.ends or self.request.ended_by(ids):
+            return "stop"
         if search.stop and tokenizer is not None:
-            text = tokenizer.decode([*self.tokens[parent].tolist(), token])
+            text = tokenizer.decode(ids)
             if any(s in text for s in search.stop):
                 return "stop"
         return "length" if length >= self.request.limit else ""
@@ -134,7 +156,7 @@ class BeamBatch(Batch[Beams]):
     def __init__(self, engine: Engine, search: Search, constraints: Constraints, tokenizer: TextTokenizer | None) -> None:
         super().__init__(engine, search)
         self._constraints, self._tokenizer = constraints, tokenizer
-        vocabulary, ends = engine.vocab_size, len(engine.config.eos_ids)
+        vocabulary, ends = engine.vocab_size, len({*engine.config.eos_ids, *search.stop_token_ids})
         self._count = max(2, 1 + ends) * search.beam
         if self._count + ends > vocabulary:
             most = (vocabulary - ends) * search.beam // self._count
@@ -148,8 +170,12 @@ class BeamBatch(Batch[Beams]):
         assert self._selector is not None
         inputs, width = self._decodings, state.beams
         self._selector.scores[:] = [one.scores for one in inputs]
-        rules = self._constraints.at([one.request for one in inputs for _ in range(width)], [row for one in inputs for row in one.tokens])
-        self._selector.prepare(rules, self._count)
+        rules = self._constraints.at(
+            [one.request for one in inputs for _ in range(width)],
+            [row for one in inputs for row in one.tokens],
+            [one.done for one in inputs for _ in range(width)],
+        )
+        self._selector.prepare(rules, self._count, max((one.request.top for one in inputs if not one.done), default=0))
         state.advance()
         candidates = self._selector.select(rules, self._count)
         ended: list[Beams] = []
@@ -160,7 +186,9 @@ class BeamBatch(Batch[Beams]):
                     one.begin(self._search.beam)
                 continue
             before = one.tokens
-            parents = one.advance(candidates[place], self._search, self._engine.config.eos_ids, self._tokenizer)
+            rows, top = range(place * width, (place + 1) * width), one.request.top
+            told = [self._selector.told(row, top) for row in rows] if top else ()
+            parents = one.advance(candidates[place], self._search, self._engine.config.eos_ids, self._tokenizer, told)
             if one.done:
                 ended.append(one)
             elif width == self._search.beam:
@@ -171,10 +199,10 @@ class BeamBatch(Batch[Beams]):
         else:
             state.copy(moves)
         for place, one in enumerate(inputs):
-            rows = slice(place * state.beams, (place + 1) * state.beams)
-            state.active[rows] = not one.done
+            own = slice(place * state.beams, (place + 1) * state.beams)
+            state.active[own] = not one.done
             if not one.done:
-                state.ids[rows, 0] = one.tokens[:, -1]
+                state.ids[own, 0] = one.tokens[:, -1]
         return ended
 
     def _placeholder(self, like: Beams) -> Beams:

@@ -2,14 +2,15 @@
 
 The rules and their order are those of the logits processors of transformers' `generate`: a repetition penalty, then repeated n-grams (of an
 answer, of its source), bad words and an early end are banned; a forced first token or a forced end sets all of that aside; suppressed ids
-are banned even there. `token_selection` applies them.
+are banned even there. Before all of them a caller's bias is added to logits; after them only what an answer's format allows is left, but
+for a forced first token, which is no part of the answer. `token_selection` applies them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from onnxport.runtime.bundle.manifest import GenerationConfig
 from onnxport.runtime.decode.batch import Request
 from onnxport.runtime.options import Search
 
+if TYPE_CHECKING:
+    from onnxport.runtime.structured.matcher import AnswerFormat
+
 Rows = Sequence[Any]  # new ids of every row: lists, or int64 arrays
-NO_PAIRS = np.zeros((0, 2), np.int64)
+NO_PAIRS, NO_VALUES = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Rules:
     suppressed: int64 [S], sorted, ids that no row may take; `forbidden` holds the same ids. banned: int64 [N, 2], pairs (row, id).
     forced: row → the ids it has to choose from; such a row obeys nothing else. history: int64 [rows, L] for the repetition penalty, a row's
     ids so far, padded by its first; None without a penalty. renormalize: log-probabilities are shares among the ids that may come.
+    biased, bias: int64 [N, 2], pairs (row, id), and float32 [N], what is added to their logits. formats: row → the format of its answer,
+    and its new ids so far.
     """
 
     suppressed: np.ndarray
@@ -37,11 +43,27 @@ class Rules:
     history: np.ndarray | None
     penalty: float
     renormalize: bool
+    biased: np.ndarray = field(default_factory=lambda: NO_PAIRS)
+    bias: np.ndarray = field(default_factory=lambda: NO_VALUES)
+    formats: Mapping[int, tuple[AnswerFormat, Sequence[int]]] = field(default_factory=dict)
 
     @property
     def by_row(self) -> bool:
         """True where rows have rules of their own, so that their logits must be changed before a selection."""
-        return self.history is not None or len(self.banned) > 0
+        return self.history is not None or len(self.banned) > 0 or len(self.biased) > 0
+
+    def allows(self, row: int, token: int) -> bool:
+        """Whether the format of a row's answer has this token next."""
+        found = self.formats.get(row)
+        return found is None or found[0].allows(found[1], token)
+
+    def mask(self, shape: tuple[int, int], rows: Collection[int]) -> np.ndarray:
+        """bool [rows, vocabulary]: which ids the formats of these rows allow; all in other rows."""
+        mask = np.ones(shape, bool)
+        for row, (answer_format, ids) in self.formats.items():
+            if row in rows:
+                answer_format.mask(ids, mask[row])
+        return mask
 
 
 class Constraints:
@@ -59,8 +81,11 @@ class Constraints:
         self._source_ngram = own.encoder_no_repeat_ngram
         self._ngram, self._penalty, self._renormalize = search.no_repeat_ngram, search.repetition_penalty, own.renormalize
 
-    def at(self, requests: Sequence[Request], tokens: Rows) -> Rules:
-        """The rules for each row's next token: requests[i] is row i's, tokens[i] its new ids so far."""
+    def at(self, requests: Sequence[Request], tokens: Rows, done: Sequence[bool] | None = None) -> Rules:
+        """The rules for each row's next token: requests[i] is row i's, tokens[i] its new ids so far.
+
+        Of rows that are done no format counts.
+        """
         suppressed, forbidden = self._usual
         pairs: list[tuple[int, int]] = []
         history = None
@@ -71,6 +96,7 @@ class Constraints:
                 suppressed, forbidden = self._early
             else:
                 pairs += [(row, i) for row in early for i in self._ends]
+            pairs += [(row, i) for row in early for i in requests[row].ends]
         if self._begin:
             pairs += [(row, i) for row, request in enumerate(requests) if len(tokens[row]) == self._beginning(request) for i in self._begin]
         if self._words or self._ngram or self._source_ngram or self._penalty != 1.0:
@@ -83,14 +109,16 @@ class Constraints:
             if self._penalty != 1.0:
                 history = _padded(seen)
         banned = np.array(sorted(set(pairs)), np.int64) if pairs else NO_PAIRS
-        return Rules(suppressed, forbidden, banned, self._forced(requests, tokens), history, self._penalty, self._renormalize)
+        rules = Rules(suppressed, forbidden, banned, self._forced(requests, tokens), history, self._penalty, self._renormalize)
+        return _with_own(rules, requests, tokens, done)
 
     def _forced(self, requests: Sequence[Request], tokens: Rows) -> dict[int, tuple[int, ...]]:
         forced = {}
         if self._first:  # only a decoder that starts from one id has its second forced
             forced = {row: self._first for row, request in enumerate(requests) if len(request.prefix) == 1 and not len(tokens[row])}
         if self._last:
-            forced |= {row: self._last for row, request in enumerate(requests) if len(tokens[row]) == request.limit - 1}
+            last = (row for row, request in enumerate(requests) if len(tokens[row]) == request.limit - 1)
+            forced |= {row: self._last for row in last if requests[row].answer_format is None}  # a format says itself where it may end
         return forced
 
     def _beginning(self, request: Request) -> int:
@@ -105,6 +133,20 @@ class Constraints:
                 yield word[-1]
         if self._ngram:
             yield from _following(ids, ids, self._ngram)
+
+
+def _with_own(rules: Rules, requests: Sequence[Request], tokens: Rows, done: Sequence[bool] | None) -> Rules:
+    """With what single requests ask for."""
+    biased = [(row, token, value) for row, request in enumerate(requests) for token, value in request.bias]
+    formats = {
+        row: (request.answer_format, tokens[row])
+        for row, request in enumerate(requests)
+        if request.answer_format is not None and not (done and done[row]) and row not in rules.forced
+    }
+    if not biased and not formats:
+        return rules
+    pairs = np.array([pair[:2] for pair in biased], np.int64).reshape(-1, 2)
+    return replace(rules, biased=pairs, bias=np.array([pair[2] for pair in biased], np.float32), formats=formats)
 
 
 def _following(text: np.ndarray, ids: np.ndarray, size: int) -> list[int]:

@@ -156,6 +156,11 @@ class Engine:
         """Whether the decoder gives the logits of several positions of a row at once."""
         return interface.LOGITS_ROWS in self.inputs
 
+    @property
+    def takes_bias(self) -> bool:
+        """Whether numbers can be added to the logits of single ids."""
+        return interface.BIAS in optional_inputs(self.search("process"))
+
     def takes_several(self, rows: int) -> bool:
         """Whether a run of so many rows takes several new ids behind what its cache holds."""
         return rows == 1 or interface.QUERY_LENGTHS in self.inputs
@@ -222,3 +227,8 @@ class Engine:
     def _reorder(self) -> onnxruntime.InferenceSession:
         special = f"reorder_{self.cache_type}"
         return self.search(special if special in self._bundle.search else "reorder")
+
+
+def optional_inputs(session: onnxruntime.InferenceSession) -> set[str]:
+    """Names of inputs that have a value of their own where a feed leaves them out."""
+    return {value.name for value in session.get_overridable_initializers()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,8 @@ from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.sampling import Row, RowBatch
 from onnxport.runtime.decode.scheduler import SharedBatch, SharedCall
 from onnxport.runtime.options import Options, Search, Watch, is_ordered
+from onnxport.runtime.structured.formats import grammar
+from onnxport.runtime.structured.matcher import AnswerFormat, Vocabulary
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
 
 DEFAULT_NEW_TOKENS = 128
@@ -35,7 +37,8 @@ class Generation:
 
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all
     log-probabilities, eos counted; with beams divided by (tokens, eos counted) ** length_penalty. finish_reason: "eos", "length",
-    "stop" (text is cut before the stop string, tokens are not) or "empty" (an empty input).
+    "stop" (a stop string: text is cut before it, tokens are not; a stop token, which is no part of the answer; the end of a format) or
+    "empty" (an empty input). top_logprobs: for each token the best ones that there were, best first, as (id, log-probability), where asked.
     alternatives: the next best beams, with n_best. segments: how many a long text was answered in. guessed: tokens that `lookup` or a draft
     guessed and the model checked; accepted: how many of them came true. cached_tokens: of the prompt, known from the prompt cache.
     """
@@ -50,6 +53,7 @@ class Generation:
     guessed: int = 0
     accepted: int = 0
     cached_tokens: int = 0
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Generator:
         self._engine, self._config = engine, config or engine.config
         self._source, self._target = source or target, target or source
         self._shared_batches: dict[Search, SharedBatch[Any]] = {}
+        self._vocabulary: Vocabulary | None = None
         self._lock = threading.Lock()
 
     @property
@@ -112,7 +117,7 @@ class Generator:
         def results(done: Sequence[Beams]) -> list[Generation]:
             found = [self._empty() for _ in inputs]
             for beams in done:
-                best = [self._of_beam(h, search) for h in beams.finished[: search.n_best]]
+                best = [self._of_beam(beams.request, h, search) for h in beams.finished[: search.n_best]]
                 found[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]), cached_tokens=beams.cached_tokens)
             return found
 
@@ -140,7 +145,7 @@ class Generator:
             return shared, shared.enter(job.decodings, job.again, each_step, moved)
         key = replace(job.search, seed=None, n_best=1, max_new_tokens=None)
         if key.beam == 1:
-            key = replace(key, stop=())  # a row looks for its own
+            key = replace(key, stop=(), stop_token_ids=())  # a row looks for its own
         with self._lock:
             self._shared_batches = {k: shared for k, shared in self._shared_batches.items() if not shared.idle or k == key}
             shared = self._shared_batches.setdefault(key, SharedBatch(job.make))
@@ -217,6 +222,9 @@ class Generator:
             ids = [
                 [*around[0], *one, *around[1]] if isinstance(given, str) and one else one for given, one in zip(inputs, ids, strict=True)
             ]
+        ends, bias, grammars = frozenset(search.stop_token_ids), self._bias(options), self._grammars(options, len(inputs))
+        if wrong := [i for i in ends if i >= self._config.vocab_size]:
+            raise UsageError(f"stop_token_ids holds {wrong[0]}, expected ids below {self._config.vocab_size}, the size of the vocabulary")
         starts: list[list[int]] = [[]] * len(inputs)
         if prefix is not None:
             starts = self._ids(prefix, self._target, self._config.vocab_size, "prefix ", False, watch)
@@ -224,8 +232,58 @@ class Generator:
         for i, (one, start) in enumerate(zip(ids, starts, strict=True)):
             if one:
                 begin = [self._start(options), *start] if seq2seq else [*one, *start]
-                requests.append(Request(i, one if seq2seq else (), begin, self._limit(one, begin, options, search, _where(i, len(inputs)))))
+                limit = self._limit(one, begin, options, search, _where(i, len(inputs)))
+                answer_format = self._format(grammars[i], search, begin)
+                source = one if seq2seq else ()
+                requests.append(Request(i, source, begin, limit, ends, bias, answer_format, options.top_logprobs or 0))
         return requests
+
+    def _grammars(self, options: Options, inputs: int) -> list[str | None]:
+        """The grammar of each input's answer; None where it may be any text. UsageError for a response_format that is none."""
+        form = options.response_format
+        if not is_ordered(form):
+            return [grammar(form)] * inputs
+        found = [grammar(one) for one in form]
+        if len(found) != inputs:
+            raise UsageError(f"response_format has {len(found)} entries, expected one for each of {inputs} inputs")
+        return found
+
+    def _format(self, grammar: str | None, search: Search, begin: Sequence[int]) -> AnswerFormat | None:
+        """What one answer must be. UsageError where the model cannot write it."""
+        if grammar is None:
+            return None
+        if self._target is None:
+            raise UsageError("response_format needs text, but the bundle has no tokenizer")
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._target, self._config.vocab_size, self._config.eos_ids)
+        forced = self._config.search.forced_bos_id if search.forced_bos_id is None else search.forced_bos_id
+        return self._vocabulary.begin(grammar, int(forced is not None and len(begin) == 1))
+
+    def _bias(self, options: Options) -> tuple[tuple[int, float], ...]:
+        """Ids with what is added to their logits. UsageError for a text that is no single token, and for an id that is none."""
+        if options.logit_bias and not self._engine.takes_bias:
+            raise UsageError(
+                "logit_bias: the search graphs of this bundle, which an older onnxport made, take none; export the model again"
+            )
+        found: dict[int, float] = {}
+        for token, value in options.logit_bias:
+            i = self._token(token) if isinstance(token, str) else int(token)
+            if not 0 <= i < self._config.vocab_size:
+                raise UsageError(f"logit_bias names token id {i}, outside the vocabulary of {self._config.vocab_size}")
+            found[i] = float(value)
+        return tuple(sorted(found.items()))
+
+    def _token(self, text: str) -> int:
+        """The id of a text that is one token, or of a token by its name."""
+        if self._target is None:
+            raise UsageError("logit_bias names a text, but the bundle has no tokenizer; give token ids")
+        if (named := self._target.id_of(text)) is not None:
+            return named
+        ids = _located(self._target.encode, [text], False, where="logit_bias: ")[0]
+        if len(ids) != 1:
+            raise UsageError(f"logit_bias: {text!r:.60} is {len(ids)} tokens, expected the text of one; give token ids")
+        return int(ids[0])
 
     def _ids(
         self, inputs: Sequence[Input], tokenizer: TextTokenizer | None, vocabulary: int, what: str, special: bool, watch: Watch
@@ -284,17 +342,31 @@ class Generator:
         return None if self._target is None else self._target.decode(tokens)
 
     def _of_row(self, row: Row) -> Generation:
-        end = len(row.tokens) - (row.reason == "eos")
+        end = self._end(row.request, row.tokens)
         text = row.stream.text if row.stream is not None else self._text(row.tokens[:end])
-        found = Generation(text, row.tokens[:end], float(sum(row.logprobs)), row.logprobs[:end], row.reason)
-        return replace(found, guessed=row.guessed, accepted=row.accepted, cached_tokens=row.cached_tokens)
+        return Generation(
+            text,
+            row.tokens[:end],
+            float(sum(row.logprobs)),
+            row.logprobs[:end],
+            row.reason,
+            guessed=row.guessed,
+            accepted=row.accepted,
+            cached_tokens=row.cached_tokens,
+            top_logprobs=row.told[:end],
+        )
 
-    def _of_beam(self, hypothesis: Hypothesis, search: Search) -> Generation:
-        end = len(hypothesis.tokens) - (hypothesis.reason == "eos")
+    def _end(self, request: Request, tokens: Sequence[int]) -> int:
+        """How many tokens are the answer: a last one that ended it is not."""
+        return len(tokens) - bool(tokens and (tokens[-1] in self._config.eos_ids or tokens[-1] in request.ends))
+
+    def _of_beam(self, request: Request, hypothesis: Hypothesis, search: Search) -> Generation:
+        end = self._end(request, hypothesis.tokens)
         text = self._text(hypothesis.tokens[:end])
         if hypothesis.reason == "stop" and text is not None:
-            text = text[: min(i for i in map(text.find, search.stop) if i >= 0)]
-        return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason)
+            text = text[: min((i for i in map(text.find, search.stop) if i >= 0), default=len(text))]
+        told = list(hypothesis.told[:end])
+        return Generation(text, hypothesis.tokens[:end], hypothesis.score, hypothesis.logprobs[:end], hypothesis.reason, top_logprobs=told)
 
 
 class Streamed:

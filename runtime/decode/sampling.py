@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.speculation import Speculation
 from onnxport.runtime.decode.state import CheckedPositions, DecoderState
-from onnxport.runtime.decode.token_selection import TokenSelector
+from onnxport.runtime.decode.token_selection import TokenSelector, not_finite
 from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextStream
 
@@ -24,9 +25,10 @@ DROPPED = "dropped"  # the reason of a row that its caller gave up
 
 @dataclass(eq=False)
 class Row:
-    """What became of a request: tokens with the final eos, the log-probability of each, and why it ended ("" while it runs).
+    """What became of a request: tokens with the final one that ended it, the log-probability of each, and why it ended ("" while it runs).
 
-    guessed, accepted: how many tokens were guessed and checked, and how many came so.
+    told: for each token the best ones that there were, with their log-probabilities, as many as were asked for. guessed, accepted: how
+    many tokens were guessed and checked, and how many came so.
     """
 
     request: Request
@@ -34,6 +36,7 @@ class Row:
     generator: np.random.Generator | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    told: list[list[tuple[int, float]]] = field(default_factory=list)
     reason: str = ""
     guessed: int = 0
     accepted: int = 0
@@ -61,6 +64,7 @@ class Row:
             if self.generator is not None:
                 self.generator.random(dtype=np.float32)
             self.add(token, logprob, eos)
+        self.told = other.told[: len(self.tokens)]
         return self
 
     def drop(self) -> None:
@@ -79,12 +83,19 @@ class Row:
         """Take the token behind what stands, and those behind guesses as long as these came true; returns how many were taken."""
         self.guessed += len(guesses)
         for taken, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True), 1):
+            if math.isnan(logprob):
+                raise not_finite()
             self.add(token, logprob, eos)
             right = taken <= len(guesses) and token == guesses[taken - 1]
             self.accepted += right
             if self.done or not right:
                 return taken
         raise AssertionError("behind the last guess is a token that was not guessed")
+
+    def tell(self, selector: TokenSelector, first: int, count: int) -> None:
+        """Take the best tokens that there were for its `count` newest ones, from the selector's rows from `first` on."""
+        if self.request.top:
+            self.told += [selector.told(row, self.request.top) for row in range(first, first + count)]
 
     def add(self, token: int, logprob: float, eos: tuple[int, ...]) -> None:
         """Take the next token and see whether it is the last."""
@@ -94,13 +105,17 @@ class Row:
             self._drawn.popleft()
         if token in eos:
             self.reason = "eos"
+        elif token in self.request.ends:
+            self.reason = "stop"
         elif self.stream is not None:
             self.stream.push(token)
             if self.stream.stopped:
                 self.reason = "stop"
+        if not self.reason and self.request.ended_by(self.tokens):
+            self.reason = "stop"
         if not self.reason and len(self.tokens) >= self.request.limit:
             self.reason = "length"
-        if self.reason in ("eos", "length") and self.stream is not None:
+        if self.reason and self.stream is not None:
             self.stream.finish()
             if self.stream.stopped:  # a stop string in what was held back
                 self.reason = "stop"
@@ -123,6 +138,7 @@ class RowBatch(Batch[Row]):
         rows, before = self._decodings, [len(row.tokens) for row in self._decodings]
         live = [place for place, row in enumerate(rows) if not row.done]
         guesses = self._speculation.guesses(rows, state) if self._speculation is not None else NO_GUESSES
+        guesses = [_possible(row, some) for row, some in zip(rows, guesses, strict=False)]
         begun = time.perf_counter()
         if any(guesses):
             self._check(state, live, guesses)
@@ -140,12 +156,13 @@ class RowBatch(Batch[Row]):
         """One more token for every row."""
         assert self._selector is not None
         rows = self._decodings
-        rules = self._constraints.at([row.request for row in rows], [row.tokens for row in rows])
-        self._selector.prepare(rules)
+        rules = self._constraints.at([row.request for row in rows], [row.tokens for row in rows], [row.done for row in rows])
+        self._selector.prepare(rules, self._told())
         state.advance()
         tokens, logprobs = self._selector.select(rules, [row.uniform() for row in rows] if self._search.sampling else None)
         for place in live:
             rows[place].take([tokens[place]], [logprobs[place]], (), self._engine.config.eos_ids)
+            rows[place].tell(self._selector, place, 1)
 
     def _check(self, state: DecoderState, live: Sequence[int], guesses: Sequence[Sequence[int]]) -> None:
         """One more token for every row and one more for every guess that comes true: each position is selected as a row of its own is."""
@@ -154,15 +171,21 @@ class RowBatch(Batch[Row]):
         asked = [(rows[place], guesses[place][:ahead]) for place, ahead in positions]
         rules = self._constraints.at([row.request for row, _ in asked], [[*row.tokens, *before] for row, before in asked])
         found, selector = self._positions(len(positions))
-        selector.prepare(rules)
+        selector.prepare(rules, self._told())
         state.check([[] if row.done else [int(state.ids[place, 0]), *guesses[place]] for place, row in enumerate(rows)], found)
         uniform = [rows[place].uniform(ahead) for place, ahead in positions] if self._search.sampling else None
-        tokens, logprobs = selector.select(rules, uniform)
+        tokens, logprobs = selector.select(rules, uniform, guessed=True)
         first = 0
         for place in live:
             part = slice(first, first := first + len(guesses[place]) + 1)
-            state.lengths[place] += rows[place].take(tokens[part], logprobs[part], guesses[place], self._engine.config.eos_ids)
+            taken = rows[place].take(tokens[part], logprobs[part], guesses[place], self._engine.config.eos_ids)
+            rows[place].tell(selector, part.start, taken)
+            state.lengths[place] += taken
             state.ids[place, 0] = rows[place].tokens[-1]
+
+    def _told(self) -> int:
+        """How many of the best tokens somebody wants to be told."""
+        return max((row.request.top for row in self._decodings if not row.done), default=0)
 
     def _positions(self, count: int) -> tuple[CheckedPositions, TokenSelector]:
         """Room for so many positions, and what selects from them."""
@@ -176,3 +199,9 @@ class RowBatch(Batch[Row]):
 
     def _rows_changed(self, state: DecoderState) -> None:
         self._selector = TokenSelector(self._engine, state, self._search)
+
+
+def _possible(row: Row, guesses: list[int]) -> list[int]:
+    """The guesses up to one that the format of the row's answer does not allow."""
+    answer_format = row.request.answer_format
+    return guesses if answer_format is None or not guesses else guesses[: answer_format.count(row.tokens, guesses)]

@@ -191,7 +191,9 @@ class DraftedRows:
         state = self._state
         if self._selector is None:
             self._selector = TokenSelector(self._engine, state, self._search)
-        rules = self._constraints.at([r.request for r in self.rows], [[*r.tokens, *g] for r, g in zip(self.rows, found, strict=True)])
+        texts = [[*row.tokens, *guesses] for row, guesses in zip(self.rows, found, strict=True)]
+        still = [not active for active in state.active.tolist()]
+        rules = self._constraints.at([row.request for row in self.rows], texts, still)
         self._selector.prepare(rules)
         if ahead:
             state.step()
@@ -201,7 +203,7 @@ class DraftedRows:
         else:
             self._catch_up()
         uniform = [row.uniform(ahead) for row in self.rows] if self._search.sampling else None
-        tokens, logprobs = self._selector.select(rules, uniform)
+        tokens, logprobs = self._selector.select(rules, uniform, guessed=True)
         self._sure = False
         for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if state.active[place]:

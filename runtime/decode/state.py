@@ -59,9 +59,10 @@ class CheckedPositions:
         self.best, self.candidates, self.suppressed = BestTokens.empty(count, 1), np.ones(1, np.int64), NO_IDS
 
     def request_top(self, count: int, suppressed: np.ndarray) -> None:
-        """As of `DecoderState`; `count` is 1."""
-        assert count == 1
+        """As of `DecoderState`."""
         self.suppressed = suppressed
+        if count != self.best.token.shape[1]:
+            self.best, self.candidates = BestTokens.empty(len(self.ids), count), np.array([count], np.int64)
 
 
 class DecoderState:

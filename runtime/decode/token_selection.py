@@ -7,15 +7,15 @@ writes the rules into the logits, and the selection is made from what it leaves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from onnxport.errors import BundleError, OnnxportError
-from onnxport.runtime.bundle.interface import BEST, CANDIDATES, LOGITS, SUPPRESSED
+from onnxport.runtime.bundle.interface import ALLOWED, BEST, BIAS, BIASED, CANDIDATES, LOGITS, SUPPRESSED
 from onnxport.runtime.decode.constraints import Rules
-from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.engine import Engine, optional_inputs
 from onnxport.runtime.decode.state import NO_IDS, BestTokens
 from onnxport.runtime.options import Search
 from onnxport.runtime.sessions import empty_value, run_bound, value_of
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+CHOICES = 4  # of the best tokens of rows whose answers have a format: mostly one of them may come, and no logits need be masked
 # Ids suppressed for all rows that beams take as candidates and drop on the host; more than these are written into the logits.
 MOST_DROPPED = 16
 # Log of the share of the distribution below which what suppressed ids leave is too inexact to renormalize with.
 LEAST_LOG_SHARE = np.log(0.1)
+
+ANY = np.ones((1, 1), bool)  # all ids may come
 
 Candidate = tuple[float, int, int]  # score, beam it continues, token
 
@@ -48,8 +51,9 @@ class Outputs(Protocol):
 class TokenSelector:
     """Selection of one token a row, greedy or by sampling.
 
-    Writes ids int64 [rows, 1] (the decoder's next input) and `logprobs` float32 [rows], log-probabilities after a repetition penalty and
-    before temperature and filters: among all tokens, or, where the model renormalizes, among those that may come. A forced token has 0.
+    Writes ids int64 [rows, 1] (the decoder's next input) and `logprobs` float32 [rows], log-probabilities after a bias and a repetition
+    penalty and before temperature and filters: among all tokens, or, where the model renormalizes, among those that may come. A forced
+    token has 0.
     """
 
     def __init__(self, engine: Engine, outputs: Outputs, search: Search) -> None:
@@ -61,20 +65,22 @@ class TokenSelector:
         self._sample = self._sampler(outputs.logits) if search.sampling else None
         self._processed: SearchGraph | BestSearch | None = None
 
-    def prepare(self, rules: Rules) -> None:
-        """Ask the decoder's next run for the best token of each row."""
-        self._outputs.request_top(1, rules.suppressed)
+    def prepare(self, rules: Rules, told: int = 0) -> None:
+        """Ask the decoder's next run for the best token of each row, and for the `told` best."""
+        choices = CHOICES if rules.formats and not self._search.sampling else 1
+        self._outputs.request_top(min(max(told, choices), self._engine.vocab_size), rules.suppressed)
 
-    def select(self, rules: Rules, uniform: Sequence[float] | None = None) -> tuple[list[int], list[float]]:
+    def select(self, rules: Rules, uniform: Sequence[float] | None = None, guessed: bool = False) -> tuple[list[int], list[float]]:
         """Select a token for every row; returns the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
 
-        uniform: a random number from 0 to under 1 for each row, to sample.
+        uniform: a random number from 0 to under 1 for each row, to sample. guessed: rows may stand behind guesses, so that there may be one
+        where no token may come: its log-probability is NaN. Else that is an OnnxportError.
         """
         if uniform is not None:
             self._uniform[:] = uniform
         if len(rules.forced) < len(self._tokens):
-            if rules.by_row or (rules.forbidden and self._search.sampling):
-                self._select_processed(rules)
+            if rules.by_row or ((rules.forbidden or rules.formats) and self._search.sampling):
+                self._select_processed(rules, range(len(self._tokens)))
             else:
                 self._select_directly(rules)
         for row, ids in rules.forced.items():
@@ -82,8 +88,8 @@ class TokenSelector:
             self.logprobs[row] = _forced_score(rules, ids)
         tokens: list[int] = self._tokens.tolist()
         logprobs: list[float] = self.logprobs.tolist()
-        if any(value != value for value in logprobs):  # NaN; a list of a few is faster than NumPy
-            raise _not_finite()
+        if not guessed and any(value != value for value in logprobs):  # NaN; a list of a few is faster than NumPy
+            raise not_finite()
         return tokens, logprobs
 
     def _select_directly(self, rules: Rules) -> None:
@@ -93,23 +99,40 @@ class TokenSelector:
             return
         best = self._outputs.best
         self._tokens[:], self.logprobs[:] = best.token[:, 0], best.logprob[:, 0]
-        if not rules.forbidden:
+        if not rules.forbidden and not rules.formats:
             return
         wrong = [token in rules.forbidden for token in self._tokens.tolist()]
+        for row in rules.formats:
+            wrong[row] = rules.renormalize or not self._choose(rules, row)
         if rules.renormalize:
             wrong = [w or kept < LEAST_LOG_SHARE for w, kept in zip(wrong, best.kept.tolist(), strict=True)]
             self.logprobs -= best.kept
         if True in wrong:
             right = ~np.array(wrong)
             tokens, logprobs = self._tokens[right], self.logprobs[right]
-            self._select_processed(rules)
+            self._select_processed(rules, [row for row, w in enumerate(wrong) if w])
             self._tokens[right], self.logprobs[right] = tokens, logprobs
 
-    def _select_processed(self, rules: Rules) -> None:
+    def _choose(self, rules: Rules, row: int) -> bool:
+        """Take the best token of a row that may come, if it is among those that the decoder named."""
+        best = self._outputs.best
+        for place, token in enumerate(best.token[row, :CHOICES].tolist()):
+            if token not in rules.forbidden and rules.allows(row, token):
+                self._tokens[row], self.logprobs[row] = token, best.logprob[row, place]
+                return True
+        return False
+
+    def told(self, row: int, count: int) -> list[tuple[int, float]]:
+        """The model's `count` best tokens of a row with their log-probabilities before all rules."""
+        best = self._outputs.best
+        return list(zip(best.token[row, :count].tolist(), best.logprob[row, :count].tolist(), strict=True))
+
+    def _select_processed(self, rules: Rules, rows: Collection[int]) -> None:
+        """Select by logits into which the rules are written; formats count for these rows only."""
         if self._processor is None:
             self._processor = LogitsProcessor(self._engine, self._outputs.logits, len(self._tokens), False)
         processed = self._processor.processed
-        self._processor.run(rules)
+        self._processor.run(rules, rows)
         if self._search.sampling:
             self._processed = self._processed or self._sampler(processed)
             self._processed.run()
@@ -143,10 +166,15 @@ class BeamSelector:
         self._processor: LogitsProcessor | None = None
         self._processed: BestSearch | None = None
 
-    def prepare(self, rules: Rules, count: int) -> None:
-        """Ask the decoder's next run for the best tokens of each row, more where some of them may be suppressed."""
+    def prepare(self, rules: Rules, count: int, told: int = 0) -> None:
+        """Ask the decoder's next run for the best tokens of each row, more where some may be suppressed, and for the `told` best."""
         few = len(rules.suppressed) <= MOST_DROPPED
-        self._outputs.request_top(min(count + len(rules.suppressed) * few, self._engine.vocab_size), rules.suppressed)
+        self._outputs.request_top(min(max(count + len(rules.suppressed) * few, told), self._engine.vocab_size), rules.suppressed)
+
+    def told(self, row: int, count: int) -> list[tuple[int, float]]:
+        """As of `TokenSelector`."""
+        best = self._outputs.best
+        return list(zip(best.token[row, :count].tolist(), best.logprob[row, :count].tolist(), strict=True))
 
     def select(self, rules: Rules, count: int) -> list[list[Candidate]]:
         """The `count` best candidates of every input that may come, best first; fewer where fewer may."""
@@ -165,13 +193,13 @@ class BeamSelector:
             every = [(float(score) + gain, beam, i) for beam, score in enumerate(self.scores[place]) for i in ids]
             found[place] = sorted(every, key=lambda candidate: -candidate[0])[:count]
         if not all(found):
-            raise _not_finite()
+            raise not_finite()
         return found
 
     def _continuations(self, rules: Rules, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Summed scores float32 and tokens int64 [inputs, beams * C], beam by beam; what is suppressed scores -inf."""
         best, shape = self._outputs.best, (len(self.scores), -1)
-        direct = not rules.by_row and len(rules.suppressed) <= MOST_DROPPED
+        direct = not rules.by_row and not rules.formats and len(rules.suppressed) <= MOST_DROPPED
         if direct and not (rules.renormalize and rules.forbidden and (best.kept < LEAST_LOG_SHARE).any()):
             logprob = best.logprob - best.kept[:, None] if rules.renormalize else best.logprob
             for i in rules.suppressed.tolist():
@@ -180,12 +208,12 @@ class BeamSelector:
             if self._processor is None or self._processed is None:
                 self._processor = LogitsProcessor(self._engine, self._outputs.logits, self.scores.size, True)
                 self._processed = BestSearch(self._engine, self._processor.processed, self.scores.size, min(count, self._engine.vocab_size))
-            self._processor.run(rules)
+            self._processor.run(rules, range(self.scores.size))
             best = self._processed.run()
             # The graph normalizes its log-probabilities; adding the share that was kept takes that back.
             logprob = best.logprob if rules.renormalize else best.logprob + self._processor.kept[:, None]
         if np.isnan(logprob).any():
-            raise _not_finite()
+            raise not_finite()
         return (logprob + self.scores.reshape(-1, 1)).reshape(shape), best.token.reshape(shape)
 
 
@@ -198,6 +226,7 @@ class LogitsProcessor:
     def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, normalize: bool) -> None:
         self.processed = empty_value((rows, engine.vocab_size), np.float32, engine.device)
         self.kept = np.zeros(rows, np.float32)
+        self._shape = rows, engine.vocab_size
         fixed: dict[str, np.ndarray] = {
             "history": np.zeros((rows, 1), np.int64),
             "penalty": np.array(1, np.float32),
@@ -209,10 +238,18 @@ class LogitsProcessor:
         self._graph.bind_output("processed", self.processed)
         self._graph.bind_output("kept", value_of(self.kept))
 
-    def run(self, rules: Rules) -> None:
-        """Write `processed` and `kept`."""
+    def run(self, rules: Rules, rows: Collection[int]) -> None:
+        """Write `processed` and `kept`; formats count for these rows only. Biases are there where the engine takes them."""
         self._graph.bind_array("suppressed", rules.suppressed)
-        self._graph.bind_array("banned", rules.banned)
+        banned = rules.banned
+        mask = rules.mask(self._shape, rows) if rules.formats else None
+        if ALLOWED in self._graph.optional:
+            self._graph.bind_array(ALLOWED, ANY if mask is None else mask)
+            self._graph.bind_array(BIASED, rules.biased)
+            self._graph.bind_array(BIAS, rules.bias)
+        elif mask is not None:  # an older bundle
+            banned = np.concatenate([banned, np.argwhere(~mask)])
+        self._graph.bind_array("banned", banned)
         if rules.history is not None:
             self._graph.bind_array("history", rules.history)
             self._graph.bind_array("penalty", np.array(rules.penalty, np.float32))
@@ -243,6 +280,7 @@ class SearchGraph:
         self._binding = self._session.io_binding()
         self._arrays, self._copied = arrays, not engine.device.host_memory
         read, bound = {i.name for i in self._session.get_inputs()}, {*values, *arrays}
+        self.optional = optional_inputs(self._session)
         if read != bound:
             raise BundleError(
                 f"search graph {name!r} reads {', '.join(sorted(read))}, expected {', '.join(sorted(bound))}; export the model again"
@@ -274,7 +312,8 @@ def _forced_score(rules: Rules, ids: tuple[int, ...]) -> float:
     return -math.log(len(ids)) if rules.renormalize else 0.0
 
 
-def _not_finite() -> OnnxportError:
+def not_finite() -> OnnxportError:
+    """What is raised where no token may come."""
     return OnnxportError(
         "the scores of the next tokens are not finite: no token may come any more, or the model is at fault; "
         "loosen the constraints, or use a variant of higher precision"

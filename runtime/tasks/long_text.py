@@ -55,8 +55,10 @@ def prepare(
         raise UsageError(f"long is {way!r}, expected one of {', '.join(WAYS)}")
     if config.kind != "seq2seq":
         raise UsageError(f"long is for models that translate or summarize; this bundle's task is {task}")
-    if options.n_best > 1 or options.stop:
-        raise UsageError("long takes neither n_best nor stop: segments are put together from one whole answer each")
+    if options.n_best > 1 or options.stop or options.stop_token_ids or options.response_format is not None:
+        raise UsageError(
+            "long takes no n_best, stop, stop_token_ids or response_format: segments are put together from one whole answer each"
+        )
     if tokenizer is None:
         raise TextError("the bundle has no tokenizer, so it cannot read text; give token ids that are short enough")
     for text in texts:
@@ -86,6 +88,7 @@ def _together(before: str, segments: Sequence[Segment], answers: Sequence[Genera
         [value for answer in answers for value in answer.token_logprobs],
         "length" if "length" in reasons else "eos" if reasons else "empty",
         segments=len(segments),
+        top_logprobs=[told for answer in answers for told in answer.top_logprobs],
     )
 
 

@@ -25,19 +25,19 @@ WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY
 class TinyModel:
     """Weights, and the model in NumPy: one text at a time, no cache."""
 
-    def __init__(self, kind: str, seed: int = 0, sharpness: float = 3.0) -> None:
+    def __init__(self, kind: str, seed: int = 0, sharpness: float = 3.0, vocabulary: int = VOCABULARY, positions: int = POSITIONS) -> None:
         rng = np.random.default_rng(seed)
-        self.kind = kind
+        self.kind, self.vocabulary, self.positions = kind, vocabulary, positions
 
         def normal(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.float32(shape[0]))
 
         self.w = {
-            "embedding": normal(VOCABULARY, HIDDEN) * 6,
-            "positions": normal(POSITIONS, HIDDEN) * 4,
-            "head": normal(HIDDEN, VOCABULARY) * sharpness,
+            "embedding": normal(vocabulary, HIDDEN) * 6,
+            "positions": normal(positions, HIDDEN) * 4,
+            "head": normal(HIDDEN, vocabulary) * sharpness,
         }
-        self.w["source"] = normal(VOCABULARY, HIDDEN) * 6
+        self.w["source"] = normal(vocabulary, HIDDEN) * 6
         for i in range(LAYERS):
             for name, columns in (
                 ("qkv", 3 * HIDDEN),
@@ -130,7 +130,7 @@ def decoder(model: TinyModel, path: Path) -> None:
     ):
         b.inputs.append(h.make_tensor_value_info(name, kind, shape))
     x = b.op("Add", b.op("Gather", b.const("embedding"), "input_ids"), b.op("Gather", b.const("positions"), "position_ids"))
-    b.outputs.append(h.make_tensor_value_info("logits", T.FLOAT, ["batch", VOCABULARY]))
+    b.outputs.append(h.make_tensor_value_info("logits", T.FLOAT, ["batch", model.vocabulary]))
     if model.kind == "seq2seq":
         b.inputs.append(h.make_tensor_value_info("source_mask", T.INT32, ["source_batch", "source"]))
     else:
@@ -168,12 +168,12 @@ def tokenizer(kind: str) -> Tokenizer:
     return made
 
 
-def generation(kind: str) -> dict[str, object]:
+def generation(kind: str, vocabulary: int = VOCABULARY, positions: int = POSITIONS) -> dict[str, object]:
     return {
         "kind": kind,
-        "layers": LAYERS, "kv_heads": HEADS, "head_size": SIZE, "vocab_size": VOCABULARY, "max_length": POSITIONS, "pad_id": PAD,
+        "layers": LAYERS, "kv_heads": HEADS, "head_size": SIZE, "vocab_size": vocabulary, "max_length": positions, "pad_id": PAD,
         "bos_id": BOS, "eos_id": EOS, "decoder_start_id": BOS if kind == "seq2seq" else None,
-        "source_vocab_size": VOCABULARY if kind == "seq2seq" else None,
+        "source_vocab_size": vocabulary if kind == "seq2seq" else None,
     }  # fmt: skip
 
 
@@ -221,8 +221,8 @@ def greedy(model: TinyModel, source: list[int], prefix: list[int], count: int) -
     return ids[len(prefix) :]
 
 
-def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True) -> Path:
-    """The model as a bundle at `out`."""
+def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True, text: Tokenizer | None = None, **settings: object) -> Path:
+    """The model as a bundle at `out`. text: another tokenizer than `tokenizer`. settings: of its generation."""
     with bundle_folder(out) as staging:
         graphs = {"decoder": "fp32/decoder.onnx"}
         decoder(model, staging.path / "fp32/decoder.onnx")
@@ -231,15 +231,15 @@ def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True) -> Pa
             encoder(model, staging.path / "fp32/encoder.onnx")
         (staging.path / "search").mkdir()
         search = {}
-        for name, data in search_graphs(2 * LAYERS, VOCABULARY).items():
+        for name, data in search_graphs(2 * LAYERS, model.vocabulary).items():
             search[name] = f"search/{name}.onnx"
             (staging.path / search[name]).write_bytes(data)
         np.savez(staging.path / "golden.npz", **goldens(model))
         if with_tokenizer:
-            tokenizer(model.kind).save(str(staging.path / "tokenizer.json"))
+            (text or tokenizer(model.kind)).save(str(staging.path / "tokenizer.json"))
         staging.manifest = {
             "name": "tiny", "task": "translation" if model.kind == "seq2seq" else "text-generation", "family": "tiny", "default": "fp32",
-            "generation": generation(model.kind), "search": search, "golden": "golden.npz",
+            "generation": generation(model.kind, model.vocabulary, model.positions) | settings, "search": search, "golden": "golden.npz",
             "tokenizers": {"source": "tokenizer.json", "target": "tokenizer.json"} if with_tokenizer else {},
             "variants": {"fp32": {"files": sorted(graphs.values()), "graphs": graphs, "target": "cpu", "plan": {}, "fusions": {},
                                   "parity": {"bounds": {"max_abs_diff": 1e-3, "relative_error": 1e-4}}}},

@@ -329,6 +329,8 @@ def quantize(
 @click.option("--draft", help="A smaller variant that guesses tokens, which this one checks: the same answers, sooner.")
 @click.option("--lookup", type=click.IntRange(0), help="Guess up to N tokens at once from the text's own words; the answers are the same.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--json-schema", type=click.Path(path_type=Path), help="A file with the JSON schema that answers follow (extra structured).")
+@click.option("--top-logprobs", type=click.IntRange(0), help="Tell the N best tokens at each place, with --json.")
 @click.option("--n-best", type=click.IntRange(1), help="Answers a text; all but the best are in the JSON's alternatives.")
 @click.option("--chat", is_flag=True, help="Each TEXT or line is what a user says, or a JSON list of messages.")
 @click.option("--long", type=click.Choice(["segments", "sentences"]), help="Long text in parts; standard input is one text.")

@@ -1,5 +1,6 @@
 """The `run` command answers texts from arguments or standard input, and arrays from an .npz file."""
 
+import json
 import os
 import select
 import stat
@@ -10,7 +11,8 @@ from typing import Any
 
 from onnxport.cli.console import StageLines, emit_answer, emit_json
 from onnxport.cli.run_tasks import OTHER_OPTIONS, Task, generated, task_of
-from onnxport.errors import DataError, TextError, UsageError
+from onnxport.errors import DataError, TextError, UsageError, one_line
+from onnxport.files import MOST, read_regular
 from onnxport.runtime import Model, load
 from onnxport.runtime.arrays import npz_bytes, read_npz
 from onnxport.runtime.bundle.publish import check_file, write_file
@@ -69,7 +71,17 @@ def _task_options(model: Model, task: Task, options: dict[str, Any]) -> dict[str
     if wrong:
         lacking = "generates no text" if task.options is not None and not OTHER_OPTIONS & set(wrong) else "has no use for it"
         raise UsageError(f"{_flags(wrong)}: the task of this bundle is {model.task}, which {lacking}")
+    if (path := named.pop("json_schema", None)) is not None:
+        named["response_format"] = {"type": "json_schema", "json_schema": _schema(path)}
     return named
+
+
+def _schema(path: Path) -> Any:
+    """What a JSON file holds. DataError for one that cannot be read."""
+    try:
+        return json.loads(read_regular(path, MOST))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON schema ({one_line(error, 200)}); expected a file with a JSON object") from None
 
 
 def _named(options: dict[str, Any]) -> dict[str, Any]:

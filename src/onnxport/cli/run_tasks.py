@@ -46,6 +46,8 @@ def generated(result: Any, long: bool = False, n_best: int = 1) -> Fields:
     fields = {name: getattr(result, name) for name in GENERATED}
     if n_best > 1:
         fields["alternatives"] = [generated(one) for one in result.alternatives]
+    if result.top_logprobs:
+        fields["top_logprobs"] = [[list(one) for one in best] for best in result.top_logprobs]
     return fields | ({"segments": result.segments} if long else {})
 
 
