@@ -3,8 +3,10 @@
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 from onnxport.runtime.bundle.reader import Bundle
+from support import structured_bundles, tiny_encoder
 from support.commands import COMMAND, invoke, started
 
 
@@ -87,3 +89,26 @@ def test_closed_standard_input_is_wrong_usage(bundle: Bundle) -> None:
     result = subprocess.run(f"{' '.join(COMMAND)} run {bundle.path} <&-", shell=True, capture_output=True, timeout=60)
     assert result.returncode == 2, result.stderr
     assert b"standard input is closed" in result.stderr
+
+
+def test_answers_follow_a_schema_in_a_file(tmp_path: Path) -> None:
+    bundle, schema = structured_bundles.write(tmp_path / "bundle", "causal"), tmp_path / "schema.json"
+    schema.write_text(json.dumps(structured_bundles.SCHEMA))
+    options = ["--json-schema", schema, "--max-new-tokens", "200", "--top-logprobs", "2"]
+    result = invoke("run", bundle, "--json", *options, "one", "two")
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)["results"]
+    assert len(answers) == 2
+    for answer in answers:
+        assert structured_bundles.fits(answer["text"]) and answer["finish_reason"] == "stop"
+        assert len(answer["top_logprobs"]) == len(answer["tokens"]) and len(answer["top_logprobs"][0]) == 2
+    for content, code, part in (("{", 4, "not a JSON schema"), ('{"type": "strin"}', 2, "Invalid type")):
+        schema.write_text(content)
+        refused = invoke("run", bundle, *options, "one")
+        assert refused.exit_code == code and part in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_schema_is_for_what_generates(tmp_path: Path) -> None:
+    bundle = tiny_encoder.write(tmp_path / "bundle", "embedding", tiny_encoder.table(4))
+    result = invoke("run", bundle, "--json-schema", tmp_path / "schema.json", "a")
+    assert result.exit_code == 2 and "--json-schema: the task of this bundle is embedding, which generates no text" in result.stderr
