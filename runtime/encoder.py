@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +53,7 @@ class EncoderGraph:
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         found = self._session.get_outputs()
         self.outputs = {o.name: tuple(o.shape) for o in found}
+        self.output_types = {o.name: NUMPY_TYPES.get(o.type, o.type) for o in found}
         tokens = self.inputs[ATTENTION_MASK].shape if ATTENTION_MASK in self.inputs else []
         # outputs with an answer a token, by the names of their axes: as many labels as tokens are none
         self.by_token = frozenset(o.name for o in found if tokens and None not in tokens and o.shape[: len(tokens)] == tokens)
@@ -121,7 +122,7 @@ class Encoder:
     """A model that answers in one pass, whatever runs it, and the handling of its texts.
 
     inputs: name → numpy type. outputs: name → shape. run: arrays by name → outputs by name; DataError. by_token: outputs with an answer a
-    token. layers: the arrays of each of config.layers.
+    token. layers: the arrays of each of config.layers. input_shapes, output_types: of a graph, where one runs it.
     """
 
     task: str
@@ -132,13 +133,27 @@ class Encoder:
     run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     by_token: frozenset[str] = frozenset()
     layers: tuple[Mapping[str, np.ndarray], ...] = ()
+    input_shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    output_types: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> Encoder:
         """A bundle's variant, run by ONNX Runtime. BundleError."""
         graph = EncoderGraph(bundle, variant, sessions)
         types = {name: NUMPY_TYPES.get(value.type, "int64") for name, value in graph.inputs.items()}
-        return cls(bundle.task, bundle.encoding, tokenizer, types, graph.outputs, graph.run, graph.by_token, pooled_layers(bundle))
+        shapes = {name: tuple(value.shape) for name, value in graph.inputs.items()}
+        return cls(
+            bundle.task,
+            bundle.encoding,
+            tokenizer,
+            types,
+            graph.outputs,
+            graph.run,
+            graph.by_token,
+            pooled_layers(bundle),
+            shapes,
+            graph.output_types,
+        )
 
     def windows(self, texts: Sequence[Text], stride: int | None, most: int | None = None, cut_first: bool = False) -> list[Window]:
         """Texts, or pairs of them, as the model reads them: where longer than it, or than `most`, in windows that share `stride` tokens.

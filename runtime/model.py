@@ -24,7 +24,7 @@ from onnxport.runtime.decode.generator import Generation, Generator, Input, Job,
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many, whole
 from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
-from onnxport.runtime.tokenizer import TextTokenizer, check_text
+from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_text
 
 if TYPE_CHECKING:
     from onnxport.runtime.asynchronous import AsyncStream, Background
@@ -330,11 +330,16 @@ class Model:
         rest: dict[str, Any] = {name: value for name, value in options.items() if name not in ("timeout", "cancel")}
         return self._job(prompts, watch, **rest)
 
-    def prompt(self, messages: Conversation) -> list[int]:
-        """The token ids that `chat` gives the model for a conversation; `stream` takes them too. Errors: as `chat`."""
-        return self._prompt(messages, Watch())
+    def prompt(self, messages: Conversation, *, tools: Conversation | None = None) -> list[int]:
+        """The token ids that `chat` gives the model for a conversation; `stream` takes them too.
 
-    def _prompt(self, messages: Conversation, watch: Watch) -> list[int]:
+        tools: what the model may call, as its chat template reads it: {"type": "function", "function": {"name", "description",
+        "parameters"}}. A call is text of the answer, in the form that the template asks for. Errors: as `chat`; TextError where the
+        template knows no tools.
+        """
+        return self._prompt(messages, Watch(), tools)
+
+    def _prompt(self, messages: Conversation, watch: Watch, tools: Conversation | None = None) -> list[int]:
         tokenizer = self._ready()._source()
         if self.bundle.chat is None or self._template is None or tokenizer is None:
             raise UsageError("this bundle has no chat template; use generate with a text")
@@ -342,7 +347,7 @@ class Model:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
             self._chat = ChatTemplate.parse(self._template, self.bundle.chat.tokens)
-        return tokenizer.encode([self._chat.render(messages, watch.check)], special=False)[0]
+        return tokenizer.encode([self._chat.render(messages, watch.check, tools)], special=False)[0]
 
     @suggesting
     def encode(
@@ -554,6 +559,25 @@ class Model:
             raise TextError("the bundle has no tokenizer; give token ids")
         check_text(text)
         return tokenizer.encode([text])[0]
+
+    def text_stream(self) -> TextStream:
+        """What makes text of an answer's tokens, one after the other: `push` gives what a token adds. TextError without a tokenizer."""
+        tokenizer = self._ready()._tokenizers.get("target") or self._source()
+        if tokenizer is None:
+            raise TextError("the bundle has no tokenizer, so its tokens have no text")
+        return TextStream(tokenizer)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many ids the model reads for each text, special tokens included. TextError without a tokenizer."""
+        tokenizer = self._ready()._source()
+        if tokenizer is None:
+            raise TextError("the bundle has no tokenizer, so it cannot read text")
+        return [len(ids) for ids in tokenizer.encode(listed(texts, "texts", TEXTS))] if texts else []
+
+    atokenize = in_background(tokenize)
+    acount_tokens = in_background(count_tokens)
+    aprompt = in_background(prompt)
+    arun = in_background(run)
 
     @property
     def task(self) -> str:

@@ -228,8 +228,13 @@ def check_version(oldest: str | None, what: str, advice: str = "upgrade onnxrunt
         return
     onnxruntime = _runtime()
 
-    if _numbers(onnxruntime.__version__) < _numbers(oldest):
+    if is_older(onnxruntime.__version__, oldest):
         raise BundleError(f"{what} needs onnxruntime {oldest} or newer, found {onnxruntime.__version__}; {advice}")
+
+
+def is_older(version: str, other: str) -> bool:
+    """Whether a version such as "1.23" comes before another."""
+    return _numbers(version) < _numbers(other)
 
 
 def _numbers(version: str) -> list[int]:

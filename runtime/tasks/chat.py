@@ -42,7 +42,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": refuse, "strftime_now": lambda pattern: datetime.now().strftime(pattern)}
-        self._tokens = dict(tokens)
+        self._tokens, self._tools = dict(tokens), "tools" in template
         try:
             self._template = environment.from_string(template)
         except TemplateError as error:
@@ -56,13 +56,22 @@ class ChatTemplate:
         except UnicodeDecodeError as error:
             raise BundleError(f"the chat template is not UTF-8 ({one_line(error, 200)}); export the model again") from None
 
-    def render(self, messages: Sequence[Message], between: Callable[[], None] = lambda: None) -> str:
-        """The prompt for the next answer; `between` is called between its pieces, to end it early.
+    def render(
+        self, messages: Sequence[Message], between: Callable[[], None] = lambda: None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The prompt for the next answer; `between` is called between its pieces, to end it early. tools: what the model may call.
 
-        TextError: no messages, what the template refuses, or what is longer than any text may be.
+        TextError: no messages, tools where the template has none, what the template refuses, or what is longer than any text may be.
         """
         check(messages)
-        values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None, "add_generation_prompt": True}
+        if tools and not self._tools:
+            raise TextError("the chat template of this model knows no tools; leave them out")
+        values = {
+            "messages": [dict(message) for message in messages],
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         pieces, size = [], 0
         try:
             for piece in self._template.generate(**values, **self._tokens):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,4 +248,16 @@ def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True, text:
                                   "parity": {"bounds": {"max_abs_diff": 1e-3, "relative_error": 1e-4}}}},
             "provenance": {},
         }  # fmt: skip
+    return out
+
+
+def with_chat(source: Path, out: Path, template: str, tokens: object, **change: object) -> Path:
+    """A copy of a bundle that has a chat template. change: of its part of the manifest."""
+    shutil.copytree(source, out)
+    content = template.encode()
+    (out / "chat_template.jinja").write_bytes(content)
+    manifest = json.loads((out / "bundle.json").read_text())
+    manifest["files"]["chat_template.jinja"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest["chat"] = {"template": "chat_template.jinja", "tokens": tokens, **change}
+    (out / "bundle.json").write_text(json.dumps(manifest))
     return out

@@ -496,6 +496,69 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 
 @command("""
+    onnxport serve artifacts/en-de --port 8000
+    onnxport serve chat=artifacts/smollm2 artifacts/minilm --precision int8 --api-key-file keys.txt
+""")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one and prints it.")
+@click.option("--precision", help="The variant of every bundle; default: the bundle's own default.")
+@click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Of each model; default: what the machine or container grants.")
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line: who sends none of them is refused.")
+@click.option("--prefix-cache-mb", type=click.IntRange(1), help="MiB for each language model's kept prompts; default: none is kept.")
+@click.option("--max-requests", type=click.IntRange(1), help="Requests at once; more are refused (429); default: 256.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 65536.")
+@click.option("--max-body-mb", type=click.IntRange(1), help="MiB of a request's body; default: 16.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds of a request; default: 600.")
+@common
+def serve(bundles: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) -> None:
+    """Answer HTTP requests from one BUNDLE or several, each as BUNDLE or NAME=BUNDLE.
+
+    OpenAI's API, rankings, KServe's open inference protocol and Prometheus's metrics. SIGTERM finishes what is under way.
+    """
+    from onnxport.cli.serving import answer
+
+    answer(bundles, quiet=quiet, verbose=verbose, **options)
+
+
+@command("""
+    onnxport triton artifacts/en-de --out repository --precision int8
+    onnxport triton artifacts/minilm --out repository --onnxruntime 1.30
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model repository; the model becomes a folder in it.")
+@click.option("--name", help="The model's name; default: the bundle's own.")
+@click.option("--precision", help="The variant; default: the bundle's own default.")
+@click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
+@click.option("--onnxruntime", help="Version of ONNX Runtime in your Triton: its own backend answers, arrays in and out (encoders).")
+@click.option("--force", is_flag=True, help="Replace the model if the repository has it.")
+@common
+def triton(
+    bundle: Path,
+    out: Path,
+    name: str | None,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    onnxruntime: str | None,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write BUNDLE into a model repository of NVIDIA's Triton.
+
+    The runtime answers in Triton's Python backend, text in and out.
+    """
+    from onnxport.serve.triton.repository import write
+
+    with StageLines(quiet) as progress:
+        place = write(bundle, out, name, precision, device, threads, onnxruntime, force, progress)
+    emit(str(place))
+
+
+@command("""
     onnxport doctor
     onnxport doctor --json
 """)

@@ -1,8 +1,5 @@
 """Chats: prompts as transformers renders them, answers as `generate` gives them, refusals."""
 
-import hashlib
-import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,6 +10,7 @@ import pytest
 from onnxport.errors import BundleError, GenerationTimeout, TextError, UsageError
 from onnxport.runtime import Model, load
 from onnxport.runtime.tasks.chat import ChatTemplate
+from support import tiny_bundles
 
 TEMPLATE = """{%- if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}
 {{- bos_token }}{{ first | default('w30') }}
@@ -33,14 +31,7 @@ TALK = [
 
 
 def with_chat(source: Path, out: Path, template: str = TEMPLATE, **change: Any) -> Path:
-    shutil.copytree(source, out)
-    content = template.encode()
-    (out / "chat_template.jinja").write_bytes(content)
-    manifest = json.loads((out / "bundle.json").read_text())
-    manifest["files"]["chat_template.jinja"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    manifest["chat"] = {"template": "chat_template.jinja", "tokens": TOKENS, **change}
-    (out / "bundle.json").write_text(json.dumps(manifest))
-    return out
+    return tiny_bundles.with_chat(source, out, template, TOKENS, **change)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +87,18 @@ def test_bad_messages_are_told_in_a_line(model: Model, messages: Any, part: str)
             model.prompt(messages)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tools_reach_the_template_that_knows_them(model: Model) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = TEMPLATE + "{% if tools %}{{ tools | tojson }}{% endif %}"
+    tools = [{"type": "function", "function": {"name": "w5", "parameters": {"type": "object", "properties": {}}}}]
+    theirs, _ = render_jinja_template(conversations=[TALK], chat_template=template, tools=tools, add_generation_prompt=True, **TOKENS)
+    assert ChatTemplate(template, TOKENS).render(TALK, tools=tools) == theirs[0]
+    assert ChatTemplate(template, TOKENS).render(TALK, tools=[]) == ChatTemplate(TEMPLATE, TOKENS).render(TALK)
+    with pytest.raises(TextError, match="knows no tools"):
+        model.prompt(TALK, tools=tools)
 
 
 @pytest.mark.parametrize(
