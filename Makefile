@@ -8,7 +8,7 @@ ROOMS := compare export graph quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-targets constraints clean
+.PHONY: demo test lint types unit wheel test-serve test-targets constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/targets -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -51,6 +51,16 @@ wheel: .venv/ready
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/$(INSTALL) "$$(ls build/wheel/*.whl)[cpu]" pytest
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+
+# The server, held against the clients of others, whose pins are not ours: in an environment of its own, without torch.
+CLIENTS := 'openai==3.57.0' 'tritonclient[http,grpc]==2.69.0'
+SERVER := 'starlette==1.10.0' 'uvicorn==0.54.0' 'prometheus-client==0.26.0'
+build/serve/ready: pyproject.toml Makefile
+	rm -rf build/serve && $(PYTHON) -m venv build/serve
+	build/serve/bin/pip install --quiet --editable '.[cpu,serve]' $(SERVER) $(CLIENTS) onnx onnx-ir pytest pytest-timeout
+	touch $@
+test-serve: build/serve/ready
+	OMP_NUM_THREADS=1 build/serve/bin/python -m pytest --confcutdir tests/serve tests/serve
 
 # Variants for CUDA and the web in the newest ONNX Runtime that these have, whose build for the CPU runs their graphs.
 test-targets: .venv/ready $(LINKED)

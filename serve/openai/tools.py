@@ -61,6 +61,7 @@ class Calls:
     calls: list[dict[str, Any]] = field(default_factory=list)
     _held: str = ""
     _inside: bool = False
+    _space: str = ""  # before the call that is looked at
 
     def push(self, piece: str, last: bool = False) -> tuple[str, list[dict[str, Any]]]:
         """The text that is certain to be none of a call, and the calls that are whole now. What is no whole call at the end is text."""
@@ -74,14 +75,15 @@ class Calls:
                 break
             if not self._inside:
                 text += before.rstrip()  # models put calls on lines of their own
+                self._space = before[len(before.rstrip()) :]
             elif (call := _read(before, len(self.calls))) is not None:
                 self.calls.append(call)
                 found.append(call)
             else:
-                text += OPEN + before + CLOSE
+                text += self._space + OPEN + before + CLOSE
             self._held, self._inside = behind, not self._inside
         if last:
-            rest = (OPEN if self._inside else "") + self._held
+            rest = (self._space + OPEN if self._inside else "") + self._held
             text, self._held = text + ("" if self.calls and not rest.strip() else rest), ""
         elif not self._inside:
             certain = len(self._held) - _beginning(self._held)

@@ -62,10 +62,10 @@ def test_paths_and_methods_that_are_none(server: Running) -> None:
     assert httpx.get(f"{server.url}/v2/nothing").json() == {"error": "there is no /v2/nothing; docs/serving.md lists the paths"}
 
 
-@pytest.mark.parametrize("key", ["bad", "", "good and more"])
+@pytest.mark.parametrize("key", ["bad", "good and more"])
 def test_who_has_no_key_is_not_answered(key: str, limited: Running) -> None:
     with pytest.raises(AuthenticationError) as caught:
-        limited.client(key or "x").models.list()
+        limited.client(key).models.list()
     assert caught.value.code == "invalid_api_key"
     answer = httpx.get(f"{limited.url}/metrics")
     assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer" and "no API key" in message(answer)

@@ -27,7 +27,7 @@ Find = Callable[[str], Model]
         (f"a {CALL} b", "a b", ["w9"]),
         ("<tool_call>not json</tool_call>", "<tool_call>not json</tool_call>", []),
         ("<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
-        ('x <tool_call>{"name": "w9"', 'x<tool_call>{"name": "w9"', []),
+        ('x <tool_call>{"name": "w9"', 'x <tool_call>{"name": "w9"', []),
         ("ends with <tool", "ends with <tool", []),
     ],
 )
