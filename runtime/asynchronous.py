@@ -123,16 +123,9 @@ class AsyncStream:
         return self._streamed is not None and self._streamed.more()
 
     @property
-    def tokens(self) -> tuple[list[int], list[float]]:
-        """The tokens so far, without the final eos, and the log-probability of each."""
-        call = None if self._streamed is None else self._streamed.call
-        (row,) = call.decodings if call is not None and call.decodings else (None,)
-        if row is None:
-            return [], []
-        count = len(row.logprobs)  # a step appends the token first
-        tokens = row.tokens[:count]
-        count -= bool(tokens) and tokens[-1] in self._generator.config.eos_ids
-        return tokens[:count], row.logprobs[:count]
+    def so_far(self) -> Generation | None:
+        """The answer up to the newest token; None before the first piece. Its tokens may be ahead of the pieces that were given."""
+        return None if self._streamed is None else self._streamed.so_far()
 
     async def aclose(self) -> None:
         """Take no more of it: its row makes room at once. `result` stays None where it was not at its end."""

@@ -562,10 +562,17 @@ class Model:
 
     def text_stream(self) -> TextStream:
         """What makes text of an answer's tokens, one after the other: `push` gives what a token adds. TextError without a tokenizer."""
+        return TextStream(self._answers())
+
+    def token_text(self, token: int) -> str:
+        """The text of one token of an answer by itself, special ones by their names. TextError without a tokenizer."""
+        return self._answers().decode([token], special=True)
+
+    def _answers(self) -> TextTokenizer:
         tokenizer = self._ready()._tokenizers.get("target") or self._source()
         if tokenizer is None:
             raise TextError("the bundle has no tokenizer, so its tokens have no text")
-        return TextStream(tokenizer)
+        return tokenizer
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many ids the model reads for each text, special tokens included. TextError without a tokenizer."""

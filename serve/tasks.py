@@ -15,6 +15,7 @@ SEARCH: Kinds = {
     "beam": WHOLE, "max_new_tokens": WHOLE, "min_new_tokens": WHOLE, "temperature": NUMBER, "top_k": WHOLE, "top_p": NUMBER,
     "repetition_penalty": NUMBER, "no_repeat_ngram": WHOLE, "seed": WHOLE, "stop": (str, list), "length_penalty": NUMBER,
     "early_stopping": (bool, str), "src_lang": TEXT, "tgt_lang": TEXT, "lookup": WHOLE, "n_best": WHOLE, "long": TEXT,
+    "response_format": (dict, list), "logit_bias": (dict,), "stop_token_ids": (list,),
 }  # fmt: skip
 STRIDE: Kinds = {"stride": WHOLE}
 GENERATED = ("text", "tokens", "score", "finish_reason")

@@ -115,7 +115,7 @@ class Generator:
         make = partial(BeamBatch, self._engine, search, Constraints(self._config, search), self._target)
 
         def results(done: Sequence[Beams]) -> list[Generation]:
-            found = [self._empty() for _ in inputs]
+            found = [self.empty() for _ in inputs]
             for beams in done:
                 best = [self._of_beam(beams.request, h, search) for h in beams.finished[: search.n_best]]
                 found[beams.request.index] = replace(best[0], alternatives=tuple(best[1:]), cached_tokens=beams.cached_tokens)
@@ -127,7 +127,7 @@ class Generator:
         new_row, eos = self._rows(search, streaming), self._engine.config.eos_ids
 
         def results(done: Sequence[Row]) -> list[Generation]:
-            found = [self._empty() for _ in range(inputs)]
+            found = [self.empty() for _ in range(inputs)]
             for row in done:
                 found[row.request.index] = self._of_row(row)
             return found
@@ -335,8 +335,17 @@ class Generator:
             )
         return None if total is None else total - begun
 
-    def _empty(self) -> Generation:
+    def empty(self) -> Generation:
+        """The answer to nothing."""
         return Generation(self._text([]), [], 0.0, [], "empty")
+
+    def unfinished(self, row: Row) -> Generation:
+        """What a row has so far, also while another thread steps it: tokens whose log-probabilities are there too."""
+        count = min(len(row.logprobs), len(row.told)) if row.request.top else len(row.logprobs)
+        tokens = row.tokens[:count]
+        end = self._end(row.request, tokens)
+        text = "" if row.stream is None else row.stream.text
+        return Generation(text, tokens[:end], float(sum(row.logprobs[:count])), row.logprobs[:end], row.reason, top_logprobs=row.told[:end])
 
     def _text(self, tokens: Sequence[int]) -> str | None:
         return None if self._target is None else self._target.decode(tokens)
@@ -393,6 +402,11 @@ class Streamed:
         text = "" if self.call is None else "".join(row.stream.text for row in self.call.decodings)
         piece, self._given = text[self._given :], len(text)
         return piece
+
+    def so_far(self) -> Generation:
+        """The answer up to the newest token, also while it is made; its text is `text`, which is all that is certain."""
+        row = None if self.call is None or not self.call.decodings else self.call.decodings[0]
+        return self.generator.empty() if row is None else self.generator.unfinished(row)
 
     def result(self) -> Generation | None:
         """The whole answer, once there are no more tokens to come and all text was given; None for one that was given up."""

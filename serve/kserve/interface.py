@@ -92,8 +92,8 @@ def interface(model: Model) -> Interface:
 
 
 def _options(task: Task | None) -> Kinds:
-    """Parameters are texts, numbers and truth values, so that options which are lists alone are none."""
-    return {} if task is None else {name: kinds for name, kinds in task.options.items() if kinds != (list,) and name != "n_best"}
+    """Parameters are texts, numbers and truth values, so that options which are lists or objects alone are none."""
+    return {} if task is None else {name: kinds for name, kinds in task.options.items() if set(kinds) - {list, dict} and name != "n_best"}
 
 
 def _sizes(shape: Sequence[object]) -> tuple[int, ...]:

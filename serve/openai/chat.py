@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from onnxport.serve.errors import unsupported
-from onnxport.serve.fields import Fields
+from onnxport.serve.errors import refused, unsupported
 from onnxport.serve.models import Served
 from onnxport.serve.openai.answers import REASONS, Prompts, generated, head, streamed, usage
-from onnxport.serve.openai.logprobs import Spelling
+from onnxport.serve.openai.logprobs import Spelling, Tokens
 from onnxport.serve.openai.messages import messages
 from onnxport.serve.openai.options import Search, search
 from onnxport.serve.openai.tools import Calls, tools
@@ -24,7 +23,11 @@ async def chat(call: Call) -> Reply | Events:
     served = call.model(fields.required("model", str))
     talk = messages(fields.required("messages", list), served)
     asked = search(fields, call.limits, ("max_tokens", "max_completion_tokens"))
-    logprobs = _logprobs(fields)
+    logprobs = fields.take("logprobs", bool, default=False)
+    if most := fields.whole("top_logprobs", 0, 20):
+        if not logprobs:
+            raise refused("top_logprobs goes with logprobs: true", "top_logprobs")
+        asked.options["top_logprobs"] = most
     callable_tools = tools(fields, served)
     if fields.take("modalities", list, default=["text"]) != ["text"]:
         raise unsupported("modalities", "models of this server write text")
@@ -42,21 +45,13 @@ async def chat(call: Call) -> Reply | Events:
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls.calls else text, "refusal": None}
         if calls.calls:
             message["tool_calls"] = [{name: item for name, item in one.items() if name != "index"} for one in calls.calls]
-        told = Spelling(served.model).chat(result.tokens, result.token_logprobs, True) if logprobs else None
+        told = Spelling(served.model).chat(Tokens.of(result), True) if logprobs else None
         choices.append({"index": place, "message": message, "logprobs": told, "finish_reason": _reason(result.finish_reason, calls)})
     return to_json({**head("chat.completion", "chatcmpl", served), "choices": choices, "usage": usage(found, results)})
 
 
 def _reason(reason: str, calls: Calls) -> str:
     return "tool_calls" if calls.calls and REASONS[reason] == "stop" else REASONS[reason]
-
-
-def _logprobs(fields: Fields) -> bool:
-    """Whether log-probabilities are asked for."""
-    wanted, most = fields.take("logprobs", bool, default=False), fields.whole("top_logprobs", 0, 20)
-    if most:
-        raise unsupported("top_logprobs", "this server has log-probabilities of the chosen tokens alone (0)")
-    return bool(wanted)
 
 
 async def _events(
@@ -77,7 +72,7 @@ async def _events(
             if place not in begun:
                 begun.add(place)
                 yield event(place, {"role": "assistant", "content": "", "refusal": None})
-            told = spelling[place].chat(piece.tokens, piece.logprobs, last) if logprobs else None
+            told = spelling[place].chat(piece.new, last) if logprobs else None
             text, found = calls[place].push(piece.text, last)
             delta = ({"content": text} if text else {}) | ({"tool_calls": found} if found else {})
             if delta or (told and told["content"]):

@@ -10,7 +10,7 @@ from onnxport.serve.errors import refused, unsupported
 from onnxport.serve.fields import Fields, named
 from onnxport.serve.models import Served
 from onnxport.serve.openai.answers import REASONS, Prompts, generated, head, streamed, usage
-from onnxport.serve.openai.logprobs import Spelling
+from onnxport.serve.openai.logprobs import Spelling, Tokens
 from onnxport.serve.openai.options import Search, search
 from onnxport.serve.sending import Events, Reply, to_json
 from onnxport.serve.service import Call
@@ -24,7 +24,9 @@ async def completions(call: Call) -> Reply | Events:
     served = call.model(fields.required("model", str))
     prompts = inputs(fields)
     asked = search(fields, call.limits)
-    logprobs = _logprobs(fields)
+    if most := fields.whole("logprobs", 0, 5):
+        asked.options["top_logprobs"] = most
+    logprobs = most is not None
     if (best := fields.whole("best_of", 1)) not in (None, asked.n):
         raise unsupported("best_of", f"it is {best}, expected n ({asked.n})")
     if fields.take("echo", bool):
@@ -39,7 +41,7 @@ async def completions(call: Call) -> Reply | Events:
     results = await generated(call, served, found, asked)
     choices = []
     for place, result in enumerate(results):
-        told = Spelling(served.model).completion(result.tokens, result.token_logprobs, True) if logprobs else None
+        told = Spelling(served.model).completion(Tokens.of(result), True) if logprobs else None
         choices.append({"index": place, "text": result.text, "logprobs": told, "finish_reason": REASONS[result.finish_reason]})
     return to_json({**head(KIND, "cmpl", served), "choices": choices, "usage": usage(found, results)})
 
@@ -73,14 +75,6 @@ async def counted(served: Served, prompts: list[str | list[int]], asked: Search)
     return Prompts(prompts if kept else ids, [len(one) for one in ids])
 
 
-def _logprobs(fields: Fields) -> bool:
-    """Whether log-probabilities are asked for."""
-    most = fields.whole("logprobs", 0, 5)
-    if most:
-        raise unsupported("logprobs", "it is above 0, and this server has log-probabilities of the chosen tokens alone (0)")
-    return most is not None
-
-
 async def _events(call: Call, served: Served, prompts: Prompts, asked: Search, logprobs: bool) -> AsyncGenerator[dict[str, Any], None]:
     common, results = head(KIND, "cmpl", served), []
     more = {"usage": None} if asked.usage else {}
@@ -88,7 +82,7 @@ async def _events(call: Call, served: Served, prompts: Prompts, asked: Search, l
     async with aclosing(streamed(call, served, prompts, asked)) as pieces:
         async for piece in pieces:
             last = piece.result is not None
-            told = spelling[piece.choice].completion(piece.tokens, piece.logprobs, last) if logprobs else None
+            told = spelling[piece.choice].completion(piece.new, last) if logprobs else None
             reason = None
             if piece.result is not None:
                 results.append(piece.result)

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from onnxport.runtime import Model
+from onnxport.runtime import Generation, Model
+
+Best = Sequence[tuple[int, float]]  # ids and log-probabilities of the best tokens that there were, best first
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of an answer with their log-probabilities, and the best ones in the place of each where they were asked for."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    best: Sequence[Best]
+
+    @classmethod
+    def of(cls, answer: Generation | None, start: int = 0) -> Tokens:
+        """Those of an answer from a place on."""
+        if answer is None:
+            return cls([], [], [])
+        best: Sequence[Best] = answer.top_logprobs or [()] * len(answer.tokens)
+        return cls(answer.tokens[start:], answer.token_logprobs[start:], best[start:])
 
 
 class Spelling:
@@ -15,7 +35,7 @@ class Spelling:
     """
 
     def __init__(self, model: Model) -> None:
-        self._stream, self._length = model.text_stream(), 0
+        self._model, self._stream, self._length = model, model.text_stream(), 0
 
     def texts(self, tokens: Sequence[int], last: bool) -> list[str]:
         """What each token adds; `last` where no more follow."""
@@ -24,18 +44,24 @@ class Spelling:
             found[-1] += self._stream.finish()
         return found
 
-    def completion(self, tokens: Sequence[int], logprobs: Sequence[float], last: bool) -> dict[str, Any]:
+    def completion(self, new: Tokens, last: bool) -> dict[str, Any]:
         """`logprobs` of a completion's choice, of its next tokens."""
-        texts, offsets = self.texts(tokens, last), []
+        texts, offsets = self.texts(new.tokens, last), []
         for text in texts:
             offsets.append(self._length)
             self._length += len(text)
-        return {"tokens": texts, "token_logprobs": list(logprobs), "top_logprobs": None, "text_offset": offsets}
+        best = [{self._model.token_text(token): logprob for token, logprob in reversed(one)} for one in new.best]
+        told = best if any(new.best) else None
+        return {"tokens": texts, "token_logprobs": list(new.logprobs), "top_logprobs": told, "text_offset": offsets}
 
-    def chat(self, tokens: Sequence[int], logprobs: Sequence[float], last: bool) -> dict[str, Any]:
+    def chat(self, new: Tokens, last: bool) -> dict[str, Any]:
         """`logprobs` of a chat's choice, of its next tokens."""
         entries = [
-            {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8")), "top_logprobs": []}
-            for text, logprob in zip(self.texts(tokens, last), logprobs, strict=True)
+            {**_told(text, logprob), "top_logprobs": [_told(self._model.token_text(token), value) for token, value in best]}
+            for text, logprob, best in zip(self.texts(new.tokens, last), new.logprobs, new.best, strict=True)
         ]
         return {"content": entries, "refusal": None}
+
+
+def _told(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}

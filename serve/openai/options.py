@@ -66,10 +66,21 @@ def search(fields: Fields, limits: Limits, length: tuple[str, ...] = ("max_token
     for name, neutral in NEUTRAL.items():
         if fields.take(name, float, default=neutral) != neutral:
             raise unsupported(name, PENALTY)
-    if fields.take("logit_bias", dict):
-        raise unsupported("logit_bias", "this server cannot shift logits")
+    options |= _of_tokens(fields)
     fields.skip(HARMLESS)
     return Search(n, stream, usage, options)
+
+
+def _of_tokens(fields: Fields) -> dict[str, Any]:
+    """Options that say which tokens may come, and which end an answer."""
+    options: dict[str, Any] = {}
+    if bias := fields.take("logit_bias", dict):
+        options["logit_bias"] = {int(token) if token.isdecimal() else token: value for token, value in bias.items()}
+    if (form := fields.take("response_format", dict)) is not None and form.get("type") != "text":
+        options["response_format"] = form
+    if (ids := fields.take("stop_token_ids", list)) is not None:
+        options["stop_token_ids"] = ids
+    return options
 
 
 def _stop(fields: Fields) -> list[str] | None:

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 from onnxport.runtime import Generation
 from onnxport.runtime.asynchronous import AsyncStream
-from onnxport.serve.errors import ApiError
+from onnxport.serve.errors import INTERNAL, ApiError
+from onnxport.serve.openai.logprobs import Tokens
 
 AHEAD = 16  # pieces that wait for a client who reads slowly
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one choice. tokens: those behind it that are new, the final eos left out, and the log-probability of each. result: the whole
-    answer, with the last piece, which has no text."""
+    """Text of one choice. new: the tokens that came since the piece before, with their log-probabilities. result: the whole answer, with
+    the last piece, which has no text."""
 
     choice: int
     text: str
-    tokens: list[int]
-    logprobs: list[float]
+    new: Tokens
     result: Generation | None = None
 
 
@@ -49,7 +49,7 @@ async def merged(streams: Sequence[AsyncStream], count: Callable[[int], None]) -
             if isinstance(found, BaseException):
                 raise found
             left -= found.result is not None
-            count(len(found.tokens))
+            count(len(found.new.tokens))
             yield found
     finally:
         for task in tasks:
@@ -61,10 +61,10 @@ async def _pieces(choice: int, stream: AsyncStream) -> AsyncGenerator[Piece, Non
     given = 0
     async with stream:
         async for text in stream:
-            tokens, logprobs = stream.tokens
-            yield Piece(choice, text, tokens[given:], logprobs[given:])
-            given = len(tokens)
+            new = Tokens.of(stream.so_far, given)
+            yield Piece(choice, text, new)
+            given += len(new.tokens)
     result = stream.result
     if result is None:  # the model was closed
-        raise ApiError(500, "the stream ended before its answer did", "server_error")
-    yield Piece(choice, "", result.tokens[given:], result.token_logprobs[given:], result)
+        raise ApiError(500, "the stream ended before its answer did", INTERNAL)
+    yield Piece(choice, "", Tokens.of(result, given), result)

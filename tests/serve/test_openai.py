@@ -126,6 +126,39 @@ def test_chats_are_generations_of_their_prompts(stream: bool, client: OpenAI, mo
     np.testing.assert_allclose([entry.logprob for entry in told], expected.token_logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_best_tokens_are_told(stream: bool, client: OpenAI, model: Find) -> None:
+    loaded = model("plain")
+    (expected,) = loaded.generate("w5 w9", **OURS, top_logprobs=3)
+    best = [{loaded.token_text(token): value for token, value in one} for one in expected.top_logprobs]
+    answer: Any = client.completions.create(model="plain", prompt="w5 w9", logprobs=3, stream=stream, **LENGTH)
+    told = [one.choices[0].logprobs for one in (answer if stream else [answer]) if one.choices[0].logprobs]
+    found = [one for part in told for one in part.top_logprobs or []]
+    assert [set(one) for one in found] == [set(one) for one in best] and len(found) == 12
+    assert all(found[place][name] == pytest.approx(value, abs=1e-5) for place, one in enumerate(best) for name, value in one.items())
+    chat = client.chat.completions.create(model="chat", messages=TALK, logprobs=True, top_logprobs=2, max_tokens=2)
+    assert chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    entry = chat.choices[0].logprobs.content[0]
+    assert len(entry.top_logprobs) == 2 and entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+
+
+def test_answers_have_the_form_that_is_asked_for(client: OpenAI) -> None:
+    form: Any = {"type": "regex", "regex": "w7 w8 w(9|10)"}
+    found = client.completions.create(model="plain", prompt="w5", extra_body={"response_format": form})
+    assert found.choices[0].text in ("w7 w8 w9", "w7 w8 w10") and found.choices[0].finish_reason == "stop"
+    plain = client.chat.completions.create(model="chat", messages=TALK, response_format={"type": "text"}, max_tokens=3)
+    assert plain.choices[0].message.content
+    with pytest.raises(BadRequestError, match="response_format"):
+        client.chat.completions.create(model="chat", messages=TALK, extra_body={"response_format": {"type": "poem"}})
+
+
+def test_tokens_are_favoured_and_end_answers(client: OpenAI) -> None:
+    favoured = client.completions.create(model="plain", prompt="w5", logit_bias={"7": 100}, max_tokens=3)
+    assert favoured.choices[0].text == "w7 w7 w7"
+    ended = client.completions.create(model="plain", prompt="w5", logit_bias={"7": 100}, extra_body={"stop_token_ids": [7]})
+    assert (ended.choices[0].text, ended.choices[0].finish_reason) == ("", "stop")
+
+
 def test_embeddings_are_vectors(client: OpenAI, model: Find) -> None:
     texts = ["a b c", "d"]
     expected = model("vectors").encode(texts)
@@ -147,6 +180,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": 1.0}, "presence_penalty", "repetition_penalty"),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
     ({"max_tokens": 0}, "max_tokens", "expected 1 or more"),
+    ({"extra_body": {"top_logprobs": 3}}, "top_logprobs", "top_logprobs"),
     ({"max_tokens": "5"}, "max_tokens", "is a text, expected a whole number"),
     ({"n": True}, "n", "expected a whole number"),
     ({"stop": [""]}, "stop", "not empty"),

@@ -77,7 +77,7 @@ class Pieces:
 
     def __init__(self, text: str) -> None:
         self._pieces = iter([text[start : start + 5] for start in range(0, len(text), 5)])
-        self.tokens: tuple[list[int], list[float]] = ([], [])
+        self.so_far = None
         self.result = Generation(text, [5, 6], -2.0, [-1.0, -1.0], "eos")
 
     async def __aenter__(self) -> Pieces:
