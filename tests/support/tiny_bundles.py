@@ -251,13 +251,13 @@ def write_bundle(out: Path, model: TinyModel, with_tokenizer: bool = True, text:
     return out
 
 
-def with_chat(source: Path, out: Path, template: str, tokens: object, **change: object) -> Path:
-    """A copy of a bundle that has a chat template. change: of its part of the manifest."""
+def with_chat(source: Path, out: Path, template: str, tokens: object) -> Path:
+    """A copy of a bundle that has a chat template."""
     shutil.copytree(source, out)
     content = template.encode()
     (out / "chat_template.jinja").write_bytes(content)
     manifest = json.loads((out / "bundle.json").read_text())
     manifest["files"]["chat_template.jinja"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    manifest["chat"] = {"template": "chat_template.jinja", "tokens": tokens, **change}
+    manifest["chat"] = {"template": "chat_template.jinja", "tokens": tokens}
     (out / "bundle.json").write_text(json.dumps(manifest))
     return out

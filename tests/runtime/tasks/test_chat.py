@@ -30,8 +30,8 @@ TALK = [
 ]
 
 
-def with_chat(source: Path, out: Path, template: str = TEMPLATE, **change: Any) -> Path:
-    return tiny_bundles.with_chat(source, out, template, TOKENS, **change)
+def with_chat(source: Path, out: Path, template: str = TEMPLATE, tokens: object = TOKENS) -> Path:
+    return tiny_bundles.with_chat(source, out, template, tokens)
 
 
 @pytest.fixture(scope="module")
