@@ -155,8 +155,14 @@ def _sample_full() -> bytes:
     return g.serialize()
 
 
-def _best(g: GraphBuilder, logits: str, count: str, vocab: int) -> str:
-    """The `count` [1] best ids of each row, best first, int64 [B, count]: they are all in the `count` blocks with the largest maxima."""
+def _best(g: GraphBuilder, logits: str, count: str, vocab: int, by_blocks: bool) -> str:
+    """The `count` [1] best ids of each row, best first, int64 [B, count]: they are all in the `count` blocks with the largest maxima.
+
+    by_blocks: as processors find them soonest; else by one TopK, whose `count` CUDA reads from host memory.
+    """
+    if not by_blocks:
+        return g.op("TopK", logits, count, outputs=2, axis=1, largest=1, sorted=1)[1]
+    count = g.one("Min", count, g.constant([vocab], np.int64))
     blocks, tops = _blocks(g, logits, vocab)
     some = g.one("Min", count, g.one("Shape", tops, start=1, end=2))
     found = g.op("TopK", tops, some, outputs=2, axis=1, largest=1, sorted=0)[1]
@@ -168,13 +174,13 @@ def _best(g: GraphBuilder, logits: str, count: str, vocab: int) -> str:
     return g.one("Add", first, g.one("Mod", place, width))
 
 
-def best_graph(vocab: int) -> bytes:
-    """The graph `best` for logits of this width."""
+def best_graph(vocab: int, by_blocks: bool = True) -> bytes:
+    """The graph `best` for logits of this width. by_blocks: see `_best`; without, there are no more candidates than ids."""
     g = GraphBuilder("best")
     logits = g.input(LOGITS, TensorProto.FLOAT, ["batch", "vocab"])
     candidates = g.input(CANDIDATES, TensorProto.INT64, [1])
     suppressed = g.input(SUPPRESSED, TensorProto.INT64, ["ids"])
-    token = _best(g, logits, g.one("Min", candidates, g.constant([vocab], np.int64)), vocab)
+    token = _best(g, logits, candidates, vocab, by_blocks)
     logprobs = g.one("LogSoftmax", logits, axis=1)
     g.output("token", token, TensorProto.INT64, ["batch", "chosen"])
     g.output("logprob", g.one("GatherElements", logprobs, token, axis=1), TensorProto.FLOAT, ["batch", "chosen"])
@@ -205,14 +211,14 @@ def search_graphs(cache_inputs: int, vocab: int) -> dict[str, bytes]:
     return {**graphs, "reorder": reorder_graph(cache_inputs), "reorder_float16": reorder_graph(cache_inputs, "float16")}
 
 
-def add_choice(model: ir.Model) -> ir.Model:
+def add_choice(model: ir.Model, by_blocks: bool = True) -> ir.Model:
     """A copy of a decoder with the inputs and outputs of the search graph `best` beside its `logits` float32 [batch, vocab]."""
     done = model.clone()
     graph = done.graph
     logits = next(value for value in graph.outputs if value.name == LOGITS)
     shape = dims(logits)
     assert shape is not None and isinstance(shape[-1], int)
-    part = ir.from_proto(onnx.ModelProto.FromString(best_graph(shape[-1]))).graph
+    part = ir.from_proto(onnx.ModelProto.FromString(best_graph(shape[-1], by_blocks))).graph
     here: dict[ir.Value | None, ir.Value | None] = {None: None, part.inputs[0]: logits}
     for given in part.inputs[1:]:
         here[given] = ir.Value(name=given.name, type=given.type, shape=given.shape)

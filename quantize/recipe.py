@@ -19,7 +19,9 @@ from onnxport.quantize.safeguards import half_overflow, sensitive_weights, stati
 from onnxport.quantize.schemes import channel_scales, half, int8_cache, stored
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import linears, lookups
+from onnxport.quantize.targets import float32_attention
 from onnxport.runtime.bundle.interface import LOGITS
+from onnxport.runtime.sessions import CPU, CUDA
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
@@ -35,7 +37,7 @@ class Recipe:
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
     feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
     that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. positions: of
-    the model's longest text; None: there is no end.
+    the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web".
     """
 
     precision: str
@@ -44,6 +46,7 @@ class Recipe:
     texts: Callable[[], Feeds] | None = None
     kv: str | None = None
     positions: int | None = None
+    target: str = CPU.name
 
     @property
     def cache(self) -> str | None:
@@ -77,11 +80,11 @@ def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     """
     if recipe.cache is not None:
         int8_cache.check(fused)
-    models, schemes = _graphs(recipe, fused, goldens)
+    models, schemes = _for_cuda(recipe, fused, goldens) if recipe.target == CUDA.name else _graphs(recipe, fused, goldens)
     if recipe.cache is not None:
         models = models | {"decoder": _with_int8_cache(recipe, fused, models["decoder"], goldens)}
     if "decoder" in models:
-        models = models | {"decoder": search_graphs.add_choice(models["decoder"])}
+        models = models | {"decoder": search_graphs.add_choice(models["decoder"], by_blocks=recipe.target != CUDA.name)}
     return VariantGraphs(models, Plan(schemes, recipe.cache))
 
 
@@ -117,6 +120,24 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds)
+
+
+def _for_cuda(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """Graphs for CUDA: weights of few bits are read beside activations of 16, and a layer that these do not hold stays in float32.
+
+    UsageError: the plan has schemes that multiply integers.
+    """
+    plan = recipe.own_plan
+    if plan.half is not None:
+        return _graphs(recipe, fused, goldens)
+    if set(plan.schemes.values()) == {"fp32"}:
+        return {role: float32_attention.written_out(model) for role, model in fused.items()}, dict(plan.schemes)
+    if plan.rounds_activations:
+        raise UsageError(f"{CUDA.name} has no kernels for {', '.join(sorted(set(plan.schemes.values())))}; give a plan of blocks and fp32")
+    feeds = recipe.feeds() if recipe.feeds is not None else golden_feeds(goldens, fused)
+    safe = half_overflow.safe(fused, Plan({"*": "fp16"}), feeds)
+    models, schemes = _graphs(recipe, fused, goldens)
+    return {role: half.to_half(model, safe, half.exact_values(fused[role], safe)) for role, model in models.items()}, schemes
 
 
 def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) -> tuple[Graphs, dict[str, str]]:

@@ -29,9 +29,10 @@ class Device:
     """A device that models run on, and what of ONNX Runtime is particular to it.
 
     name: as users write it, and ONNX Runtime. provider: the execution provider. disabled_optimizers: graph optimizations that are off.
-    host_memory: caches and logits lie in host memory, so that rows are moved in place and bound arrays need no copy. fallback: nodes for
-    which it has no kernel may run on the CPU. preload: the provider's libraries are loaded before the first session. missing: words in
-    ONNX Runtime's errors that blame the device rather than the file. energy: the counter of its energy, "rapl" or "nvml".
+    host_memory: caches and logits lie in host memory, so that rows are moved in place and bound arrays need no copy. fallback: nodes may
+    run on the CPU; without, none may but those that reckon with shapes, which lie there. preload: the provider's libraries are loaded
+    before the first session. missing: words in ONNX Runtime's errors that blame the device rather than the file. energy: the counter of its
+    energy, "rapl" or "nvml".
     """
 
     name: str
@@ -52,7 +53,7 @@ CPU = Device(
 )  # fmt: skip
 CUDA = Device(
     "cuda", "CUDAExecutionProvider", ("MatmulTransposeFusion",),
-    host_memory=False, fallback=False, preload=True, missing=("fallback", "CUDA"), energy="nvml",
+    host_memory=False, fallback=False, preload=True, missing=("CUDA",), energy="nvml",
 )  # fmt: skip
 DEVICES = {device.name: device for device in (CPU, CUDA)}
 
@@ -73,6 +74,9 @@ MOST_THREADS = 1024
 LARGE = 2**30  # bytes of a graph's folder
 PACKED = b"MatMulNBits"  # without packed weights another kernel computes it, which holds them as float32
 SPIN_US = 1000
+SHAPE_ARITHMETIC = frozenset(
+    {"Add", "Cast", "Concat", "Div", "Gather", "Max", "Min", "Mul", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+)
 NO_KERNEL = "Failed to find kernel for QLinear"
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _leaked: list[Any] = []
@@ -138,7 +142,7 @@ class Sessions:
         else:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if not device.fallback:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # see `_check_placement`
         elif self.exact:
             make_exact(options)
         return options
@@ -208,13 +212,29 @@ class Sessions:
             if any(word in reason for word in device.missing):
                 raise DeviceError(f"{path}: cannot run on {device.name} ({reason}); use device cpu or a variant made for it") from e
             raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); upgrade onnxruntime or export the model again") from e
-        if session.get_providers()[:1] != [device.provider]:
-            raise DeviceError(
-                f"{path}: asked for {device.provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN"
-            )
+        _check_placement(session, device, path)
         session.linked_weights = linked  # ONNX Runtime keeps no reference to this memory
         _open.add(session)
         return session
+
+
+def _check_placement(session: onnxruntime.InferenceSession, device: Device, path: str | Path) -> None:
+    """DeviceError where a session runs elsewhere than asked for.
+
+    On a device without fallback no node may run on the CPU but those that reckon with shapes: ONNX Runtime leaves these there on purpose.
+    """
+    if session.get_providers()[:1] != [device.provider]:
+        raise DeviceError(
+            f"{path}: asked for {device.provider}, got {', '.join(session.get_providers())}; check the driver, CUDA and cuDNN"
+        )
+    if device.fallback:
+        return
+    parts = session.get_provider_graph_assignment_info()
+    stray = {node.op_type for part in parts if part.ep_name != device.provider for node in part.get_nodes()} - SHAPE_ARITHMETIC
+    if stray:
+        raise DeviceError(
+            f"{path}: {device.name} has no kernel for {', '.join(sorted(stray))} here; use device cpu or a variant made for it"
+        )
 
 
 def _runtime() -> Any:

@@ -20,6 +20,7 @@ from onnxport.quantize.fusion.rms_norm import RmsNorm
 from onnxport.quantize.fusion.rotary import PartialRotary, Rotary
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
+from onnxport.quantize.fusion.sliced_positions import SlicedPositions
 from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
 from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape, SameType
 from onnxport.runtime.sessions import CPU, CUDA
@@ -72,7 +73,9 @@ TARGETS = {
         Target("any", None, (MaskBroadcast(),)),  # standard operators alone
         # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
         Target("cpu", CPU.provider, _KERNELS),
-        Target("cuda", CUDA.provider, _KERNELS, (SkipLayerNorm(),), _INTEGER_PRODUCTS, newest="1.31.1"),  # onnxruntime-gpu
+        Target(
+            "cuda", CUDA.provider, _KERNELS, (SkipLayerNorm(), SlicedPositions()), _INTEGER_PRODUCTS, newest="1.31.1"
+        ),  # onnxruntime-gpu
         Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),  # onnxruntime-web, onnxruntime-node
     )
 }

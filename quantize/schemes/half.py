@@ -67,8 +67,15 @@ def _beyond(value: ir.Value) -> bool:
     return bool((magnitude[magnitude < MASKED] > LARGEST).any())
 
 
-def to_half(model: ir.Model, plan: Plan) -> ir.Model:
+def exact_values(model: ir.Model, plan: Plan) -> set[str]:
+    """Names of what `exact_nodes` of a float32 graph give; they are the same where its products read weights of few bits."""
+    return {str(value.name) for node in exact_nodes(prepared(model).graph, plan) for value in node.outputs}
+
+
+def to_half(model: ir.Model, plan: Plan, exact_names: set[str] | None = None) -> ir.Model:
     """A copy of a float32 graph, standard or fused, in the half precision of `plan`; layers that are fp32 in it compute in float32.
+
+    exact_names: what computes in float32 by the names of its results, where the graph does not tell layers any more.
 
     Caches by the names of our decoders (`past_*`, `present_*`, `cross_*`) become half; a foreign graph's and every other float input or
     output keep float32 at the boundary. A weight beyond float16's range stays as it is, with what is computed from it. Raises
@@ -78,6 +85,8 @@ def to_half(model: ir.Model, plan: Plan) -> ir.Model:
     copy = prepared(model)
     graph, kind = copy.graph, KINDS[plan.half]
     exact = exact_nodes(graph, plan)
+    if exact_names is not None:
+        exact = {node for node in graph if any(value.name in exact_names for value in node.outputs)}
     _weights(graph, exact, kind)
     for node in graph:
         if node not in exact:

@@ -91,7 +91,7 @@ class VariantBuilder:
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         try:
             kv = None if own_cache(name) else self.options.kv
-            recipe = Recipe(precision.name, plan, feeds, self._texts(), kv, self._positions)
+            recipe = Recipe(precision.name, plan, feeds, self._texts(), kv, self._positions, split(name)[1])
             self._make(name, precision, recipe, evidence)
             if recipe.cache is not None and recipe.feeds is None and recipe.texts is None:
                 add_note(self.staging, NO_TEXTS)
