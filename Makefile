@@ -8,7 +8,7 @@ ROOMS := compare export graph quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve test-targets constraints clean
+.PHONY: demo test lint types unit wheel test-serve target-environments kernel-tables test-targets constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -62,17 +62,28 @@ build/serve/ready: pyproject.toml Makefile
 test-serve: build/serve/ready
 	OMP_NUM_THREADS=1 build/serve/bin/python -m pytest --confcutdir tests/serve tests/serve
 
-# Variants for CUDA and the web in the newest ONNX Runtime that these have, whose build for the CPU runs their graphs.
-test-targets: .venv/ready $(LINKED)
-	rm -rf build/targets && mkdir -p build/targets/bundles
+# Environments with the ONNX Runtime of targets: for the CPU in the versions of CUDA and the web, and onnxruntime-gpu over a fake device.
+NEWEST = $$($(BIN)/python -c "from onnxport.quantize.fusion.targets import TARGETS; print(TARGETS['$(1)'].newest)")
+ENVIRONMENT = $(PYTHON) -m venv build/targets/$(1) && build/targets/$(1)/bin/pip install --quiet $(2) numpy tokenizers click rich pytest
+target-environments: .venv/ready
+	rm -rf build/targets && mkdir -p build/targets
+	$(call ENVIRONMENT,cuda,onnxruntime==$(call NEWEST,cuda))
+	$(call ENVIRONMENT,web,onnxruntime==$(call NEWEST,web))
+	$(call ENVIRONMENT,gpu,onnxruntime-gpu==$(call NEWEST,cuda))
+	$(PYTHON) tests/support/fake_cuda/libraries.py build/targets/gpu/lib/python*/site-packages/onnxruntime/capi build/targets/fake
+
+kernel-tables: target-environments
+	LD_LIBRARY_PATH=build/targets/fake build/targets/gpu/bin/python benchmarks/kernel_tables.py CUDAExecutionProvider quantize/targets/kernels/cuda.json
+	build/targets/web/bin/python benchmarks/kernel_tables.py CPUExecutionProvider quantize/targets/kernels/web.json
+
+# Variants for CUDA and the web, of a tiny model of each kind, in these: golden answers on the CPU, and all that needs no numbers on the fake device.
+TARGET_TESTS = -m pytest -p no:cacheprovider -o pythonpath= -o timeout= --rootdir tests/targets --confcutdir tests/targets
+test-targets: target-environments $(LINKED)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.target_bundles build/targets/bundles
-	set -e; for target in cuda web; do \
-	  version=$$($(BIN)/python -c "from onnxport.quantize.fusion.targets import TARGETS; print(TARGETS['$$target'].newest)"); \
-	  $(PYTHON) -m venv build/targets/$$target; \
-	  build/targets/$$target/bin/pip install --quiet onnxruntime==$$version numpy tokenizers click rich pytest; \
-	  ONNXPORT_BUNDLES=build/targets/bundles ONNXPORT_TARGET=$$target ONNXPORT_VERSION=$$version PYTHONPATH=build/types \
-	    build/targets/$$target/bin/python -m pytest -p no:cacheprovider -o pythonpath= -o timeout= --rootdir tests/targets --confcutdir tests/targets tests/targets; \
-	done
+	set -e; export ONNXPORT_BUNDLES=build/targets/bundles PYTHONPATH=build/types; \
+	  ONNXPORT_TARGET=cuda build/targets/cuda/bin/python $(TARGET_TESTS) tests/targets/test_versions.py; \
+	  ONNXPORT_TARGET=web build/targets/web/bin/python $(TARGET_TESTS) tests/targets/test_versions.py; \
+	  LD_LIBRARY_PATH=build/targets/fake build/targets/gpu/bin/python $(TARGET_TESTS) tests/targets/test_cuda_device.py
 
 # The versions that tests run with, as pip resolves them in a fresh environment; any build of torch will do, so its suffix goes.
 constraints:

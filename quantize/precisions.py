@@ -141,7 +141,8 @@ def made_as(variant: str) -> Precision:
     if target not in TARGETS:
         raise UsageError(f"target {target!r} is not known: expected some of {', '.join(TARGETS)}")
     made = name if target == CPU.name else _ELSEWHERE.get(name, name)
-    if made is None or (PRECISIONS[made].device is not None and target not in (CPU.name, PRECISIONS[made].device.name)):
+    device = None if made is None else PRECISIONS[made].device
+    if made is None or (device is not None and target not in (CPU.name, device.name)):
         some = ", ".join(one for one in PRECISIONS if _ELSEWHERE.get(one, one) is not None)
         raise UsageError(f"{variant}: {target} has no kernels for {name}, expected one of {some}; leave {variant} out of --precision")
     return PRECISIONS[made]

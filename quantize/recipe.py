@@ -63,10 +63,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class VariantGraphs:
-    """A variant's graphs by role, and what each weight became: a plan that makes the same graphs again."""
+    """A variant's graphs by role, and what each weight became: a plan that makes the same graphs again. undone: fusion rules whose kernels
+    the target lacks in this precision, so that none is left."""
 
     models: Graphs
     plan: Plan
+    undone: frozenset[str] = frozenset()
 
 
 def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
@@ -85,7 +87,8 @@ def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
         models = models | {"decoder": _with_int8_cache(recipe, fused, models["decoder"], goldens)}
     if "decoder" in models:
         models = models | {"decoder": search_graphs.add_choice(models["decoder"], by_blocks=recipe.target != CUDA.name)}
-    return VariantGraphs(models, Plan(schemes, recipe.cache))
+    single = recipe.target == CUDA.name and set(schemes.values()) == {"fp32"}
+    return VariantGraphs(models, Plan(schemes, recipe.cache), frozenset({float32_attention.RULE} if single else ()))
 
 
 def _with_int8_cache(recipe: Recipe, fused: Graphs, decoder: Any, goldens: Path) -> Any:

@@ -48,7 +48,7 @@ def verify(path: str | Path, threads: int | None = None, device: str | None = No
 def _verified(path: str | Path, threads: int | None, device: str | None) -> dict[str, Any]:
     bundle = Bundle.open(path, verify=True)
     sessions = Sessions.on(device or CPU.name, threads)
-    for file in bundle.search.values():
+    for file in bundle.search.values():  # those for other devices load on the CPU too
         sessions.open(bundle.file(file))
     variants = {}
     for name, variant in bundle.variants.items():

@@ -55,7 +55,8 @@ class Target:
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
     further: rewrites behind those of the CPU, whose graphs all others are made from.
     lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make.
-    min_onnxruntime: the oldest version known to run its graphs. newest: that of its package, whose kernels may read nothing newer.
+    min_onnxruntime: the oldest version known to run its graphs. newest: that of onnxruntime-gpu, or
+    of onnxruntime-web and onnxruntime-node, which is all that its graphs may need.
     """
 
     name: str
@@ -73,10 +74,8 @@ TARGETS = {
         Target("any", None, (MaskBroadcast(),)),  # standard operators alone
         # SkipLayerNormalization takes 4 to 5 times as long as Add and LayerNormalization on the CPU, from a few rows on.
         Target("cpu", CPU.provider, _KERNELS),
-        Target(
-            "cuda", CUDA.provider, _KERNELS, (SkipLayerNorm(), SlicedPositions()), _INTEGER_PRODUCTS, newest="1.31.1"
-        ),  # onnxruntime-gpu
-        Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),  # onnxruntime-web, onnxruntime-node
+        Target("cuda", CUDA.provider, _KERNELS, (SkipLayerNorm(), SlicedPositions()), _INTEGER_PRODUCTS, "1.31", "1.31.1"),
+        Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),
     )
 }
 EXPERTS_SINCE = "1.32"  # the oldest version that mixtures of experts were tried with

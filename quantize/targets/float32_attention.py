@@ -6,6 +6,8 @@ the whole buffer with a mask of positions. So it costs what the buffer is long, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,6 +17,7 @@ from onnxport.quantize.fusion.group_query_attention import BIAS, GroupQueryAtten
 from onnxport.quantize.fusion.multi_head_attention import MASKED_SCORE
 from onnxport.runtime.bundle.interface import POSITION_IDS
 
+RULE = GroupQueryAttention.name  # whose work is undone
 OPSET = 24
 SINK = 11  # the place of the kernel's input head_sink
 PREFIX = "float32/"
@@ -44,7 +47,7 @@ class _Writer:
 
     def __init__(self, graph: ir.Graph, first: ir.Node) -> None:
         self.graph, self.at = graph, first
-        batch = None if source(first, 3).shape is None else source(first, 3).shape[0]  # type: ignore[index]
+        batch = None if source(first, 3).shape is None else source(first, 3).shape[0]
         self.positions = next((value for value in graph.inputs if value.name == POSITION_IDS), None)
         if self.positions is None:
             self.positions = ir.Value(name=POSITION_IDS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([batch, "length"]))
@@ -57,7 +60,7 @@ class _Writer:
         self.rows = self.one("Unsqueeze", [self.positions, self.numbers(1, 3)], f"{PREFIX}queries")  # [rows, 1, length, 1]
         self.masks: dict[int, ir.Value] = {}
 
-    def one(self, op_type: str, inputs: list[ir.Value | None], name: str, domain: str = "", **attributes: object) -> ir.Value:
+    def one(self, op_type: str, inputs: list[ir.Value | None], name: str, domain: str = "", **attributes: Any) -> ir.Value:
         """The result of a new node."""
         return new_node(self.graph, self.at, op_type, inputs, attributes, [ir.Value(name=name)], domain=domain).outputs[0]
 
@@ -73,7 +76,7 @@ class _Writer:
         """Puts standard operators in the place of one GroupQueryAttention."""
         self.at = node
         heads, kv_heads = attribute(node, "num_heads", 0), attribute(node, "kv_num_heads", 0)
-        size = source(node, 3).shape[3]  # type: ignore[index]
+        size = source(node, 3).shape[3]
         assert isinstance(size, int)
         flat = self._parts(node, name, heads * size, kv_heads * size)
         if attribute(node, "do_rotary", 0):
@@ -91,7 +94,7 @@ class _Writer:
             self.one("TensorScatter", [source(node, 3 + i), new, self.starts], f"{name}present_{i}", axis=-2)
             for i, new in enumerate((key, value))
         ]
-        attributes = {key: float(node.attributes[key].value) for key in ("scale", "softcap") if key in node.attributes}
+        attributes: dict[str, Any] = {key: float(node.attributes[key].value) for key in ("scale", "softcap") if key in node.attributes}
         answer = self.one("Attention", [query, *present, self._mask(node, name)], f"{name}answer", **attributes)
         behind = self.one("Transpose", [answer], f"{name}behind", perm=[0, 2, 1, 3])
         merged = self.one("Reshape", [behind, self.numbers(0, 0, heads * size)], f"{name}merged")

@@ -166,7 +166,9 @@ class Engine:
         return rows == 1 or interface.QUERY_LENGTHS in self.inputs
 
     def search(self, name: str) -> onnxruntime.InferenceSession:
-        """The session of a search graph. BundleError when the bundle has none of that name."""
+        """The session of a search graph, the device's own where there is one. BundleError when the bundle has none of that name."""
+        own = f"{name}_{self.device.name}"
+        name = own if own in self._bundle.search else name
         with self._lock:
             if name not in self._search:
                 if name not in self._bundle.search:

@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from onnxport.errors import DeviceError
 from onnxport.runtime.processor import cores, quota
-from onnxport.runtime.sessions import Sessions
+from onnxport.runtime.sessions import CUDA, Sessions
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -53,7 +54,36 @@ def test_more_threads_than_cores_do_not_spin(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_on_cuda_no_node_may_fall_back() -> None:
-    assert Sessions("cuda", 1).options().get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert Sessions("cuda", 1).options().get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+
+
+@pytest.mark.parametrize(("kinds", "refused"), [({"Shape", "Squeeze", "Concat"}, None), ({"Squeeze", "QMoE"}, "QMoE")])
+def test_only_reckoning_with_shapes_may_stay_on_the_cpu(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, kinds: set[str], refused: str | None
+) -> None:
+    import onnxruntime
+
+    real, cuda = onnxruntime.InferenceSession, CUDA.provider
+    nodes = [SimpleNamespace(op_type=kind) for kind in kinds]
+    parts = [SimpleNamespace(ep_name=cuda, get_nodes=lambda: [SimpleNamespace(op_type="MatMul")])]
+    parts.append(SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes))
+
+    class OnCuda(real):  # type: ignore[misc, valid-type]
+        def __init__(self, path: str, *_: object, **__: object) -> None:
+            super().__init__(path, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return [cuda, "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+            return parts
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
+    if refused is None:
+        Sessions("cuda", 1).open(tiny_bundle / "fp32/decoder.onnx")
+        return
+    with pytest.raises(DeviceError, match=f"cuda has no kernel for {refused} here; use device cpu"):
+        Sessions("cuda", 1).open(tiny_bundle / "fp32/decoder.onnx")
 
 
 def test_a_session_that_runs_elsewhere_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Variants for CUDA and the web answer rightly in the very versions of ONNX Runtime that these have; `make test-targets` runs this.
 
 No torch and no onnx is here: ONNXPORT_BUNDLES is a folder of bundles that support.target_bundles made, ONNXPORT_TARGET one of the targets,
-ONNXPORT_VERSION its newest ONNX Runtime, whose build for the CPU runs the graphs.
+whose newest ONNX Runtime is here: its build for the CPU runs the graphs.
 """
 
 import os
@@ -16,7 +16,8 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.variant_names import split
 from onnxport.runtime.verify import check_bounds, replay
 
-FOLDER, TARGET, VERSION = Path(os.environ["ONNXPORT_BUNDLES"]), os.environ["ONNXPORT_TARGET"], os.environ["ONNXPORT_VERSION"]
+FOLDER, TARGET = Path(os.environ["ONNXPORT_BUNDLES"]), os.environ["ONNXPORT_TARGET"]
+VERSION = {"cuda": "1.31.1", "web": "1.30.0"}[TARGET]  # as in quantize/fusion/targets.py
 BUNDLES = sorted(path.parent.name for path in FOLDER.glob("*/bundle.json"))
 CASES = [(kind, name) for kind in BUNDLES for name in Bundle.open(FOLDER / kind).variants if split(name)[1] == TARGET]
 

@@ -21,6 +21,7 @@ VERSIONED = ("torch", "onnx", "onnxscript", "onnxruntime")
 GOLDEN = "golden.npz"
 CHAT = "chat_template.jinja"
 LAYERS = "layers.npz"
+BEST_ON_CUDA = "best_cuda"  # `Engine.search` takes a device's own graph where there is one
 
 
 def write_contents(staging: Staging, exported: Exported, default: str, name: str) -> None:
@@ -41,6 +42,18 @@ def add_note(staging: Staging, note: str) -> None:
     assert staging.manifest is not None
     provenance = staging.manifest["provenance"]
     provenance["notes"] = list(dict.fromkeys([*provenance.get("notes", ()), note]))
+
+
+def add_device_search(staging: Staging) -> None:
+    """The search graph that finds the best tokens as CUDA does, in a bundle in the making of a model that generates."""
+    assert staging.manifest is not None
+    if staging.manifest["generation"] is None or BEST_ON_CUDA in staging.manifest["search"]:
+        return
+    from onnxport.graph.search_graphs import best_graph
+
+    path = staging.path / _search_file(BEST_ON_CUDA)
+    path.write_bytes(best_graph(staging.manifest["generation"]["vocab_size"], by_blocks=False))
+    staging.manifest["search"][BEST_ON_CUDA] = _search_file(BEST_ON_CUDA)
 
 
 def _files(exported: Exported, search: dict[str, bytes]) -> dict[str, bytes]:

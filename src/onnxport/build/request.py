@@ -122,8 +122,8 @@ def variants(precisions: Sequence[str], targets: Sequence[str]) -> tuple[tuple[s
         try:
             made_as(name)
             found.append(name)
-        except UsageError as error:
-            refused[name] = error
+        except UsageError as reason:
+            refused[name] = reason
     made = {split(name)[0] for name in found}
     for name, error in refused.items():
         if split(name)[0] not in made or name in precisions:

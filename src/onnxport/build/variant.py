@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxport.build.contents import GOLDEN, add_note
+from onnxport.build.contents import GOLDEN, add_device_search, add_note
 from onnxport.build.request import BuildOptions, own_cache
 from onnxport.build.shared_files import owned, share
-from onnxport.errors import CheckFailed, UsageError
+from onnxport.errors import CheckFailed, NotApplicable, UsageError
 from onnxport.graph import store
 from onnxport.progress import Progress
 from onnxport.quantize import calibration_inputs, layer_errors
@@ -23,13 +23,14 @@ from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import Precision, device_of, made_as
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, for_search, make_graphs
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
+from onnxport.quantize.targets.kernels import missing
 from onnxport.quantize.targets.retarget import keeps_windows_alone, retargeted
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
 from onnxport.runtime.bundle.variant_names import CPU as CPU_TARGET
 from onnxport.runtime.bundle.variant_names import split
 from onnxport.runtime.bundle.writer import Staging
-from onnxport.runtime.sessions import CPU, required_device
+from onnxport.runtime.sessions import CPU, CUDA, required_device
 from onnxport.runtime.tasks.chat import ChatTemplate
 from onnxport.runtime.verify import DEVICE, check_bounds, replay
 
@@ -179,6 +180,8 @@ class VariantBuilder:
             retargeted_graphs, more = retargeted(fused.graphs, fusion_target)
             fused = FusedGraphs(retargeted_graphs, fused.fusions | more, fused.expected)
         made = make_graphs(recipe, fused.graphs, self.goldens)
+        if fusion_target != CPU_TARGET and (gaps := missing(made.models, fusion_target)):
+            raise NotApplicable(f"{fusion_target} has no kernel for {', '.join(gaps)}")
         target = device_of(made.plan) if fusion_target == CPU_TARGET else fusion_target
         device = (required_device(target) if fusion_target == CPU_TARGET else None) or CPU
         graphs, files = self._write(name, made)
@@ -186,7 +189,8 @@ class VariantBuilder:
             layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         oldest = min_onnxruntime(made.models, fusion_target)
-        plan = made.plan.entries
+        plan, undone = made.plan.entries, made.undone
+        fusions = {rule: count for rule, count in fused.fusions.items() if rule not in undone}
         del made
         self.release_weights()
         variant: dict[str, Any] = {
@@ -194,7 +198,7 @@ class VariantBuilder:
             "graphs": graphs,
             "target": target,
             "plan": plan,
-            "fusions": fused.fusions,
+            "fusions": fusions,
             "parity": {},
             "evidence": evidence,
         }
@@ -204,8 +208,11 @@ class VariantBuilder:
             variant["whole_caches"] = True
         assert self.staging.manifest is not None
         self.staging.manifest["variants"][name] = variant
+        if fusion_target == CUDA.name:
+            add_device_search(self.staging)
         for role, kernels in fused.expected.items() if device is CPU else ():
-            check_runs(self.staging.path / graphs[role], kernels, fusion_target)
+            wanted = {rule: count for rule, count in kernels.items() if rule not in undone}
+            check_runs(self.staging.path / graphs[role], wanted, fusion_target)
         parity = replay(self.staging.preview(), name, device.name)
         bounds = precision.bounds.of(parity)
         check_bounds(name, bounds, parity, "leave it out with --precision, or report this if it is fp32")
