@@ -53,7 +53,7 @@ wheel: .venv/ready
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
 
 # The server, held against the clients of others, whose pins are not ours: in an environment of its own, without torch.
-CLIENTS := 'openai==3.57.0' 'tritonclient[http,grpc]==2.69.0'
+CLIENTS := 'openai==3.57.0' 'httpx==0.28.1' 'tritonclient[http,grpc]==2.69.0'
 SERVER := 'starlette==1.10.0' 'uvicorn==0.54.0' 'prometheus-client==0.26.0'
 build/serve/ready: pyproject.toml Makefile
 	rm -rf build/serve && $(PYTHON) -m venv build/serve

@@ -554,11 +554,8 @@ class Model:
 
     def tokenize(self, text: str) -> list[int]:
         """The ids the model reads for a text, special tokens included. TextError without a tokenizer."""
-        tokenizer = self._ready()._source()
-        if tokenizer is None:
-            raise TextError("the bundle has no tokenizer; give token ids")
         check_text(text)
-        return tokenizer.encode([text])[0]
+        return self.tokenize_all([text])[0]
 
     def text_stream(self) -> TextStream:
         """What makes text of an answer's tokens, one after the other: `push` gives what a token adds. TextError without a tokenizer."""
@@ -574,15 +571,14 @@ class Model:
             raise TextError("the bundle has no tokenizer, so its tokens have no text")
         return tokenizer
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many ids the model reads for each text, special tokens included. TextError without a tokenizer."""
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`tokenize` for many texts at once."""
         tokenizer = self._ready()._source()
         if tokenizer is None:
-            raise TextError("the bundle has no tokenizer, so it cannot read text")
-        return [len(ids) for ids in tokenizer.encode(listed(texts, "texts", TEXTS))] if texts else []
+            raise TextError("the bundle has no tokenizer; give token ids")
+        return tokenizer.encode(listed(texts, "texts", TEXTS)) if texts else []
 
-    atokenize = in_background(tokenize)
-    acount_tokens = in_background(count_tokens)
+    atokenize_all = in_background(tokenize_all)
     aprompt = in_background(prompt)
     arun = in_background(run)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from onnxport.serve.errors import TOO_MANY, ApiError, refused
 
 RETRY_AFTER = {"retry-after": "1"}
+CHARACTERS = 16  # of a token: text has 3 to 5
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Limits:
         """ApiError for more texts or answers than a request may have."""
         if count > self.rows:
             raise refused(f"{param} asks for {count} {what}, expected at most {self.rows}; send several requests", param, "too_many_inputs")
+
+    def check_texts(self, texts: Iterable[str], param: str) -> None:
+        """ApiError for texts that are longer together than so many tokens ever are, before they are tokenized, which takes time."""
+        most = CHARACTERS * self.tokens
+        if (size := sum(map(len, texts))) > most:
+            raise refused(f"the request has {size} characters of text, expected at most {most}; split it", param, "context_length_exceeded")
 
     def check_tokens(self, count: int, param: str) -> None:
         """ApiError for more tokens than a request may have."""

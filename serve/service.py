@@ -64,7 +64,8 @@ class Call:
     async def charge(self, served: Served, texts: Sequence[str], param: str, more: int = 0) -> int:
         """The tokens of texts, which the request is charged with; more: those that it asks for. ApiError: more than it may have."""
         self.limits.check_rows(len(texts), "texts", param)
-        tokens = sum(await served.model.acount_tokens(texts)) if texts else 0
+        self.limits.check_texts(texts, param)
+        tokens = sum(map(len, await served.model.atokenize_all(texts))) if texts else 0
         self.limits.check_tokens(tokens + more, param)
         self.count(tokens)
         return tokens

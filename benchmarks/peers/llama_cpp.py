@@ -33,8 +33,8 @@ def convert(source: Path, out: Path) -> None:
         write(source, out / f"{precision}.gguf", precision.upper())
 
 
-def write(source: Path, out: Path, kind: str) -> None:
-    """A GGUF file without a tokenizer, every matrix in one type. source: a Llama folder with its weights in one file."""
+def write(source: Path, out: Path, kind: str, tokenizer: bool = False) -> None:
+    """A GGUF file, every matrix in one type. source: a Llama folder with its weights in one file. tokenizer: with its byte-level BPE."""
     import gguf
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -52,7 +52,10 @@ def write(source: Path, out: Path, kind: str) -> None:
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
     writer.add_rope_freq_base(float((config.get("rope_parameters") or config)["rope_theta"]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("none")
+    if tokenizer:
+        _add_tokenizer(writer, source)
+    else:
+        writer.add_tokenizer_model("none")
     to = gguf.GGMLQuantizationType[kind]
     writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32"}.get(kind, f"MOSTLY_{kind}")])
     for name, array in _weights(source / "model.safetensors"):
@@ -70,6 +73,24 @@ def write(source: Path, out: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: Any, source: Path) -> None:
+    """The byte-level BPE of a tokenizer.json, split as GPT-2 splits text."""
+    from gguf import TokenType
+
+    read = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {entry["id"]: entry["content"] for entry in read["added_tokens"]}
+    names = {number: name for name, number in read["model"]["vocab"].items()} | special
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([names[number] for number in range(len(names))])
+    writer.add_token_types([TokenType.CONTROL if number in special else TokenType.NORMAL for number in range(len(names))])
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in read["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
 
 
 def _weights(path: Path) -> Any:

@@ -26,8 +26,7 @@ class Prompts:
     tokens: Sequence[int]
 
     def check(self, call: Call, served: Served, search: Search, param: str) -> None:
-        """ApiError for more choices or tokens than a request may have."""
-        call.limits.check_rows(len(self.inputs) * search.n, "answers", "n")
+        """ApiError for more tokens than a request may have."""
         call.limits.check_tokens((sum(self.tokens) + len(self.tokens) * search.new_tokens(served)) * search.n, param)
 
 

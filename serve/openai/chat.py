@@ -32,6 +32,8 @@ async def chat(call: Call) -> Reply | Events:
     if fields.take("modalities", list, default=["text"]) != ["text"]:
         raise unsupported("modalities", "models of this server write text")
     fields.finish()
+    call.limits.check_rows(asked.n, "answers", "n")
+    call.limits.check_texts((one["content"] for one in talk), "messages")
     prompt = await served.model.aprompt(talk, tools=callable_tools or None)
     found = Prompts([prompt], [len(prompt)])
     found.check(call, served, asked, "messages")

@@ -34,7 +34,7 @@ async def completions(call: Call) -> Reply | Events:
     if fields.take("suffix", str):
         raise unsupported("suffix", "the model writes on, it does not fill in")
     fields.finish()
-    found = await counted(served, prompts, asked)
+    found = await counted(call, served, prompts, asked)
     found.check(call, served, asked, "prompt")
     if asked.stream:
         return Events(_events(call, served, found, asked, logprobs))
@@ -67,12 +67,18 @@ def _are_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_id, value))
 
 
-async def counted(served: Served, prompts: list[str | list[int]], asked: Search) -> Prompts:
-    """Prompts as token ids, so that they are read once; those whose language is named stay texts. Errors: those of the tokenizer."""
+async def counted(call: Call, served: Served, prompts: list[str | list[int]], asked: Search) -> Prompts:
+    """Prompts as token ids, so that they are read once; those whose language is named stay texts. ApiError: more than a request may have.
+
+    Errors: those of the tokenizer; UsageError: the model does not generate.
+    """
     served.model.generating()
-    ids = [await served.model.atokenize(one) if isinstance(one, str) and one else one for one in prompts]
-    kept = "src_lang" in asked.options
-    return Prompts(prompts if kept else ids, [len(one) for one in ids])
+    call.limits.check_rows(len(prompts) * asked.n, "answers", "n" if asked.n > 1 else "prompt")
+    texts = [one for one in prompts if isinstance(one, str) and one]
+    call.limits.check_texts(texts, "prompt")
+    read = iter(await served.model.atokenize_all(texts) if texts else [])
+    ids = [next(read) if isinstance(one, str) and one else one for one in prompts]
+    return Prompts(prompts if "src_lang" in asked.options else ids, [len(one) for one in ids])
 
 
 async def _events(call: Call, served: Served, prompts: Prompts, asked: Search, logprobs: bool) -> AsyncGenerator[dict[str, Any], None]:

@@ -95,6 +95,7 @@ def test_each_key_of_a_file_is_good(tmp_path: Any) -> None:
         ({**ASKED, "prompt": ["w5 w6"] * 3, "max_tokens": 30}, 400, "expected at most 60; split"),
         ({**ASKED, "n": 3, "max_tokens": 30}, 400, "expected at most 60; split"),
         ({**ASKED, "prompt": ["w5"] * 2, "n": 2}, 400, "asks for 4 answers, expected at most 3"),
+        ({**ASKED, "prompt": "w5" * 481}, 400, "962 characters of text, expected at most 960"),
         ({**ASKED, "n": 4}, 400, "expected 1 to 3"),
     ],
 )
