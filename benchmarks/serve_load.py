@@ -18,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from peers import llama_cpp
 
 from onnxport.runtime import Generation, load
 
@@ -122,7 +124,7 @@ class Load:
                     found.text += choice["text"]
                     told = (choice.get("logprobs") or {}).get("token_logprobs") or []
                     found.logprob += sum(told)
-                    found.tokens += len(told)
+                    found.tokens += len(told) or (stream and bool(choice["text"]))
                 if usage := value.get("usage"):
                     found.tokens = usage["completion_tokens"]
                 await asyncio.sleep(slow)
@@ -274,12 +276,14 @@ def serving(command: list[str], pattern: str) -> Iterator[tuple[subprocess.Popen
             process.stdout.read()
 
 
-def alone(bundle: Path, precision: str | None, threads: int, texts: list[str], tokens: int) -> tuple[dict[str, Any], dict[str, Generation]]:
-    """One process that is handed all texts at once: figures, and the answers."""
+def alone(
+    bundle: Path, precision: str | None, threads: int, rows: int, texts: list[str], tokens: int
+) -> tuple[dict[str, Any], dict[str, Generation]]:
+    """One process that is handed all texts at once, `rows` of them in a batch, at most 32: figures, and the answers."""
     with load(bundle, precision=precision, threads=threads) as model:
         model.generate(texts[:4], beam=1, max_new_tokens=4)
         began = time.perf_counter()
-        results = model.generate(texts, beam=1, max_new_tokens=tokens)
+        results = model.generate(texts, beam=1, max_new_tokens=tokens, batch_size=min(rows, 32))
         taken = time.perf_counter() - began
         singles = []
         for text in texts[:20]:
@@ -317,7 +321,7 @@ def main(
 ) -> None:  # fmt: skip
     lines = data.read_text(encoding="utf-8").splitlines()
     texts = list(dict.fromkeys(line.split("\t")[0] for line in lines if line.strip()))[:count]
-    told, expected = alone(bundle, precision, threads, texts, tokens)
+    told, expected = alone(bundle, precision, threads, clients, texts, tokens)
     figures, wrong = [told], []
     show(told)
     command = [sys.executable, "-m", "onnxport", "serve", f"it={bundle}", "--port", "0", "--threads", str(threads), "-q"]
@@ -329,18 +333,17 @@ def main(
             show(figures[-1])
             wrong += [f"{name}: {one}" for one in faults(seen)]
     if peer is not None:
-        options = [
-            "--model",
-            str(peer),
-            "--port",
-            "8791",
-            "--n_threads",
-            str(threads),
-            "--n_threads_batch",
-            str(threads),
-            "--n_ctx",
-            "2048",
-        ]
+        file = Path(tempfile.mkdtemp()) / "f32.gguf"
+        llama_cpp.write(peer, file, "F32", tokenizer=True)
+        settings = {
+            "model": file,
+            "port": 8791,
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "n_ctx": 2048,
+            "interrupt_requests": False,
+        }
+        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         with serving([peer_python, "-m", "llama_cpp.server", *options], r"running on http://localhost:(\d+)") as (process, port):
             seen = asyncio.run(measured(Load(port, "it", texts, tokens, {}), clients, seconds, False, process.pid, seed))
             figures.append(seen.line("llama.cpp's server"))

@@ -67,6 +67,6 @@ def client(server: Running) -> OpenAI:
 @pytest.fixture
 def limited(models: Models) -> Iterator[Running]:
     """A server with small limits and a key."""
-    limits = Limits(body=1000, tokens=60, rows=3, requests=1, seconds=0.5, body_seconds=0.3)
+    limits = Limits(body=1100, tokens=60, rows=3, requests=1, seconds=0.5, body_seconds=0.3)
     with running(models, limits=limits, keys=Keys(["good", "also good"])) as found:
         yield found

@@ -91,7 +91,7 @@ def test_each_key_of_a_file_is_good(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
-        ({**ASKED, "prompt": "w5 " * 400}, 413, "more than 1000 bytes"),
+        ({**ASKED, "prompt": "w5 " * 400}, 413, "more than 1100 bytes"),
         ({**ASKED, "prompt": ["w5 w6"] * 3, "max_tokens": 30}, 400, "expected at most 60; split"),
         ({**ASKED, "n": 3, "max_tokens": 30}, 400, "expected at most 60; split"),
         ({**ASKED, "prompt": ["w5"] * 2, "n": 2}, 400, "asks for 4 answers, expected at most 3"),
