@@ -561,9 +561,16 @@ class Model:
         """What makes text of an answer's tokens, one after the other: `push` gives what a token adds. TextError without a tokenizer."""
         return TextStream(self._answers())
 
-    def token_text(self, token: int) -> str:
-        """The text of one token of an answer by itself, special ones by their names. TextError without a tokenizer."""
-        return self._answers().decode([token], special=True)
+    def token_text(self, token: int, after: int | None = None) -> str:
+        """The text of one token of an answer, `after` another or at the beginning, special ones by their names.
+
+        The tokenizer's own name for it where it is no whole characters. TextError without a tokenizer.
+        """
+        tokenizer = self._answers()
+        before = "" if after is None else tokenizer.decode([after], special=True)
+        both = tokenizer.decode([*([] if after is None else [after]), token], special=True)
+        text = both[len(before) :] if both.startswith(before) else tokenizer.decode([token], special=True)
+        return (tokenizer.token(token) or text) if "\ufffd" in text else text
 
     def _answers(self) -> TextTokenizer:
         tokenizer = self._ready()._tokenizers.get("target") or self._source()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,6 @@ from onnxport.serve.limits import Limits
 from onnxport.serve.models import Models
 from onnxport.serve.service import Service
 
-LOOPBACK = ("127.", "::1", "localhost")
 BACKLOG = 1024  # connections that the system keeps until they are taken
 IDLE = 75  # seconds that a connection may be idle; longer than the minute of common proxies
 
@@ -95,7 +95,10 @@ def serve(
 
 def is_local(host: str) -> bool:
     """Whether an address is reached from this machine alone."""
-    return host.startswith(LOOPBACK)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _socket(host: str, port: int) -> socket.socket:

@@ -36,6 +36,7 @@ class Spelling:
 
     def __init__(self, model: Model) -> None:
         self._model, self._stream, self._length = model, model.text_stream(), 0
+        self._last: int | None = None
 
     def texts(self, tokens: Sequence[int], last: bool) -> list[str]:
         """What each token adds; `last` where no more follow."""
@@ -50,17 +51,26 @@ class Spelling:
         for text in texts:
             offsets.append(self._length)
             self._length += len(text)
-        best = [{self._model.token_text(token): logprob for token, logprob in reversed(one)} for one in new.best]
-        told = best if any(new.best) else None
+        best = [dict(reversed(one)) for one in self._best(new)]  # of two with the same text the better one stays
+        told = best if any(best) else None
         return {"tokens": texts, "token_logprobs": list(new.logprobs), "top_logprobs": told, "text_offset": offsets}
 
     def chat(self, new: Tokens, last: bool) -> dict[str, Any]:
         """`logprobs` of a chat's choice, of its next tokens."""
+        texts = self.texts(new.tokens, last)
         entries = [
-            {**_told(text, logprob), "top_logprobs": [_told(self._model.token_text(token), value) for token, value in best]}
-            for text, logprob, best in zip(self.texts(new.tokens, last), new.logprobs, new.best, strict=True)
+            {**_told(text, logprob), "top_logprobs": [_told(*one) for one in best]}
+            for text, logprob, best in zip(texts, new.logprobs, self._best(new), strict=True)
         ]
         return {"content": entries, "refusal": None}
+
+    def _best(self, new: Tokens) -> list[list[tuple[str, float]]]:
+        """The best tokens of each place, as text behind the token before it."""
+        found = []
+        for token, best in zip(new.tokens, new.best, strict=True):
+            found.append([(self._model.token_text(one, self._last), logprob) for one, logprob in best])
+            self._last = token
+        return found
 
 
 def _told(text: str, logprob: float) -> dict[str, Any]:

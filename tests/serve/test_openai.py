@@ -130,10 +130,14 @@ def test_chats_are_generations_of_their_prompts(stream: bool, client: OpenAI, mo
 def test_the_best_tokens_are_told(stream: bool, client: OpenAI, model: Find) -> None:
     loaded = model("plain")
     (expected,) = loaded.generate("w5 w9", **OURS, top_logprobs=3)
-    best = [{loaded.token_text(token): value for token, value in one} for one in expected.top_logprobs]
+    before = [None, *expected.tokens]
+    best = [
+        {loaded.token_text(token, last): value for token, value in one} for one, last in zip(expected.top_logprobs, before, strict=False)
+    ]
     answer: Any = client.completions.create(model="plain", prompt="w5 w9", logprobs=3, stream=stream, **LENGTH)
     told = [one.choices[0].logprobs for one in (answer if stream else [answer]) if one.choices[0].logprobs]
     found = [one for part in told for one in part.top_logprobs or []]
+    assert all(token in one for part in told for token, one in zip(part.tokens, part.top_logprobs or [], strict=True))  # greedy
     assert [set(one) for one in found] == [set(one) for one in best] and len(found) == 12
     assert all(found[place][name] == pytest.approx(value, abs=1e-5) for place, one in enumerate(best) for name, value in one.items())
     chat = client.chat.completions.create(model="chat", messages=TALK, logprobs=True, top_logprobs=2, max_tokens=2)

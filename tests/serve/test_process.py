@@ -122,6 +122,13 @@ def test_what_cannot_be_served_is_told_before_it_listens(bundles: dict[str, Path
             assert result.stdout == ""
 
 
+def test_who_is_reached_from_elsewhere_without_keys_is_told(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxport.serve.server.serve", lambda *_, **__: None)
+    for host, told in (("0.0.0.0", True), ("::", True), ("127.0.0.2", False), ("::1", False), ("localhost", False)):
+        result = invoke("serve", bundles["plain"], "--host", host)
+        assert ("--api-key-file asks for keys" in result.stderr) is told, host
+
+
 def test_a_missing_extra_is_named() -> None:
     script = "import sys; sys.modules['uvicorn'] = None; sys.argv = ['onnxport', 'serve', 'x']; from onnxport.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
