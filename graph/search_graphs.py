@@ -2,8 +2,9 @@
 
 `process`      logits float [B, V], history int64 [B, L], penalty float [], suppressed int64 [S], banned int64 [N, 2] (row, id),
                normalize float [] (1: log-softmax first, 0: not); optional: biased int64 [M, 2] (row, id), bias float [M] (added to
-               their logits), allowed bool [B or 1, V or 1] -> processed float [B, V], kept float [B]: the log of the share of the
-               whole distribution, after a bias and a penalty on logits but before those on log-softmax, that the rows still have
+               their logits), mask float [B or 1, V or 1] (added last: 0, or -inf) -> processed float [B, V], kept float [B]: the log
+               of the share of the whole distribution, after a bias and a penalty on logits but before those on log-softmax, that the
+               rows still have
 `best`         logits, candidates int64 [1] (C), suppressed -> token int64 [B, C] (the best of all, suppressed or not, best first),
                logprob float [B, C], kept float [B]
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
@@ -23,7 +24,7 @@ from onnx import TensorProto
 
 from onnxport.graph.builder import GraphBuilder
 from onnxport.graph.edit import constant, dims, remove_dead
-from onnxport.runtime.bundle.interface import ALLOWED, BEST, BIAS, BIASED, CANDIDATES, LOGITS, SUPPRESSED
+from onnxport.runtime.bundle.interface import BEST, BIAS, BIASED, CANDIDATES, LOGITS, MASK, SUPPRESSED
 
 CACHE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 PREFIX = "choice/"
@@ -99,7 +100,7 @@ def _process() -> bytes:
     normalize = g.input("normalize", TensorProto.FLOAT, [])
     biased = g.optional(BIASED, np.zeros((0, 2)), np.int64, ["biases", 2])
     bias = g.optional(BIAS, np.zeros(0), np.float32, ["biases"])
-    allowed = g.optional(ALLOWED, np.ones((1, 1)), np.bool_, ["rows", "ids_or_one"])
+    mask = g.optional(MASK, np.zeros((1, 1)), np.float32, ["rows", "ids_or_one"])
     values = g.one("Sub", logits, g.one("Mul", normalize, _log_mass(g, logits)))
     values = g.one("ScatterND", values, biased, bias, reduction="add")
     seen = g.one("GatherElements", values, history, axis=1)
@@ -111,7 +112,7 @@ def _process() -> bytes:
     lowest = g.constant(-np.inf, np.float32)
     left = g.one("ScatterElements", penalized, g.one("Expand", suppressed, shape), g.one("Expand", lowest, shape), axis=1)
     unbanned = g.one("ScatterND", left, banned, g.one("Expand", lowest, g.one("Shape", banned, start=0, end=1)))
-    processed = g.one("Where", allowed, unbanned, lowest)
+    processed = g.one("Add", unbanned, mask)
     # Log-softmax has no mass but 1 before the penalty; logits are told from what the penalty made of them.
     before = g.one("Mul", g.one("Sub", g.constant(1, np.float32), normalize), _log_mass(g, penalized))
     kept = g.one("Sub", _log_mass(g, processed), before)

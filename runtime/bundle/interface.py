@@ -17,8 +17,8 @@ present are one buffer then. In a bundle it also reads `candidates` int64 [1] an
 `token` int64 and `logprob` float32 [rows, candidates], and `kept` float32 [rows], see onnxport.graph.search_graphs.
 
 The search graph `process`, which writes the rules of a step into logits, has the optional inputs `biased` int64 [biases, 2] (row and id)
-and `bias` float32 [biases], what is added to logits, and `allowed` bool [rows, vocabulary], the ids that an answer's format lets come.
-Graphs of older bundles have none of them: there a mask is banned ids, and a bias is refused.
+and `bias` float32 [biases], what is added to logits, and `mask` float32 [rows, vocabulary], 0 for the ids that an answer's format lets come
+and -inf for the others. Graphs of older bundles have none of them: there a mask is banned ids, and a bias is refused.
 
 Encoders that answer texts read `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [texts, tokens].
 """
@@ -38,7 +38,7 @@ INPUT_IDS, POSITION_IDS, LOGITS_INDEX, LOGITS_ROWS = "input_ids", "position_ids"
 SELF_MASK, SOURCE_MASK, ATTENTION_MASK, TOKEN_TYPE_IDS = "self_mask", "source_mask", "attention_mask", "token_type_ids"
 SEQLENS, TOTAL_LENGTH, QUERY_LENGTHS = "seqlens_k", "total_sequence_length", "query_seqlens"
 CANDIDATES, SUPPRESSED = "candidates", "suppressed"
-BIASED, BIAS, ALLOWED = "biased", "bias", "allowed"
+BIASED, BIAS, MASK = "biased", "bias", "mask"
 LOGITS, BEST = "logits", ("token", "logprob", "kept")
 TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS)
 PAST, PRESENT, CROSS = "past_", "present_", "cross_"  # what the names of caches begin with

@@ -57,14 +57,6 @@ class Rules:
         found = self.formats.get(row)
         return found is None or found[0].allows(found[1], token)
 
-    def mask(self, shape: tuple[int, int], rows: Collection[int]) -> np.ndarray:
-        """bool [rows, vocabulary]: which ids the formats of these rows allow; all in other rows."""
-        mask = np.ones(shape, bool)
-        for row, (answer_format, ids) in self.formats.items():
-            if row in rows:
-                answer_format.mask(ids, mask[row])
-        return mask
-
 
 class Constraints:
     """The rules of one call."""

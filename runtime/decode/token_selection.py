@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from onnxport.errors import BundleError, OnnxportError
-from onnxport.runtime.bundle.interface import ALLOWED, BEST, BIAS, BIASED, CANDIDATES, LOGITS, SUPPRESSED
+from onnxport.runtime.bundle.interface import BEST, BIAS, BIASED, CANDIDATES, LOGITS, MASK, SUPPRESSED
 from onnxport.runtime.decode.constraints import Rules
 from onnxport.runtime.decode.engine import Engine, optional_inputs
 from onnxport.runtime.decode.state import NO_IDS, BestTokens
@@ -30,7 +30,7 @@ MOST_DROPPED = 16
 # Log of the share of the distribution below which what suppressed ids leave is too inexact to renormalize with.
 LEAST_LOG_SHARE = np.log(0.1)
 
-ANY = np.ones((1, 1), bool)  # all ids may come
+ANY = np.zeros((1, 1), np.float32)  # a mask: all ids may come
 
 Candidate = tuple[float, int, int]  # score, beam it continues, token
 
@@ -227,6 +227,8 @@ class LogitsProcessor:
         self.processed = empty_value((rows, engine.vocab_size), np.float32, engine.device)
         self.kept = np.zeros(rows, np.float32)
         self._shape = rows, engine.vocab_size
+        self._mask: np.ndarray | None = None
+        self._masked: set[int] = set()  # rows of it that are not all 0
         fixed: dict[str, np.ndarray] = {
             "history": np.zeros((rows, 1), np.int64),
             "penalty": np.array(1, np.float32),
@@ -242,18 +244,31 @@ class LogitsProcessor:
         """Write `processed` and `kept`; formats count for these rows only. Biases are there where the engine takes them."""
         self._graph.bind_array("suppressed", rules.suppressed)
         banned = rules.banned
-        mask = rules.mask(self._shape, rows) if rules.formats else None
-        if ALLOWED in self._graph.optional:
-            self._graph.bind_array(ALLOWED, ANY if mask is None else mask)
+        mask = self._mask_of(rules, rows) if rules.formats else ANY
+        if MASK in self._graph.optional:
+            self._graph.bind_array(MASK, mask)
             self._graph.bind_array(BIASED, rules.biased)
             self._graph.bind_array(BIAS, rules.bias)
-        elif mask is not None:  # an older bundle
-            banned = np.concatenate([banned, np.argwhere(~mask)])
+        elif mask is not ANY:  # an older bundle
+            banned = np.concatenate([banned, np.argwhere(mask < 0)])
         self._graph.bind_array("banned", banned)
         if rules.history is not None:
             self._graph.bind_array("history", rules.history)
             self._graph.bind_array("penalty", np.array(rules.penalty, np.float32))
         self._graph.run()
+
+    def _mask_of(self, rules: Rules, rows: Collection[int]) -> np.ndarray:
+        """float32 [rows, vocabulary]: 0 for ids that the formats of these rows allow, -inf for others; 0 in other rows."""
+        if self._mask is None:
+            self._mask = np.zeros(self._shape, np.float32)
+        masked = rules.formats.keys() & rows
+        for row in self._masked - masked:
+            self._mask[row] = 0
+        for row in masked:
+            answer_format, ids = rules.formats[row]
+            answer_format.mask(ids, self._mask[row])
+        self._masked = masked
+        return self._mask
 
 
 class BestSearch:

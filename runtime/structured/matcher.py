@@ -13,6 +13,8 @@ from onnxport.runtime.native import native
 from onnxport.runtime.structured import formats
 from onnxport.runtime.tokenizer import TextTokenizer
 
+# float32 [256, 8]: of every byte of a mask of bits the mask of numbers, lowest bit first.
+MASKS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.float32(0), np.float32(-np.inf))
 COMPILED = 64  # formats that are kept ready
 NO_TOKEN = "the model's tokenizer has no token for what must come next; allow other characters, or use another model"
 TOO_COMPLEX = "it is too complex to follow; make it simpler"
@@ -94,16 +96,20 @@ class AnswerFormat:
             return bool(self._matcher.validate_tokens([token]))
 
     def mask(self, tokens: Sequence[int], into: np.ndarray) -> None:
-        """Write the tokens that may come next into bool [vocabulary]; behind the end of the format any may. UsageError: none may."""
+        """Write 0 for what may come next, -inf for others, into float32 [vocabulary]; behind the end any may. UsageError: none may."""
         if self.ended(tokens):
-            into[:] = True
+            into[:] = 0
             return
         with native:
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise _stuck(self._matcher)
-        into[:] = np.unpackbits(bits, count=len(into), bitorder="little")
-        into[self._vocabulary.foreign_ends] = False
+        eights = (len(into) + 7) // 8
+        if len(into) % 8:
+            into[:] = MASKS[bits[:eights]].ravel()[: len(into)]
+        else:
+            np.take(MASKS, bits[:eights], axis=0, out=into.reshape(eights, 8), mode="clip")  # "raise" would write a copy first
+        into[self._vocabulary.foreign_ends] = -np.inf
 
     def _go(self, tokens: Sequence[int]) -> bool:
         """Bring the matcher to where these tokens lead; False where they have an end, or do not belong to the format."""

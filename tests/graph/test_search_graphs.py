@@ -120,16 +120,16 @@ def test_process(run, normalize, penalty, suppressed, banned):
 def test_process_adds_biases_before_penalties_and_leaves_what_is_allowed(run, normalize):
     logits, history = logits_of(3, 9), np.array([[1, 4], [8, 7], [2, 2]], np.int64)
     pairs, bias = np.array([[0, 1], [0, 2], [2, 8]], np.int64), np.array([2.5, -1.0, 100.0], np.float32)
-    mask = np.random.default_rng(0).random((3, 9)) < 0.5
-    mask[:, 0] = True
+    mask = np.where(np.random.default_rng(0).random((3, 9)) < 0.5, 0, -np.inf).astype(np.float32)
+    mask[:, 0] = 0
     processed, kept = run(
         "process", logits=logits, history=history, penalty=np.float32(1.5), suppressed=NONE, banned=np.zeros((0, 2), np.int64),
-        normalize=np.float32(normalize), biased=pairs, bias=bias, allowed=mask,
+        normalize=np.float32(normalize), biased=pairs, bias=bias, mask=mask,
     )  # fmt: skip
     base = torch.log_softmax(torch.from_numpy(logits), -1).numpy() if normalize else logits.copy()
     base[pairs[:, 0], pairs[:, 1]] += bias
     before = penalized(base, history, np.float32(1.5), NONE)
-    expected = np.where(mask, before, -np.inf)
+    expected = before + mask
     np.testing.assert_allclose(processed, expected, atol=4e-6)
     share = 0.0 if normalize else torch.logsumexp(torch.from_numpy(before), 1).numpy()
     np.testing.assert_allclose(kept, torch.logsumexp(torch.from_numpy(expected), 1).numpy() - share, atol=8e-6)

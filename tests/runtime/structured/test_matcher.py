@@ -22,10 +22,10 @@ def metaspace() -> TextTokenizer:
 
 def allowed(vocabulary: Vocabulary, regex: str, *tokens: str) -> set[str]:
     state = vocabulary.begin(grammar({"type": "regex", "regex": regex}) or "")
-    mask = np.zeros(vocabulary.size, bool)
+    mask = np.zeros(vocabulary.size, np.float32)
     state.mask([PIECES.index(token) for token in tokens], mask)
-    assert all(state.allows([PIECES.index(token) for token in tokens], i) == bool(mask[i]) for i in range(len(PIECES)))
-    return {PIECES[i] for i in np.flatnonzero(mask[: len(PIECES)])}
+    assert all(state.allows([PIECES.index(token) for token in tokens], i) == (mask[i] == 0) for i in range(len(PIECES)))
+    return {PIECES[i] for i in np.flatnonzero(mask[: len(PIECES)] == 0)}
 
 
 def test_tokens_count_by_what_they_add_to_a_text() -> None:
@@ -57,9 +57,9 @@ def test_what_no_token_can_begin_is_refused_at_once() -> None:
 
 def test_a_dead_end_is_told_where_it_comes() -> None:
     state = Vocabulary(metaspace(), 15, [1]).begin(grammar({"type": "regex", "regex": "a(x|y)|ab"}) or "")
-    mask = np.zeros(15, bool)
+    mask = np.zeros(15, np.float32)
     state.mask([5], mask)
-    assert {PIECES[i] for i in np.flatnonzero(mask)} == {"b"}
+    assert {PIECES[i] for i in np.flatnonzero(mask == 0)} == {"b"}
     stuck = Vocabulary(metaspace(), 15, [1]).begin(grammar({"type": "regex", "regex": "a[xyz]"}) or "")
     with pytest.raises(UsageError, match="no token for what must come next"):
         stuck.mask([5], mask)
@@ -69,10 +69,10 @@ def test_words_are_tokens_too() -> None:
     tokenizer = TextTokenizer(tiny.tokenizer("causal").to_str().encode())
     vocabulary = Vocabulary(tokenizer, tiny.VOCABULARY, [tiny.EOS])
     state = vocabulary.begin(grammar({"type": "regex", "regex": "w5 (w6|w17) w7"}) or "")
-    mask = np.zeros(tiny.VOCABULARY, bool)
+    mask = np.zeros(tiny.VOCABULARY, np.float32)
     for tokens, expected in (([], [5]), ([5], [6, 17]), ([5, 17], [7])):
         state.mask(tokens, mask)
-        assert np.flatnonzero(mask).tolist() == expected
+        assert np.flatnonzero(mask == 0).tolist() == expected
     assert state.ended([5, 17, 7]) and tokenizer.decode([5, 17, 7]) == "w5 w17 w7"
 
 
@@ -83,7 +83,7 @@ def test_a_model_without_an_end_goes_on_until_the_form_ends() -> None:
 
 def test_states_go_back_and_forth() -> None:
     state = Vocabulary(metaspace(), 15, [1]).begin(grammar({"type": "regex", "regex": "[ab1]{3}( a)*"}) or "")
-    mask, other = np.zeros(15, bool), np.zeros(15, bool)
+    mask, other = np.zeros(15, np.float32), np.zeros(15, np.float32)
     state.mask([5, 6, 8], mask)
     for way in ([5], [6, 6, 6, 4, 4], [5, 6], [], [8, 8], [5, 6, 8, 1]):
         state.ended(way)
