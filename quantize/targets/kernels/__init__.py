@@ -35,7 +35,16 @@ def missing(graphs: Mapping[str, ir.Model], target: str) -> list[str]:
     return sorted(found)
 
 
-def _problems(node: ir.Node, target: str) -> Iterator[str]:
+def cast_on_cpu(graphs: Mapping[str, ir.Model]) -> list[str]:
+    """The operators of graphs in float16 that the CPU computes in float32, sorted: ONNX Runtime casts what they read and give."""
+    found = {
+        node.op_type for model in graphs.values() for node in model.graph if any(v and v.dtype == ir.DataType.FLOAT16 for v in node.inputs)
+    }
+    nodes = [node for model in graphs.values() for node in model.graph if node.op_type in found]
+    return sorted({node.op_type for node in nodes if list(_problems(node, "web", casts=False))})
+
+
+def _problems(node: ir.Node, target: str, casts: bool = True) -> Iterator[str]:
     assert node.graph is not None
     entry = table(target)["operators"].get(node.op_type if not node.domain else f"{node.domain}:{node.op_type}")
     schema = None if node.domain else onnx.defs.get_schema(node.op_type, node.graph.opset_imports.get("", 23), "")
@@ -48,7 +57,7 @@ def _problems(node: ir.Node, target: str) -> Iterator[str]:
     types: dict[str, set[str]] = {}
     for place, value in enumerate(node.inputs):
         if formal and value is not None and value.dtype is not None:
-            types.setdefault(formal[min(place, len(formal) - 1)], set()).add(_name(value.dtype, target))
+            types.setdefault(formal[min(place, len(formal) - 1)], set()).add(_name(value.dtype, target if casts else ""))
     kernels = [kernel for kernel in entry["kernels"] if kernel[0] <= since and (kernel[1] is None or since <= kernel[1])]
     if not any(all(types.get(name, set()) <= set(taken) for name, taken in kernel[2].items()) for kernel in kernels):
         yield f"{node.op_type}({', '.join(sorted({one for found in types.values() for one in found}))})"

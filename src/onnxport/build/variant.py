@@ -23,7 +23,7 @@ from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import Precision, device_of, made_as
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, for_search, make_graphs
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
-from onnxport.quantize.targets.kernels import missing
+from onnxport.quantize.targets.kernels import cast_on_cpu, missing
 from onnxport.quantize.targets.retarget import keeps_windows_alone, retargeted
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
@@ -35,6 +35,7 @@ from onnxport.runtime.tasks.chat import ChatTemplate
 from onnxport.runtime.verify import DEVICE, check_bounds, replay
 
 PLAN = "plan.json"
+IN_FLOAT32 = "in_float32"  # key of a parity: kernels that the CPU, which checked it, has in float32 alone
 NO_TEXTS = (
     f"scales of {CACHES[0]} caches are told by the golden inputs, random ids, and hold {ROOM_WITHOUT_TEXTS:g} times what these showed: "
     "--calibrate FILE finds them on texts"
@@ -189,7 +190,7 @@ class VariantBuilder:
             layers = layer_errors.growth(self.fused.graphs, made.models, self.goldens)
             evidence = evidence | {"layers": [one for one in layers if math.isfinite(one["relative_error"])]}
         oldest = min_onnxruntime(made.models, fusion_target)
-        plan, undone = made.plan.entries, made.undone
+        plan, undone, in_float32 = made.plan.entries, made.undone, cast_on_cpu(made.models)
         fusions = {rule: count for rule, count in fused.fusions.items() if rule not in undone}
         del made
         self.release_weights()
@@ -216,7 +217,7 @@ class VariantBuilder:
         parity = replay(self.staging.preview(), name, device.name)
         bounds = precision.bounds.of(parity)
         check_bounds(name, bounds, parity, "leave it out with --precision, or report this if it is fp32")
-        elsewhere = {} if fusion_target == CPU_TARGET else {DEVICE: device.name}
+        elsewhere = {} if fusion_target == CPU_TARGET else {DEVICE: device.name, IN_FLOAT32: in_float32}
         variant["parity"] = {**parity, "bounds": bounds, **elsewhere}
 
     def _write(self, name: str, made: VariantGraphs) -> tuple[dict[str, str], list[str]]:

@@ -470,11 +470,16 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 @command("""
     onnxport verify artifacts/en-de
+    onnxport verify artifacts/en-de --device cuda --record
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--device", type=Device(), help="Run the variants that are for this device there; default: each where it was checked when made."
+)
+@click.option("--record", is_flag=True, help="Write what the device confirmed to confirmations.json beside bundle.json.")
 @click.option("--json", "as_json", is_flag=True)
 @common
-def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+def verify(bundle: Path, device: str | None, record: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Check BUNDLE.
 
     Every hash is right, every graph loads, and the golden answers are reproduced within their bounds.
@@ -482,9 +487,14 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     from onnxport.cli.overview import parity_line
     from onnxport.runtime.verify import verify as check
 
+    if record and device is None:
+        raise click.UsageError("--record is about a device: give --device too")
     with StageLines(quiet) as progress:
         progress(f"verifying {bundle}")
-        result = check(bundle)
+        result = check(bundle, device=device)
+        if record:
+            assert device is not None
+            _record(bundle, device, result["variants"])
     if as_json:
         emit_json(result)
     else:
@@ -493,6 +503,17 @@ def verify(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
             emit(f"{name}: {parity_line(parity)}")
         for name in result["unlisted"]:
             emit(f"not part of the bundle: {name}")
+
+
+def _record(path: Path, device: str, found: dict[str, Any]) -> None:
+    """Writes to a bundle's confirmations what a device was right about."""
+    from onnxport.compare.measure import gpu, machine
+    from onnxport.runtime.bundle.confirmations import record
+    from onnxport.runtime.bundle.reader import Bundle
+
+    facts = machine.describe()
+    shown = {name: facts[name] for name in ("cpu", "os", "versions")}
+    record(Bundle.open(path), device, found, shown if device == "cpu" else gpu.describe() | shown)
 
 
 @command("""

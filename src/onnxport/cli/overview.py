@@ -1,13 +1,17 @@
 """Overview of a bundle: its manifest as one dictionary, and a few lines for people."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxport.quantize.plan import KV
+from onnxport.runtime.bundle.confirmations import confirmations
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.bundle.variant_names import split
+from onnxport.runtime.sessions import DEVICES
+from onnxport.runtime.verify import DEVICE
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,22 @@ def overview(bundle: Bundle, with_notes: bool = True) -> str:
         lines.append("  on golden texts: divergence in nats a token, the same most probable token, more perplexity than the original's")
     if any("cosine" in variant.parity for variant in bundle.variants.values()):
         lines.append("  on golden texts: the mean and the least cosine, the same label where the original is decided")
+    lines += list(_unconfirmed(bundle))
     lines += [f"failed: {name}: {reason}" for name, reason in bundle.failed.items()]
     lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]
     return "\n".join(lines)
+
+
+def _unconfirmed(bundle: Bundle) -> Iterator[str]:
+    """Where variants for other targets were checked: on the CPU when they were made, and by whom since."""
+    known = confirmations(bundle)
+    elsewhere = [name for name, variant in bundle.variants.items() if split(name)[1] in DEVICES and DEVICE in variant.parity]
+    if waiting := [name for name in elsewhere if name not in known and split(name)[1] != bundle.variants[name].parity[DEVICE]]:
+        yield f"not confirmed by a device yet: {', '.join(waiting)}; checked on the CPU, see `onnxport verify --device --record`"
+    for name in elsewhere:
+        for entry in known.get(name, ()):
+            where = entry["machine"].get("gpu", entry["device"])
+            yield f"{name}: confirmed on {where}, {entry['date']}: {parity_line(entry['parity'])}"
 
 
 def _table(bundle: Bundle) -> list[str]:
