@@ -37,11 +37,9 @@ def missing(graphs: Mapping[str, ir.Model], target: str) -> list[str]:
 
 def cast_on_cpu(graphs: Mapping[str, ir.Model]) -> list[str]:
     """The operators of graphs in float16 that the CPU computes in float32, sorted: ONNX Runtime casts what they read and give."""
-    found = {
-        node.op_type for model in graphs.values() for node in model.graph if any(v and v.dtype == ir.DataType.FLOAT16 for v in node.inputs)
-    }
-    nodes = [node for model in graphs.values() for node in model.graph if node.op_type in found]
-    return sorted({node.op_type for node in nodes if list(_problems(node, "web", casts=False))})
+    nodes = [node for model in graphs.values() for node in model.graph]
+    half = [node for node in nodes if any(value is not None and value.dtype == ir.DataType.FLOAT16 for value in node.inputs)]
+    return sorted({node.op_type for node in half if list(_problems(node, "web", casts=False))})
 
 
 def _problems(node: ir.Node, target: str, casts: bool = True) -> Iterator[str]:
