@@ -29,7 +29,7 @@ def grammar(form: object) -> str | None:
     """The grammar of a response_format as an entry of llguidance's lists, in JSON; None where any text may come. UsageError."""
     if form is None:
         return None
-    if not isinstance(form, Mapping) or form.get("type") not in FORMS:
+    if not isinstance(form, Mapping) or not isinstance(form.get("type"), str) or form["type"] not in FORMS:
         found = form.get("type") if isinstance(form, Mapping) else form
         raise UsageError(f'response_format is {found!r:.60}, expected an object with "type": one of {", ".join(FORMS)}')
     kind, key = form["type"], FORMS[form["type"]]
@@ -66,6 +66,8 @@ def _entry(kind: str, value: Any) -> dict[str, Any]:
         return dict(entry)
     if not isinstance(value, str):
         raise UsageError(f"response_format.{kind} is {type(value).__name__}, expected a text")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UsageError(f"response_format.{kind} holds a lone surrogate, expected valid Unicode")
     if kind == "regex":
         (entry,) = json.loads(matcher.grammar_from_regex(value))["grammars"]
         return dict(entry)

@@ -23,6 +23,8 @@ BAD: list[tuple[Any, str]] = [
     ({"type": "regex", "regex": "(a"}, "unclosed group"),
     ({"type": "regex", "regex": r"(?=a)b"}, "look-around"),
     ({"type": "regex", "regex": 3}, "regex is int, expected a text"),
+    ({"type": "regex", "regex": "a\ud800"}, "regex holds a lone surrogate"),
+    ({"type": ["regex"]}, "response_format is ['regex'], expected an object"),
     ({"type": "grammar", "grammar": 'start: "a" | b'}, "unknown name"),
     ([made.JSON, made.JSON], "has 2 entries, expected one for each of 1 inputs"),
 ]
