@@ -18,8 +18,8 @@ class Limits:
     seconds: from a request's arrival to the end of its answer. body_seconds: within which the body must have come."""
 
     body: int = 16 << 20
-    tokens: int = 1 << 16
-    rows: int = 1024
+    tokens: int = 1 << 18
+    rows: int = 2048
     requests: int = 256
     seconds: float = 600.0
     body_seconds: float = 60.0

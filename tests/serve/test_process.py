@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,22 @@ def test_who_is_reached_from_elsewhere_without_keys_is_told(bundles: dict[str, P
     for host, told in (("0.0.0.0", True), ("::", True), ("127.0.0.2", False), ("::1", False), ("localhost", False)):
         result = invoke("serve", bundles["plain"], "--host", host)
         assert ("--api-key-file asks for keys" in result.stderr) is told, host
+
+
+def test_a_server_that_goes_on_is_no_news(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxport.cli.console import StageLines
+
+    def serving_for_a_while(*_: object, progress: Callable[[str], None], listening: Callable[[str, list[str]], None], **__: object) -> None:
+        progress("loading")
+        listening("http://x:1", ["a", "b"])
+        time.sleep(0.2)
+
+    monkeypatch.setattr("onnxport.serve.server.serve", serving_for_a_while)
+    monkeypatch.setattr(StageLines, "SOON_S", 0.01)
+    monkeypatch.setattr(StageLines, "STILL_S", 0.05)
+    result = invoke("serve", bundles["plain"])
+    assert (result.exit_code, result.stdout) == (0, "listening on http://x:1 (a, b)\n")
+    assert "goes on" not in result.stderr
 
 
 def test_a_missing_extra_is_named() -> None:

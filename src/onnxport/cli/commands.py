@@ -529,7 +529,7 @@ def _record(path: Path, device: str, found: dict[str, Any]) -> None:
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line: who sends none of them is refused.")
 @click.option("--prefix-cache-mb", type=click.IntRange(1), help="MiB for each language model's kept prompts; default: none is kept.")
 @click.option("--max-requests", type=click.IntRange(1), help="Requests at once; more are refused (429); default: 256.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 65536.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 262144.")
 @click.option("--max-body-mb", type=click.IntRange(1), help="MiB of a request's body; default: 16.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds of a request; default: 600.")
 @common

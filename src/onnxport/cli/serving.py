@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -33,10 +34,11 @@ def answer(
     limits = Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if options["api_key_file"] is None and not is_local(options["host"]):
         complain(f"note: whoever reaches {options['host']} is answered; --api-key-file asks for keys")
-    with StageLines(quiet, finished=False) as progress:
+    with ExitStack() as loading:
+        progress = loading.enter_context(StageLines(quiet, finished=False))
 
         def listening(url: str, names: Sequence[str]) -> None:
-            progress("serving")
+            loading.close()  # a server that goes on is no news
             click.echo(printable(f"listening on {url} ({', '.join(names)})"))
 
         serve(bundles, limits=limits, verbose=verbose, progress=progress, listening=listening, **options)
