@@ -8,7 +8,7 @@ ROOMS := compare export graph quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve target-environments kernel-tables test-targets constraints clean
+.PHONY: demo test lint types unit wheel test-serve target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -84,6 +84,11 @@ test-targets: target-environments $(LINKED)
 	  ONNXPORT_TARGET=cuda build/targets/cuda/bin/python $(TARGET_TESTS) tests/targets/test_versions.py; \
 	  ONNXPORT_TARGET=web build/targets/web/bin/python $(TARGET_TESTS) tests/targets/test_versions.py; \
 	  LD_LIBRARY_PATH=build/targets/fake build/targets/gpu/bin/python $(TARGET_TESTS) tests/targets/test_cuda_device.py
+
+# The script that a GPU runs (docs/gpu.md), whole, at small size and on the CPU: a minute.
+gpu-check-small: .venv/ready
+	rm -rf build/gpu-check-small
+	bash benchmarks/gpu_check.sh build/gpu-check-small --device cpu
 
 # The versions that tests run with, as pip resolves them in a fresh environment; any build of torch will do, so its suffix goes.
 constraints:
