@@ -13,6 +13,7 @@ from starlette.types import Send
 
 from onnxport.serve.errors import INTERNAL, ApiError, openai_body
 
+PIECE = 1 << 16  # bytes of a body that are sent at once
 LAST_WORD = 1.0  # seconds for a stream's error to go out
 JSON = "application/json"
 
@@ -52,7 +53,7 @@ class Sending:
     """The one response of a request."""
 
     def __init__(self, send: Send) -> None:
-        self._send, self.status = send, 0
+        self._send, self.status, self._streams = send, 0, False
 
     @property
     def started(self) -> bool:
@@ -62,7 +63,11 @@ class Sending:
     async def reply(self, reply: Reply) -> None:
         """The whole of it."""
         await self._start(reply.status, {"content-type": reply.media_type, "content-length": str(len(reply.content)), **reply.headers})
-        await self._body(reply.content, False)
+        for start in range(
+            0, len(reply.content), PIECE
+        ):  # each waits for the client to read, so that what it does not read takes no memory
+            await self._body(reply.content[start : start + PIECE], True)
+        await self._body(b"", False)
 
     async def events(self, events: Events, first: Callable[[], None]) -> None:
         """Events as they come; `first` is called with the first of them, before which the response does not start."""
@@ -70,13 +75,16 @@ class Sending:
             async for value in values:
                 if not self.started:
                     first()
+                    self._streams = True
                     await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
                 await self._event(encoded(value))
         await self._event(b"[DONE]")
         await self._body(b"", False)
 
     async def failed(self, error: ApiError) -> None:
-        """A last event, of a response that goes on no more."""
+        """A last event of a stream that goes on no more; any other response just ends, and its connection with it."""
+        if not self._streams:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD):
                 await self._event(encoded(openai_body(error)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from onnxport.errors import UsageError
 from onnxport.progress import Progress, silent
@@ -76,6 +77,7 @@ def serve(
     cannot be had.
     """
     keys = Keys.read(api_key_file)
+    disable_created_metrics()  # a series with the time of its start beside each other one
     with _socket(host, port) as listener:
         models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress)
         try:

@@ -18,6 +18,7 @@ SEARCH: Kinds = {
     "response_format": (dict, list), "logit_bias": (dict,), "stop_token_ids": (list,),
 }  # fmt: skip
 STRIDE: Kinds = {"stride": WHOLE}
+TURN = 64  # inputs that a model answers before another request has its turn
 GENERATED = ("text", "tokens", "score", "finish_reason")
 
 
@@ -44,9 +45,13 @@ class Task:
         return {"inputs" if self.method == "generate" else "texts": texts}
 
     async def answers(self, model: Model, inputs: list[tuple[str, ...]], options: Answer) -> list[Answer]:
-        """The answers to inputs, awaited."""
-        results = await getattr(model, f"a{self.method}")(**self.arguments(inputs), **options)
-        return [self.told(one) for one in results]
+        """The answers to inputs, awaited. Models that answer in one pass take many inputs in turns, so that others come in between."""
+        turn = len(inputs) if self.method == "generate" else TURN
+        found: list[Answer] = []
+        for start in range(0, len(inputs), turn):
+            results = await getattr(model, f"a{self.method}")(**self.arguments(inputs[start : start + turn]), **options)
+            found += [self.told(one) for one in results]
+        return found
 
 
 def generated(result: Generation) -> Answer:

@@ -11,6 +11,7 @@ from onnxport.serve.errors import refused
 from onnxport.serve.openai.options import HARMLESS
 from onnxport.serve.sending import Reply, to_json
 from onnxport.serve.service import Call
+from onnxport.serve.tasks import TURN
 
 OURS = {"prompt": str, "prompt_name": str, "normalize_embeddings": bool, "stride": int}
 
@@ -29,8 +30,10 @@ async def embeddings(call: Call) -> Reply:
     fields.skip(HARMLESS)
     fields.finish()
     tokens = await call.charge(served, texts, "input")
-    vectors = await served.model.aencode(texts, **options)
-    data = [{"object": "embedding", "index": place, "embedding": _told(vector, form)} for place, vector in enumerate(vectors)]
+    data: list[dict[str, Any]] = []
+    for start in range(0, len(texts), TURN):
+        for vector in await served.model.aencode(texts[start : start + TURN], **options):
+            data.append({"object": "embedding", "index": len(data), "embedding": _told(vector, form)})
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return to_json({"object": "list", "data": data, "model": served.name, "usage": usage})
 

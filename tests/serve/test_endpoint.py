@@ -110,10 +110,10 @@ def test_a_body_without_a_length_is_bounded_too(limited: Running) -> None:
     assert answer.status_code == 413
 
 
-def raw(server: Running, body: bytes, length: int | None = None) -> socket.socket:
+def raw(server: Running, body: bytes, length: int | None = None, path: str = "/v1/completions") -> socket.socket:
     """A connection that has sent the head of a request and a part of its body."""
     connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60)
-    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer good\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer good\r\ncontent-type: application/json\r\n"
     connection.sendall(f"{head}content-length: {length or len(body)}\r\n\r\n".encode() + body)
     return connection
 
@@ -192,6 +192,19 @@ def test_a_client_that_leaves_frees_its_rows(more: dict[str, Any], server: Runni
     held.set()
     until(lambda: not calls_inside(model("plain")))
     assert 'model="plain",route="/v1/completions",status="499"' in httpx.get(f"{server.url}/metrics").text
+
+
+def test_a_client_that_does_not_read_is_given_up(models: Models) -> None:
+    limits = Limits(seconds=1.0)
+    ids = json.dumps({"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [8, 20_000], "data": [5] * 160_000}]}).encode()
+    with running(models, limits=limits) as server, raw(server, ids, path="/v2/models/vectors/infer") as connection:
+        until(lambda: server.service.admission.under_way == 1)
+        until(lambda: server.service.admission.under_way == 0)
+        received = 0
+        while piece := connection.recv(1 << 20):
+            received += len(piece)
+        assert 0 < received < 20_000_000  # the rest was never kept for it
+        assert 'status="504"' in httpx.get(f"{server.url}/metrics").text
 
 
 def test_what_breaks_is_the_servers_fault(server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

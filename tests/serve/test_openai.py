@@ -180,6 +180,13 @@ def test_embeddings_are_vectors(client: OpenAI, model: Find) -> None:
     assert len(short.data[0].embedding) == 3
 
 
+def test_many_texts_are_embedded_in_turns(client: OpenAI, model: Find) -> None:
+    texts = [f"{'abcdefgh'[place % 8]} {'ijklm'[place % 5]}" for place in range(150)]
+    found = client.embeddings.create(model="vectors", input=texts, encoding_format="float")
+    assert [one.index for one in found.data] == list(range(150))
+    np.testing.assert_allclose([one.embedding for one in found.data], model("vectors").encode(texts), atol=1e-6)
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": 1.0}, "presence_penalty", "repetition_penalty"),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
