@@ -83,7 +83,7 @@ class Generator:
         self._source, self._target = source or target, target or source
         self._shared_batches: dict[Search, SharedBatch[Any]] = {}
         self._vocabulary: Vocabulary | None = None
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
 
     @property
     def config(self) -> GenerationConfig:
@@ -254,7 +254,7 @@ class Generator:
             return None
         if self._target is None:
             raise UsageError("response_format needs text, but the bundle has no tokenizer")
-        with self._lock:
+        with self._reading:  # may take seconds, in which others enter their batches
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._target, self._config.vocab_size, self._config.eos_ids)
         forced = self._config.search.forced_bos_id if search.forced_bos_id is None else search.forced_bos_id

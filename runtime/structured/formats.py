@@ -39,7 +39,12 @@ def grammar(form: object) -> str | None:
         raise UsageError(f"response_format of type {kind} has no {key!r}, expected it beside its type")
     if kind == "text":
         return None
-    return json.dumps(_entry(kind, form.get(key)))
+    try:
+        entry = json.dumps(_entry(kind, form.get(key)), ensure_ascii=False)
+        entry.encode()
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON, or a half of a surrogate pair
+        raise error if isinstance(error, UsageError) else refusal(str(error)) from None
+    return entry
 
 
 def whole(entry: str, after_space: bool, forcing: bool) -> str:
@@ -59,10 +64,7 @@ def _entry(kind: str, value: Any) -> dict[str, Any]:
     matcher = llguidance().LLMatcher
     if kind == "json_object" or kind == "json_schema":
         schema = {"type": "object"} if kind == "json_object" else _schema(value)
-        try:
-            (entry,) = json.loads(matcher.grammar_from_json_schema(json.dumps(schema), defaults=SPACE))["grammars"]
-        except (TypeError, ValueError) as error:
-            raise refusal(str(error)) from None
+        (entry,) = json.loads(matcher.grammar_from_json_schema(json.dumps(schema), defaults=SPACE))["grammars"]
         return dict(entry)
     if not isinstance(value, str):
         raise UsageError(f"response_format.{kind} is {type(value).__name__}, expected a text")

@@ -16,9 +16,7 @@ from onnxport.runtime.tokenizer import TextTokenizer
 # float32 [256, 8]: of every byte of a mask of bits the mask of numbers, lowest bit first.
 MASKS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.float32(0), np.float32(-np.inf))
 COMPILED = 64  # formats that are kept ready
-NO_TOKEN = "the model's tokenizer has no token for what must come next; allow other characters, or use another model"
-TOO_COMPLEX = "it is too complex to follow; make it simpler"
-STUCK = {"NoExtensionBias": NO_TOKEN, "InternalError": NO_TOKEN, "ParserTooComplex": TOO_COMPLEX, "LexerTooComplex": TOO_COMPLEX}
+NO_TOKEN, TOO_COMPLEX = "NoExtensionBias", ("ParserTooComplex", "LexerTooComplex")  # why a matcher stops
 
 
 class Vocabulary:
@@ -149,7 +147,11 @@ class _Pieces:
 
 def _stuck(matcher: Any) -> UsageError:
     """What stopped a matcher before its format ended."""
-    reason = str(matcher.stop_reason())
-    if reason in STUCK:
-        return UsageError(f"response_format: {STUCK[reason]}")
-    return formats.refusal(str(matcher.get_error()).partition("<state>")[0] or reason)
+    reason, told = str(matcher.stop_reason()), str(matcher.get_error()).partition("<state>")[0]
+    if reason in TOO_COMPLEX:
+        return UsageError("response_format: it is too complex to follow; make it simpler")
+    if NO_TOKEN in (reason, told.strip()):
+        return UsageError(
+            "response_format: the model's tokenizer has no token for what must come next; allow other characters, or use another model"
+        )
+    return formats.refusal(told or reason)

@@ -9,6 +9,15 @@ from onnxport.errors import UsageError
 from onnxport.runtime import Model
 from support import structured_bundles as made
 
+
+def _deep(depth: int) -> dict[str, Any]:
+    """A schema of arrays in arrays."""
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 BAD: list[tuple[Any, str]] = [
     ("json", "response_format is 'json', expected an object"),
     ({"type": "xml"}, "response_format is 'xml', expected"),
@@ -22,6 +31,11 @@ BAD: list[tuple[Any, str]] = [
     ({"type": "json_schema", "json_schema": {"enum": [object()]}}, "not JSON serializable"),
     ({"type": "regex", "regex": "(a"}, "unclosed group"),
     ({"type": "regex", "regex": r"(?=a)b"}, "look-around"),
+    ({"type": "regex", "regex": "\ud800"}, "surrogates not allowed"),
+    ({"type": "regex", "regex": "((a{1000}){1000}){1000}"}, "too "),
+    ({"type": "json_schema", "json_schema": _deep(100000)}, "recursion"),
+    ({"type": "json_schema", "json_schema": _deep(500)}, "recursion limit"),
+    ({"type": "json_schema", "json_schema": {"$ref": "http://example.com/x.json"}}, "does not fetch"),
     ({"type": "regex", "regex": 3}, "regex is int, expected a text"),
     ({"type": "regex", "regex": "a\ud800"}, "regex holds a lone surrogate"),
     ({"type": ["regex"]}, "response_format is ['regex'], expected an object"),
@@ -30,7 +44,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("form", "message"), BAD, ids=str)
+@pytest.mark.parametrize(("form", "message"), BAD, ids=[message for _, message in BAD])
 def test_a_bad_format_is_refused_in_one_line(writers: dict[str, Model], form: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         writers["causal model"].generate("one", response_format=form)
