@@ -5,6 +5,7 @@
                their logits), mask float [B or 1, V or 1] (added last: 0, or -inf) -> processed float [B, V], kept float [B]: the log
                of the share of the whole distribution, after a bias and a penalty on logits but before those on log-softmax, that the
                rows still have
+`mask`         logits, mask -> processed, kept: what `process` gives where a mask is the only rule, in half its time
 `best`         logits, candidates int64 [1] (C), suppressed -> token int64 [B, C] (the best of all, suppressed or not, best first),
                logprob float [B, C], kept float [B]
 `sample`       logits, temperature float [], top_k int64 [1], top_p float [], uniform float [B] -> token, logprob
@@ -121,6 +122,16 @@ def _process() -> bytes:
     return g.serialize()
 
 
+def _mask() -> bytes:
+    g = GraphBuilder("mask")
+    logits = g.input(LOGITS, TensorProto.FLOAT, ["batch", "vocab"])
+    processed = g.one("Add", logits, g.input(MASK, TensorProto.FLOAT, ["batch", "vocab"]))
+    kept = g.one("Sub", _log_mass(g, processed), _log_mass(g, logits))
+    g.output("processed", processed, TensorProto.FLOAT, ["batch", "vocab"])
+    g.output("kept", g.one("Squeeze", kept, g.constant([1], np.int64)), TensorProto.FLOAT, ["batch"])
+    return g.serialize()
+
+
 def _sample() -> bytes:
     g = GraphBuilder("sample")
     logits = g.input("logits", TensorProto.FLOAT, ["batch", "vocab"])
@@ -206,7 +217,7 @@ def search_graphs(cache_inputs: int, vocab: int) -> dict[str, bytes]:
 
     `cache_inputs` is the number of cache tensors (two a layer); with 0 there is no `reorder`. `vocab`: width of the logits.
     """
-    graphs = {"process": _process(), "best": best_graph(vocab), "sample": _sample(), "sample_full": _sample_full()}
+    graphs = {"process": _process(), "mask": _mask(), "best": best_graph(vocab), "sample": _sample(), "sample_full": _sample_full()}
     if cache_inputs == 0:
         return graphs
     return {**graphs, "reorder": reorder_graph(cache_inputs), "reorder_float16": reorder_graph(cache_inputs, "float16")}

@@ -157,6 +157,11 @@ class Engine:
         return interface.LOGITS_ROWS in self.inputs
 
     @property
+    def masks_alone(self) -> bool:
+        """Whether there is a search graph for masks alone; older bundles have none."""
+        return interface.MASK in self._bundle.search
+
+    @property
     def takes_bias(self) -> bool:
         """Whether numbers can be added to the logits of single ids."""
         return interface.BIAS in optional_inputs(self.search("process"))

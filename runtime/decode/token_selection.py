@@ -226,7 +226,8 @@ class LogitsProcessor:
     def __init__(self, engine: Engine, logits: onnxruntime.OrtValue, rows: int, normalize: bool) -> None:
         self.processed = empty_value((rows, engine.vocab_size), np.float32, engine.device)
         self.kept = np.zeros(rows, np.float32)
-        self._shape = rows, engine.vocab_size
+        self._shape, self._engine, self._logits = (rows, engine.vocab_size), engine, logits
+        self._masking: SearchGraph | None = None
         self._mask: np.ndarray | None = None
         self._masked: set[int] = set()  # rows of it that are not all 0
         fixed: dict[str, np.ndarray] = {
@@ -242,9 +243,12 @@ class LogitsProcessor:
 
     def run(self, rules: Rules, rows: Collection[int]) -> None:
         """Write `processed` and `kept`; formats count for these rows only. Biases are there where the engine takes them."""
+        mask = self._mask_of(rules, rows) if rules.formats else ANY
+        if mask is not ANY and not rules.by_row and not rules.forbidden and self._engine.masks_alone:
+            self._mask_alone(mask)
+            return
         self._graph.bind_array("suppressed", rules.suppressed)
         banned = rules.banned
-        mask = self._mask_of(rules, rows) if rules.formats else ANY
         if MASK in self._graph.optional:
             self._graph.bind_array(MASK, mask)
             self._graph.bind_array(BIASED, rules.biased)
@@ -256,6 +260,14 @@ class LogitsProcessor:
             self._graph.bind_array("history", rules.history)
             self._graph.bind_array("penalty", np.array(rules.penalty, np.float32))
         self._graph.run()
+
+    def _mask_alone(self, mask: np.ndarray) -> None:
+        if self._masking is None:
+            self._masking = SearchGraph(self._engine, "mask", {LOGITS: self._logits}, {MASK: mask})
+            self._masking.bind_output("processed", self.processed)
+            self._masking.bind_output("kept", value_of(self.kept))
+        self._masking.bind_array(MASK, mask)
+        self._masking.run()
 
     def _mask_of(self, rules: Rules, rows: Collection[int]) -> np.ndarray:
         """float32 [rows, vocabulary]: 0 for ids that the formats of these rows allow, -inf for others; 0 in other rows."""

@@ -135,6 +135,19 @@ def test_process_adds_biases_before_penalties_and_leaves_what_is_allowed(run, no
     np.testing.assert_allclose(kept, torch.logsumexp(torch.from_numpy(expected), 1).numpy() - share, atol=8e-6)
 
 
+def test_mask_is_process_where_there_is_no_other_rule(run):
+    logits = logits_of(3, 9)
+    mask = np.where(np.random.default_rng(1).random((3, 9)) < 0.5, 0, -np.inf).astype(np.float32)
+    mask[:, 0] = 0
+    processed, kept = run("mask", logits=logits, mask=mask)
+    expected = run(
+        "process", logits=logits, history=np.zeros((3, 1), np.int64), penalty=np.float32(1), suppressed=NONE,
+        banned=np.zeros((0, 2), np.int64), normalize=np.float32(0), mask=mask,
+    )  # fmt: skip
+    np.testing.assert_array_equal(processed, expected[0])
+    np.testing.assert_allclose(kept, expected[1], atol=2e-6)
+
+
 def allowed(logits, temperature, top_k, top_p):
     """Probabilities after temperature, top-k and top-p, token by token, from the definition."""
     probabilities = torch.softmax(torch.from_numpy(logits).double() / temperature, -1).numpy()
