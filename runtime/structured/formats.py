@@ -40,11 +40,9 @@ def grammar(form: object) -> str | None:
     if kind == "text":
         return None
     try:
-        entry = json.dumps(_entry(kind, form.get(key)), ensure_ascii=False)
-        entry.encode()
-    except (TypeError, ValueError, RecursionError) as error:  # no JSON, or a half of a surrogate pair
+        return json.dumps(_entry(kind, form.get(key)))
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON
         raise error if isinstance(error, UsageError) else refusal(str(error)) from None
-    return entry
 
 
 def whole(entry: str, after_space: bool, forcing: bool) -> str:
