@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,7 @@ def serve(
     """
     keys = Keys.read(api_key_file)
     disable_created_metrics()  # a series with the time of its start beside each other one
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave while they are written to
     with _socket(host, port) as listener:
         models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress)
         try:
