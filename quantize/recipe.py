@@ -19,7 +19,7 @@ from onnxport.quantize.safeguards import half_overflow, sensitive_weights, stati
 from onnxport.quantize.schemes import channel_scales, half, int8_cache, stored
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.linear import linears, lookups
-from onnxport.quantize.targets import float32_attention
+from onnxport.quantize.targets import float32_attention, retarget
 from onnxport.runtime.bundle.interface import LOGITS
 from onnxport.runtime.sessions import CPU, CUDA
 
@@ -54,6 +54,11 @@ class Recipe:
         return self.kv if self.plan is None or self.plan.kv is None else self.plan.kv
 
     @property
+    def experts(self) -> bool:
+        """Whether mixtures of experts get the kernel of few bits: CUDA's wants weights in its own order, which no CPU can check."""
+        return self.target != CUDA.name
+
+    @property
     def own_plan(self) -> Plan:
         """The plan to begin with: the given one, else the precision's."""
         plan = self.plan if self.plan is not None else PRECISIONS[self.precision].plan
@@ -85,6 +90,7 @@ def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     models, schemes = _for_cuda(recipe, fused, goldens) if recipe.target == CUDA.name else _graphs(recipe, fused, goldens)
     if recipe.cache is not None:
         models = models | {"decoder": _with_int8_cache(recipe, fused, models["decoder"], goldens)}
+    models = {role: retarget.settled(model, recipe.target) for role, model in models.items()}
     if "decoder" in models:
         models = models | {"decoder": search_graphs.add_choice(models["decoder"], by_blocks=recipe.target != CUDA.name)}
     single = recipe.target == CUDA.name and set(schemes.values()) == {"fp32"}
@@ -107,7 +113,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return fused, dict(plan.schemes)
     if PRECISIONS[recipe.precision].searched:
         feeds = recipe.feeds() if recipe.feeds is not None else None
-        return quantize(for_search(fused, feeds, goldens), plan, feeds)
+        return quantize(for_search(fused, feeds, goldens), plan, feeds)  # for the CPU alone
     if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
@@ -122,7 +128,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         plan = Plan(plan.schemes | sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most))
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
-    return quantize(fused, plan, feeds)
+    return quantize(fused, plan, feeds, recipe.experts)
 
 
 def _for_cuda(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -162,7 +168,7 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
             scaled = channel_scales.scaled(decoder, plan, data)  # by what each weight becomes, as a plan that is given has it
-    return quantize({"decoder": scaled}, plan, {"decoder": data})
+    return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts)
 
 
 def spares_vocabulary(plan: Plan) -> bool:

@@ -78,7 +78,9 @@ TARGETS = {
         Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),
     )
 }
-EXPERTS_SINCE = "1.32"  # the oldest version that mixtures of experts were tried with
+EXPERTS_SINCE = (
+    "1.32"  # the oldest version that mixtures of experts were tried with, of graphs for the CPU; others are tried with their own
+)
 QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph, as
 # they do caches of 8 bits whose window alone is kept
 
@@ -99,7 +101,8 @@ def min_onnxruntime(models: Mapping[str, ir.Model], fusion_target: str) -> str |
     nodes = [node for model in models.values() for node in model.graph]
     if any(node.op_type == GroupQueryAttention.kernel and optional(node, LENGTHS) is not None for node in nodes):
         oldest = max(oldest, QUERY_SEQLENS_SINCE, key=_version)
-    return max(oldest, EXPERTS_SINCE, key=_version) if any(node.op_type in ("MoE", "QMoE") for node in nodes) else oldest
+    experts = find_target(fusion_target).newest is None and any(node.op_type in ("MoE", "QMoE") for node in nodes)
+    return max(oldest, EXPERTS_SINCE, key=_version) if experts else oldest
 
 
 def _version(text: str) -> tuple[int, ...]:

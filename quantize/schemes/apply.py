@@ -40,14 +40,14 @@ def changeable(part: Linear | Lookup) -> bool:
 
 
 def quantize(
-    models: dict[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds] | None = None
+    models: dict[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds] | None = None, mixtures: bool = True
 ) -> tuple[dict[str, ir.Model], dict[str, str]]:
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
 
     Weights of linear layers, token embeddings and experts change; biases, norms, positions and everything between stay float32, as do
     caches and logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks
     (`int8-blocks128`); it is a plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are
-    calibrated.
+    calibrated. mixtures: those of experts too, else they stay as they are.
 
     UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. NotApplicable: nothing changes.
     """
@@ -71,7 +71,7 @@ def quantize(
             _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
         for table, scheme in tables[role]:
             _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
-        for parameter, scheme in experts.replace_mixtures(copy.graph, plan):
+        for parameter, scheme in experts.replace_mixtures(copy.graph, plan if mixtures else Plan({"*": FP32.name})):
             _note(became, parameter, scheme, scheme.name)
         remove_dead(copy.graph)
         copy.graph.sort()

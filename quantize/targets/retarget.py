@@ -33,6 +33,19 @@ def retargeted(graphs: Mapping[str, ir.Model], target: str) -> tuple[Graphs, dic
     return copies, {name: count for name, count in counts.items() if count}
 
 
+def settled(model: ir.Model, target: str) -> ir.Model:
+    """A finished graph of a variant without attributes that the target's ONNX Runtime does not know; others as they are."""
+    newer = [node for node in model.graph if target == "web" and node.op_type == "QMoE" and "accuracy_level" in node.attributes]
+    if not newer:
+        return model
+    names = {node.name for node in newer}
+    copy = model.clone()
+    for node in copy.graph:
+        if node.name in names and node.op_type == "QMoE":
+            node.attributes.pop("accuracy_level")  # it allows activations of 8 bits, and forbids nothing
+    return copy
+
+
 def keeps_windows_alone(graphs: Mapping[str, ir.Model]) -> bool:
     """Whether caches of graphs for the CPU hold no more than a window: other targets keep every position."""
     return any(attribute(node, MOVING, 0) for model in graphs.values() for node in model.graph)

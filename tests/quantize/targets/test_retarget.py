@@ -11,7 +11,7 @@ from onnxport.quantize.fusion.rule import apply
 from onnxport.quantize.fusion.sliced_positions import SlicedPositions
 from onnxport.quantize.targets.float32_attention import written_out
 from onnxport.quantize.targets.kernels import missing, table
-from onnxport.quantize.targets.retarget import retargeted
+from onnxport.quantize.targets.retarget import retargeted, settled
 
 D = 16
 
@@ -97,3 +97,11 @@ def test_tables_are_of_the_versions_that_targets_have(target, version):
     from onnxport.quantize.fusion import TARGETS
 
     assert table(target)["onnxruntime"] == TARGETS[target].newest == version
+
+
+def test_the_web_knows_no_accuracy_of_experts(tools):
+    model = tools.build([("Identity", ["x"], ["y"])], {"x": ["rows", D]}, {"y": ["rows", D]})
+    model.graph.append(ir.node("QMoE", [model.graph.inputs[0]], {"k": 2, "accuracy_level": 4}, domain="com.microsoft", name="experts"))
+    assert settled(model, "cpu") is model and settled(model, "cuda") is model
+    assert "accuracy_level" not in list(settled(model, "web").graph)[-1].attributes
+    assert "accuracy_level" in list(model.graph)[-1].attributes
