@@ -18,7 +18,8 @@ present are one buffer then. In a bundle it also reads `candidates` int64 [1] an
 
 The search graph `process`, which writes the rules of a step into logits, has the optional inputs `biased` int64 [biases, 2] (row and id)
 and `bias` float32 [biases], what is added to logits, and `mask` float32 [rows, vocabulary], 0 for the ids that an answer's format lets come
-and -inf for the others. Graphs of older bundles have none of them: there a mask is banned ids, and a bias is refused.
+and -inf for the others. Graphs of older bundles have none of them: there a mask is banned ids, and a bias is refused. The search graph
+`mask` does what is left of `process` where a mask is the only rule; older bundles have none.
 
 Encoders that answer texts read `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [texts, tokens].
 """
