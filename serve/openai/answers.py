@@ -43,13 +43,17 @@ def streamed(call: Call, served: Served, prompts: Prompts, search: Search) -> As
     inputs = [prompt for prompt in prompts.inputs for _ in range(search.n)]
     streams = [served.model.astream(prompt, **search.seed(place % search.n)) for place, prompt in enumerate(inputs)]
     call.count(sum(prompts.tokens))
-    return merged(streams, lambda made: call.count(0, made))
+
+    def count(piece: Piece) -> None:
+        call.count(0, len(piece.new.tokens), 0 if piece.result is None else piece.result.cached_tokens)
+
+    return merged(streams, count)
 
 
 def usage(prompts: Prompts, results: Sequence[Generation]) -> dict[str, Any]:
     """Tokens that a request took."""
     read, made = sum(prompts.tokens), sum(len(one.tokens) for one in results)
-    cached = sum(one.cached_tokens for one in results)
+    cached = min(read, sum(one.cached_tokens for one in results))  # a prompt with several answers is counted once
     return {
         "prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made, "prompt_tokens_details": {"cached_tokens": cached}
     }  # fmt: skip

@@ -26,10 +26,10 @@ class Piece:
     result: Generation | None = None
 
 
-async def merged(streams: Sequence[AsyncStream], count: Callable[[int], None]) -> AsyncGenerator[Piece, None]:
+async def merged(streams: Sequence[AsyncStream], count: Callable[[Piece], None]) -> AsyncGenerator[Piece, None]:
     """Pieces of all streams, each ending with its result. What ends one of them ends all; they are closed in any case.
 
-    count: called with numbers of new tokens.
+    count: called with each piece.
     """
     queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue(AHEAD)
 
@@ -49,7 +49,7 @@ async def merged(streams: Sequence[AsyncStream], count: Callable[[int], None]) -
             if isinstance(found, BaseException):
                 raise found
             left -= found.result is not None
-            count(len(found.new.tokens))
+            count(found)
             yield found
     finally:
         for task in tasks:

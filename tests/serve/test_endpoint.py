@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -277,6 +278,12 @@ def test_prompts_are_kept_where_the_server_is_told_to(bundles: dict[str, Any]) -
         with running(models, limits=Limits()) as server:
             body = {**ASKED, "prompt": "w5 w9 " * 10}
             usage = [server.post("/v1/completions", body).json()["usage"] for _ in range(2)]
+            told = server.post("/v1/completions", {**body, "n": 3, "stream": True, "stream_options": {"include_usage": True}}).text
+            counted = httpx.get(f"{server.url}/metrics").text
         assert [one["prompt_tokens_details"]["cached_tokens"] > 0 for one in usage] == [False, True]
+        last = json.loads(told.strip().split("\n\n")[-2].removeprefix("data: "))["usage"]
+        assert 0 < last["prompt_tokens_details"]["cached_tokens"] <= last["prompt_tokens"] == usage[0]["prompt_tokens"]
+        (cached,) = re.findall(r'onnxport_cached_prompt_tokens_total{model="plain"} (.*)', counted)
+        assert float(cached) > 2 * usage[1]["prompt_tokens_details"]["cached_tokens"]
     finally:
         models.close()
