@@ -295,6 +295,19 @@ def alone(
     return told, dict(zip(texts, results, strict=True))
 
 
+def beside(peer: Path, python: str, threads: int, texts: list[str], tokens: int, clients: int, seconds: float, seed: int) -> dict[str, Any]:
+    """Figures of llama.cpp's server with patient clients."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "f32.gguf"
+        llama_cpp.write(peer, file, "F32", tokenizer=True)
+        settings = {"model": file, "port": 8791, "n_threads": threads, "n_threads_batch": threads, "n_ctx": 2048}
+        settings["interrupt_requests"] = False  # by default a request ends the stream of another
+        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        with serving([python, "-m", "llama_cpp.server", *options], r"running on http://localhost:(\d+)") as (process, port):
+            load_of_peer = Load(port, "it", texts, tokens, {})
+            return asyncio.run(measured(load_of_peer, clients, seconds, False, process.pid, seed)).line("llama.cpp's server")
+
+
 def faults(seen: Seen) -> list[str]:
     """What is wrong with a run."""
     found = [f"{count} × {what}" for what, count in seen.outcomes.items() if what not in ("left", "nonsense: refused", "nonsense: closed")]
@@ -333,21 +346,8 @@ def main(
             show(figures[-1])
             wrong += [f"{name}: {one}" for one in faults(seen)]
     if peer is not None:
-        file = Path(tempfile.mkdtemp()) / "f32.gguf"
-        llama_cpp.write(peer, file, "F32", tokenizer=True)
-        settings = {
-            "model": file,
-            "port": 8791,
-            "n_threads": threads,
-            "n_threads_batch": threads,
-            "n_ctx": 2048,
-            "interrupt_requests": False,
-        }
-        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-        with serving([peer_python, "-m", "llama_cpp.server", *options], r"running on http://localhost:(\d+)") as (process, port):
-            seen = asyncio.run(measured(Load(port, "it", texts, tokens, {}), clients, seconds, False, process.pid, seed))
-            figures.append(seen.line("llama.cpp's server"))
-            show(figures[-1])
+        figures.append(beside(peer, peer_python, threads, texts, tokens, clients, seconds, seed))
+        show(figures[-1])
     if out is not None:
         out.write_text(json.dumps({"figures": figures, "wrong": wrong}, indent=1) + "\n", encoding="utf-8")
     for one in wrong:
