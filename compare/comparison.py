@@ -3,10 +3,10 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from onnxport.compare import notes
 from onnxport.compare.differences import differing, divergences
@@ -28,6 +28,21 @@ from onnxport.runtime.processor import cores
 
 TRIES = 3  # of a comparison whose bundle is replaced meanwhile
 Entrant = tuple[Bundle, str]  # a bundle and one of its variants
+
+
+class Holder(Protocol):
+    """What has variants: a bundle, or one that is yet to be made."""
+
+    @property
+    def variants(self) -> Mapping[str, Any]:
+        """By name."""
+
+    @property
+    def default(self) -> str:
+        """The variant that is run where none is named."""
+
+
+H = TypeVar("H", bound=Holder)
 
 
 def compare(
@@ -120,7 +135,7 @@ def _measured(
     specs |= {name: _spec(other, variant, device, source, threads) for name, (other, variant) in entered.items()}
     reference = next(iter(specs))
     refuse_unknown([*parsed, *tolerated], list(specs), METRICS, earlier is not None)
-    accepted = _accepted(parsed, tolerated, list(specs))
+    accepted = accepted_gates(parsed, tolerated, list(specs))
     work = workload(opened, data, limit, beam, max_new_tokens, list(joining.values()))
     if work.kind == "pairs" and work.generates:
         require_sacrebleu()
@@ -176,7 +191,7 @@ def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle
         other = Bundle.open(path)
         if other.task != bundle.task:
             raise UsageError(f"{path} is for {other.task}, {bundle.path} for {bundle.task}; compare bundles of one task")
-        plain = re.sub(r"[^\w.-]+", "-", other.name) or "other"
+        plain = label(other)
         taken, number = {bundle.name, *by_name}, 2
         name = plain
         while name in taken:
@@ -185,9 +200,14 @@ def open_others(bundle: Bundle, paths: Sequence[str | Path]) -> dict[str, Bundle
     return by_name
 
 
+def label(bundle: Bundle) -> str:
+    """A bundle's name, as it stands before its variants in names."""
+    return re.sub(r"[^\w.-]+", "-", bundle.name) or "other"
+
+
 def entrants(
-    bundle: Bundle, others: dict[str, Bundle], precisions: Sequence[str] | None, reference: bool, device: str = "cpu"
-) -> dict[str, Entrant]:
+    bundle: H, others: Mapping[str, H], precisions: Sequence[str] | None, reference: bool, device: str = "cpu"
+) -> dict[str, tuple[H, str]]:
     """The variants to measure, by name: the bundle's under their own, those of others as NAME/VARIANT.
 
     precisions: such names; a variant's alone means that of every bundle that has it, and a precision's the device's own variant; None is
@@ -196,7 +216,7 @@ def entrants(
     UsageError: a name that no bundle has.
     """
     pairs = [name for name in precisions or () if "+" in name and all(part in bundle.variants for part in name.split("+", 1))]
-    every: dict[str, Entrant] = {name: (bundle, name) for name in [*bundle.variants, *pairs]}
+    every: dict[str, tuple[H, str]] = {name: (bundle, name) for name in [*bundle.variants, *pairs]}
     every |= {f"{label}/{name}": (other, name) for label, other in others.items() for name in other.variants}
     if precisions is not None:
         precisions = [for_device(name, device, every) for name in precisions]
@@ -215,7 +235,7 @@ def entrants(
     return {name: every[name] for name in dict.fromkeys([plain] * reference + named)}
 
 
-def _accepted(gates: Sequence[Gate], tolerances: Sequence[Gate], variants: Sequence[str]) -> list[Gate]:
+def accepted_gates(gates: Sequence[Gate], tolerances: Sequence[Gate], variants: Sequence[str]) -> list[Gate]:
     """What is accepted of quality: the tolerances, and the gates that are on quality. UsageError: a tolerance that is not."""
     for gate in tolerances:
         if not quality_of_gate(gate.split(variants)[1], METRICS):

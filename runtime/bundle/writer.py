@@ -82,16 +82,16 @@ def bundle_folder(out: str | Path, force: bool = False, progress: Progress = sil
     """
     out = Path(out).absolute()
     recover_output(out)
-    _check_place(out, force)
+    check_place(out, force)
     with workspace(out, progress) as folder:
-        _check_place(out, force)  # what another command did while this one waited
+        check_place(out, force)  # what another command did while this one waited
         staging = Staging((kept_folder(out) if keep else folder) / out.name)
         staging.path.mkdir(exist_ok=keep)
         yield staging
         staging._finish()
         if (out / CONFIRMATIONS).is_file():  # of variants that come out the same
             shutil.copyfile(out / CONFIRMATIONS, staging.path / CONFIRMATIONS)
-        _check_place(out, force)
+        check_place(out, force)
         if keep:
             publish_kept(staging.path, out, folder)
         else:
@@ -116,7 +116,7 @@ def extended_bundle(path: str | Path, progress: Progress = silent) -> Iterator[S
         yield staging
 
 
-def _check_place(out: Path, force: bool) -> None:
+def check_place(out: Path, force: bool) -> None:
     """OutputError where something is at `out` and may not be replaced."""
     if not os.path.lexists(out):
         return

@@ -107,6 +107,22 @@ class BuildOptions:
             raise UsageError(f"--calibrate: {', '.join(self.precisions)} need no calibration data; leave it out")
 
 
+def new_bundle_options(
+    precision: tuple[str, ...] | None,
+    target: tuple[str, ...] = (CPU,),
+    calibrate: Path | None = None,
+    budget: str | None = None,
+    data: Path | None = None,
+    threads: int | None = None,
+    kv: str | None = None,
+) -> tuple[BuildOptions, list[str]]:
+    """The checked options of an export, and the variants that a target cannot have. UsageError, DeviceError: see `BuildOptions.check`."""
+    names, refused = variants(precision or DEFAULT, target)
+    options = BuildOptions(names, None, calibrate, budget, data, threads, kv)
+    options.check_new_bundle()
+    return options, refused
+
+
 def variants(precisions: Sequence[str], targets: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """The variants of precisions for targets, the first target's first, and those of them that a target cannot have.
 

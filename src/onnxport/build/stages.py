@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
-from onnxport.build.request import BuildOptions, own_cache, search_folder, variants
+from onnxport.build.request import BuildOptions, new_bundle_options, own_cache, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
 from onnxport.extras import require
 from onnxport.progress import Progress, silent
-from onnxport.quantize.precisions import DEFAULT, REFERENCE
+from onnxport.quantize.precisions import REFERENCE
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.variant_names import CPU, split
 from onnxport.runtime.bundle.writer import Staging, bundle_folder, extended_bundle
@@ -83,9 +83,7 @@ def build(
         UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
         is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
-    names, refused = variants(precision or DEFAULT, target)
-    options = BuildOptions(names, None, calibrate, budget, data, threads, kv)
-    options.check_new_bundle()
+    options, refused = new_bundle_options(precision, target, calibrate, budget, data, threads, kv)
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
     from onnxport.export import export
@@ -195,11 +193,11 @@ def add_variant(
     require("onnx_ir", "export")
     from onnxport.build.variant import VariantBuilder
 
-    _check_variants(Bundle.open(path), path, precision, force)
+    check_variants(Bundle.open(path).variants, path, precision, force)
     place = path.resolve()  # a link stays one, and "." is another folder once it is replaced
     with extended_bundle(place, progress) as staging:
         bundle = staging.preview()
-        _check_variants(bundle, path, precision, force)  # what another command added while this one waited
+        check_variants(bundle.variants, path, precision, force)  # what another command added while this one waited
         progress(f"read {REFERENCE}")
         fused = _read_fused(bundle if precision != REFERENCE else Bundle.open(place))  # weights are read when they are used
         _check_cache(options, fused)
@@ -211,11 +209,11 @@ def add_variant(
     return Bundle.open(place)
 
 
-def _check_variants(bundle: Bundle, path: Path, precision: str, force: bool) -> None:
+def check_variants(variants: Collection[str], path: Path, precision: str, force: bool) -> None:
     """OutputError where the bundle, `path` to its user, has the variant already, UsageError where it has none to make it from."""
-    if precision in bundle.variants and not force:
+    if precision in variants and not force:
         raise OutputError(f"{path} has a variant {precision} already: give --force to make it again")
-    if REFERENCE not in bundle.variants:
+    if REFERENCE not in variants:
         raise UsageError(f"{path} has no {REFERENCE} variant to make {precision} from: export with --precision {REFERENCE},{precision}")
 
 

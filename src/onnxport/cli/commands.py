@@ -6,22 +6,18 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from onnxport import __version__
-from onnxport.cli.console import StageLines, catch_signals, complain, emit, emit_json, reported
-from onnxport.errors import CheckFailed
+from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
 from onnxport.printable import printable
 from onnxport.quantize.plan import CACHES
 from onnxport.quantize.precisions import DEFAULT
 from onnxport.runtime.bundle.variant_names import TARGETS, named
 from onnxport.runtime.other_names import OPTIONS, hint
 from onnxport.runtime.sessions import DEVICES
-
-if TYPE_CHECKING:
-    from onnxport.runtime.bundle.reader import Bundle
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 EVERYWHERE = ("quiet", "verbose")  # these options may also stand before the command
@@ -203,7 +199,7 @@ def export(
     SOURCE is a folder with config.json and weights, package.module:factory, model.onnx, or model.gguf.
     """
     from onnxport.build import build
-    from onnxport.cli.overview import estimated, notes
+    from onnxport.cli.overview import end_for_failed, estimated, notes, show_bundle
 
     if dry_run:
         from onnxport.build.estimate import estimate
@@ -237,18 +233,9 @@ def export(
         for note in notes(bundle):
             click.echo(printable(f"note: {note}"), err=True)
     try:
-        _show_bundle(bundle, as_json, with_notes=False)
+        show_bundle(bundle, as_json, with_notes=False)
     finally:  # what failed counts even when nobody reads the table to its end
-        _end_for_failed(bundle)
-
-
-def _end_for_failed(bundle: Bundle) -> None:
-    """Says which variants failed, each on a line, and ends the command with exit code 3; nothing where none did."""
-    for name, reason in bundle.failed.items():
-        complain(f"variant {name} failed: {reason}")
-    if bundle.failed:
-        complain(f"{bundle.path} is published with {', '.join(bundle.variants)}, without {', '.join(bundle.failed)}")
-        sys.exit(CheckFailed.exit_code)
+        end_for_failed(bundle)
 
 
 @command("""
@@ -283,6 +270,7 @@ def quantize(
     It is made from the fp32 variant and checked against the golden answers.
     """
     from onnxport.build import add_variant
+    from onnxport.cli.overview import show_bundle
 
     with StageLines(quiet) as progress:
         made = add_variant(
@@ -297,7 +285,7 @@ def quantize(
             force=force,
             progress=progress,
         )
-    _show_bundle(made, as_json)
+    show_bundle(made, as_json)
 
 
 @command("""
@@ -417,10 +405,10 @@ def compare(
     Quality, agreement with the reference, latency, memory and size, and a verdict for each; as a table, JSON, Markdown and HTML, and the
     gates as JUnit XML.
     """
+    from onnxport.cli.overview import report_folder, show_report
     from onnxport.compare import compare as measure
-    from onnxport.compare import table
 
-    folder = out or Path("artifacts/reports") / bundle.resolve().name
+    folder = report_folder(out, bundle)
     with StageLines(quiet) as progress:
         report = measure(
             bundle,
@@ -442,13 +430,34 @@ def compare(
             progress=progress,
         )
     try:
-        if as_json:
-            emit_json(report.as_dict())
-        else:
-            emit(table(report))
-            emit(f"report: {folder / 'report.html'}")
+        emit_json(report.as_dict()) if as_json else show_report(report, folder)
     finally:  # a failed gate counts even when nobody reads the table to its end
         report.raise_for_gates()
+
+
+@command("""
+    onnxport pipeline model.toml
+    onnxport pipeline model.toml --dry-run
+    onnxport pipeline model.toml --key
+""")
+@click.argument("file", metavar="FILE.toml", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace existing outputs, as the commands' own --force.")
+@click.option("--dry-run", is_flag=True, help="Check the file and print the commands that it stands for.")
+@click.option("--key", is_flag=True, help="Print a hash of all that the outputs depend on, by content: a key for caches.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and report.json as one JSON object.")
+@common
+def pipeline(file: Path, force: bool, dry_run: bool, key: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Export, add variants and compare, as FILE.toml says.
+
+    The file is checked whole before any work. Outputs and exit codes are those of the commands that it stands for.
+    """
+    from onnxport.cli.pipeline import run
+    from onnxport.cli.pipeline_file import read_steps
+
+    if dry_run and key:
+        raise click.UsageError("--dry-run and --key print different things: give one of them")
+    steps = read_steps(file, {"export": export, "quantize": quantize, "compare": compare}, force)
+    run(file, steps, dry_run=dry_run, key=key, as_json=as_json, quiet=quiet)
 
 
 @command("""
@@ -463,9 +472,10 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
     Task, variants, sizes, fusions, parity, and where it came from.
     """
+    from onnxport.cli.overview import show_bundle
     from onnxport.runtime.bundle.reader import Bundle
 
-    _show_bundle(Bundle.open(bundle), as_json)
+    show_bundle(Bundle.open(bundle), as_json)
 
 
 @command("""
@@ -597,15 +607,6 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
         emit_json(findings)
     else:
         emit(render(findings))
-
-
-def _show_bundle(bundle: Bundle, as_json: bool, with_notes: bool = True) -> None:
-    from onnxport.cli.overview import overview, summary
-
-    if as_json:
-        emit_json(summary(bundle))
-    else:
-        emit(overview(bundle, with_notes))
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
 """Overview of a bundle: its manifest as one dictionary, and a few lines for people."""
 
+from __future__ import annotations
+
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from onnxport.cli.console import complain, emit, emit_json
+from onnxport.errors import CheckFailed
 from onnxport.quantize.plan import KV
 from onnxport.runtime.bundle.confirmations import confirmations
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
@@ -12,6 +18,9 @@ from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.variant_names import split
 from onnxport.runtime.sessions import DEVICES
 from onnxport.runtime.verify import DEVICE
+
+if TYPE_CHECKING:
+    from onnxport.compare.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,36 @@ def notes(bundle: Bundle) -> list[str]:
     """What the export left out or assumed, a sentence each."""
     found = bundle.provenance.get("notes")
     return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
+
+
+def show_bundle(bundle: Bundle, as_json: bool, with_notes: bool = True) -> None:
+    """Prints a bundle's manifest or its overview."""
+    if as_json:
+        emit_json(summary(bundle))
+    else:
+        emit(overview(bundle, with_notes))
+
+
+def end_for_failed(bundle: Bundle) -> None:
+    """Says which variants failed, each on a line, and ends the command with exit code 3; nothing where none did."""
+    for name, reason in bundle.failed.items():
+        complain(f"variant {name} failed: {reason}")
+    if bundle.failed:
+        complain(f"{bundle.path} is published with {', '.join(bundle.variants)}, without {', '.join(bundle.failed)}")
+        sys.exit(CheckFailed.exit_code)
+
+
+def report_folder(out: Path | None, bundle: Path) -> Path:
+    """Where the reports on a bundle go."""
+    return out or Path("artifacts/reports") / bundle.resolve().name
+
+
+def show_report(report: Report, folder: Path) -> None:
+    """Prints a comparison's table, and where the reports are."""
+    from onnxport.compare import table
+
+    emit(table(report))
+    emit(f"report: {folder / 'report.html'}")
 
 
 def overview(bundle: Bundle, with_notes: bool = True) -> str:
