@@ -16,6 +16,7 @@ from onnxport.quantize.fusion.targets import find_target
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS
 
 Graphs = dict[str, Any]  # role → onnx_ir.Model
+ACCURACY = "accuracy_level"  # attribute of products with weights of few bits
 MOVING = "sliding_window_cache"  # attribute of the kernel: its buffers hold a window alone, and entries move up
 
 
@@ -34,15 +35,18 @@ def retargeted(graphs: Mapping[str, ir.Model], target: str) -> tuple[Graphs, dic
 
 
 def settled(model: ir.Model, target: str) -> ir.Model:
-    """A finished graph of a variant without attributes that the target's ONNX Runtime does not know; others as they are."""
-    newer = [node for node in model.graph if target == "web" and node.op_type == "QMoE" and "accuracy_level" in node.attributes]
-    if not newer:
+    """A finished graph of a variant without what its target does not do, or does not know; others as they are.
+
+    accuracy_level lets the CPU round activations to 8 bits. CUDA never does, so that a check on the CPU must not either; ONNX Runtime of
+    the web does not know the attribute for experts.
+    """
+    exact = {"cuda": ("MatMulNBits", "QMoE"), "web": ("QMoE",)}.get(target, ())
+    if not any(node.op_type in exact and ACCURACY in node.attributes for node in model.graph):
         return model
-    names = {node.name for node in newer}
     copy = model.clone()
     for node in copy.graph:
-        if node.name in names and node.op_type == "QMoE":
-            node.attributes.pop("accuracy_level")  # it allows activations of 8 bits, and forbids nothing
+        if node.op_type in exact:
+            node.attributes.pop(ACCURACY, None)
     return copy
 
 

@@ -99,9 +99,10 @@ def test_tables_are_of_the_versions_that_targets_have(target, version):
     assert table(target)["onnxruntime"] == TARGETS[target].newest == version
 
 
-def test_the_web_knows_no_accuracy_of_experts(tools):
+@pytest.mark.parametrize(("target", "left"), [("cpu", {"QMoE", "MatMulNBits"}), ("web", {"MatMulNBits"}), ("cuda", set())])
+def test_activations_are_rounded_where_the_target_does_so(tools, target, left):
     model = tools.build([("Identity", ["x"], ["y"])], {"x": ["rows", D]}, {"y": ["rows", D]})
-    model.graph.append(ir.node("QMoE", [model.graph.inputs[0]], {"k": 2, "accuracy_level": 4}, domain="com.microsoft", name="experts"))
-    assert settled(model, "cpu") is model and settled(model, "cuda") is model
-    assert "accuracy_level" not in list(settled(model, "web").graph)[-1].attributes
-    assert "accuracy_level" in list(model.graph)[-1].attributes
+    for kind in ("QMoE", "MatMulNBits"):
+        model.graph.append(ir.node(kind, [model.graph.inputs[0]], {"accuracy_level": 4}, domain="com.microsoft", name=kind))
+    assert {node.op_type for node in settled(model, target).graph if "accuracy_level" in node.attributes} == left
+    assert all("accuracy_level" in node.attributes for node in list(model.graph)[-2:])
