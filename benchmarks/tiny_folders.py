@@ -128,10 +128,11 @@ def tiny_config(model_type: str, cls: Any) -> Any:
         inner = getattr(default, key, None)
         if hasattr(inner, "to_dict"):
             settings[key] = _sizes(inner.to_dict(), {}) | _tokens(inner.to_dict())
+    count = SPECIAL.get(model_type, {}).get("num_hidden_layers", SIZES["num_hidden_layers"])
     for key in ("layer_types", "mlp_layer_types"):
         kinds = list(dict.fromkeys(getattr(default, key, None) or ()))
         if len(kinds) > 1 and key in default.to_dict():
-            settings[key] = kinds[: SIZES["num_hidden_layers"]]  # one layer of each, where a whole model has several of each
+            settings[key] = (kinds * count)[:count]  # one layer of each, where a whole model has several of each
     if "kv_lora_rank" in settings and "num_key_value_heads" in settings:  # latent attention has as many heads of keys as of queries
         settings["num_key_value_heads"] = settings["num_attention_heads"]
     settings |= _tokens(default.to_dict()) | SPECIAL.get(model_type, {})

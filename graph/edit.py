@@ -130,14 +130,14 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
 
 
 def remove_dead(graph: ir.Graph) -> int:
-    """Remove nodes nobody reads and initializers nobody reads; returns how many nodes went."""
+    """Remove nodes nobody reads and initializers nobody reads, but defaults of inputs; returns how many nodes went."""
     removed = 0
     for node in reversed(list(graph)):
         if all(not v.uses() and not v.is_graph_output() for v in node.outputs):
             graph.remove(node, safe=True)
             removed += 1
     for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del graph.initializers[name]
     return removed
 

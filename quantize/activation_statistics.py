@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import DataError
+from onnxport.graph.edit import remove_dead
 from onnxport.graph.session import opened, real
 
 BINS = 1 << 14  # over -reach..reach
@@ -243,17 +244,34 @@ def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feed
 
     DataError: a value is NaN or infinite, which would spoil what is computed from it.
     """
-    with opened({"model": model}, collectors) as runners:
-        runner = runners["model"]
-        names = [name for name in runner.outputs if name in collectors]
+    ending = _ending_at(model, collectors)
+    if not ending.graph.outputs:  # the graph's own inputs alone
         for feed in feeds:
-            values = next(runner.run([feed], names)) if names else {}
-            for name, array in [*values.items(), *feed.items()]:
-                if name not in collectors:
-                    continue
-                rows = real(array, feed)
-                rows = rows.reshape(-1, rows.shape[-1])
-                if not np.isfinite(rows).all():
-                    raise DataError(f"calibration gives NaN or infinity at {name}; check the model's weights and the data")
-                for collector in collectors[name]:
-                    collector.add(rows)
+            _collect(feed, feed, collectors)
+        return
+    with opened({"model": ending}) as runners:
+        for feed in feeds:
+            _collect({**next(runners["model"].run([feed])), **feed}, feed, collectors)
+
+
+def _collect(values: Mapping[str, np.ndarray], feed: Feed, collectors: Mapping[str, Iterable[Collector]]) -> None:
+    for name, array in values.items():
+        if name not in collectors:
+            continue
+        rows = real(array, feed)
+        rows = rows.reshape(-1, rows.shape[-1])
+        if not np.isfinite(rows).all():
+            raise DataError(f"calibration gives NaN or infinity at {name}; check the model's weights and the data")
+        for collector in collectors[name]:
+            collector.add(rows)
+
+
+def _ending_at(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy with the named values as its only outputs, and nothing that they do not need; inputs of the graph are left out."""
+    copy = model.clone()
+    wanted, inputs = set(names), {value.name for value in copy.graph.inputs}
+    found = [value for node in copy.graph for value in node.outputs if value.name in wanted - inputs]
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(found)
+    remove_dead(copy.graph)
+    return copy

@@ -179,6 +179,8 @@ class Plan:
 
 def fits(name: str, parameter: str) -> bool:
     """Whether a plan's name means a weight: its own name, that of a module it is in, or a pattern of either."""
+    if "*" not in name and "?" not in name:  # quickly: a plan that was carried out has a name for each weight
+        return parameter == name or parameter.startswith(f"{name}.")
     modules, pattern = parameter.split("."), name.replace("[", "[[]")  # parts of a weight are called `in_proj_weight[0]`
     return any(fnmatchcase(".".join(modules[:count]), pattern) for count in range(1, len(modules) + 1))
 

@@ -16,8 +16,10 @@ from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import channel_scales, half, int8_cache, stored
-from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
+from onnxport.quantize.schemes.apply import quantize, solve
+from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.quantize.schemes.linear import linears, lookups
 from onnxport.quantize.targets import float32_attention, retarget
 from onnxport.runtime.bundle.interface import LOGITS
@@ -91,6 +93,9 @@ def make_graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> VariantGraphs:
     if recipe.cache is not None:
         models = models | {"decoder": _with_int8_cache(recipe, fused, models["decoder"], goldens)}
     models = {role: retarget.settled(model, recipe.target) for role, model in models.items()}
+    if recipe.target != CUDA.name and any(scheme(name).kind == "blocks" for name in schemes.values()):  # CUDA's are in float16 already
+        for model in models.values():
+            half_scales.store(model.graph)
     if "decoder" in models:
         models = models | {"decoder": search_graphs.add_choice(models["decoder"], by_blocks=recipe.target != CUDA.name)}
     single = recipe.target == CUDA.name and set(schemes.values()) == {"fp32"}
@@ -161,14 +166,15 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
         plan = Plan(plan.schemes | {name: code for name, code in codes.items() if name != "*"})
         if "range" in plan.needs:
             plan = static_outliers.settle(fused, plan, feeds)
-    scaled = channel_scales.scaled(decoder, plan, data)
+    scales, weights = ChannelScales(decoder, data), Weights()
+    scaled = scales.scaled(plan)
     if recipe.plan is None:
-        texts = golden_texts(goldens, decoder)
-        sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, ROOM, data)
+        solve({"decoder": scaled}, plan, feeds, weights)
+        sensitive = sensitive_weights.of_a_decoder(scaled, golden_texts(goldens, decoder), plan, precision.bounds, ROOM, weights)
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
-            scaled = channel_scales.scaled(decoder, plan, data)  # by what each weight becomes, as a plan that is given has it
-    return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts)
+            scaled = scales.scaled(plan)  # by what each weight becomes, as a plan that is given has it
+    return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts, weights)
 
 
 def spares_vocabulary(plan: Plan) -> bool:

@@ -23,6 +23,7 @@ from onnxport.quantize.calibration_inputs import GoldenText
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.blockwise import Weights
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle.interface import LOGITS
@@ -68,14 +69,12 @@ def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dic
     return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda _: FP32.name, squared))
 
 
-def of_a_decoder(
-    model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, calibration: Feeds
-) -> dict[str, str]:
+def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, weights: Weights) -> dict[str, str]:
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
     What is lost is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices
     over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. model: float32,
-    fused; texts: what the variant is judged by; calibration: inputs for schemes that need some.
+    fused; texts: what the variant is judged by; weights: what the plan solves by inputs of products.
     """
     whole = _logits_alone(every_position(model))
 
@@ -92,7 +91,7 @@ def of_a_decoder(
 
     names = [linear.parameter for linear in linears(whole.graph)]
     feeds = [text.feed for text in texts]
-    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True), calibration)
+    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True), weights)
 
 
 def nearer(scheme: Scheme) -> str:
@@ -105,7 +104,12 @@ def nearer(scheme: Scheme) -> str:
 
 
 def _to_protect(
-    model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, calibration: Feeds | None = None
+    model: ir.Model,
+    feeds: Feeds,
+    plan: Plan,
+    most: float,
+    measure: Measure,
+    weights: Weights | None = None,
 ) -> dict[str, str]:
     every = range(len(feeds))
 
@@ -115,7 +119,7 @@ def _to_protect(
 
     if not measure.large and whole({}) <= most:
         return {}
-    twins, groups = _twins(model, plan, measure, calibration)
+    twins, groups = _twins(model, plan, measure, weights)
     names, sizes = list(groups), np.array([group.size for group in groups.values()])
     few = every[::FEWER] if measure.large else every
     with opened({ROLE: twins}) as runners:
@@ -160,7 +164,7 @@ class _Group:
     size: int = 0
 
 
-def _twins(model: ir.Model, plan: Plan, measure: Measure, calibration: Feeds | None) -> tuple[ir.Model, dict[str, _Group]]:
+def _twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None) -> tuple[ir.Model, dict[str, _Group]]:
     """A graph with an input `switches` bool [groups]: true where products are the plan's, else by the nearer scheme; and the groups."""
     both = model.clone()
     graph = both.graph
@@ -183,8 +187,7 @@ def _twins(model: ir.Model, plan: Plan, measure: Measure, calibration: Feeds | N
         schemes[parameter + TWIN] = plan.of(parameter).name
         for use, linear in enumerate(uses):
             _twin(graph, linear, switches, places[parameter], use)
-    data = None if calibration is None else {ROLE: [{**feed, SWITCHES: np.zeros(len(groups), bool)} for feed in calibration]}
-    return quantize({ROLE: both}, Plan(schemes), data)[0][ROLE], groups
+    return quantize({ROLE: both}, Plan(schemes), weights=weights)[0][ROLE], groups
 
 
 def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +13,14 @@ from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Statistics, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
-from onnxport.quantize.schemes import blockwise, experts, int8
+from onnxport.quantize.schemes import blockwise, experts, int8, stored
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
+COSTS = ("hessian", "square")  # what schemes need to tell what an error costs
+MOST_COSTS = 2**29  # bytes of Hessians that are held at once: those of more weights take further runs of the graph
 QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear", "QMoE"}
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
@@ -40,33 +43,32 @@ def changeable(part: Linear | Lookup) -> bool:
 
 
 def quantize(
-    models: dict[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds] | None = None, mixtures: bool = True
+    models: dict[str, ir.Model],
+    plan: Plan,
+    feeds: Mapping[str, Feeds] | None = None,
+    mixtures: bool = True,
+    weights: blockwise.Weights | None = None,
 ) -> tuple[dict[str, ir.Model], dict[str, str]]:
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
 
     Weights of linear layers, token embeddings and experts change; biases, norms, positions and everything between stay float32, as do
     caches and logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks
     (`int8-blocks128`); it is a plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are
-    calibrated. mixtures: those of experts too, else they stay as they are.
+    calibrated. mixtures: those of experts too, else they stay as they are. weights: what is solved already, by the same feeds; what is
+    solved here is added.
 
     UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. NotApplicable: nothing changes.
     """
-    copies = {role: model.clone() for role, model in models.items()}
-    products: dict[str, list[tuple[Linear, Scheme]]] = {}
-    tables: dict[str, list[tuple[Lookup, Scheme]]] = {}
-    for role, copy in copies.items():
-        fold_constants(copy.graph)
-        _rotate(copy.graph, plan)
-        products[role] = [(linear, chosen(plan, linear)) for linear in linears(copy.graph)]
-        tables[role] = [(lookup, chosen(plan, lookup)) for lookup in lookups(copy.graph)]
+    weights = weights or blockwise.Weights()
+    copies, products, tables = _prepared(models, plan)
     looked_up = [table for pairs in tables.values() for table, _ in pairs]
     known = [linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up]
     plan.check(known + experts.parameters(copies.values()))
-    statistics = {role: _statistics(role, copies[role], products[role], feeds) for role in copies}
-    weights = _weights(plan, products, looked_up, statistics)
+    _solve(copies, products, looked_up, plan, feeds, weights)
+    ranges = {role: _watch(role, copies[role], [pair for pair in products[role] if pair[1].needs == "range"], feeds) for role in copies}
     became: dict[str, str] = {}
     for role, copy in copies.items():
-        kernels = _Kernels(copy.graph, statistics[role], weights)
+        kernels = _Kernels(copy.graph, ranges[role], weights)
         for linear, scheme in products[role]:
             _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
         for table, scheme in tables[role]:
@@ -77,6 +79,27 @@ def quantize(
         copy.graph.sort()
     _check_change(plan, became, copies)
     return copies, dict(sorted(became.items()))
+
+
+def solve(models: Mapping[str, ir.Model], plan: Plan, feeds: Mapping[str, Feeds], weights: blockwise.Weights) -> None:
+    """Add to `weights` what `plan` solves by inputs of products: all graphs that are made of these weights find it. UsageError."""
+    copies, products, tables = _prepared(models, plan)
+    _solve(copies, products, [table for pairs in tables.values() for table, _ in pairs], plan, feeds, weights)
+
+
+def _prepared(
+    models: Mapping[str, ir.Model], plan: Plan
+) -> tuple[dict[str, ir.Model], dict[str, list[tuple[Linear, Scheme]]], dict[str, list[tuple[Lookup, Scheme]]]]:
+    """Copies of the graphs whose channels are rotated as the plan wants it, and their products and lookups with the schemes of these."""
+    copies = {role: model.clone() for role, model in models.items()}
+    products: dict[str, list[tuple[Linear, Scheme]]] = {}
+    tables: dict[str, list[tuple[Lookup, Scheme]]] = {}
+    for role, copy in copies.items():
+        fold_constants(copy.graph)
+        _rotate(copy.graph, plan)
+        products[role] = [(linear, chosen(plan, linear)) for linear in linears(copy.graph)]
+        tables[role] = [(lookup, chosen(plan, lookup)) for lookup in lookups(copy.graph)]
+    return copies, products, tables
 
 
 def _rotate(graph: ir.Graph, plan: Plan) -> None:
@@ -90,19 +113,54 @@ def _rotate(graph: ir.Graph, plan: Plan) -> None:
             rotations.of_lookup(table)
 
 
-def _weights(
-    plan: Plan, products: Mapping[str, Sequence[tuple[Linear, Scheme]]], looked_up: Sequence[Lookup], statistics: Mapping[str, Statistics]
-) -> blockwise.Weights:
-    """Weights in blocks that have seen all of their uses, before any graph is changed: a weight may have uses in several."""
-    weights = blockwise.Weights()
-    for role, pairs in products.items():
-        for linear, scheme in pairs:
-            if scheme.needs in ("hessian", "square"):
-                weights.see(linear.weight.T, getattr(statistics[role], scheme.needs)(linear.x))
+def _solve(
+    copies: Mapping[str, ir.Model],
+    products: Mapping[str, Sequence[tuple[Linear, Scheme]]],
+    looked_up: Sequence[Lookup],
+    plan: Plan,
+    feeds: Mapping[str, Feeds] | None,
+    weights: blockwise.Weights,
+) -> None:
+    """Solves the weights whose schemes look at inputs, before any graph is changed.
+
+    Each is solved by all of its uses, which several graphs may have.
+    """
     for table in looked_up:
         if plan.of(table.parameter).needs == "hessian":
             weights.look_up(table.table)
-    return weights
+    wanted = {
+        role: [pair for pair in pairs if pair[1].needs in COSTS and not weights.has(pair[0].weight.T, pair[1], _size(*pair))]
+        for role, pairs in products.items()
+    }
+    left = Counter(stored.key_of(linear.weight.T) for pairs in wanted.values() for linear, _ in pairs)
+    for role, pairs in wanted.items():
+        for batch in _batches(pairs):
+            statistics = _watch(role, copies[role], batch, feeds)
+            for linear, scheme in batch:
+                weight = linear.weight.T
+                weights.see(weight, getattr(statistics, str(scheme.needs))(linear.x))
+                left[key := stored.key_of(weight)] -= 1
+                if not left[key]:
+                    weights.solve(weight, scheme, _size(linear, scheme))
+
+
+def _size(linear: Linear, scheme: Scheme) -> int:
+    return blockwise.block_size(linear.shape[0], scheme.block)
+
+
+def _batches(pairs: Sequence[tuple[Linear, Scheme]]) -> Iterator[list[tuple[Linear, Scheme]]]:
+    """Products whose inputs are watched in one run of the graph, in its order: their Hessians take MOST_COSTS bytes at most."""
+    batch, inputs, held = list[tuple[Linear, Scheme]](), set[ir.Value](), 0
+    for linear, scheme in pairs:
+        more = 8 * linear.shape[0] ** 2 if scheme.needs == "hessian" and linear.x not in inputs else 0
+        if batch and held + more > MOST_COSTS:
+            yield batch
+            batch, inputs, held = [], set(), 0
+        batch.append((linear, scheme))
+        inputs.add(linear.x)
+        held += more
+    if batch:
+        yield batch
 
 
 def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model]) -> None:
@@ -116,7 +174,7 @@ def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model
         )
 
 
-def _statistics(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> Statistics:
+def _watch(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> Statistics:
     """What calibrated schemes must know of the inputs of their layers. Names of values are the same in a graph and its clone."""
     needs: dict[str, set[str]] = {}
     for linear, scheme in products:

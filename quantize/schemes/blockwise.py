@@ -37,52 +37,62 @@ def block_size(k: int, wanted: int | None = None) -> int:
 class Weights:
     """Integers of weights, found once for all uses of a weight in the graphs of a variant: a use may be a product or a lookup.
 
-    Of large models those found last are kept: uses of a weight follow each other, or it is rounded again.
+    Schemes that look at inputs are solved before any graph is changed, and kept. Of all others, which are quick to find again, those
+    found last are kept as far as there is room: uses of a weight follow each other.
     """
 
     def __init__(self) -> None:
-        self._costs: dict[tuple[str, int], np.ndarray] = {}
+        self._costs: dict[str, np.ndarray] = {}
         self._looked_up: set[str] = set()
+        self._solved: dict[tuple[str, str], Blocks] = {}
         self._found: dict[tuple[str, str], Blocks] = {}
 
+    def has(self, weight: np.ndarray, chosen: Scheme, size: int) -> bool:
+        """Whether a weight [N, K] has been solved by a scheme that looks at inputs."""
+        return (key_of(weight), named(chosen, size)) in self._solved
+
     def see(self, weight: np.ndarray, costs: np.ndarray) -> None:
-        """What errors of a weight [N, K] cost in one of its uses, before any of them is replaced: uses add up.
+        """What errors of a weight [N, K] cost in one of its uses, before it is solved: uses add up.
 
         costs: float64 [K, K], the Hessian, or its diagonal [K] where inputs count one by one.
         """
-        key = key_of(weight), costs.ndim
+        key = key_of(weight)
         self._costs[key] = self._costs[key] + costs if key in self._costs else costs
 
     def look_up(self, table: np.ndarray) -> None:
-        """A weight [N, K] whose rows are read as they are, before any use of it is replaced."""
+        """A weight [N, K] whose rows are read as they are, before it is solved."""
         self._looked_up.add(key_of(table))
+
+    def solve(self, weight: np.ndarray, chosen: Scheme, size: int) -> None:
+        """Round a weight float [N, K] by the costs of all its uses, which are forgotten."""
+        key = key_of(weight)
+        costs = self._costs.pop(key)
+        found = stored_blocks(weight, chosen, size)
+        if found is None and chosen.solver == "gptq":
+            damping = TIED if key in self._looked_up else DAMPING
+            found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, costs, damping)
+        self._solved[key, named(chosen, size)] = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs)
 
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
         """weight float [N, K] -> its integers: those it has already where it lies on such a grid.
 
-        GPTQ without a Hessian is rounding to nearest, and so is a fit without costs: a token's row is read as it is.
+        A scheme that looks at inputs rounds to nearest where a weight was not solved: a token's row is read as it is.
         """
-        key = key_of(weight)
-        name = named(chosen, size)
-        if (key, name) not in self._found:
-            hessian = self._costs.get((key, 2)) if chosen.solver == "gptq" else None
-            importance = self._costs.get((key, 1)) if chosen.solver == "fit" else None
-            stored = stored_blocks(weight, chosen, size)
-            if stored is not None:
-                found = stored
-            elif hessian is not None:
-                damping = TIED if key in self._looked_up else DAMPING
-                found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, hessian, damping)
-            elif chosen.minimum:
+        key = key_of(weight), named(chosen, size)
+        if key in self._solved:
+            return self._solved[key]
+        if key not in self._found:
+            found = stored_blocks(weight, chosen, size)
+            if found is None and chosen.minimum:
                 found = from_minimum(weight, chosen.bits, size)
-            elif chosen.solver == "hqq":
+            elif found is None and chosen.solver == "hqq":
                 found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
-            else:
-                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric, importance)
+            elif found is None:
+                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
             while self._found and sum(other.codes.nbytes for other in self._found.values()) + found.codes.nbytes > MOST_KEPT:
                 self._found.pop(next(iter(self._found)))
-            self._found[key, name] = found
-        return self._found[key, name]
+            self._found[key] = found
+        return self._found[key]
 
 
 def named(chosen: Scheme, size: int) -> str:

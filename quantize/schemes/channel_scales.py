@@ -25,7 +25,7 @@ from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blockwise import block_size
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
-from onnxport.quantize.schemes.stored import scheme_of
+from onnxport.quantize.schemes.stored import key_of, scheme_of
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out
@@ -111,26 +111,58 @@ class Maker:
             _multiply(graph, part.node, part.index, factor if part.axis == -1 else factor[:, None])
 
 
-def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
-    """A copy whose products read scaled channels, as far as `plan` loses less so. model: float32; feeds: inputs by name.
+class ChannelScales:
+    """The scales of a graph's channels, which plans share as far as they say the same. model: float32; feeds: inputs by name."""
 
-    Products of an input that the plan leaves in float32 stay, and so do those whose weight is looked up or read elsewhere, as tied
-    embeddings are, or holds a checkpoint's own codes.
-    """
-    copy = model.clone()
-    graph = copy.graph
-    fold_constants(graph)
-    groups: dict[ir.Value, list[tuple[Linear, Scheme]]] = {}
-    for linear in linears(graph):
-        groups.setdefault(linear.x, []).append((linear, chosen(plan, linear)))
-    groups = {x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)}
-    seen = {str(x.name): Inputs() for x in groups}
-    observe(copy, {name: [inputs] for name, inputs in seen.items()}, feeds)
-    for x, group in groups.items():
-        inputs = seen[str(x.name)]
-        if inputs.count:
-            _scale(graph, x, group, inputs)
-    return copy
+    def __init__(self, model: ir.Model, feeds: Feeds) -> None:
+        self._model, self._feeds = model, feeds
+        self._seen: dict[str, Inputs] = {}
+        self._best: dict[tuple[str, ...], np.ndarray | None] = {}
+
+    def scaled(self, plan: Plan) -> ir.Model:
+        """A copy whose products read scaled channels, as far as `plan` loses less so.
+
+        Products of an input that the plan leaves in float32 stay, and so do those whose weight is looked up or read elsewhere, as tied
+        embeddings are, or holds a checkpoint's own codes.
+        """
+        copy = self._model.clone()
+        graph = copy.graph
+        fold_constants(graph)
+        groups: dict[ir.Value, list[tuple[Linear, Scheme]]] = {}
+        for linear in linears(graph):
+            groups.setdefault(linear.x, []).append((linear, chosen(plan, linear)))
+        groups = {
+            x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)
+        }
+        new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
+        observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
+        self._seen |= new
+        for x, group in groups.items():
+            inputs = self._seen[str(x.name)]
+            if inputs.count:
+                self._scale(graph, x, group, inputs)
+        return copy
+
+    def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
+        alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
+        maker = _maker(x, len(group[0][0].weight)) if alone else None
+        key = (str(x.name), *(f"{scheme.name} {key_of(linear.weight)}" for linear, scheme in group))
+        if key not in self._best:
+            self._best[key] = _best(group, inputs, maker)
+        best = self._best[key]
+        if best is None:
+            return
+        if maker is not None:
+            maker.divide(graph, best)
+        else:
+            _insert(graph, x, group, best)
+        for linear, _ in group:
+            _multiply(graph, linear.node, 1, best if linear.transposed else best[:, None])
+
+
+def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
+    """`ChannelScales.scaled` of a single plan."""
+    return ChannelScales(model, feeds).scaled(plan)
 
 
 def _fits(linear: Linear, scheme: Scheme) -> bool:
@@ -140,9 +172,8 @@ def _fits(linear: Linear, scheme: Scheme) -> bool:
     return scheme.kind in PRODUCTS and own and not (scheme.kind == "blocks" and scheme_of(linear.weight.T) is not None)
 
 
-def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
-    alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
-    maker = _maker(x, len(group[0][0].weight)) if alone else None
+def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, maker: Maker | None) -> np.ndarray | None:
+    """The scale float32 [K] whose rounded products come nearest to those in float32; None where none is worth it."""
     rows = inputs.sample()
     some = [(_columns(linear.weight), PRODUCTS[scheme.kind], scheme) for linear, scheme in group]
     right = [rows @ weight for weight, _, _ in some]
@@ -166,14 +197,7 @@ def _scale(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]],
                 scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
                 if (found := error(scale)) < least:
                     best, least = scale, found
-    if best is None:
-        return
-    if maker is not None:
-        maker.divide(graph, best)
-    else:
-        _insert(graph, x, group, best)
-    for linear, _ in group:
-        _multiply(graph, linear.node, 1, best if linear.transposed else best[:, None])
+    return best
 
 
 def _read(pair: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:

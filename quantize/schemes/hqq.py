@@ -22,7 +22,8 @@ def quantize_hqq(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> B
     least, beta = cost(best, blocks), BETA
     for _ in range(ROUNDS):
         now = _improved(now, blocks, beta)
-        best, least = better(best, least, now, cost(now, blocks))
+        half = now.in_half()
+        best, least = better(best, least, half, cost(half, blocks))
         beta *= GROWTH
     return Blocks(best, best.nearest(blocks))
 

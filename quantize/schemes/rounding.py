@@ -6,7 +6,7 @@ Both operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribO
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range 
 
 PIECE = 2**24  # weights that are rounded together: what is made of them on the way takes several times their memory
 SAMPLE = 16  # rows that are looked at first
+LEAST_HALF, MOST_HALF = (float(edge) for edge in (np.finfo(np.float16).tiny, np.finfo(np.float16).max))
 ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 rounded, divided by a step that was rounded too
 
 
@@ -57,6 +58,12 @@ class Grid:
         """codes uint8 [N, blocks, size] -> float32 of the same shape."""
         found: np.ndarray = (codes.astype(np.float32) - self.offset[:, :, None]) * self.scale[:, :, None]
         return found if self.base is None else found + self.base[:, :, None]
+
+    def in_half(self) -> Grid:
+        """The grid with scales that float16 holds, which take half the bytes; as it is where one is beyond what float16 holds well."""
+        size = np.abs(self.scale)
+        fits = size.size == 0 or (size.min() >= LEAST_HALF and size.max() <= MOST_HALF)
+        return replace(self, scale=self.scale.astype(np.float16).astype(np.float32)) if fits else self
 
     def packed_zero(self) -> np.ndarray | None:
         """uint8 [N, ceil(blocks * bits / 8)], or None."""
@@ -144,10 +151,10 @@ def based_grid(bits: int, low: np.ndarray, step: np.ndarray, size: int) -> Grid:
 def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray) -> Grid:
     """blocks float32 [N, blocks, size], costs float32 that spreads to that shape."""
     candidates = _candidates(blocks, bits, symmetric)
-    best = next(candidates)
+    best = next(candidates).in_half()
     least = error(best, blocks, costs)
     for candidate in candidates:
-        fitted = _fitted(candidate, blocks, costs)
+        fitted = _fitted(candidate, blocks, costs).in_half()
         best, least = better(best, least, fitted, error(fitted, blocks, costs))
     return best
 

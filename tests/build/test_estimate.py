@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from onnxport.build.estimate import _bytes, estimate
 from onnxport.errors import CheckpointError, UsageError
 from onnxport.quantize.plan import Plan, scheme
+from onnxport.quantize.schemes import half_scales
 from onnxport.quantize.schemes.apply import quantize
 from support.commands import invoke
 
@@ -27,6 +28,7 @@ def test_bytes_of_a_weight_are_those_of_its_scheme(name: str) -> None:
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
     plan = Plan({"w": name})
     made = model if name == "fp32" else quantize({"model": model}, plan)[0]["model"]
+    half_scales.store(made.graph)
     found = sum(value.const_value.nbytes for value in made.graph.initializers.values())
     assert _bytes(scheme(name), N, K) == pytest.approx(found, rel=0.02)
 

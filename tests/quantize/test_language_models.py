@@ -17,6 +17,7 @@ from onnxport.quantize.precisions import PRECISIONS, Bounds
 from onnxport.quantize.recipe import Recipe, make_graphs
 from onnxport.quantize.safeguards.sensitive_weights import of_a_decoder
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.blockwise import Weights
 from onnxport.runtime.bundle.kept import Kept
 
 VOCABULARY, WIDTH, LAYERS = 96, 128, 6
@@ -105,20 +106,20 @@ def test_what_the_answers_are_sensitive_about_gets_a_nearer_scheme(
     decoder: ir.Model, feeds: list[dict[str, np.ndarray]], texts: list[GoldenText]
 ) -> None:
     plain = divergence(decoder, feeds, ROWS)
-    kept = of_a_decoder(decoder, texts, ROWS, bounds(plain / 2), 1.0, feeds)
+    kept = of_a_decoder(decoder, texts, ROWS, bounds(plain / 2), 1.0, Weights())
     assert kept.items() >= {"layers.0.mlp.weight": "int8-blocks32", "layers.1.mlp.weight": "int8-blocks32"}.items()  # a fifth of the layers
     assert "layers.4.mlp.weight" not in kept and "layers.5.mlp.weight" not in kept
     assert divergence(decoder, feeds, Plan(ROWS.schemes | kept)) <= plain / 2
 
 
 def test_nothing_is_changed_within_the_bounds(decoder: ir.Model, feeds: list[dict[str, np.ndarray]], texts: list[GoldenText]) -> None:
-    assert of_a_decoder(decoder, texts, ROWS, bounds(1e9), 1.0, feeds) == {}
+    assert of_a_decoder(decoder, texts, ROWS, bounds(1e9), 1.0, Weights()) == {}
 
 
 def test_other_first_choices_count_too(feeds: list[dict[str, np.ndarray]]) -> None:
     decoder, coarse = made_of_layers(spike=10_000), Plan({"layers": "int4-blocks128"})
     strict = Bounds(0.1, kl=1e9, top1_agreement=0.9999, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
-    assert of_a_decoder(decoder, judged(decoder, feeds), coarse, strict, 1.0, feeds)
+    assert of_a_decoder(decoder, judged(decoder, feeds), coarse, strict, 1.0, Weights())
 
 
 def written(folder: Path, decoder: ir.Model, feeds: list[dict[str, np.ndarray]]) -> Path:
@@ -159,7 +160,7 @@ def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarra
     goldens = written(tmp_path, even["decoder"], feeds)
     made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), even, goldens)
     assert made.plan.schemes["embedding.weight"] == "int8-blocks128"
-    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"
+    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-rotated-gptq"
     assert PRECISIONS["int4"].on_texts is not None
 
 
@@ -177,5 +178,5 @@ def test_a_checkpoints_own_codes_are_carried_beside_others(feeds: list[dict[str,
     weight.const_value = ir.tensor((codes * np.float32(0.004)).astype(np.float32), name=weight.name)
     made = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), {"decoder": decoder}, written(tmp_path, decoder, feeds))
     assert made.plan.schemes["layers.2.mlp.weight"].startswith("int4-blocks")
-    assert "fit" not in made.plan.schemes["layers.2.mlp.weight"]
-    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-fit"
+    assert "gptq" not in made.plan.schemes["layers.2.mlp.weight"]
+    assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-rotated-gptq"

@@ -125,7 +125,7 @@ def _bytes(scheme: Scheme, rows: int, inputs: int) -> int:
     size = block_size(inputs, scheme.block)
     blocks = rows * -(-inputs // size)
     zero = 0 if scheme.symmetric else blocks * scheme.bits // 8
-    return blocks * size * scheme.bits // 8 + 4 * blocks + zero + (4 * blocks if scheme.minimum else 0)
+    return blocks * size * scheme.bits // 8 + zero + (8 if scheme.minimum else 2) * blocks  # scales are stored in float16 where they can be
 
 
 def _rotations(config: Mapping[str, Any]) -> int:
