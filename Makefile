@@ -8,7 +8,7 @@ ROOMS := compare export graph quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve target-environments kernel-tables test-targets gpu-check-small constraints clean
+.PHONY: demo test lint types unit wheel test-serve test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -61,6 +61,11 @@ build/serve/ready: pyproject.toml Makefile
 	touch $@
 test-serve: build/serve/ready
 	OMP_NUM_THREADS=1 build/serve/bin/python -m pytest --confcutdir tests/serve tests/serve
+
+# The module for JavaScript against Python's answers, in Node and, where there is a Chromium, in a browser. It needs node and npm.
+test-js: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.javascript_bundles build/javascript
+	cd javascript && npm ci --no-audit --no-fund --loglevel=error && npm test
 
 # Environments with the ONNX Runtime of targets: for the CPU in the versions of CUDA and the web, and onnxruntime-gpu over a fake device.
 NEWEST = $$($(BIN)/python -c "from onnxport.quantize.fusion.targets import TARGETS; print(TARGETS['$(1)'].newest)")

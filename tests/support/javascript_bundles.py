@@ -1,0 +1,133 @@
+"""Bundles for the tests of javascript/, with Python's answers; `PYTHONPATH=tests python -m support.javascript_bundles FOLDER` writes them.
+
+`answers.json` holds the cases of each bundle: precision, the call, what it was given, with options by JavaScript's names, and the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxport.build.stages import build
+from onnxport.runtime import Model, load
+from support import causal_folders, encoder_folders, hf_folders, structured_bundles
+from support.paths import ROOT
+from support.target_bundles import KINDS
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " Ann Lee? "},
+    {"role": "assistant", "content": "31 ü🙂"},
+    {"role": "user", "content": "name"},
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'][0] + ':' + message['content'] | trim + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+SENTENCES = [
+    "How are you?",
+    "I would like to learn German.",
+    "Where can I buy a ticket for the train to Berlin?",
+    "Ünïcödé — 日本 🙂, 1,234.56 €!",
+]
+SEARCHES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8, "seed": 3},
+    {"topK": 20, "topP": 0.9, "seed": 2**40 + 5},
+    {"repetitionPenalty": 1.4},
+    {"noRepeatNgram": 2, "minNewTokens": 9, "maxNewTokens": 20},
+    {"minNewTokens": 6, "temperature": 1.5, "topK": 50, "seed": 7},
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A bundle and what is asked of it. write: the source, in a folder that is given. cases: (call, input, options)."""
+
+    write: Callable[[Path], Path]
+    precisions: tuple[str, ...]
+    cases: list[tuple[str, Any, dict[str, Any]]]
+
+
+def _chat(folder: Path) -> Path:
+    tokenizer = structured_bundles.byte_level()
+    causal_folders.write(folder, "llama", vocab_size=tokenizer.get_vocab_size())
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _marian(folder: Path) -> Path:
+    own = {"bad_words_ids": [[96], [5, 6]], "renormalize_logits": True, "max_length": 15, "num_beams": 1}
+    return hf_folders.marian(folder, seed=3, generation=own)
+
+
+def _embedder(folder: Path) -> Path:
+    return encoder_folders.write(folder, encoder_folders.make("bert"), "bert")
+
+
+IDS = [[5, 6, 7, 8, 9, 10], list(range(3, 40))]
+KINDS_FOR_JAVASCRIPT = {
+    "translator": Kind(
+        lambda folder: ROOT / "examples" / "en-de",
+        ("fp32", "int8"),
+        [("generate", text, options) for text in SENTENCES[:2] for options in SEARCHES]
+        + [("generate", text, {}) for text in SENTENCES[2:]]
+        + [("generate", SENTENCES[1], {"stop": "Deutsch"}), ("generate", SENTENCES[1], {"stopTokenIds": [14], "minNewTokens": 2})],
+    ),
+    "chat": Kind(
+        _chat,
+        ("fp32", "fp16", "int8"),
+        [("chat", TALK, {"maxNewTokens": 100}), *(("generate", "The names", {"maxNewTokens": 30} | options) for options in SEARCHES)],
+    ),
+    "mixed": Kind(KINDS["mixed"], ("fp32",), [("generate", ids, {"maxNewTokens": 70}) for ids in IDS]),
+    "marian": Kind(_marian, ("fp32",), [("generate", ids, options) for ids in IDS[:1] for options in SEARCHES]),
+    "embedder": Kind(_embedder, ("fp32", "int8"), [("encode", text, {}) for text in ("Hello.", "one two, three. " * 12)]),
+}
+
+
+def _snake(options: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), name): value for name, value in options.items()}
+
+
+def _answer(model: Model, call: str, given: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if call == "encode":
+        return {"vector": model.encode([given])[0].tolist()}
+    asked = _snake(options) | {"beam": 1}
+    found = (model.chat([given], **asked) if call == "chat" else model.generate([given], **asked))[0]
+    answer = {
+        "text": found.text,
+        "tokens": found.tokens,
+        "tokenLogprobs": found.token_logprobs,
+        "finishReason": found.finish_reason,
+    }
+    return answer | ({"prompt": model.prompt(given)} if call == "chat" else {})
+
+
+def _cases(bundle: Path, kind: Kind) -> Iterator[dict[str, Any]]:
+    for precision in kind.precisions:
+        with load(bundle, precision=f"{precision}@web") as model:
+            for call, given, options in kind.cases:
+                answer = _answer(model, call, given, options)
+                yield {"precision": precision, "call": call, "input": given, "options": options, "answer": answer}
+
+
+def write(folder: Path) -> None:
+    """All bundles, with `answers.json` beside them."""
+    answers = {}
+    for name, kind in KINDS_FOR_JAVASCRIPT.items():
+        source = kind.write(folder / "sources" / name)
+        build(str(source), folder / name, precision=kind.precisions, target=("web",), force=True)
+        answers[name] = list(_cases(folder / name, kind))
+        print(name, flush=True)
+    (folder / "answers.json").write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
