@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxport.errors import BundleError, ParityError
 from onnxport.runtime.arrays import relative_error
-from onnxport.runtime.bundle import golden
+from onnxport.runtime.bundle import golden, signature
 from onnxport.runtime.bundle.interface import ATTENTION_MASK
 from onnxport.runtime.bundle.manifest import Variant
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
@@ -32,21 +32,25 @@ Arrays = dict[str, np.ndarray]
 DEVICE = "device"  # key of a parity: where it was measured, of a variant for another target
 
 
-def verify(path: str | Path, threads: int | None = None, device: str | None = None) -> dict[str, Any]:
+def verify(path: str | Path, threads: int | None = None, device: str | None = None, signed_by: str | Path | None = None) -> dict[str, Any]:
     """Check everything that can be checked on this machine.
 
     device: on which variants are run, those alone that are for it; None for all, each on the device that it was checked on when made.
 
-    Returns {"path", "files" (how many), "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity
-    found now}. BundleError for a changed, missing or unloadable file; DeviceError for
+    signed_by: a public key, that the bundle must be signed by; see `bundle.signature`.
+
+    Returns {"path", "signed_by" (the key, or None), "files" (how many), "unlisted" (files the manifest does not name), "search" (they
+    load), "variants": name → parity found now}. BundleError for a changed, missing or unloadable file, or a signature; DeviceError for
     a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
     that the manifest records.
     """
-    return unreplaced([path], lambda: _verified(path, threads, device))
+    return unreplaced([path], lambda: _verified(path, threads, device, signed_by))
 
 
-def _verified(path: str | Path, threads: int | None, device: str | None) -> dict[str, Any]:
+def _verified(path: str | Path, threads: int | None, device: str | None, signed_by: str | Path | None) -> dict[str, Any]:
     bundle = Bundle.open(path, verify=True)
+    if signed_by is not None:
+        signature.check(bundle, signed_by)
     sessions = Sessions.on(device or CPU.name, threads)
     for file in bundle.search.values():  # those for other devices load on the CPU too
         sessions.open(bundle.file(file))
@@ -57,7 +61,8 @@ def _verified(path: str | Path, threads: int | None, device: str | None) -> dict
         variants[name] = replay(bundle, name, device or _checked_on(variant), threads)
         check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
-        "path": str(bundle.path), "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
+        "path": str(bundle.path), "signed_by": None if signed_by is None else str(signed_by), "files": len(bundle.files),
+        "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
         "variants": variants,
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from onnxport.errors import UsageError
 from onnxport.progress import Progress, silent
 from onnxport.runtime import Model, load
+from onnxport.runtime.bundle import signature
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.serve.errors import ApiError
 
@@ -45,9 +46,10 @@ class Models:
     @classmethod
     def open(
         cls, bundles: Sequence[str], precision: str | None, device: str, threads: int | None, prefix_cache_mb: int | None = None,
-        progress: Progress = silent,
+        progress: Progress = silent, require_signature: Path | None = None,
     ) -> Models:  # fmt: skip
         """Load bundles, `PATH` or `NAME=PATH`, and check every file's hash. prefix_cache_mb: for those that are language models.
+        require_signature: a public key that every bundle must be signed by.
 
         Errors: as `onnxport.runtime.load`; UsageError for a name that comes twice.
         """
@@ -55,8 +57,13 @@ class Models:
         for given in bundles:
             name, path = _named(given)
             progress(f"loading {path}")
-            kept = prefix_cache_mb if Bundle.read(path).task == "text-generation" else None
+            bundle = Bundle.read(path)
+            if require_signature is not None:
+                signature.check(bundle, require_signature)
+            kept = prefix_cache_mb if bundle.task == "text-generation" else None
             model = load(path, precision=precision, device=device, threads=threads, verify=True, prefix_cache_mb=kept)
+            if require_signature is not None:
+                signature.check(model.bundle, require_signature)  # what was loaded is what was signed
             found.append(Served(name or model.bundle.name, model, int(time.time())))
         return cls(found)
 

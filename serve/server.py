@@ -69,6 +69,7 @@ def serve(
     prefix_cache_mb: int | None = None,
     limits: Limits | None = None,
     verbose: bool = False,
+    require_signature: Path | None = None,
     progress: Progress = silent,
     listening: Callable[[str, Sequence[str]], None] = lambda url, names: None,
 ) -> None:
@@ -81,7 +82,7 @@ def serve(
     disable_created_metrics()  # a series with the time of its start beside each other one
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave while they are written to
     with _socket(host, port) as listener:
-        models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress)
+        models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress, require_signature)
         try:
             service = Service(models, limits or Limits(), keys, verbose)
             config = uvicorn.Config(

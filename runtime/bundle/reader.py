@@ -38,6 +38,7 @@ from onnxport.runtime.bundle.publish import recover
 from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
 
 CONFIRMATIONS = "confirmations.json"  # beside the manifest, which does not list it, see `confirmations`
+SIGNATURE = "bundle.sig"  # beside it, too, see `signature`
 FORMAT = 2  # the newest, see `manifest`
 MOST_OF_MANIFEST = 1 << 26  # bytes
 _PIECE = 1 << 20
@@ -239,7 +240,7 @@ class Bundle:
     def unlisted(self) -> list[str]:
         """Files in the folder that the manifest does not name, sorted."""
         found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir())
-        return sorted(f for f in found if f not in (MANIFEST, CONFIRMATIONS) and f not in self.files)
+        return sorted(f for f in found if f not in (MANIFEST, CONFIRMATIONS, SIGNATURE) and f not in self.files)
 
 
 def unreplaced(

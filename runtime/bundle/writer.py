@@ -19,7 +19,7 @@ from onnxport.errors import BundleError, OutputError
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.manifest import MANIFEST, required
 from onnxport.runtime.bundle.publish import kept_folder, publish, publish_kept, recover_output, sync, workspace
-from onnxport.runtime.bundle.reader import CONFIRMATIONS, FORMAT, Bundle, sha256, unreplaced
+from onnxport.runtime.bundle.reader import CONFIRMATIONS, FORMAT, SIGNATURE, Bundle, sha256, unreplaced
 
 
 class Staging:
@@ -37,7 +37,7 @@ class Staging:
         if self.manifest is None:
             raise ValueError("the manifest was not set before the bundle was finished")
         names = sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
-        sizes = {n: (self.path / n).stat().st_size for n in names if n not in (MANIFEST, CONFIRMATIONS)}
+        sizes = {n: (self.path / n).stat().st_size for n in names if n not in (MANIFEST, CONFIRMATIONS, SIGNATURE)}
         needed = sorted({*required(self.manifest), *self.manifest.get("requires", ())})
         manifest: dict[str, Any] = self.manifest | ({"format": FORMAT, "requires": needed} if needed else {"format": 1})
         manifest["files"] = {n: {"sha256": sha256(self.path / n) if hashed else "", "bytes": size} for n, size in sizes.items()}

@@ -480,16 +480,18 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 @command("""
     onnxport verify artifacts/en-de
+    onnxport verify artifacts/en-de --signature team.pub
     onnxport verify artifacts/en-de --device cuda --record
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--device", type=Device(), help="Run the variants that are for this device there; default: each where it was checked when made."
 )
+@click.option("--signature", type=click.Path(path_type=Path), metavar="KEY", help="Public key that the bundle must be signed by.")
 @click.option("--record", is_flag=True, help="Write what the device confirmed to confirmations.json beside bundle.json.")
 @click.option("--json", "as_json", is_flag=True)
 @common
-def verify(bundle: Path, device: str | None, record: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+def verify(bundle: Path, device: str | None, signature: Path | None, record: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Check BUNDLE.
 
     Every hash is right, every graph loads, and the golden answers are reproduced within their bounds.
@@ -501,7 +503,7 @@ def verify(bundle: Path, device: str | None, record: bool, as_json: bool, quiet:
         raise click.UsageError("--record is about a device: give --device too")
     with StageLines(quiet) as progress:
         progress(f"verifying {bundle}")
-        result = check(bundle, device=device)
+        result = check(bundle, device=device, signed_by=signature)
         if record:
             assert device is not None
             _record(bundle, device, result["variants"])
@@ -509,10 +511,31 @@ def verify(bundle: Path, device: str | None, record: bool, as_json: bool, quiet:
         emit_json(result)
     else:
         emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
+        if signature is not None:
+            emit(f"signed by {signature}")
         for name, parity in result["variants"].items():
             emit(f"{name}: {parity_line(parity)}")
         for name in result["unlisted"]:
             emit(f"not part of the bundle: {name}")
+
+
+@command("""
+    onnxport sign artifacts/en-de --key team.pem
+""")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), required=True, help="Private key, PEM of an elliptic curve, without a password.")
+@click.option("--force", is_flag=True, help="Replace the signature if the bundle has one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@common
+def sign(bundle: Path, key: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Sign BUNDLE: bundle.sig beside bundle.json, whose hashes cover all other files.
+
+    Every hash is checked before. It needs no network.
+    """
+    from onnxport.runtime.bundle import signature
+
+    place = signature.sign(bundle, key, force)
+    emit_json({"path": str(bundle), "signature": place.name}) if as_json else emit(str(place))
 
 
 def _record(path: Path, device: str, found: dict[str, Any]) -> None:
@@ -538,6 +561,7 @@ def _record(path: Path, device: str, found: dict[str, Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), help="Of each model; default: what the machine or container grants.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line: who sends none of them is refused.")
 @click.option("--prefix-cache-mb", type=click.IntRange(1), help="MiB for each language model's kept prompts; default: none is kept.")
+@click.option("--require-signature", type=click.Path(path_type=Path), metavar="KEY", help="Public key that bundles must be signed by.")
 @click.option("--max-requests", type=click.IntRange(1), help="Requests at once; more are refused (429); default: 256.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 262144.")
 @click.option("--max-body-mb", type=click.IntRange(1), help="MiB of a request's body; default: 16.")
