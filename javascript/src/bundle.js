@@ -82,18 +82,19 @@ export class Bundle {
     return new TextDecoder("utf-8", { fatal: true }).decode(await this.bytes(name));
   }
 
-  /** A session. variant: whose files the graph may read its weights from. kept: those that other graphs read too, name → bytes. */
+  /** A session, whose runs have their turns with those of all others. variant: whose files the graph may read its weights from. kept: those that other graphs read too, name → bytes. */
   async session(graph, options, variant, kept = new Map()) {
     const folder = graph.slice(0, graph.lastIndexOf("/") + 1);
     const weights = (variant?.files ?? []).filter((name) => name.startsWith(folder) && !/\.(onnx|json)$/.test(name));
     if (this.#ort.env.versions.node) {
       // onnxruntime-node maps the files itself
       for (const name of [graph, ...weights]) await this.#check(name);
-      return this.#ort.InferenceSession.create(this.#store.path(graph), options);
+      return inTurns(() => this.#ort.InferenceSession.create(this.#store.path(graph), options));
     }
     for (const name of weights) if (!kept.has(name)) kept.set(name, await this.bytes(name));
     const externalData = weights.map((name) => ({ path: name.slice(folder.length), data: kept.get(name) }));
-    return this.#ort.InferenceSession.create(await this.bytes(graph), { ...options, externalData });
+    const content = await this.bytes(graph);
+    return inTurns(() => this.#ort.InferenceSession.create(content, { ...options, externalData }));
   }
 
   async #check(name) {
@@ -114,6 +115,22 @@ export class Bundle {
     if (!entry) throw new BundleError(`${this.where}: ${JSON.stringify(name)} is used but not listed under files; export the model again`);
     return entry;
   }
+}
+
+// ONNX Runtime's WebAssembly can be in one call at a time, whatever the session.
+let last = Promise.resolve();
+
+function inTurn(work) {
+  const done = last.then(work);
+  last = done.catch(() => {});
+  return done;
+}
+
+/** The session that `create` makes. */
+async function inTurns(create) {
+  const session = await inTurn(create);
+  const { inputNames, inputMetadata } = session;
+  return { inputNames, inputMetadata, run: (...feeds) => inTurn(() => session.run(...feeds)), release: () => inTurn(() => session.release()) };
 }
 
 function older(found, needed) {
