@@ -143,13 +143,23 @@ class Collector(Protocol):
 
 
 class Hessian:
-    """H = mean of x xᵀ over rows x: how much errors of weights cost (Frantar et al. 2022, GPTQ), float64 [channels, channels]."""
+    """H = mean of x xᵀ over rows x: how much errors of weights cost (Frantar et al. 2022, GPTQ).
+
+    Of many channels only the parts along the diagonal are kept, WIDEST channels each: time to solve a layer grows with the third power.
+    """
 
     AT_ONCE = 1024  # rows
+    WIDEST = 4096  # channels: a multiple of every size of blocks
 
     def __init__(self) -> None:
-        self._sum, self.count = np.zeros((0, 0)), 0
+        self._sums: list[np.ndarray] = []
+        self.count = 0
         self._waiting: list[np.ndarray] = []
+
+    @classmethod
+    def bytes_of(cls, channels: int) -> int:
+        """What the parts of so many channels take."""
+        return sum(8 * min(cls.WIDEST, channels - begun) ** 2 for begun in range(0, channels, cls.WIDEST))
 
     def add(self, rows: np.ndarray) -> None:
         """As Collector. Rows of several feeds are multiplied at once: steps of a decoder are single rows."""
@@ -158,17 +168,19 @@ class Hessian:
         if sum(map(len, self._waiting)) >= self.AT_ONCE:
             self._multiply()
 
-    def mean(self) -> np.ndarray:
-        """H."""
+    def mean(self) -> list[np.ndarray]:
+        """The parts of H along its diagonal, float64 [k, k] each, in order."""
         self._multiply()
-        return self._sum / max(self.count, 1)
+        return [part / max(self.count, 1) for part in self._sums]
 
     def _multiply(self) -> None:
-        if self._waiting:
-            rows = np.concatenate(self._waiting)
-            product = rows.T @ rows
-            self._sum = self._sum + product if self._sum.size else product.astype(np.float64)
-            self._waiting = []
+        if not self._waiting:
+            return
+        rows = np.concatenate(self._waiting)
+        parts = [rows[:, begun : begun + self.WIDEST] for begun in range(0, rows.shape[1], self.WIDEST)]
+        products = [part.T @ part for part in parts]
+        self._sums = [a + b for a, b in zip(self._sums, products, strict=True)] if self._sums else [p.astype(np.float64) for p in products]
+        self._waiting = []
 
 
 class Square:
@@ -183,9 +195,9 @@ class Square:
         self._sum = self._sum + np.square(rows).sum(0, dtype=np.float64)
         self.count += len(rows)
 
-    def mean(self) -> np.ndarray:
-        """The diagonal."""
-        return np.asarray(self._sum) / max(self.count, 1)
+    def mean(self) -> list[np.ndarray]:
+        """The diagonal, whole."""
+        return [np.asarray(self._sum) / max(self.count, 1)]
 
 
 class Sample:
@@ -213,12 +225,12 @@ class Statistics:
     ranges: Mapping[str, Range]
     squares: Mapping[str, Square] = field(default_factory=dict)
 
-    def hessian(self, x: ir.Value) -> np.ndarray:
-        """float64 [K, K], of a layer's input."""
+    def hessian(self, x: ir.Value) -> list[np.ndarray]:
+        """Of a layer's input, see `Hessian.mean`."""
         return self.hessians[str(x.name)].mean()
 
-    def square(self, x: ir.Value) -> np.ndarray:
-        """float64 [K], of a layer's input."""
+    def square(self, x: ir.Value) -> list[np.ndarray]:
+        """Of a layer's input, see `Square.mean`."""
         return self.squares[str(x.name)].mean()
 
     def range(self, x: ir.Value, method: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxport.errors import NotApplicable, UsageError
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
-from onnxport.quantize.activation_statistics import Statistics, watch
+from onnxport.quantize.activation_statistics import Hessian, Statistics, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import blockwise, experts, int8, stored
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
@@ -152,7 +152,7 @@ def _batches(pairs: Sequence[tuple[Linear, Scheme]]) -> Iterator[list[tuple[Line
     """Products whose inputs are watched in one run of the graph, in its order: their Hessians take MOST_COSTS bytes at most."""
     batch, inputs, held = list[tuple[Linear, Scheme]](), set[ir.Value](), 0
     for linear, scheme in pairs:
-        more = 8 * linear.shape[0] ** 2 if scheme.needs == "hessian" and linear.x not in inputs else 0
+        more = Hessian.bytes_of(linear.shape[0]) if scheme.needs == "hessian" and linear.x not in inputs else 0
         if batch and held + more > MOST_COSTS:
             yield batch
             batch, inputs, held = [], set(), 0

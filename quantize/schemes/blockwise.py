@@ -42,7 +42,7 @@ class Weights:
     """
 
     def __init__(self) -> None:
-        self._costs: dict[str, np.ndarray] = {}
+        self._costs: dict[str, list[np.ndarray]] = {}
         self._looked_up: set[str] = set()
         self._solved: dict[tuple[str, str], Blocks] = {}
         self._found: dict[tuple[str, str], Blocks] = {}
@@ -51,13 +51,13 @@ class Weights:
         """Whether a weight [N, K] has been solved by a scheme that looks at inputs."""
         return (key_of(weight), named(chosen, size)) in self._solved
 
-    def see(self, weight: np.ndarray, costs: np.ndarray) -> None:
+    def see(self, weight: np.ndarray, costs: list[np.ndarray]) -> None:
         """What errors of a weight [N, K] cost in one of its uses, before it is solved: uses add up.
 
-        costs: float64 [K, K], the Hessian, or its diagonal [K] where inputs count one by one.
+        costs: float64, the parts of the Hessian along its diagonal, or one array [K], the diagonal itself, where inputs count one by one.
         """
         key = key_of(weight)
-        self._costs[key] = self._costs[key] + costs if key in self._costs else costs
+        self._costs[key] = [a + b for a, b in zip(self._costs[key], costs, strict=True)] if key in self._costs else costs
 
     def look_up(self, table: np.ndarray) -> None:
         """A weight [N, K] whose rows are read as they are, before it is solved."""
@@ -71,7 +71,7 @@ class Weights:
         if found is None and chosen.solver == "gptq":
             damping = TIED if key in self._looked_up else DAMPING
             found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, costs, damping)
-        self._solved[key, named(chosen, size)] = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs)
+        self._solved[key, named(chosen, size)] = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs[0])
 
     def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
         """weight float [N, K] -> its integers: those it has already where it lies on such a grid.

@@ -6,6 +6,8 @@ are, so columns can be rounded in any order while each stays in its block: the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxport.quantize.schemes.rounding import Blocks, Grid, find_grid, in_blocks
@@ -14,17 +16,26 @@ DAMPING = 0.1  # of H's mean diagonal, added to it: calibration texts of a few t
 LAZY = 128  # columns whose errors are passed on to the rest in one product
 
 
-def quantize_gptq(weight: np.ndarray, bits: int, size: int, symmetric: bool, hessian: np.ndarray, damping: float = DAMPING) -> Blocks:
-    """weight float [N, K], hessian float64 [K, K] of the layer's input -> codes. damping: see DAMPING."""
-    n, k = weight.shape
+def quantize_gptq(
+    weight: np.ndarray, bits: int, size: int, symmetric: bool, hessian: Sequence[np.ndarray], damping: float = DAMPING
+) -> Blocks:
+    """weight float [N, K] -> codes.
+
+    hessian: of the layer's input, its parts along the diagonal, float64 [k, k] each, which have K columns together; `size` divides all k
+    but the last. Errors of one part are not made good in another. damping: see DAMPING.
+    """
+    n = len(weight)
     blocks = in_blocks(weight, size)
-    hessian = hessian + np.eye(k) * max(damping * np.diag(hessian).mean(), 1e-30)
-    diagonal = np.diag(hessian)
-    costs = in_blocks(diagonal[None] / diagonal.max(), size)
-    grid = find_grid(blocks, bits, symmetric, costs)
-    order = np.argsort(-diagonal, kind="stable")
+    damped = [part + np.eye(len(part)) * max(damping * np.diag(part).mean(), 1e-30) for part in hessian]
+    diagonal = np.concatenate([np.diag(part) for part in damped])
+    grid = find_grid(blocks, bits, symmetric, in_blocks(diagonal[None] / diagonal.max(), size))
     codes = np.broadcast_to(grid.offset[:, :, None].astype(np.uint8), blocks.shape).copy().reshape(n, -1)
-    codes[:, order] = _rounded(weight[:, order].T.astype(np.float32), grid, order // size, _factor(hessian[np.ix_(order, order)])).T
+    begun = 0
+    for part in damped:
+        order = np.argsort(-np.diag(part), kind="stable")
+        places = begun + order
+        codes[:, places] = _rounded(weight[:, places].T.astype(np.float32), grid, places // size, _factor(part[np.ix_(order, order)])).T
+        begun += len(part)
     return Blocks(grid, codes.reshape(blocks.shape))
 
 

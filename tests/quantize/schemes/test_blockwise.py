@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxport.graph.store import write
+from onnxport.quantize.activation_statistics import Hessian
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.gptq import quantize_gptq
@@ -139,7 +140,7 @@ def test_gptq_errs_less_at_outputs_than_the_nearest(symmetric, k):
     for x in inputs:
         x[:, 7] = 0
     weight = normal(48, k, seed=7)
-    found = quantize_gptq(weight, 4, 64, symmetric, (inputs[0].T @ inputs[0] / 500).astype(np.float64)).values(k)
+    found = quantize_gptq(weight, 4, 64, symmetric, [(inputs[0].T @ inputs[0] / 500).astype(np.float64)]).values(k)
     nearest = quantize_nearest(weight, 4, 64, symmetric).values(k)
     for x in inputs:
         assert relative(x @ found.T, x @ weight.T) < 0.6 * relative(x @ nearest.T, x @ weight.T)
@@ -148,8 +149,21 @@ def test_gptq_errs_less_at_outputs_than_the_nearest(symmetric, k):
 
 def test_gptq_of_a_layer_that_gets_white_noise_is_near_the_nearest():
     weight = normal(48, 128)
-    found = quantize_gptq(weight, 4, 32, True, np.eye(128))
+    found = quantize_gptq(weight, 4, 32, True, [np.eye(128)])
     assert (found.codes != quantize_nearest(weight, 4, 32, True).codes).mean() == 0
+
+
+def test_of_a_wide_layer_parts_are_solved_alone(monkeypatch):
+    monkeypatch.setattr(Hessian, "WIDEST", 64)
+    weight, rows, watched = normal(16, 160), normal(300, 160, seed=1) @ normal(160, 160, seed=2), Hessian()
+    for some in np.array_split(rows, 7):
+        watched.add(some)
+    parts = watched.mean()
+    assert [part.shape for part in parts] == [(64, 64), (64, 64), (32, 32)] and Hessian.bytes_of(160) == sum(part.nbytes for part in parts)
+    assert relative(parts[1], rows[:, 64:128].T @ rows[:, 64:128] / 300) < 1e-6
+    whole = quantize_gptq(weight, 4, 32, False, parts)
+    alone = [quantize_gptq(weight[:, a:b], 4, 32, False, [part]) for a, b, part in zip((0, 64, 128), (64, 128, 160), parts, strict=True)]
+    assert np.array_equal(whole.codes, np.concatenate([one.codes for one in alone], 1))
 
 
 def test_a_weight_with_two_uses_is_rounded_once_for_both_of_their_inputs(tmp_path, session, tools):
