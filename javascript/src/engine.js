@@ -31,11 +31,16 @@ export class Engine {
     this.inPlace = Boolean(ort.env.versions.node); // only there an output can be written where an input was
   }
 
-  static async open(ort, bundle, variant, options) {
+  /** device: "webgpu" keeps caches in the memory of the GPU. */
+  static async open(ort, bundle, variant, options, device) {
+    const { kind, layers } = bundle.manifest.generation;
     const kept = new Map();
-    const open = (role) => bundle.session(graph(bundle, variant, role), options, variant, kept);
-    const encoder = bundle.manifest.generation.kind === "seq2seq" ? await open("encoder") : null;
-    return new Engine(ort, bundle, variant, { encoder, decoder: await open("decoder") }, options);
+    const open = (role, more) => bundle.session(graph(bundle, variant, role), { ...options, ...more }, variant, kept);
+    const encoder = kind === "seq2seq" ? await open("encoder") : null;
+    const presents = ["key", "value"].flatMap((part) => Array.from({ length: layers }, (_, i) => `present_${part}_${i}`));
+    const preferredOutputLocation = Object.fromEntries(presents.map((name) => [name, "gpu-buffer"]));
+    const decoder = await open("decoder", device === "webgpu" ? { preferredOutputLocation } : {});
+    return new Engine(ort, bundle, variant, { encoder, decoder }, options);
   }
 
   /** Keys and values of a source, as the decoder reads them. */
@@ -79,7 +84,7 @@ export class State {
     const engine = this.#engine;
     const { int64, int32 } = engine.make;
     const [before, after] = [this.#length, this.#length + ids.length];
-    if (after > this.#capacity && engine.caches.some(({ window }) => !window)) this.#grow(Math.max(2 * this.#capacity, after));
+    if (after > this.#capacity && engine.caches.some(({ window }) => !window)) await this.#grow(Math.max(2 * this.#capacity, after));
     const feeds = {
       ...this.#cross,
       input_ids: int64(ids, [1, ids.length]),
@@ -107,26 +112,27 @@ export class State {
   }
 
   release() {
-    for (const tensor of this.#past) if (tensor.location !== "cpu") tensor.dispose();
+    this.#past.forEach(freed);
   }
 
   #shape({ heads, size, window }) {
     return [1, heads, window ?? this.#capacity, size];
   }
 
-  #grow(capacity) {
+  async #grow(capacity) {
     const old = this.#capacity;
     this.#capacity = rounded(capacity);
-    this.#past = this.#past.map((tensor, i) => {
-      const cache = this.#engine.caches[i];
-      if (cache.window) return tensor;
+    for (const [i, cache] of this.#engine.caches.entries()) {
+      if (cache.window) continue;
+      const data = await this.#past[i].getData();
       const grown = this.#engine.make.zeros(this.#engine.type, this.#shape(cache));
       for (let head = 0; head < cache.heads; head++) {
         const from = head * old * cache.size;
-        grown.data.set(tensor.data.subarray(from, from + this.#length * cache.size), head * this.#capacity * cache.size);
+        grown.data.set(data.subarray(from, from + this.#length * cache.size), head * this.#capacity * cache.size);
       }
-      return grown;
-    });
+      freed(this.#past[i]);
+      this.#past[i] = grown;
+    }
   }
 }
 
@@ -134,6 +140,11 @@ function graph(bundle, variant, role) {
   const found = variant.graphs[role];
   if (!found) throw new BundleError(`${bundle.where}: variant ${variant.name} has no ${role} graph; export the model again`);
   return found;
+}
+
+/** What lies outside of JavaScript's memory does not go by itself. */
+function freed(tensor) {
+  if (tensor.location !== "cpu") tensor.dispose();
 }
 
 const rounded = (capacity) => Math.ceil(capacity / STEP) * STEP;

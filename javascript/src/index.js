@@ -28,6 +28,9 @@ export async function load(location, { precision, device = "cpu", threads, verif
   ort ??= await place.runtime();
   const bundle = await Bundle.open(new place.Store(location, { cache, progress }), ort, verify);
   const variant = bundle.variant(precision, device);
+  if (device === "webgpu" && bundle.manifest.generation?.kind !== "causal" && bundle.manifest.task !== "tensor") {
+    throw new UsageError("ONNX Runtime's attention takes no padding mask on WebGPU, so only language models run there; use device cpu");
+  }
   const provider = DEVICES[device][ort.env.versions.node ? "node" : "web"];
   const options = { executionProviders: [provider], logSeverityLevel: 3, ...(threads ? { intraOpNumThreads: threads } : {}) };
   if (threads && ort.env.wasm) ort.env.wasm.numThreads = threads;
@@ -39,7 +42,7 @@ export async function load(location, { precision, device = "cpu", threads, verif
   const { chat, generation } = bundle.manifest;
   const template = chat ? { text: await bundle.text(chat.template), tokens: chat.tokens } : null;
   if (generation) {
-    const engine = await Engine.open(ort, bundle, variant, options);
+    const engine = await Engine.open(ort, bundle, variant, options, device);
     return new Model(bundle, variant, { generator: new Generator(engine, tokenizers.source, tokenizers.target), template });
   }
   const role = ["model", "encoder"].find((name) => name in variant.graphs);

@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 
 export const FOLDER = process.env.ONNXPORT_BUNDLES ?? fileURLToPath(new URL("../../build/javascript", import.meta.url));
 export const ANSWERS = JSON.parse(readFileSync(`${FOLDER}/answers.json`, "utf8"));
+export const TEXTS = JSON.parse(readFileSync(`${FOLDER}/texts.json`, "utf8"));
 export const bundle = (name) => `${FOLDER}/${name}`;
 
 /** The largest difference between two lists of numbers. */

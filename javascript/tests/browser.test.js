@@ -10,7 +10,8 @@ describe("in a browser", { skip: !chromium && "no Chromium; say where one is wit
   let [server, browser, page] = [];
   before(async () => {
     server = await serve();
-    browser = await playwright.launch({ executablePath: chromium, args: ["--no-sandbox"] });
+    const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]; // on the processor
+    browser = await playwright.launch({ executablePath: chromium, args: ["--no-sandbox", ...webgpu] });
   });
   after(async () => {
     await browser?.close();
@@ -83,4 +84,20 @@ describe("in a browser", { skip: !chromium && "no Chromium; say where one is wit
       });
     });
   }
+
+  test("a language model on WebGPU gives Python's answers, and keeps its caches there", async (context) => {
+    const opened = await open("/javascript/tests/webgpu.html");
+    const adapter = await opened.evaluate(async () => Boolean(await navigator.gpu?.requestAdapter()));
+    if (!adapter) return context.skip("this Chromium has no adapter for WebGPU");
+    const { input, options, answer } = ANSWERS.chat.findLast((one) => one.precision === "fp32" && one.options.minNewTokens === one.answer.tokens.length);
+    const found = await opened.evaluate(
+      async ([input, options]) => {
+        const { load } = await import("onnxport");
+        const model = await load("/bundles/chat", { precision: "fp32", device: "webgpu" });
+        return model.generate(input, options);
+      },
+      [input, options],
+    );
+    assert.deepEqual(found.tokens, answer.tokens);
+  });
 });

@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { BundleError, TextError, UsageError, load } from "../src/index.js";
-import { ANSWERS, bundle } from "./answers.js";
+import { TextTokenizer } from "../src/tokenizer.js";
+import { ANSWERS, TEXTS, bundle } from "./answers.js";
 
 const TEXT = "I would like to learn German.";
 
@@ -64,13 +65,6 @@ describe("answers", () => {
     for await (const _ of model.stream(TEXT)) break;
   });
 
-  test("a cache grows with its text", async () => {
-    const long = await talker.generate("The names", { maxNewTokens: 110, minNewTokens: 110 });
-    const short = await talker.generate("The names", { maxNewTokens: 50, minNewTokens: 50 });
-    assert.equal(long.tokens.length, 110);
-    assert.deepEqual(long.tokens.slice(0, 50), short.tokens);
-  });
-
   test("what cannot be is refused", async () => {
     const refused = [
       [{ temprature: 1 }, UsageError, /temprature is not known, expected some of maxNewTokens/],
@@ -94,6 +88,18 @@ describe("answers", () => {
     await assert.rejects(model.encode("Hello"), /task is translation, expected embedding/);
     await assert.rejects(model.run({}), UsageError);
   });
+});
+
+describe("tokenizers", () => {
+  for (const [name, texts] of Object.entries(TEXTS)) {
+    test(`${name}: ids and texts are those of Python's tokenizers`, async () => {
+      const tokenizer = new TextTokenizer(JSON.parse(await readFile(join(bundle(name), "tokenizer.json"), "utf8")), name);
+      for (const [text, ids, back] of texts) {
+        assert.deepEqual(tokenizer.read(text).ids, ids, text);
+        assert.equal(tokenizer.decode(ids), back);
+      }
+    });
+  }
 });
 
 describe("bundles", () => {
@@ -151,6 +157,7 @@ describe("bundles", () => {
     await assert.rejects(load(bundle("embedder"), { precision: "int4" }), /has fp32@web, int8@web; make one with: onnxport quantize BUNDLE --precision int4@web/);
     const cuda = await manifest((value) => (value.variants = { fp32: { ...value.variants["fp32@web"], target: "cuda" } }));
     await assert.rejects(load(cuda, { precision: "fp32" }), /variant fp32 is made for cuda, asked for cpu/);
+    await assert.rejects(load(bundle("embedder"), { precision: "fp32", device: "webgpu" }), /only language models run there/);
     await assert.rejects(load(bundle("embedder"), { device: "cuda" }), /device is cuda, expected one of cpu, webgpu/);
   });
 

@@ -1,6 +1,7 @@
 """Bundles for the tests of javascript/, with Python's answers; `PYTHONPATH=tests python -m support.javascript_bundles FOLDER` writes them.
 
 `answers.json` holds the cases of each bundle: precision, the call, what it was given, with options by JavaScript's names, and the answer.
+`texts.json` holds texts, their ids, and the text of these.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from onnxport.build.stages import build
 from onnxport.runtime import Model, load
+from onnxport.runtime.tokenizer import TextTokenizer
 from support import causal_folders, encoder_folders, hf_folders, structured_bundles
 from support.paths import ROOT
 from support.target_bundles import KINDS
@@ -35,6 +37,15 @@ SENTENCES = [
     "Where can I buy a ticket for the train to Berlin?",
     "Ünïcödé — 日本 🙂, 1,234.56 €!",
 ]
+ODD = [
+    "  two  spaces ",
+    "a\u00a0b\u200bc",
+    "“quotes” … ½ ﬁ",
+    "日本語 🙂👍🏽",
+    "<s> </s> <unk>",
+    "tab\tnew\nline",
+    "HELLO World's 1,234.56€",
+]
 SEARCHES: list[dict[str, Any]] = [
     {},
     {"temperature": 0.8, "seed": 3},
@@ -43,6 +54,8 @@ SEARCHES: list[dict[str, Any]] = [
     {"noRepeatNgram": 2, "minNewTokens": 9, "maxNewTokens": 20},
     {"minNewTokens": 6, "temperature": 1.5, "topK": 50, "seed": 7},
 ]
+
+LONG = {"minNewTokens": 135, "maxNewTokens": 135}  # longer than the cache is at first
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Kind:
 
 def _chat(folder: Path) -> Path:
     tokenizer = structured_bundles.byte_level()
-    causal_folders.write(folder, "llama", vocab_size=tokenizer.get_vocab_size())
+    causal_folders.write(folder, "llama", vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=256)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -79,12 +92,16 @@ KINDS_FOR_JAVASCRIPT = {
         ("fp32", "int8"),
         [("generate", text, options) for text in SENTENCES[:2] for options in SEARCHES]
         + [("generate", text, {}) for text in SENTENCES[2:]]
+        + [("generate", SENTENCES[0], LONG)]
         + [("generate", SENTENCES[1], {"stop": "Deutsch"}), ("generate", SENTENCES[1], {"stopTokenIds": [14], "minNewTokens": 2})],
     ),
     "chat": Kind(
         _chat,
         ("fp32", "fp16", "int8"),
-        [("chat", TALK, {"maxNewTokens": 100}), *(("generate", "The names", {"maxNewTokens": 30} | options) for options in SEARCHES)],
+        [
+            ("chat", TALK, {"maxNewTokens": 100}),
+            *(("generate", "The names", {"maxNewTokens": 30} | options) for options in [*SEARCHES, LONG]),
+        ],
     ),
     "mixed": Kind(KINDS["mixed"], ("fp32",), [("generate", ids, {"maxNewTokens": 70}) for ids in IDS]),
     "marian": Kind(_marian, ("fp32",), [("generate", ids, options) for ids in IDS[:1] for options in SEARCHES]),
@@ -118,8 +135,17 @@ def _cases(bundle: Path, kind: Kind) -> Iterator[dict[str, Any]]:
                 yield {"precision": precision, "call": call, "input": given, "options": options, "answer": answer}
 
 
+def _texts(bundle: Path) -> Iterator[list[Any]]:
+    """Texts, their ids, and what becomes of these, by the bundle's own tokenizer."""
+    tokenizer = TextTokenizer(bundle / "tokenizer.json")
+    lines = (ROOT / "examples" / "en-de" / "test-200.tsv").read_text(encoding="utf-8").splitlines()
+    for text in [*(text for line in lines for text in line.split("\t")), *ODD]:
+        (ids,) = tokenizer.encode([text])
+        yield [text, ids, tokenizer.decode(ids)]
+
+
 def write(folder: Path) -> None:
-    """All bundles, with `answers.json` beside them."""
+    """All bundles, with `answers.json` and `texts.json` beside them."""
     answers = {}
     for name, kind in KINDS_FOR_JAVASCRIPT.items():
         source = kind.write(folder / "sources" / name)
@@ -127,6 +153,7 @@ def write(folder: Path) -> None:
         answers[name] = list(_cases(folder / name, kind))
         print(name, flush=True)
     (folder / "answers.json").write_text(json.dumps(answers))
+    (folder / "texts.json").write_text(json.dumps({name: list(_texts(folder / name)) for name in ("translator", "chat", "embedder")}))
 
 
 if __name__ == "__main__":
