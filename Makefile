@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 BIN := .venv/bin
-ROOMS := compare export graph quantize runtime serve
+ROOMS := compare export graph integrations quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import read_json
-from onnxport.runtime.bundle.manifest import EncodingConfig, PooledLayer
+from onnxport.runtime.bundle.manifest import SIMILARITIES, EncodingConfig, PooledLayer
 
 MODULES = "modules.json"
 LABELLED = ("classification", "token-classification")  # tasks whose outputs have names
@@ -49,7 +49,7 @@ class TextSettings:
     token_types: the tokenizer gives them. lower: texts are lowered first. mask_id, unknown_id: of the tokenizer, None without such a token.
     layers: what follows the pooling, and `folders` where the weights of each are. prompts: by name, what stands before texts, and the name
     of the one that does by default. include_prompt: pooling counts its tokens. truncate_dim: numbers of a vector that are kept.
-    arrays: of each layer, see `pooled_layers`.
+    similarity: how two vectors are compared. arrays: of each layer, see `pooled_layers`.
     """
 
     pooling: str | None = None
@@ -65,6 +65,7 @@ class TextSettings:
     default_prompt: str | None = None
     include_prompt: bool = True
     truncate_dim: int | None = None
+    similarity: str | None = None
     arrays: tuple[Mapping[str, Any], ...] = ()
 
     def encoding(self, task: str | None) -> EncodingConfig:
@@ -85,6 +86,7 @@ class TextSettings:
             default_prompt=self.default_prompt,
             include_prompt=self.include_prompt,
             truncate_dim=self.truncate_dim,
+            similarity=self.similarity,
         )
 
 
@@ -193,7 +195,9 @@ def _with_prompts(settings: TextSettings, path: Path) -> TextSettings:
     size = config.get("truncate_dim")
     if size is not None and (type(size) is not int or size < 1):
         raise CheckpointError(f"{path}: truncate_dim is {size!r:.40}, expected a whole number from 1; correct it")
-    return replace(settings, prompts=prompts, default_prompt=default, truncate_dim=size)
+    similarity = config.get("similarity_fn_name")
+    kept = similarity if similarity in SIMILARITIES else None  # sentence-transformers passes over others too
+    return replace(settings, prompts=prompts, default_prompt=default, truncate_dim=size, similarity=kept)
 
 
 def activation(config: Mapping[str, Any]) -> str | None:
@@ -239,3 +243,13 @@ def problem(config: Mapping[str, Any], labels: int | None) -> str:
         multi = stated == "Identity" and config.get("problem_type") == "multi_label_classification" and labels != 1
         return "multi" if multi else found
     return PROBLEMS.get(str(config.get("problem_type"))) or ("multi" if labels == 1 else "single")
+
+
+def classifying(found: EncodingConfig, names: Sequence[str], config: Mapping[str, Any], labels: int) -> EncodingConfig:
+    """A classifier's settings, with what its logits mean. names: of its labels, none where nothing says; labels: how many. CheckpointError.
+
+    CrossEncoder does not read `problem_type`: where nothing is stated it takes the sigmoid of a single label, and several as they are.
+    """
+    known = replace(found, labels=tuple(names), problem=problem(config, labels))
+    theirs = (activation(config) or ("Sigmoid" if labels == 1 else "Identity")).lower()
+    return known if theirs == known.score_activation else replace(known, activation=theirs)

@@ -122,7 +122,8 @@ class Encoder:
     """A model that answers in one pass, whatever runs it, and the handling of its texts.
 
     inputs: name → numpy type. outputs: name → shape. run: arrays by name → outputs by name; DataError. by_token: outputs with an answer a
-    token. layers: the arrays of each of config.layers. input_shapes, output_types: of a graph, where one runs it.
+    token. layers: the arrays of each of config.layers. input_shapes, output_types: of a graph, where one runs it. reads_empty: empty texts
+    are read too, as their special tokens.
     """
 
     task: str
@@ -135,6 +136,7 @@ class Encoder:
     layers: tuple[Mapping[str, np.ndarray], ...] = ()
     input_shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     output_types: Mapping[str, str] = field(default_factory=dict)
+    reads_empty: bool = False
 
     @classmethod
     def open(cls, bundle: Bundle, variant: Variant, sessions: Sessions, tokenizer: TextTokenizer | None) -> Encoder:
@@ -162,12 +164,14 @@ class Encoder:
         TextError names a text that cannot be read, UsageError a stride that cannot be.
         """
         tokenizer = self._reader(stride)
-        pairs = [_located(i, len(texts), _pair, text) for i, text in enumerate(texts)]
+        pairs = [_located(i, len(texts), _pair, text, self.reads_empty) for i, text in enumerate(texts)]
         if self.config.lower:
             pairs = [(text.lower(), None if pair is None else pair.lower()) for text, pair in pairs]
         most = min((size for size in (most, self.config.max_length) if size is not None), default=None)
         found = []
         for i, ((text, pair), whole) in enumerate(zip(pairs, tokenizer.read(pairs), strict=True)):
+            if not len(whole):  # an empty text, where the tokenizer adds nothing
+                _located(i, len(texts), _refuse_empty)
             fits = most is None or len(whole) <= most
             parts = [Piece(whole, whole.offsets)]
             if not fits:
@@ -263,8 +267,8 @@ def _groups(order: Sequence[int], lengths: Sequence[int], size: int, most: int =
     return groups
 
 
-def _pair(text: Any) -> tuple[str, str | None]:
-    """A text as one of a pair whose other is missing. TextError for what is neither, or empty."""
+def _pair(text: Any, empty: bool) -> tuple[str, str | None]:
+    """A text as one of a pair whose other is missing. TextError for what is neither, or empty where that is not allowed."""
     listed = isinstance(text, list) and len(text) == 2 and all(isinstance(one, str) for one in text)  # JSON has no tuples
     both = tuple(text) if listed or isinstance(text, tuple) else (text,)
     if len(both) > 2 or not both:
@@ -273,9 +277,13 @@ def _pair(text: Any) -> tuple[str, str | None]:
         if not isinstance(one, str):
             raise TextError(f"input is {type(one).__name__}, expected a text (str) or a pair of texts")
         check_text(one)
-        if not one.strip():
-            raise TextError("the text is empty, expected some words; leave it out")
+        if not empty and not one.strip():
+            _refuse_empty()
     return both[0], both[1] if len(both) == 2 else None
+
+
+def _refuse_empty() -> None:
+    raise TextError("the text is empty, expected some words; leave it out")
 
 
 def _located(place: int, count: int, call: Callable[..., T], *arguments: Any) -> T:

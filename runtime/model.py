@@ -375,7 +375,7 @@ class Model:
         items = listed(texts, "texts", TEXTS)
         _check_single(items)
         wishes = Wishes(prompt, prompt_name, normalize_embeddings, truncate_dim)
-        with _progress_bar(bool(show_progress_bar)) as progress:
+        with progress_bar(bool(show_progress_bar)) as progress:
             return encode(self.encoding(), items, batch_size, stride, wishes, progress)
 
     @suggesting
@@ -679,7 +679,7 @@ def _check_single(items: Sequence[Any]) -> None:
 
 
 @contextmanager
-def _progress_bar(shown: bool) -> Iterator[Progress]:
+def progress_bar(shown: bool) -> Iterator[Progress]:
     """Progress as a line on standard error that is written over, with an end; nothing where it is not shown."""
     if not shown:
         yield silent

@@ -116,6 +116,17 @@ class TextTokenizer:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise TextError(f"the tokenizer cannot encode {texts[0]!r:.60} ({reason}); change the text or give token ids") from e
 
+    def truncating(self, most: int) -> TextTokenizer:
+        """A copy that cuts texts after `most` tokens, and pairs at the end of the longer one, as transformers does with truncation=True.
+
+        UsageError where so many tokens leave no room for a text.
+        """
+        if most <= self.specials:
+            raise UsageError(f"texts are cut after {most} tokens, {self.specials} of which are special: they leave no room; allow more")
+        copy = TextTokenizer(self.as_json().encode())
+        copy._tokenizer.enable_truncation(most, strategy="longest_first")
+        return copy
+
     @property
     def specials(self) -> int:
         """Special tokens that a text gets."""

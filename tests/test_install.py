@@ -10,11 +10,11 @@ import pytest
 
 from support.paths import ROOT
 
-SOURCES = ("src", "compare", "export", "graph", "quantize", "runtime", "serve", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("src", "compare", "export", "graph", "integrations", "quantize", "runtime", "serve", "pyproject.toml", "README.md", "LICENSE")
 MODULES = (
     "onnxport.runtime", "onnxport.runtime.model", "onnxport.compare.comparison", "onnxport.graph.edit", "onnxport.quantize.recipe",
     "onnxport.quantize.auto.search", "onnxport.export.adapters", "onnxport.export.stages", "onnxport.build.variant",
-    "onnxport.serve.tasks", "onnxport.cli.commands", "onnxport.__main__",
+    "onnxport.integrations.sentence_transformers", "onnxport.serve.tasks", "onnxport.cli.commands", "onnxport.__main__",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, alway
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
 from onnxport.export.hugging_face.original import OneChoice, TransformersEncoder
-from onnxport.export.sentence_transformers import LABELLED, NEWER, OLDER, PROBLEMS, TextSettings, problem
+from onnxport.export.sentence_transformers import LABELLED, NEWER, OLDER, PROBLEMS, TextSettings, classifying
 from onnxport.runtime.bundle.manifest import EncodingConfig
 
 COMMON: dict[str, Key] = {
@@ -156,7 +156,7 @@ def text_encoding(task: str | None, config: Any, texts: TextSettings) -> Encodin
         raise CheckpointError(f"id2label is {config.id2label!r:.80}, expected another name for each number from 0 to {len(labels) - 1}")
     if task == "token-classification":
         return replace(found, labels=tuple(labels))
-    return replace(found, labels=tuple(labels), problem=problem(config.to_dict(), len(labels)))
+    return classifying(found, labels, config.to_dict(), len(labels))
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from onnxport.errors import CheckpointError, UsageError, one_line
 from onnxport.export.config_checks import read_json
 from onnxport.export.onnx_file.old_softmax import unflatten
 from onnxport.export.onnx_file.stored_weights import to_float
-from onnxport.export.sentence_transformers import MODULES, problem, read_modules
+from onnxport.export.sentence_transformers import MODULES, classifying, read_modules
 from onnxport.export.source import OnnxFile, Source
 from onnxport.export.tokenizers.folder import READY, FolderTokenizers, hugging_face
 from onnxport.export.user_code import silence
@@ -165,7 +165,7 @@ def encoding(file: OnnxFile, task: str, rows: int | None, labels: int | None) ->
         names = config.get("id2label")
         known = isinstance(names, dict) and labels is not None and set(names) == {str(i) for i in range(labels)}
         texts = tuple(str(names[str(i)]) for i in range(labels or 0)) if known and isinstance(names, dict) else ()
-        return replace(found, labels=texts, problem=problem(config, labels) if task == "classification" else found.problem)
+        return classifying(found, texts, config, labels) if task == "classification" else replace(found, labels=texts)
     return found
 
 

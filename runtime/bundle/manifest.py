@@ -51,7 +51,9 @@ POOLINGS = ("mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean")
 LAYERS = ("dense", "norm", "normalize")
 ACTIVATIONS = ("identity", "tanh", "relu", "gelu", "sigmoid", "silu")
 PROBLEMS = ("single", "multi", "regression")
-_OF_EMBEDDING = ("layers", "prompts", "default_prompt", "include_prompt", "truncate_dim")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+SCORE_ACTIVATIONS = ("identity", "sigmoid", "softmax")
+_OF_EMBEDDING = ("layers", "prompts", "default_prompt", "include_prompt", "truncate_dim", "similarity")
 _READ_BY_TASK = {
     "embedding": ("pooling", "normalize"),
     "classification": ("labels", "problem"),
@@ -246,7 +248,8 @@ class EncodingConfig:
     lower: texts are brought to small letters before the tokenizer sees them. pooling: one of POOLINGS, or several with + between them,
     whose vectors are joined. layers: what follows it, before `normalize`. prompts: by name, what `encode` puts before texts;
     default_prompt: the name of the one where none is asked for. include_prompt: pooling counts its tokens too.
-    truncate_dim: numbers of a vector that are kept.
+    truncate_dim: numbers of a vector that are kept. similarity: how two vectors are compared, one of SIMILARITIES; None where nothing says.
+    activation: what CrossEncoder of sentence-transformers makes of logits, one of SCORE_ACTIVATIONS; None where it follows `problem`.
     mask_id, unknown_id: tokens that stand for a missing word, and for what the tokenizer does not know.
     """
 
@@ -268,6 +271,13 @@ class EncodingConfig:
     truncate_dim: int | None = None
     mask_id: int | None = None
     unknown_id: int | None = None
+    similarity: str | None = None
+    activation: str | None = None
+
+    @property
+    def score_activation(self) -> str:
+        """What sentence-transformers' CrossEncoder makes of logits."""
+        return self.activation or ("sigmoid" if self.problem == "multi" else "identity")
 
     @property
     def poolings(self) -> tuple[str, ...]:
@@ -509,6 +519,8 @@ def encoding(value: object) -> EncodingConfig:
         truncate_dim=r.natural("truncate_dim", None, 1, null=True),
         mask_id=r.natural("mask_id", None, null=True),
         unknown_id=r.natural("unknown_id", None, null=True),
+        similarity=r.get("similarity", (str, type(None)), None),
+        activation=r.get("activation", (str, type(None)), None),
     )
     _check_encoding(config)
     return config
@@ -527,6 +539,8 @@ def _layer(place: int, value: object) -> PooledLayer:
 def _check_encoding(config: EncodingConfig) -> None:
     """BundleError for values that this version does not know, or that do not fit together."""
     named = [*(("pooling", one, POOLINGS) for one in config.poolings), ("problem", config.problem, PROBLEMS)]
+    optional = (("similarity", config.similarity, SIMILARITIES), ("activation", config.activation, SCORE_ACTIVATIONS))
+    named += [(name, value, known) for name, value, known in optional if value is not None]
     for name, value, known in named:
         if value not in known:
             raise BundleError(f"{MANIFEST}: encoding.{name} is {value!r}, expected one of {', '.join(known)}; upgrade onnxport")

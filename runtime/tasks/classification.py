@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxport.errors import BundleError, UsageError
+from onnxport.progress import Progress, counted, silent
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Text, expect, finite, weighted
 
@@ -45,12 +46,21 @@ def classify(encoder: Encoder, texts: Sequence[Text], batch_size: int, stride: i
     The logits of a text that is longer than the model are the mean of its windows' logits, each weighted by its tokens (the mean pooling
     over parts of long texts in Sun et al. 2019, How to Fine-Tune BERT for Text Classification). Of a pair the second text is cut.
     """
+    labels, problem = encoder.config.labels, encoder.config.problem
+    return [_result(logits, labels, problem) for logits in text_logits(encoder, texts, batch_size, stride)]
+
+
+def text_logits(
+    encoder: Encoder, texts: Sequence[Text], batch_size: int, stride: int | None, progress: Progress = silent
+) -> list[np.ndarray]:
+    """The logits of each text, float64 [labels], in order."""
     expect(encoder, "classification", (LOGITS,))
-    parts = (
-        (window.owner, len(window), finite(outputs[LOGITS].ravel(), window.owner))
-        for window, outputs in encoder.each(encoder.windows(texts, stride), batch_size)
-    )
-    return [_result(logits, encoder.config.labels, encoder.config.problem) for logits in weighted(parts, len(texts))]
+    windows, parts = encoder.windows(texts, stride), []
+    told = counted(progress, "reading windows")
+    for done, (window, outputs) in enumerate(encoder.each(windows, batch_size), start=1):
+        parts.append((window.owner, len(window), finite(outputs[LOGITS].ravel(), window.owner)))
+        told(done, len(windows))
+    return weighted(parts, len(texts))
 
 
 def _result(logits: np.ndarray, labels: tuple[str, ...], problem: str) -> Classification:

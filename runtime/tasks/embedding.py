@@ -11,7 +11,7 @@ import numpy as np
 from onnxport.errors import TextError, UsageError
 from onnxport.progress import Progress, counted, silent
 from onnxport.runtime.bundle.manifest import EncodingConfig, PooledLayer
-from onnxport.runtime.encoder import Encoder, Window, expect, finite, weighted
+from onnxport.runtime.encoder import Encoder, Text, Window, expect, finite, weighted
 
 STATE = "last_hidden_state"
 TINY = 1e-12  # of a length that vectors are divided by
@@ -68,7 +68,7 @@ class Wishes:
 
 def encode(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     batch_size: int,
     stride: int | None,
     wishes: Wishes | None = None,
@@ -82,7 +82,7 @@ def encode(
     wishes = wishes or Wishes()
     expect(encoder, "embedding", (STATE,))
     config, prefix = encoder.config, wishes.prefix(encoder.config)
-    windows = encoder.windows([prefix + text if isinstance(text, str) else text for text in texts], stride)
+    windows = encoder.windows(prefixed(prefix, texts), stride)
     if not windows:
         width = encoder.outputs[STATE][-1]
         return _finished(np.zeros((0, len(config.poolings) * width if isinstance(width, int) else 0)), encoder, wishes).astype(np.float32)
@@ -99,6 +99,20 @@ def encode(
         parts.append((window.owner, len(window) - skip, _pooled(config.poolings, hidden, skip)))
         told(done, len(windows))
     return _finished(np.stack(weighted(parts, len(texts))), encoder, wishes).astype(np.float32)
+
+
+def token_states(encoder: Encoder, texts: Sequence[Text], batch_size: int) -> list[np.ndarray]:
+    """The hidden states of each text's tokens, float32 [tokens, hidden], special ones included; of the first window of a longer text."""
+    expect(encoder, "embedding", (STATE,))
+    found: dict[int, np.ndarray] = {}
+    for window, outputs in encoder.each(encoder.windows(texts, None), batch_size):
+        found.setdefault(window.owner, finite(outputs[STATE][: len(window)], window.owner))
+    return [found[i] for i in range(len(texts))]
+
+
+def prefixed(prefix: str, texts: Sequence[Text]) -> list[Text]:
+    """Texts, and the first ones of pairs, behind a prompt."""
+    return [prefix + one if isinstance(one, str) else (prefix + one[0], *one[1:]) if prefix else one for one in texts]
 
 
 def vectors(encoder: Encoder, hidden: Sequence[np.ndarray]) -> np.ndarray:
