@@ -8,7 +8,7 @@ ROOMS := compare export graph integrations quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
+.PHONY: demo test lint types unit wheel test-serve test-drop-in test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets --ignore tests/drop_in -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -61,6 +61,16 @@ build/serve/ready: pyproject.toml Makefile
 	touch $@
 test-serve: build/serve/ready
 	OMP_NUM_THREADS=1 build/serve/bin/python -m pytest --confcutdir tests/serve tests/serve
+
+# Look-alikes beside their originals, in an environment of its own: sentence-transformers brings scikit-learn and scipy.
+ORIGINALS := 'sentence-transformers==6.2.0' 'langchain-core==1.8.3'
+build/drop-in/ready: pyproject.toml Makefile constraints.txt
+	rm -rf build/drop-in && $(PYTHON) -m venv build/drop-in
+	build/drop-in/bin/$(INSTALL) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	build/drop-in/bin/$(INSTALL) --editable '.[cpu,export]' $(ORIGINALS) pytest pytest-timeout
+	touch $@
+test-drop-in: build/drop-in/ready
+	OMP_NUM_THREADS=1 build/drop-in/bin/python -m pytest tests/drop_in
 
 # The module for JavaScript against Python's answers, in Node and, where there is a Chromium, in a browser. It needs node and npm.
 test-js: .venv/ready
