@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxport.build.card import add_license, write_card
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
 from onnxport.build.request import BuildOptions, new_bundle_options, own_cache, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
@@ -103,6 +104,7 @@ def build(
             write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
             if work:
                 work.keep_graphs(fused)
+        add_license(staging, source)
         if precision is None and calibrate is None and target == (CPU,):
             options = _carrying(options, fused, staging)
         for name in refused:
@@ -115,6 +117,7 @@ def build(
         if not keep_going:
             _check_loses_nothing(staging, Path(out))
         progress("hash and publish")
+        write_card(staging)
     return Bundle.open(out)
 
 
@@ -206,6 +209,7 @@ def add_variant(
         assert staging.manifest is not None
         staging.manifest["default"] = bundle.default
         progress("hash and publish")
+        write_card(staging)
     return Bundle.open(place)
 
 
