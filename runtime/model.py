@@ -24,6 +24,7 @@ from onnxport.runtime.decode.generator import Generation, Generator, Input, Job,
 from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many, whole
 from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
+from onnxport.runtime.shown import table
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_text
 
 if TYPE_CHECKING:
@@ -155,6 +156,23 @@ class Model:
 
             self.engine = None
             self._encoder = Encoder.open(bundle, variant, sessions, self._source())
+
+    def __repr__(self) -> str:
+        what = {"task": self.bundle.task, "precision": self.precision, "device": self.device, "threads": self.threads}
+        return f"Model({self.bundle.name!r}, {', '.join(f'{name}={value!r}' for name, value in what.items())})"
+
+    def _repr_html_(self) -> str:
+        variant = self.bundle.variants[self.precision]
+        rows = {
+            "name": self.bundle.name,
+            "task": self.bundle.task,
+            "family": self.bundle.family,
+            "precision": f"{self.precision}, of {', '.join(self.bundle.variants)}",
+            "size": f"{variant.bytes / 1e6:.2f} MB",
+            "device": f"{self.device}, threads: {self.threads}",
+            "bundle": str(self.bundle.path),
+        }
+        return table(rows.items())
 
     def generate(
         self,

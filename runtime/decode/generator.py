@@ -21,6 +21,7 @@ from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.sampling import Row, RowBatch
 from onnxport.runtime.decode.scheduler import SharedBatch, SharedCall
 from onnxport.runtime.options import Options, Search, Watch, is_ordered
+from onnxport.runtime.shown import Shown
 from onnxport.runtime.structured.formats import grammar
 from onnxport.runtime.structured.matcher import AnswerFormat, Vocabulary
 from onnxport.runtime.tokenizer import TextStream, TextTokenizer, check_ids, check_text
@@ -31,8 +32,8 @@ AT_ONCE = 1 << 18  # characters that are tokenized between two looks at the cloc
 Input = str | Sequence[int]
 
 
-@dataclass(frozen=True)
-class Generation:
+@dataclass(frozen=True, repr=False)
+class Generation(Shown):
     """An answer.
 
     text: None where the bundle has no tokenizer. tokens: new ids without the final eos. token_logprobs: one a token. score: the sum of all

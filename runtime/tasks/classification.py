@@ -15,13 +15,14 @@ from onnxport.errors import BundleError, UsageError
 from onnxport.progress import Progress, counted, silent
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Text, expect, finite, weighted
+from onnxport.runtime.shown import Shown
 
 LOGITS = "logits"
 TEMPLATE = "This example is {}."
 
 
-@dataclass(frozen=True)
-class Classification:
+@dataclass(frozen=True, repr=False)
+class Classification(Shown):
     """label: the best one. scores: label → probability, best first; of a regression its values as they are.
 
     labels: all that hold: the best one, or where several may hold at once those with a probability of one half and more.

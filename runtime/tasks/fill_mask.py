@@ -15,13 +15,14 @@ from tokenizers import Encoding
 from onnxport.errors import TextError, UsageError
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Window, expect, finite
+from onnxport.runtime.shown import Shown
 from onnxport.runtime.tokenizer import TextTokenizer, check_text
 
 LOGITS = "logits"
 
 
-@dataclass(frozen=True)
-class Fill:
+@dataclass(frozen=True, repr=False)
+class Fill(Shown):
     """A token for a mask. token: its text; id: its number. score: its probability, 0 to 1. mask: which of the text's masks, from 0.
 
     text: the whole text with it, as the tokenizer writes it.

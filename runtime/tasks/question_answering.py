@@ -19,13 +19,14 @@ from tokenizers import Encoding
 from onnxport.errors import UsageError
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Window, expect, finite
+from onnxport.runtime.shown import Shown
 
 START, END = "start_logits", "end_logits"
 WINDOW = 384
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, repr=False)
+class Answer(Shown):
     """answer: context[start:end], empty where there is none. score: its probability. no_answer_score: that of no answer.
 
     alternatives: the next best, with n_best.

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from onnxport.errors import UsageError
 from onnxport.runtime.encoder import Encoder
+from onnxport.runtime.shown import Shown
 from onnxport.runtime.tasks.classification import LOGITS, classify
 
 
-@dataclass(frozen=True)
-class Ranked:
+@dataclass(frozen=True, repr=False)
+class Ranked(Shown):
     """A document's place in the list that was given, and its score as `classify` gives it."""
 
     index: int

@@ -19,14 +19,15 @@ from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.generator import Input
 from onnxport.runtime.decode.state import NO_IDS, DecoderState
 from onnxport.runtime.options import is_ordered
+from onnxport.runtime.shown import Shown
 from onnxport.runtime.tokenizer import TextTokenizer, check_ids, check_text
 
 POSITIONS = 8192  # of a batch, what is read before counted: more take memory and are no faster
 WINDOW = 1024  # of a model without a length of its own
 
 
-@dataclass(frozen=True)
-class Scored:
+@dataclass(frozen=True, repr=False)
+class Scored(Shown):
     """A target as the model sees it.
 
     tokens: its n ids. token_logprobs: float32 [n], log-softmax over the whole vocabulary, given the input and the tokens before; NaN for a
@@ -45,8 +46,8 @@ class Scored:
         return float(np.nansum(self.token_logprobs, dtype=np.float64))
 
 
-@dataclass(frozen=True)
-class Likelihood:
+@dataclass(frozen=True, repr=False)
+class Likelihood(Shown):
     """Of a text: the negative log-likelihood (natural logarithm) of its tokens, summed, and how many were counted."""
 
     negative_log: float

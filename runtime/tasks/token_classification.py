@@ -17,13 +17,14 @@ import numpy as np
 from onnxport.errors import BundleError, UsageError
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Window, expect, finite
+from onnxport.runtime.shown import Shown
 
 LOGITS = "logits"
 OUTSIDE = "O"  # the label of what is no entity
 
 
-@dataclass(frozen=True)
-class Entity:
+@dataclass(frozen=True, repr=False)
+class Entity(Shown):
     """label: of its tokens, without B- and I- unless they are not joined. text: the text's characters from start to end. score: 0 to 1."""
 
     label: str

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 
 from onnxport.cli.commands import cli
 from onnxport.runtime.bundle.reader import Bundle
@@ -230,3 +231,24 @@ def test_quiet_and_verbose_stand_before_the_command_too(bundle: Bundle, tmp_path
     assert "Traceback" in invoke("-v", "verify", tmp_path / "none").stderr
     assert "Traceback" in invoke("--verbose", "verify", "-q", tmp_path / "none").stderr
     assert "Traceback" not in invoke("-q", "verify", tmp_path / "none").stderr
+
+
+# completion in a shell
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "expected"),
+    [
+        (["export", "--precision"], "int8-", {"int8-reduced", "int8-weight", "int8-static"}),
+        (["export", "--precision"], "fp32,bf", {"fp32,bf16"}),
+        (["quantize", "BUNDLE", "--precision"], "int4-g", {"int4-gptq"}),
+        (["run", "BUNDLE", "--precision"], "", {"fp32", "fp16", "int8"}),
+        (["compare", "BUNDLE", "--precision"], "fp32,i", {"fp32,int8"}),
+        (["run", "nowhere", "--precision"], "", set()),
+        (["serve"], "--dev", {"--device"}),
+    ],
+)
+def test_shells_complete_values(bundle: Bundle, words: list[str], begun: str, expected: set[str]) -> None:
+    typed = [str(bundle.path) if word == "BUNDLE" else word for word in words]
+    found = ShellComplete(cli, {}, "onnxport", "_ONNXPORT_COMPLETE").get_completions(typed, begun)
+    assert {item.value for item in found} == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +12,10 @@ import click
 
 from onnxport import __version__
 from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
+from onnxport.errors import OnnxportError
 from onnxport.printable import printable
 from onnxport.quantize.plan import CACHES
-from onnxport.quantize.precisions import DEFAULT
+from onnxport.quantize.precisions import DEFAULT, PRECISIONS
 from onnxport.runtime.bundle.variant_names import TARGETS, named
 from onnxport.runtime.other_names import OPTIONS, hint
 from onnxport.runtime.sessions import DEVICES
@@ -104,6 +105,21 @@ def precision_list(_: click.Context, __: click.Parameter, value: str | None) -> 
     return tuple(dict.fromkeys(names))
 
 
+def precisions_from(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """For completion in a shell: the names that a list may go on with, a bundle's variants where one was typed before."""
+    before, comma, begun = incomplete.rpartition(",")
+    known: Iterable[str] = PRECISIONS
+    path = ctx.params.get("bundle") or next(iter(ctx.args), None)  # an option without its value ends click's own parsing
+    if path is not None and ctx.info_name in ("run", "compare", "triton"):
+        from onnxport.runtime.bundle.reader import Bundle
+
+        try:
+            known = Bundle.read(path).variants
+        except OnnxportError:
+            known = ()
+    return [f"{before}{comma}{name}" for name in known if name.startswith(begun)]
+
+
 def number_list(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
     """Whole numbers from 1 between commas."""
     try:
@@ -147,6 +163,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option(
     "--precision",
     callback=precision_list,
+    shell_complete=precisions_from,
     help=f"Variants; the first is the default one; default: {','.join(DEFAULT)}, or what a quantized source carries.",
 )
 @click.option(
@@ -243,7 +260,7 @@ def export(
     onnxport quantize artifacts/en-de --precision auto --calibrate dev.tsv --budget 'bleu_drop<=0.3'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", required=True, help="The variant to add.")
+@click.option("--precision", required=True, shell_complete=precisions_from, help="The variant to add.")
 @click.option("--target", type=click.Choice(TARGETS), help="What it is for; int8@cuda names precision and target in one.")
 @click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
 @variant_options
@@ -300,7 +317,7 @@ def quantize(
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1)
-@click.option("--precision", help="The variant to run; default: the bundle's own default.")
+@click.option("--precision", shell_complete=precisions_from, help="The variant to run; default: the bundle's own default.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
 @click.option("--beam", type=click.IntRange(1), help="Beams; 1 is greedy; default: the model's own.")
@@ -363,7 +380,9 @@ def run(bundle: Path, text: tuple[str, ...], quiet: bool, verbose: bool, **optio
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluation data: .tsv, .csv, .jsonl, .conll, .txt, SQuAD's JSON.")
-@click.option("--precision", "precisions", callback=precision_list, help="Variants to compare; default: all.")
+@click.option(
+    "--precision", "precisions", callback=precision_list, shell_complete=precisions_from, help="Variants to compare; default: all."
+)
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--source", help="The original model: joins in PyTorch and becomes the reference.")
 @click.option("--with", "others", multiple=True, type=click.Path(path_type=Path), help="A bundle whose variants join as NAME/VARIANT.")
@@ -584,7 +603,7 @@ def serve(bundles: tuple[str, ...], quiet: bool, verbose: bool, **options: Any) 
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model repository; the model becomes a folder in it.")
 @click.option("--name", help="The model's name; default: the bundle's own.")
-@click.option("--precision", help="The variant; default: the bundle's own default.")
+@click.option("--precision", shell_complete=precisions_from, help="The variant; default: the bundle's own default.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Default: what the machine or container grants.")
 @click.option("--onnxruntime", help="Version of ONNX Runtime in your Triton: its own backend answers, arrays in and out (encoders).")
