@@ -6,6 +6,7 @@ const MANIFEST = "bundle.json";
 // What of `requires` this module knows; a bundle that requires something else would be answered wrongly.
 const KNOWN = new Set([
   "encoding.default_prompt",
+  "encoding.layers",
   "encoding.lower",
   "encoding.truncate_dim",
   "generation.caches",

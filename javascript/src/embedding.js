@@ -1,11 +1,11 @@
 /** Embeddings: what stands behind a Transformer in sentence-transformers. */
 import { BundleError, OnnxportError, TextError, UsageError } from "./errors.js";
 import { tensors } from "./engine.js";
+import { readLayers, unit } from "./layers.js";
 import { check } from "./options.js";
 
 const STATE = "last_hidden_state";
 const SHARED = 128; // tokens that neighbouring windows of a long text share, at most half a window
-const TINY = 1e-12; // of a length that vectors are divided by
 
 const weighted = (hidden, weights, total) => {
   const sum = new Float64Array(hidden[0].length);
@@ -33,13 +33,19 @@ const OPTIONS = {
 };
 
 export class Embedder {
-  /** session: of the bundle's one graph. */
-  constructor(ort, bundle, session, tokenizer) {
+  /** session: of the bundle's one graph. layers: functions of vectors behind the pooling. */
+  constructor(ort, bundle, session, tokenizer, layers) {
     this.config = bundle.manifest.encoding ?? {};
     this.poolings = (this.config.pooling ?? "mean").split("+");
     const unknown = this.poolings.find((name) => !(name in POOL));
     if (unknown) throw new BundleError(`encoding.pooling is ${unknown}, expected one of ${Object.keys(POOL).join(", ")}; upgrade onnxport`);
-    Object.assign(this, { make: tensors(ort), session, tokenizer });
+    Object.assign(this, { make: tensors(ort), session, tokenizer, layers });
+  }
+
+  static async open(ort, bundle, session, tokenizer) {
+    const { encoding, layers } = bundle.manifest;
+    const found = encoding?.layers?.length ? await readLayers(encoding.layers, await bundle.bytes(layers)) : [];
+    return new Embedder(ort, bundle, session, tokenizer, found);
   }
 
   /** The vector of a text, Float32Array. A text that is longer than the model is read in windows, whose means count by their tokens. */
@@ -63,6 +69,7 @@ export class Embedder {
       tokens += count;
     }
     let vector = weighted(parts, parts.map(() => 1), tokens);
+    for (const layer of this.layers) vector = layer(vector);
     if (config.normalize ?? true) vector = unit(vector);
     vector = vector.slice(0, options.truncateDim ?? config.truncate_dim ?? undefined);
     return Float32Array.from(options.normalize ? unit(vector) : vector);
@@ -117,9 +124,4 @@ export class Embedder {
     if (!data.every(Number.isFinite)) throw new OnnxportError("the model answers NaN or infinity; try another precision, such as fp32");
     return Array.from(ids, (_, i) => data.subarray(i * dims[2], (i + 1) * dims[2]));
   }
-}
-
-function unit(vector) {
-  const length = Math.max(Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0)), TINY);
-  return vector.map((value) => value / length);
 }

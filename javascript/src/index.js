@@ -48,7 +48,7 @@ export async function load(location, { precision, device = "cpu", threads, verif
   const role = ["model", "encoder"].find((name) => name in variant.graphs);
   if (!role) throw new BundleError(`${bundle.where}: variant ${variant.name} has neither a model nor an encoder graph; export the model again`);
   const session = await bundle.session(variant.graphs[role], options, variant);
-  const embedder = bundle.manifest.task === "embedding" && tokenizers.source ? new Embedder(ort, bundle, session, tokenizers.source) : null;
+  const embedder = bundle.manifest.task === "embedding" && tokenizers.source ? await Embedder.open(ort, bundle, session, tokenizers.source) : null;
   return new Model(bundle, variant, { session, embedder });
 }
 

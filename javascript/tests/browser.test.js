@@ -64,6 +64,7 @@ describe("in a browser", { skip: !chromium && "no Chromium; say where one is wit
     ["chat", "fp16"],
     ["mixed", "fp32"],
     ["embedder", "fp32"],
+    ["layers", "fp32"],
   ]) {
     test(`${name}, ${precision}: the answers are Python's, also at the same time`, async () => {
       const cases = ANSWERS[name].filter((one) => one.precision === precision);

@@ -90,6 +90,15 @@ describe("answers", () => {
   });
 });
 
+test("the types name every option", async () => {
+  const types = await readFile(new URL("../src/index.d.ts", import.meta.url), "utf8");
+  const typed = (name) => Array.from(types.split(`interface ${name} {`)[1].split("}\n")[0].matchAll(/(\w+)\?:/g), ([, option]) => option);
+  const known = (call) => call.then(assert.fail, ({ message }) => message.split("some of ")[1].split(", "));
+  const [translator, embedder] = [await load(bundle("translator"), { precision: "fp32" }), await load(bundle("embedder"), { precision: "fp32" })];
+  assert.deepEqual(typed("GenerateOptions"), await known(translator.generate(TEXT, { wrong: 1 })));
+  assert.deepEqual(typed("EncodeOptions"), await known(embedder.encode(TEXT, { wrong: 1 })));
+});
+
 describe("tokenizers", () => {
   for (const [name, texts] of Object.entries(TEXTS)) {
     test(`${name}: ids and texts are those of Python's tokenizers`, async () => {

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from onnxport.build.stages import build
@@ -23,53 +22,10 @@ from onnxport.runtime.bundle.reader import Bundle
 from support import encoder_folders as encoders
 from support import task_folders as folders
 from support.once import made_once
+from support.sentence_folders import LAYERS, MODES, PROMPTS, modules, write_whole
 
 TEXTS = ["the cat", "a dog lay by the door", "x", "Ada came to London"]
-MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-WIDTH = 40
 Exported = Callable[[str], Path]  # "plain" or "whole"
-PROMPTS = {"query": "find: ", "document": "", "long": "see what: "}
-LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (  # of the folder that has all of them
-    ("Normalize", {}),
-    ("Dense", {"out_features": 24, "activation_function": "torch.nn.modules.activation.Tanh"}),
-    ("LayerNorm", {}),
-    ("Dense", {"out_features": 24, "activation_function": "torch.nn.modules.activation.GELU", "use_residual": True}),
-    ("Dense", {"out_features": 16, "activation_function": "torch.nn.modules.linear.Identity", "bias": False, "use_residual": True}),
-    ("Normalize", {}),
-)
-
-
-def modules(folder: Path, pooling: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]] = (), width: int = WIDTH) -> Path:
-    """Adds modules.json, a pooling and what follows it, with random weights."""
-    generator = torch.Generator().manual_seed(3)
-    size = width * (len(pooling["pooling_mode"]) if isinstance(pooling.get("pooling_mode"), list) else 1)
-    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": width} | pooling))
-    for i, (kind, config) in enumerate(layers, start=2):
-        place = folder / f"{i}_{kind}"
-        place.mkdir()
-        kinds.append((kind, place.name))
-        tensors = {}
-        if kind == "Dense":
-            config = {"in_features": size, "bias": True} | config
-            after = config["out_features"]
-            tensors["linear.weight"] = torch.randn(after, size, generator=generator) / size**0.5
-            tensors |= {"linear.bias": torch.randn(after, generator=generator) / 9} if config["bias"] else {}
-            if config.get("use_residual") and after != size:
-                tensors["residual.weight"] = torch.randn(after, size, generator=generator) / size**0.5
-            size = after
-        if kind == "LayerNorm":
-            config = {"dimension": size}
-            tensors = {f"norm.{part}": torch.rand(size, generator=generator) + 0.5 for part in ("weight", "bias")}
-        if tensors:
-            save_file(tensors, place / "model.safetensors")
-            (place / "config.json").write_text(json.dumps(config))
-    stated = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (kind, path) in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(stated))
-    return folder
 
 
 def hidden(folder: Path, text: str) -> torch.Tensor:
@@ -123,12 +79,10 @@ def through(vector: torch.Tensor, folder: Path) -> torch.Tensor:
 
 def made(name: str, folder: Path) -> None:
     """The folder `source` and its bundle."""
-    source = folders.write(folder / "source", "bert", "bare")
     if name == "plain":
-        modules(source, {"pooling_mode_mean_tokens": True})
+        source = modules(folders.write(folder / "source", "bert", "bare"), {"pooling_mode_mean_tokens": True})
     else:
-        modules(source, {"pooling_mode": list(MODES), "include_prompt": False}, LAYERS)
-        (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS, "default_prompt_name": "query"}))
+        source = write_whole(folder / "source")
     build(str(source), folder / "bundle", precision=("fp32",))
 
 

@@ -19,6 +19,7 @@ from onnxport.runtime import Model, load
 from onnxport.runtime.tokenizer import TextTokenizer
 from support import causal_folders, encoder_folders, hf_folders, structured_bundles
 from support.paths import ROOT
+from support.sentence_folders import write_whole
 from support.target_bundles import KINDS
 
 TALK = [
@@ -55,6 +56,7 @@ SEARCHES: list[dict[str, Any]] = [
     {"minNewTokens": 6, "temperature": 1.5, "topK": 50, "seed": 7},
 ]
 
+VECTORS: list[dict[str, Any]] = [{}, {"promptName": "document"}, {"prompt": "see what: "}, {"truncateDim": 7, "normalize": True}]
 LONG = {"minNewTokens": 135, "maxNewTokens": 135}  # longer than the cache is at first
 
 
@@ -106,6 +108,7 @@ KINDS_FOR_JAVASCRIPT = {
     "mixed": Kind(KINDS["mixed"], ("fp32",), [("generate", ids, {"maxNewTokens": 70}) for ids in IDS]),
     "marian": Kind(_marian, ("fp32",), [("generate", ids, options) for ids in IDS[:1] for options in SEARCHES]),
     "embedder": Kind(_embedder, ("fp32", "int8"), [("encode", text, {}) for text in ("Hello.", "one two, three. " * 12)]),
+    "layers": Kind(write_whole, ("fp32",), [("encode", "a dog lay by the door", options) for options in VECTORS]),
 }
 
 
@@ -115,7 +118,8 @@ def _snake(options: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(model: Model, call: str, given: Any, options: dict[str, Any]) -> dict[str, Any]:
     if call == "encode":
-        return {"vector": model.encode([given])[0].tolist()}
+        named = {{"normalize": "normalize_embeddings"}.get(name, name): value for name, value in _snake(options).items()}
+        return {"vector": model.encode([given], **named)[0].tolist()}
     asked = _snake(options) | {"beam": 1}
     found = (model.chat([given], **asked) if call == "chat" else model.generate([given], **asked))[0]
     answer = {
