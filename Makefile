@@ -8,7 +8,7 @@ ROOMS := compare export graph integrations quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve test-drop-in test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
+.PHONY: demo test lint types unit wheel test-serve test-drop-in test-ray test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets --ignore tests/drop_in -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets --ignore tests/drop_in --ignore tests/on_ray -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -71,6 +71,14 @@ build/drop-in/ready: pyproject.toml Makefile constraints.txt
 	touch $@
 test-drop-in: build/drop-in/ready
 	OMP_NUM_THREADS=1 build/drop-in/bin/python -m pytest tests/drop_in
+
+# Bundles on a cluster of two nodes of Ray on this machine, in an environment of its own, without torch.
+build/ray/ready: pyproject.toml Makefile
+	rm -rf build/ray && $(PYTHON) -m venv build/ray
+	build/ray/bin/pip install --quiet --editable '.[cpu,ray]' 'ray[data,serve]==2.60.0' 'httpx==0.28.1' onnx onnx-ir pytest pytest-timeout
+	touch $@
+test-ray: build/ray/ready
+	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 build/ray/bin/python -m pytest --timeout 300 --confcutdir tests/on_ray tests/on_ray
 
 # The module for JavaScript against Python's answers, in Node and, where there is a Chromium, in a browser. It needs node and npm.
 test-js: .venv/ready
