@@ -66,6 +66,13 @@ class Scheme:
         """The same without rotation."""
         return scheme(self.name.replace("-rotated", ""))
 
+    def is_like(self, other: Scheme) -> bool:
+        """Whether both store weights alike, but for the size of blocks where one leaves that open."""
+        sizes = {self.block, other.block} - {None}
+        return (self.kind, self.bits, self.symmetric, self.rotated) == (other.kind, other.bits, other.symmetric, other.rotated) and len(
+            sizes
+        ) < 2
+
     @property
     def needs(self) -> str | None:
         """What must be known of a layer's input: "hessian", "square", "range" or nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
-from onnxport.quantize.plan import Plan, scheme
+from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
 from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
@@ -167,14 +168,30 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
         if "range" in plan.needs:
             plan = static_outliers.settle(fused, plan, feeds)
     scales, weights = ChannelScales(decoder, data), Weights()
-    scaled = scales.scaled(plan)
+    scaled = scales.scaled(even := _before_protection(plan, decoder))
     if recipe.plan is None:
         solve({"decoder": scaled}, plan, feeds, weights)
         sensitive = sensitive_weights.of_a_decoder(scaled, golden_texts(goldens, decoder), plan, precision.bounds, ROOM, weights)
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
-            scaled = scales.scaled(plan)  # by what each weight becomes, as a plan that is given has it
+            if (again := _before_protection(plan, decoder)).schemes != even.schemes:
+                scaled, weights = scales.scaled(again), Weights()  # as a plan that is given has it
     return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts, weights)
+
+
+def _before_protection(plan: Plan, decoder: Any) -> Plan:
+    """The schemes that channels are scaled for: a weight that was made nearer counts as one of those around it.
+
+    So the variant's plan leads to the very graph that told which weights are sensitive.
+    """
+    found = {linear.parameter: plan.of(linear.parameter) for linear in linears(decoder.graph)}
+    common = [one for one, _ in Counter(found.values()).most_common()]
+
+    def before(chosen: Scheme) -> Scheme:
+        near = (other for other in common if other != chosen and scheme(sensitive_weights.nearer(other)).is_like(chosen))
+        return next((other for other in near if other.kind != FP32.kind), chosen) if chosen.kind == "blocks" else chosen
+
+    return Plan({name: before(chosen).name for name, chosen in found.items()})
 
 
 def spares_vocabulary(plan: Plan) -> bool:

@@ -35,6 +35,7 @@ TWIN, SWITCHES = "@quantized", "switches"
 ROLE = "graph"
 FEWER = 5  # one of so many texts of a language model tells which weights are more sensitive than others
 TAKEN_BACK = 6  # groups that are tried again once enough is protected
+SPENT = 0.2  # of the weights of 4 bits: the bytes of llama.cpp's Q4_K_M, which has 6 bits for half of its most sensitive kinds
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -45,13 +46,14 @@ class Measure:
 
     group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to the
     feeds at some places, which adds up over layers. large: what the twins lose is taken for what the graph as it would be loses, and
-    weights are tried on one of FEWER feeds.
+    weights are tried on one of FEWER feeds. spent: the share of weights of 4 bits that are made nearer in any case.
     """
 
     group: Callable[[str], str]
     better: Callable[[Scheme], str]
     loss: Callable[[Iterator[Feed], Sequence[int]], float]
     large: bool = False
+    spent: float = 0.0
 
 
 def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str, str]:
@@ -73,7 +75,8 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
     What is lost is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices
-    over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. model: float32,
+    over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. Of weights of 4
+    bits those that lose most are made nearer in any case, up to the share SPENT. model: float32,
     fused; texts: what the variant is judged by; weights: what the plan solves by inputs of products.
     """
     whole = _logits_alone(every_position(model))
@@ -90,8 +93,9 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
         return share if np.isfinite(divergence) else float("inf")
 
     names = [linear.parameter for linear in linears(whole.graph)]
+    spent = SPENT if any(plan.of(name).bits == 4 for name in names) else 0.0
     feeds = [text.feed for text in texts]
-    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True), weights)
+    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True, spent=spent), weights)
 
 
 def nearer(scheme: Scheme) -> str:
@@ -132,22 +136,32 @@ def _to_protect(
             on[order[:count]] = False
             return on
 
-        if measure.large and loss(np.ones(len(names), bool), every) <= most:
+        enough = measure.large and loss(np.ones(len(names), bool), every) <= most
+        if enough and not measure.spent:
             return {}
         none = loss(np.zeros(len(names), bool), few)  # what the nearer schemes lose
         alone = np.array([loss(one, few) - none for one in np.eye(len(names), dtype=bool)])
         order = np.argsort(-alone / sizes, kind="stable")
-        count = _least(1, len(names), lambda count: loss(switched(count), every) <= most)
+        count = 0 if enough else _least(1, len(names), lambda count: loss(switched(count), every) <= most)
         while count < len(names):
             on = switched(count)
-            for i in order[: count - 1][::-1][:TAKEN_BACK]:  # the last step may have gone far
+            for i in order[: max(count - 1, 0)][::-1][:TAKEN_BACK]:  # the last step may have gone far
                 on[i] = True
                 on[i] = loss(on, every) <= most
+            _spend(on, order, np.array([group.size if group.bits == 4 else 0 for group in groups.values()]), measure.spent)
             kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
             if measure.large or whole(kept) <= most:
                 return kept
             count += 1
     return {parameter: measure.better(plan.of(parameter)) for group in groups.values() for parameter in group.parameters}
+
+
+def _spend(on: np.ndarray, order: np.ndarray, sizes: np.ndarray, share: float) -> None:
+    """Switches off further groups, in their order, until those that are off have a share of all sizes. Sizes of 0 stay as they are."""
+    for i in order:
+        if sizes[~on].sum() >= share * sizes.sum():
+            return
+        on[i] &= not sizes[i]
 
 
 def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
@@ -161,6 +175,7 @@ def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
 @dataclass
 class _Group:
     parameters: list[str]
+    bits: int
     size: int = 0
 
 
@@ -175,7 +190,7 @@ def _twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | Non
             products.setdefault(linear.parameter, []).append(linear)
     groups: dict[str, _Group] = {}
     for parameter, uses in products.items():
-        group = groups.setdefault(measure.group(parameter), _Group([]))
+        group = groups.setdefault(measure.group(parameter), _Group([], plan.of(parameter).bits))
         group.parameters.append(parameter)
         group.size += uses[0].weight.size
     places = {parameter: i for i, group in enumerate(groups.values()) for parameter in group.parameters}
