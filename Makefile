@@ -8,7 +8,7 @@ ROOMS := compare export graph integrations quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel test-serve test-drop-in test-ray test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
+.PHONY: demo test lint types unit wheel docs test-serve test-drop-in test-ray test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -24,7 +24,7 @@ test: lint types unit wheel
 
 # The rooms stand at the root and under src; linters of imports and types get the package as links.
 LINKED := build/types/onnxport
-$(LINKED): .venv/ready
+$(LINKED):
 	rm -rf $@ && mkdir -p $@
 	ln -s $(CURDIR)/src/onnxport/* $@/
 	for room in $(ROOMS); do ln -s $(CURDIR)/$$room $@/$$room; done
@@ -51,6 +51,19 @@ wheel: .venv/ready
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/$(INSTALL) "$$(ls build/wheel/*.whl)[cpu]" pytest
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
+
+# The documents as a site, in an environment of its own. The pages lie there as they do here, so that links hold in both; a broken one fails.
+PAGES := docs README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md artifacts/sample-report examples/pipeline $(wildcard examples/*/README.md)
+build/docs-venv/ready: pyproject.toml
+	rm -rf build/docs-venv && $(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
+docs: build/docs-venv/ready $(LINKED)
+	rm -rf build/docs build/site && mkdir -p build/docs && cp -r --parents $(PAGES) build/docs
+	rm build/docs/artifacts/sample-report/report.md  # it would become a page of the report's own name
+	cp build/docs/artifacts/sample-report/report.html build/docs/artifacts/sample-report/index.html
+	build/docs-venv/bin/zensical build --strict --clean
+	@echo build/site/index.html
 
 # The server, held against the clients of others, whose pins are not ours: in an environment of its own, without torch.
 CLIENTS := 'openai==3.57.0' 'httpx==0.28.1' 'tritonclient[http,grpc]==2.69.0'

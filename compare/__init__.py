@@ -7,7 +7,13 @@ Every side (a variant, the original in PyTorch, a peer) runs in a process of its
 its own and one comparator serves all.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxport.compare.comparison import compare
+    from onnxport.compare.data import Dataset, read_data
+    from onnxport.compare.report.report import Report
+    from onnxport.compare.report.text import table
 
 __all__ = ["Dataset", "Report", "compare", "read_data", "table"]
 

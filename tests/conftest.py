@@ -64,6 +64,20 @@ def plain_bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the shipped model in `en-de`, as docs/quick-start.md makes it, and what the command printed in `printed.txt`."""
+    from support.commands import invoke
+    from support.paths import EXAMPLE
+
+    def make(made: Path) -> None:
+        result = invoke("export", EXAMPLE, "--out", made / "en-de")
+        assert result.exit_code == 0, result.output
+        (made / "printed.txt").write_text(result.stdout, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "example", make)
+
+
+@pytest.fixture(scope="session")
 def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Marian model whose answers depend on its inputs, in `source`, and its bundle of fp32 and int8 in `bundle`."""
 

@@ -1,7 +1,10 @@
-"""Commands, options and public names are documented."""
+"""Commands, options and public names are documented; documents show commands that exist, and link to files that do."""
 
 import importlib
 import inspect
+import re
+import shlex
+from pathlib import Path
 
 import click
 import pytest
@@ -50,3 +53,36 @@ def test_every_public_name_has_a_docstring(module: str) -> None:
         value = getattr(opened, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), f"{module}.{name}"
+
+
+@pytest.mark.parametrize("module", [name for name in PUBLIC if "." in name])
+def test_every_public_name_is_in_the_reference(module: str) -> None:
+    page = (ROOT / "docs" / "reference" / f"{module.split('.')[1]}.md").read_text(encoding="utf-8")
+    names = getattr(importlib.import_module(module), "__all__", None)
+    assert set(re.findall(r"^::: (\S+)$", page, re.MULTILINE)) == ({f"{module}.{name}" for name in names} if names else {module})
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_to_files_of_the_repository(page: Path) -> None:
+    # anchors are checked by `make docs`
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    linked = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    assert not {link for link in linked if link and not (page.parent / link).exists()}
+
+
+GUIDES = sorted([ROOT / "docs" / "quick-start.md", *(ROOT / "docs" / "guides").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_commands_of_guides_have_these_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^\s*(?:\$ )?onnxport (.+)$", text, re.MULTILINE) + re.findall(r"`onnxport ([a-z]+ [^`]+)`", text)
+    for name, *arguments in map(shlex.split, shown):
+        if name in cli.commands:
+            options = {opt for option in cli.commands[name].params for opt in option.opts}
+            assert {argument for argument in arguments if argument.startswith("-")} <= options, f"{page.name}: {name} {arguments}"
+        else:
+            pytest.fail(f"{page.name}: onnxport {name} is no command")

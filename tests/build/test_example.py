@@ -8,7 +8,6 @@ import pytest
 import sacrebleu
 import torch
 
-from onnxport.build.stages import build
 from onnxport.runtime import Model, load
 from support.paths import EXAMPLE
 from support.plain_beam import beam_search
@@ -18,8 +17,8 @@ SOURCES, REFERENCES = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(str(EXAMPLE), tmp_path_factory.mktemp("example") / "en-de").path
+def bundle(example: Path) -> Path:
+    return example / "en-de"
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def build(
         progress: called with the name of each stage as it begins.
 
     Raises:
-        UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError, OutputError: see onnxport.errors; nothing
-        is left behind, but what a search for `auto` has measured (see `search_folder`).
+        OnnxportError: UsageError, CheckpointError, DataError, ParityError, GateError, FusionError, DeviceError or OutputError; see
+            onnxport.errors. Nothing is left behind, but what a search for `auto` has measured (see `search_folder`).
     """
     options, refused = new_bundle_options(precision, target, calibrate, budget, data, threads, kv)
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
@@ -189,7 +189,7 @@ def add_variant(
     plan: a file that names the scheme of each module, in place of the precision's own. calibrate, budget, data, threads, kv: as in `build`.
 
     Raises:
-        the errors of `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
+        OnnxportError: as `build`; DataError for a plan or data that cannot be used, GateError when no plan is within the budget.
     """
     options = BuildOptions((precision,), plan, calibrate, budget, data, threads, kv)
     options.check()
