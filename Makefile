@@ -53,7 +53,7 @@ wheel: .venv/ready
 	cd build/wheel && ONNXPORT_BUNDLE=$(CURDIR)/build/wheel/bundle venv/bin/python -m pytest -p no:cacheprovider -o pythonpath= --rootdir $(CURDIR)/tests/wheel --confcutdir $(CURDIR)/tests/wheel $(CURDIR)/tests/wheel
 
 # The documents as a site, in an environment of its own. The pages lie there as they do here, so that links hold in both; a broken one fails.
-PAGES := docs README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md artifacts/sample-report examples/pipeline $(wildcard examples/*/README.md)
+PAGES := docs README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md artifacts/sample-report javascript/README.md examples/pipeline examples/browser/screenshot.png $(wildcard examples/*/README.md)
 build/docs-venv/ready: pyproject.toml
 	rm -rf build/docs-venv && $(PYTHON) -m venv build/docs-venv
 	build/docs-venv/bin/pip install --quiet $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
