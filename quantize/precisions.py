@@ -119,7 +119,7 @@ PRECISIONS = {
         Precision(
             "int8-reduced", Plan({"*": "int8-rows-reduced"}), EIGHT_BITS, "useful", on_texts=Plan({"*": "int8-rows-rotated-reduced"})
         ),
-        Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS, "useful"),
+        Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS, "useful", on_texts=Plan({"*": "int8-blocks32"})),
         Precision("int8-static", Plan({"*": "int8-static"}), replace(EIGHT_BITS, relative_error=2e-1), "needed"),
         Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS, "useful", on_texts=Plan({"*": "int4-blocks32-asym-rotated-gptq"})),
         Precision("int4-hqq", Plan({"*": "int4-blocks64-asym-hqq"}), FOUR_BITS, "useful"),

@@ -71,12 +71,9 @@ def test_an_empty_prompt_begins_with_bos(causal_model: Model, causal: tiny.TinyM
         assert causal_model.score([empty], [[7, 8]])[0].token_logprobs == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_first_token_without_anything_before_is_not_known(
-    causal: tiny.TinyModel, causal_model: Model, tmp_path: Path, monkeypatch
-) -> None:
-    generation = tiny.generation("causal") | {"bos_id": None}
-    monkeypatch.setattr(tiny, "generation", lambda kind: generation)
-    found = load(tiny.write_bundle(tmp_path / "b", causal, with_tokenizer=False), threads=1).score([[], []], [[7, 8, 9], [7]], top=1)
+def test_a_first_token_without_anything_before_is_not_known(causal: tiny.TinyModel, causal_model: Model, tmp_path: Path) -> None:
+    bundle = tiny.write_bundle(tmp_path / "b", causal, with_tokenizer=False, bos_id=None)
+    found = load(bundle, threads=1).score([[], []], [[7, 8, 9], [7]], top=1)
     assert np.isnan(found[0].token_logprobs[0])
     assert np.isnan(found[1].token_logprobs).all()
     assert found[0].token_logprobs[1:] == pytest.approx(causal_model.score([[7]], [[8, 9]])[0].token_logprobs)
