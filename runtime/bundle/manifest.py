@@ -19,6 +19,7 @@ from onnxport.runtime.options import Options, SearchConfig
 
 MANIFEST = "bundle.json"
 REQUIRED = (
+    "encoding.activation",
     "encoding.default_prompt",
     "encoding.layers",
     "encoding.lower",

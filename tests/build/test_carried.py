@@ -19,9 +19,11 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 64}
 
 
 def products(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Integers, scales and zeros of each MatMulNBits by its output."""
+    """Integers, scales and zeros of each MatMulNBits by its output; scales are stored in float16."""
     model = onnx.load(str(path))
     arrays = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    arrays |= {wide: arrays[half].astype(np.float32) for wide, half in casts.items() if half in arrays}
     found = {}
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":

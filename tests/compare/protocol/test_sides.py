@@ -21,7 +21,9 @@ def test_parity_is_held_against_the_bounds_of_the_manifest(monkeypatch, bounds, 
     opened = type("Opened", (), {"variants": {"int8": variant}, "golden": "golden.npz"})
     monkeypatch.setattr(reader.Bundle, "open", lambda path: opened)
     monkeypatch.setattr(verify, "replay", lambda *given, **options: found)
-    assert BundleSide("somewhere", "int8").parity() == found | {"within_bounds": within}
+    loaded = BundleSide("somewhere", "int8")
+    loaded.model = type("Loaded", (), {"precision": "int8"})
+    assert loaded.parity() == found | {"within_bounds": within}
 
 
 def test_weights_that_lie_there_twice_are_counted_once(tmp_path):

@@ -104,6 +104,7 @@ OF_FORMAT_1 = {
 OFFERED = {
     "encoding.prompts",
     "encoding.include_prompt",
+    "encoding.similarity",
     "generation.languages",
     "generation.max_source_length",
 }  # they change nothing that is not asked for
