@@ -52,8 +52,13 @@ class PassCosts:
 class Acceptance:
     """How often guesses come true: a share that forgets what is long ago."""
 
-    right: float = 1.2
-    tried: float = 2.0
+    right: float
+    tried: float
+
+    @classmethod
+    def expected(cls, rate: float) -> Acceptance:
+        """What is hoped before anything is known; it weighs as much as two guesses."""
+        return cls(2.0 * rate, 2.0)
 
     @property
     def rate(self) -> float:

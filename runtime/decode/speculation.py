@@ -25,6 +25,7 @@ from onnxport.runtime.options import Search
 MOST_DRAFTED = 8  # tokens that a draft guesses for a pass
 CONTEXT = 8  # tokens of a text's end that are compared with what stood before
 CANDIDATES = 16  # latest places that are compared
+HOPE, HOPE_OF_DRAFT = 0.6, 0.9  # a draft is a variant of the checked model, or a small one of its kind
 FIRST_DRAFT = 0.5  # of a plain pass, that a guess of a draft takes until it was measured
 SURE = math.log(0.4)  # behind a guess that no row's draft is surer of than this, it guesses no further
 REST, TRIES = 32, 3  # steps for which a draft that did not help rests at first, and how often it is tried again
@@ -244,11 +245,13 @@ class DraftedRows:
 
 @dataclass
 class Speculation:
-    """Guesses of a batch, and what is learned from them. most: guesses of a row in one pass."""
+    """Guesses of a batch, and what is learned from them. most: guesses of a row in one pass. hope: how often guesses come true, before
+    that is known: too little, and none is ever tried."""
 
     engine: Engine
     guesser: Guesser
     most: int
+    hope: float
     _rates: dict[int, tuple[GuessedRow, Acceptance]] = field(default_factory=dict)
     _thought: list[list[int]] = field(default_factory=list)  # what was guessed, checked or not
     _rest: int = 0
@@ -259,8 +262,8 @@ class Speculation:
     def of(cls, engine: Engine, search: Search, constraints: Constraints) -> Speculation | None:
         """As a search asks for it; None where it does not."""
         if search.draft is not None:
-            return cls(engine, Draft(search.draft, search, constraints), MOST_DRAFTED)
-        return cls(engine, Lookup(), search.lookup) if search.lookup else None
+            return cls(engine, Draft(search.draft, search, constraints), MOST_DRAFTED, HOPE_OF_DRAFT)
+        return cls(engine, Lookup(), search.lookup, HOPE) if search.lookup else None
 
     def guesses(self, rows: Sequence[GuessedRow], state: DecoderState) -> list[list[int]]:
         """The guesses of each row to check in the next pass; none at all where a plain pass is better."""
@@ -308,7 +311,7 @@ class Speculation:
         return isinstance(self.guesser, Lookup)
 
     def _rate(self, row: GuessedRow) -> Acceptance:
-        return self._rates.setdefault(id(row), (row, Acceptance()))[1]
+        return self._rates.setdefault(id(row), (row, Acceptance.expected(self.hope)))[1]
 
     def _rests(self) -> bool:
         """Whether a draft that did not help is left alone still; after a while it is tried again."""
@@ -316,7 +319,8 @@ class Speculation:
             self._rest -= 1
             if not self._rest and self._failures <= TRIES:
                 for _, rate in self._rates.values():
-                    rate.right, rate.tried = Acceptance().right, Acceptance().tried
+                    again = Acceptance.expected(self.hope)
+                    rate.right, rate.tried = again.right, again.tried
             return True
         return self._failures > TRIES
 

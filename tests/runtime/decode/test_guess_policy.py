@@ -3,6 +3,7 @@
 import pytest
 
 from onnxport.runtime.decode.guess_policy import AGAIN, FIRST, MEMORY, Acceptance, Chance, PassCosts, best_count
+from onnxport.runtime.decode.speculation import HOPE_OF_DRAFT
 
 
 def costs(*times: tuple[int, float], rows: int = 1) -> PassCosts:
@@ -68,10 +69,17 @@ def test_plain_passes_are_measured_first_and_again() -> None:
 
 
 def test_acceptance_forgets() -> None:
-    rate = Acceptance()
+    rate = Acceptance.expected(0.6)
     for _ in range(40):
         rate.add(3, True)
     assert rate.rate == pytest.approx(0.75, abs=0.05)
     for _ in range(40):
         rate.add(0, True)
     assert rate.rate < 0.05
+
+
+def test_a_draft_of_half_a_pass_is_tried_before_anything_is_known_of_it() -> None:
+    known = PassCosts()
+    for _ in range(FIRST):
+        known.add(1, 1, 1.0)
+    assert best_count(known, 1, 1, [Chance(Acceptance.expected(HOPE_OF_DRAFT).rate, 8)], 0.52) >= 2
