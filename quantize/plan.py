@@ -68,10 +68,8 @@ class Scheme:
 
     def is_like(self, other: Scheme) -> bool:
         """Whether both store weights alike, but for the size of blocks where one leaves that open."""
-        sizes = {self.block, other.block} - {None}
-        return (self.kind, self.bits, self.symmetric, self.rotated) == (other.kind, other.bits, other.symmetric, other.rotated) and len(
-            sizes
-        ) < 2
+        alike = all(getattr(self, name) == getattr(other, name) for name in ("kind", "bits", "symmetric", "rotated"))
+        return alike and len({self.block, other.block} - {None}) < 2
 
     @property
     def needs(self) -> str | None:

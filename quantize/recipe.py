@@ -14,7 +14,7 @@ from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
-from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
+from onnxport.quantize.plan import Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
 from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
@@ -188,8 +188,8 @@ def _before_protection(plan: Plan, decoder: Any) -> Plan:
     common = [one for one, _ in Counter(found.values()).most_common()]
 
     def before(chosen: Scheme) -> Scheme:
-        near = (other for other in common if other != chosen and scheme(sensitive_weights.nearer(other)).is_like(chosen))
-        return next((other for other in near if other.kind != FP32.kind), chosen) if chosen.kind == "blocks" else chosen
+        coarser = (other for other in common if other != chosen and scheme(sensitive_weights.nearer(other)).is_like(chosen))
+        return next(coarser, chosen) if chosen.kind == "blocks" else chosen
 
     return Plan({name: before(chosen).name for name, chosen in found.items()})
 

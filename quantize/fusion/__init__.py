@@ -23,7 +23,7 @@ def fuse(model: ir.Model, role: str, target: str) -> tuple[ir.Model, dict[str, i
     `UsageError` for an unknown target, `FusionError` when only a part of a cached decoder's layers fuses, since one cache cannot be kept in
     two ways.
     """
-    rules = (*find_target(target).rules, *find_target(target).further)
+    rules = find_target(target).all_rules
     fused = model.clone()
     graph = fused.graph
     name_shapes(fused)

@@ -44,9 +44,8 @@ def check_runs(path: str | Path, expected: dict[str, int], rules_of: str = "cpu"
     that only remove nodes, leave nothing to count and are passed over. Raises `FusionError` naming rule, found, expected, and the reason of
     the first failed match.
     """
-    known = {rule.name for row in TARGETS.values() for rule in (*row.rules, *row.further)}
-    target = TARGETS[rules_of]
-    by_name = {rule.name: rule for rule in (*target.rules, *target.further)}
+    known = {rule.name for row in TARGETS.values() for rule in row.all_rules}
+    by_name = {rule.name: rule for rule in TARGETS[rules_of].all_rules}
     running = node_counts(path)
     found: dict[str, int] = {}
     for name, count in expected.items():

@@ -55,8 +55,8 @@ class Target:
     name: as `fuse` takes it. provider: the execution provider of ONNX Runtime, None for any runtime of ONNX. rules: the rewrites, in order.
     further: rewrites behind those of the CPU, whose graphs all others are made from.
     lacks: operators of ONNX Runtime for which the provider has no kernel, which no rule may make.
-    min_onnxruntime: the oldest version known to run its graphs. newest: that of onnxruntime-gpu, or
-    of onnxruntime-web and onnxruntime-node, which is all that its graphs may need.
+    min_onnxruntime: the oldest version known to run its graphs. newest: that of onnxruntime-gpu, or of onnxruntime-web and
+    onnxruntime-node, which is all that its graphs may need.
     """
 
     name: str
@@ -66,6 +66,11 @@ class Target:
     lacks: frozenset[str] = frozenset()
     min_onnxruntime: str = "1.30"
     newest: str | None = None
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """`rules`, then `further`."""
+        return (*self.rules, *self.further)
 
 
 TARGETS = {
@@ -78,9 +83,8 @@ TARGETS = {
         Target("web", "WebGpuExecutionProvider", _KERNELS, (), _INTEGER_PRODUCTS, newest="1.30.0"),
     )
 }
-EXPERTS_SINCE = (
-    "1.32"  # the oldest version that mixtures of experts were tried with, of graphs for the CPU; others are tried with their own
-)
+# The oldest version that mixtures of experts were tried with, of graphs for the CPU; other targets' are tried with their own versions.
+EXPERTS_SINCE = "1.32"
 QUERY_SEQLENS_SINCE = "1.32"  # the first version whose GroupQueryAttention takes the input query_seqlens; older ones refuse the graph, as
 # they do caches of 8 bits whose window alone is kept
 

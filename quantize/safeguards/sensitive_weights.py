@@ -76,8 +76,8 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
 
     What is lost is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices
     over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. Of weights of 4
-    bits those that lose most are made nearer in any case, up to the share SPENT. model: float32,
-    fused; texts: what the variant is judged by; weights: what the plan solves by inputs of products.
+    bits those that lose most are made nearer in any case, up to the share SPENT. model: float32, fused; texts: what the variant is judged
+    by; weights: what the plan solves by inputs of products.
     """
     whole = _logits_alone(every_position(model))
 
@@ -107,14 +107,7 @@ def nearer(scheme: Scheme) -> str:
     return FP32.name
 
 
-def _to_protect(
-    model: ir.Model,
-    feeds: Feeds,
-    plan: Plan,
-    most: float,
-    measure: Measure,
-    weights: Weights | None = None,
-) -> dict[str, str]:
+def _to_protect(model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, weights: Weights | None = None) -> dict[str, str]:
     every = range(len(feeds))
 
     def whole(kept: Mapping[str, str]) -> float:

@@ -128,20 +128,22 @@ def _solve(
     for table in looked_up:
         if plan.of(table.parameter).needs == "hessian":
             weights.look_up(table.table)
-    wanted = {
-        role: [pair for pair in pairs if pair[1].needs in COSTS and not weights.has(pair[0].weight.T, pair[1], _size(*pair))]
-        for role, pairs in products.items()
-    }
-    left = Counter(stored.key_of(linear.weight.T) for pairs in wanted.values() for linear, _ in pairs)
+    keys: dict[ir.Node, str] = {}
+    wanted: dict[str, list[tuple[Linear, Scheme]]] = {}
+    for role, pairs in products.items():
+        calibrated = [pair for pair in pairs if pair[1].needs in COSTS]
+        keys |= {linear.node: stored.key_of(linear.weight.T) for linear, _ in calibrated}
+        wanted[role] = [(linear, found) for linear, found in calibrated if not weights.has(keys[linear.node], found, _size(linear, found))]
+    left = Counter(keys[linear.node] for pairs in wanted.values() for linear, _ in pairs)
     for role, pairs in wanted.items():
         for batch in _batches(pairs):
             statistics = _watch(role, copies[role], batch, feeds)
             for linear, scheme in batch:
-                weight = linear.weight.T
-                weights.see(weight, getattr(statistics, str(scheme.needs))(linear.x))
-                left[key := stored.key_of(weight)] -= 1
+                key = keys[linear.node]
+                weights.see(key, getattr(statistics, str(scheme.needs))(linear.x))
+                left[key] -= 1
                 if not left[key]:
-                    weights.solve(weight, scheme, _size(linear, scheme))
+                    weights.solve(key, linear.weight.T, scheme, _size(linear, scheme))
 
 
 def _size(linear: Linear, scheme: Scheme) -> int:

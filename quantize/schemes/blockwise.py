@@ -47,25 +47,23 @@ class Weights:
         self._solved: dict[tuple[str, str], Blocks] = {}
         self._found: dict[tuple[str, str], Blocks] = {}
 
-    def has(self, weight: np.ndarray, chosen: Scheme, size: int) -> bool:
-        """Whether a weight [N, K] has been solved by a scheme that looks at inputs."""
-        return (key_of(weight), named(chosen, size)) in self._solved
+    def has(self, key: str, chosen: Scheme, size: int) -> bool:
+        """Whether a weight, by its `stored.key_of`, has been solved by a scheme that looks at inputs."""
+        return (key, named(chosen, size)) in self._solved
 
-    def see(self, weight: np.ndarray, costs: list[np.ndarray]) -> None:
-        """What errors of a weight [N, K] cost in one of its uses, before it is solved: uses add up.
+    def see(self, key: str, costs: list[np.ndarray]) -> None:
+        """What errors of a weight, by its `stored.key_of`, cost in one of its uses, before it is solved: uses add up.
 
         costs: float64, the parts of the Hessian along its diagonal, or one array [K], the diagonal itself, where inputs count one by one.
         """
-        key = key_of(weight)
         self._costs[key] = [a + b for a, b in zip(self._costs[key], costs, strict=True)] if key in self._costs else costs
 
     def look_up(self, table: np.ndarray) -> None:
         """A weight [N, K] whose rows are read as they are, before it is solved."""
         self._looked_up.add(key_of(table))
 
-    def solve(self, weight: np.ndarray, chosen: Scheme, size: int) -> None:
-        """Round a weight float [N, K] by the costs of all its uses, which are forgotten."""
-        key = key_of(weight)
+    def solve(self, key: str, weight: np.ndarray, chosen: Scheme, size: int) -> None:
+        """Round a weight float [N, K], whose `stored.key_of` is `key`, by the costs of all its uses, which are forgotten."""
         costs = self._costs.pop(key)
         found = stored_blocks(weight, chosen, size)
         if found is None and chosen.solver == "gptq":
