@@ -75,12 +75,15 @@ build/serve/ready: pyproject.toml Makefile
 test-serve: build/serve/ready
 	OMP_NUM_THREADS=1 build/serve/bin/python -m pytest --confcutdir tests/serve tests/serve
 
-# Look-alikes beside their originals, in an environment of its own: sentence-transformers brings scikit-learn and scipy.
+# Look-alikes beside their originals, in an environment of its own: sentence-transformers brings scikit-learn and scipy. Four pipelines
+# are in transformers 4 alone, which lies beside it for a process of its own.
 ORIGINALS := 'sentence-transformers==6.2.0' 'langchain-core==1.8.3'
+OLDER := 'transformers==4.57.6'
 build/drop-in/ready: pyproject.toml Makefile constraints.txt
 	rm -rf build/drop-in && $(PYTHON) -m venv build/drop-in
 	build/drop-in/bin/$(INSTALL) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	build/drop-in/bin/$(INSTALL) --editable '.[cpu,export]' $(ORIGINALS) pytest pytest-timeout
+	build/drop-in/bin/$(INSTALL) --editable '.[cpu,export,chat]' $(ORIGINALS) pytest pytest-timeout
+	build/drop-in/bin/pip install --quiet --ignore-installed --target build/drop-in/older $(OLDER) 2> build/drop-in/older.log || (cat build/drop-in/older.log; false)
 	touch $@
 test-drop-in: build/drop-in/ready
 	OMP_NUM_THREADS=1 build/drop-in/bin/python -m pytest tests/drop_in

@@ -348,16 +348,16 @@ class Model:
         rest: dict[str, Any] = {name: value for name, value in options.items() if name not in ("timeout", "cancel")}
         return self._job(prompts, watch, **rest)
 
-    def prompt(self, messages: Conversation, *, tools: Conversation | None = None) -> list[int]:
+    def prompt(self, messages: Conversation, *, tools: Conversation | None = None, continue_final: bool = False) -> list[int]:
         """The token ids that `chat` gives the model for a conversation; `stream` takes them too.
 
         tools: what the model may call, as its chat template reads it: {"type": "function", "function": {"name", "description",
-        "parameters"}}. A call is text of the answer, in the form that the template asks for. Errors: as `chat`; TextError where the
-        template knows no tools.
+        "parameters"}}. A call is text of the answer, in the form that the template asks for. continue_final: the answer goes on with the
+        last message. Errors: as `chat`; TextError where the template knows no tools.
         """
-        return self._prompt(messages, Watch(), tools)
+        return self._prompt(messages, Watch(), tools, continue_final)
 
-    def _prompt(self, messages: Conversation, watch: Watch, tools: Conversation | None = None) -> list[int]:
+    def _prompt(self, messages: Conversation, watch: Watch, tools: Conversation | None = None, continue_final: bool = False) -> list[int]:
         tokenizer = self._ready()._source()
         if self.bundle.chat is None or self._template is None or tokenizer is None:
             raise UsageError("this bundle has no chat template; use generate with a text")
@@ -365,7 +365,7 @@ class Model:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
             self._chat = ChatTemplate.parse(self._template, self.bundle.chat.tokens)
-        return tokenizer.encode([self._chat.render(messages, watch.check, tools)], special=False)[0]
+        return tokenizer.encode([self._chat.render(messages, watch.check, tools, continue_final)], special=False)[0]
 
     @suggesting
     def encode(
@@ -596,12 +596,14 @@ class Model:
             raise TextError("the bundle has no tokenizer, so its tokens have no text")
         return tokenizer
 
-    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """`tokenize` for many texts at once."""
+    def tokenize_all(self, texts: Sequence[str], *, special: bool = True, most: int | None = None) -> list[list[int]]:
+        """`tokenize` for many texts at once. special: with special tokens. most: tokens after which a text is cut (None: nowhere)."""
         tokenizer = self._ready()._source()
         if tokenizer is None:
             raise TextError("the bundle has no tokenizer; give token ids")
-        return tokenizer.encode(listed(texts, "texts", TEXTS)) if texts else []
+        if most is not None:
+            tokenizer = tokenizer.truncating(most)
+        return tokenizer.encode(listed(texts, "texts", TEXTS), special) if texts else []
 
     atokenize_all = in_background(tokenize_all)
     aprompt = in_background(prompt)

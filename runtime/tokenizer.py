@@ -51,6 +51,7 @@ class TextTokenizer:
             raise BundleError(f"{where}: not a usable tokenizer ({one_line(e)}); export the model again") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._cutting: tuple[int, str, TextTokenizer] | None = None  # the copy that was last asked for: large ones take a second to make
         self._end = self._tokenizer.token_to_id(UNKNOWN_FROM)
         self._unknown = 0 if self._end is None else self._unknown_id(where, self._end + 1)
         self._begun = _beginnings(self._tokenizer)
@@ -116,16 +117,19 @@ class TextTokenizer:
             reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise TextError(f"the tokenizer cannot encode {texts[0]!r:.60} ({reason}); change the text or give token ids") from e
 
-    def truncating(self, most: int) -> TextTokenizer:
-        """A copy that cuts texts after `most` tokens, and pairs at the end of the longer one, as transformers does with truncation=True.
+    def truncating(self, most: int, pairs: str = "longest_first") -> TextTokenizer:
+        """One that cuts texts after `most` tokens, as transformers does with truncation=True.
 
+        pairs: which of two texts is cut, at its end: "longest_first", "only_first" or "only_second".
         UsageError where so many tokens leave no room for a text.
         """
         if most <= self.specials:
             raise UsageError(f"texts are cut after {most} tokens, {self.specials} of which are special: they leave no room; allow more")
-        copy = TextTokenizer(self.as_json().encode())
-        copy._tokenizer.enable_truncation(most, strategy="longest_first")
-        return copy
+        if self._cutting is None or self._cutting[:2] != (most, pairs):
+            copy = TextTokenizer(self.as_json().encode())
+            copy._tokenizer.enable_truncation(most, strategy=pairs)
+            self._cutting = most, pairs, copy
+        return self._cutting[2]
 
     @property
     def specials(self) -> int:
@@ -144,6 +148,11 @@ class TextTokenizer:
         """Text of ids; special tokens are left out unless `special`."""
         with native:
             return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+
+    def written(self, names: Sequence[str]) -> str:
+        """The text of tokens by their names, as the tokenizer puts it together."""
+        decoder = self._tokenizer.decoder
+        return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
 
     def token(self, i: int) -> str | None:
         """The name of an id; None where there is none."""

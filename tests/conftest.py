@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: ti
 TRACED = ("canonical/test_graphs.py", "reference/test_model.py", "routes/test_direct.py", "trace/test_trace.py")
 
 
+@pytest.hookimpl(optionalhook=True)  # some environments run tests without pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One worker runs all tests of a file, for they share its fixtures, and one the files of the traced models."""
     from xdist.scheduler import LoadFileScheduling

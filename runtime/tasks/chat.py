@@ -57,10 +57,15 @@ class ChatTemplate:
             raise BundleError(f"the chat template is not UTF-8 ({one_line(error, 200)}); export the model again") from None
 
     def render(
-        self, messages: Sequence[Message], between: Callable[[], None] = lambda: None, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        between: Callable[[], None] = lambda: None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final: bool = False,
     ) -> str:
         """The prompt for the next answer; `between` is called between its pieces, to end it early. tools: what the model may call.
 
+        continue_final: the prompt ends with the last message, so that the answer goes on with it.
         TextError: no messages, tools where the template has none, what the template refuses, or what is longer than any text may be.
         """
         check(messages)
@@ -70,7 +75,7 @@ class ChatTemplate:
             "messages": [dict(message) for message in messages],
             "tools": [dict(tool) for tool in tools] if tools else None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": not continue_final,
         }
         pieces, size = [], 0
         try:
@@ -80,11 +85,21 @@ class ChatTemplate:
                 size += len(piece)
                 if size > LONGEST:
                     raise TextError(f"the chat template gives more than {LONGEST} characters; shorten the messages")
-            return "".join(pieces)
+            return _until_last("".join(pieces), messages[-1]["content"]) if continue_final else "".join(pieces)
         except OnnxportError:
             raise
         except Exception as error:  # a template can fail in any way
             raise TextError(f"the chat template refuses these messages ({one_line(error, 200)}); change them, or use generate") from None
+
+
+def _until_last(prompt: str, content: str) -> str:
+    """A prompt without what the template puts behind the last message; spaces at its ends may be the template's to leave out."""
+    core = content.strip()
+    place = prompt.rfind(core)
+    if not core or place < 0:
+        raise TextError("the chat template does not write the last message as it is, so that no answer can go on with it; leave it out")
+    whole = content.lstrip()
+    return prompt[: place + (len(whole) if prompt.startswith(whole, place) else len(core))]
 
 
 def check(messages: object) -> None:

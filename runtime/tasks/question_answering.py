@@ -51,25 +51,51 @@ def answer(
     window: int | None,
 ) -> list[Answer]:
     """An Answer a (question, context), in order. no_answer: whether there may be none. UsageError, TextError."""
+    if isinstance(n_best, bool) or not isinstance(n_best, int) or n_best < 1:
+        raise UsageError(f"n_best is {n_best!r}, expected a whole number from 1")
+    found = []
+    for spans, null in candidates(encoder, questions, n_best, max_answer_tokens, batch_size, stride, window):
+        best: dict[tuple[int, int], float] = {}
+        for span, score in spans:
+            best[span] = max(best.get(span, 0.0), score)
+        found.append((best, null))
+    return [_best(context, spans, null, n_best, no_answer) for (_, context), (spans, null) in zip(questions, found, strict=True)]
+
+
+def candidates(
+    encoder: Encoder,
+    questions: Sequence[tuple[str, str]],
+    count: int,
+    max_answer_tokens: int,
+    batch_size: int,
+    stride: int | None,
+    window: int | None,
+) -> list[tuple[list[tuple[tuple[int, int], float]], float]]:
+    """Of each (question, context) the best `count` spans of every window, in the windows' order, and the score of no answer.
+
+    A span is its characters in the context and its score; several may have the same characters. Errors: as `answer`.
+    """
     expect(encoder, "question-answering", (START, END))
-    for name, value in (("n_best", n_best), ("max_answer_tokens", max_answer_tokens), ("window", window)):
+    for name, value in (("max_answer_tokens", max_answer_tokens), ("window", window)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{name} is {value!r}, expected a whole number from 1")
-    found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nothing = [1.0] * len(questions)
     first = encoder.config.question_first
     pairs = [*questions] if first else [(context, question) for question, context in questions]
     place = 1 if first else 0  # of the context
     windows = encoder.windows(pairs, stride, WINDOW if window is None else window, cut_first=not first)
+    spans: dict[int, list[tuple[tuple[int, int], float]]] = {}  # by id of a window
     for part, outputs in encoder.each(windows, batch_size):
         owner, length = part.owner, len(part)
         starts, ends = (finite(outputs[name][:length], owner) for name in (START, END))
         null, begins, finishes = _probabilities(starts, ends, part.encoding, place)
         nothing[owner] = min(nothing[owner], null)
-        for score, i, j in _spans(begins, finishes, max_answer_tokens, n_best):
-            span = _characters(part, questions[owner][1], i, j)
-            found[owner][span] = max(found[owner].get(span, 0.0), score)
-    return [_best(questions[i][1], found[i], nothing[i], n_best, no_answer) for i in range(len(questions))]
+        found = _spans(begins, finishes, max_answer_tokens, count)
+        spans[id(part)] = [(_characters(part, questions[owner][1], i, j), score) for score, i, j in found]
+    results: list[tuple[list[tuple[tuple[int, int], float]], float]] = [([], null) for null in nothing]
+    for part in windows:
+        results[part.owner][0].extend(spans[id(part)])
+    return results
 
 
 def _probabilities(starts: np.ndarray, ends: np.ndarray, encoding: Encoding, place: int) -> tuple[float, np.ndarray, np.ndarray]:

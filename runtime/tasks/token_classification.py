@@ -35,12 +35,26 @@ class Entity(Shown):
 
 
 @dataclass(frozen=True)
+class Span:
+    """An entity and its tokens. index: the place of the first among the tokens read at once. names: of tokens, by word.
+
+    A token that the tokenizer does not know has the text's characters for a name. Where words were not put together each token is one.
+    """
+
+    entity: Entity
+    index: int
+    names: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class _Part:
-    """A token, or some together: its shares of the labels, its characters, and whether it continues the word before it."""
+    """A token, or those of a word: its shares of the labels, its characters, its names, and whether it continues the word before it."""
 
     shares: np.ndarray
     start: int
     end: int
+    index: int
+    names: tuple[str, ...]
     continues: bool = False
 
 
@@ -57,15 +71,22 @@ def entities(
     encoder: Encoder, texts: Sequence[str], aggregation: str, ignored: Set[str], batch_size: int, stride: int | None
 ) -> list[list[Entity]]:
     """The entities of each text in order; ignored: labels that are none. UsageError, TextError, DataError (the model answers NaN)."""
+    return [[one.entity for one in row] for row in spans(encoder, texts, aggregation, ignored, batch_size, stride)]
+
+
+def spans(
+    encoder: Encoder, texts: Sequence[str], aggregation: str, ignored: Set[str], batch_size: int, stride: int | None
+) -> list[list[Span]]:
+    """`entities`, with their tokens."""
     expect(encoder, "token-classification", (LOGITS,))
     if aggregation not in AGGREGATIONS:
         raise UsageError(f"aggregation is {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}")
     windows = encoder.windows(texts, stride)
-    found: list[list[list[Entity]]] = [[] for _ in texts]
+    found: list[list[list[Span]]] = [[] for _ in texts]
     for window, logits in _answered(encoder, windows, batch_size):
         text = texts[window.owner]
         made = _joined(_parts(encoder, window, logits, text), aggregation, _labels(encoder, logits), text)
-        found[window.owner].append([one for one in made if one.label not in ignored])
+        found[window.owner].append([one for one in made if one.entity.label not in ignored])
     return [_without_overlaps(sum(parts, [])) if len(parts) > 1 else sum(parts, []) for parts in found]
 
 
@@ -115,17 +136,18 @@ def _parts(encoder: Encoder, window: Window, logits: np.ndarray, text: str) -> l
     for i, (token, (start, end)) in enumerate(zip(encoding.ids, window.offsets, strict=True)):
         if encoding.special_tokens_mask[i]:
             continue
+        name = encoding.tokens[i]
         if encoder.tokenizer.known([token])[0] == encoder.config.unknown_id:
-            continues = False
+            continues, name = False, text[start:end]
         elif named:
             continues = len(encoding.tokens[i]) != end - start
         else:
             continues = start > 0 and " " not in text[start - 1 : start + 1]
-        parts.append(_Part(softmax(logits[i]), start, end, continues))
+        parts.append(_Part(softmax(logits[i]), start, end, i, (name,), continues))
     return parts
 
 
-def _joined(parts: list[_Part], aggregation: str, labels: Sequence[str], text: str) -> list[Entity]:
+def _joined(parts: list[_Part], aggregation: str, labels: Sequence[str], text: str) -> list[Span]:
     """Entities of all labels, those that are ignored too."""
     if aggregation in WORDS:
         groups: list[list[_Part]] = []
@@ -135,33 +157,41 @@ def _joined(parts: list[_Part], aggregation: str, labels: Sequence[str], text: s
             else:
                 groups.append([part])
         shares = WORDS[aggregation]
-        parts = [_Part(shares([one.shares for one in group]), group[0].start, group[-1].end) for group in groups]
+        parts = [
+            _Part(
+                shares([one.shares for one in group]),
+                group[0].start,
+                group[-1].end,
+                group[0].index,
+                tuple(name for one in group for name in one.names),
+            )
+            for group in groups
+        ]
     best = [int(part.shares.argmax()) for part in parts]
     single = [
-        Entity(labels[i], float(part.shares[i]), part.start, part.end, text[part.start : part.end])
+        Span(Entity(labels[i], float(part.shares[i]), part.start, part.end, text[part.start : part.end]), part.index, (part.names,))
         for part, i in zip(parts, best, strict=True)
     ]
     return single if aggregation == "none" else _grouped(single, text)
 
 
-def _grouped(single: Sequence[Entity], text: str) -> list[Entity]:
+def _grouped(single: Sequence[Span], text: str) -> list[Span]:
     """Neighbours of one type as one, whose score is their mean."""
-    groups: list[list[Entity]] = []
+    groups: list[list[Span]] = []
     for one in single:
-        if groups and not one.label.startswith("B-") and _type(one.label) == _type(groups[-1][-1].label):
+        label = one.entity.label
+        if groups and not label.startswith("B-") and _type(label) == _type(groups[-1][-1].entity.label):
             groups[-1].append(one)
         else:
             groups.append([one])
-    return [
-        Entity(
-            group[0].label.split("-", 1)[-1],
-            float(np.mean([one.score for one in group])),
-            group[0].start,
-            group[-1].end,
-            text[group[0].start : group[-1].end],
-        )
-        for group in groups
-    ]
+    return [_one(group, text) for group in groups]
+
+
+def _one(group: Sequence[Span], text: str) -> Span:
+    first, start, end = group[0], group[0].entity.start, group[-1].entity.end
+    score = float(np.mean([one.entity.score for one in group]))
+    entity = Entity(first.entity.label.split("-", 1)[-1], score, start, end, text[start:end])
+    return Span(entity, first.index, tuple(word for one in group for word in one.names))
 
 
 def _type(label: str) -> str:
@@ -169,12 +199,12 @@ def _type(label: str) -> str:
     return label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _without_overlaps(found: list[Entity]) -> list[Entity]:
+def _without_overlaps(found: list[Span]) -> list[Span]:
     """Of those that overlap the one before them, the longest, then the surest."""
-    kept: list[Entity] = []
-    for one in sorted(found, key=lambda entity: entity.start):
-        if kept and kept[-1].start <= one.start < kept[-1].end:
-            kept[-1] = max(kept[-1], one, key=lambda entity: (entity.end - entity.start, entity.score))
+    kept: list[Span] = []
+    for one in sorted(found, key=lambda span: span.entity.start):
+        if kept and kept[-1].entity.start <= one.entity.start < kept[-1].entity.end:
+            kept[-1] = max(kept[-1], one, key=lambda span: (span.entity.end - span.entity.start, span.entity.score))
         else:
             kept.append(one)
     return kept
