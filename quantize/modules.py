@@ -85,7 +85,7 @@ def groups(models: Mapping[str, ir.Model]) -> list[Group]:
                 of(linear.parameter, k, n).uses.append(Use(role, k, n, linear.transposed, linear.bias is not None))
         for lookup in lookups(copy.graph):
             if changeable(lookup):
-                of(lookup.parameter, *lookup.table.shape).tables.add(role)
+                of(lookup.parameter, *lookup.shape).tables.add(role)
     joined: dict[tuple[str, frozenset[str]], Group] = {}
     for parameter, weight in weights.items():
         module, place = module_of(parameter), frozenset(weight.roles)

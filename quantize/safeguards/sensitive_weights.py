@@ -8,6 +8,7 @@ between the two. (Mixed precision as in HAWQ, Dong et al. 2019, with a measured 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
+from onnxport.graph.lazy import derived
 from onnxport.graph.logits_positions import every_position
 from onnxport.graph.normalize import PARAMETER, fold_constants
 from onnxport.graph.session import answers, opened, real
@@ -185,7 +187,7 @@ def _twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | Non
     for parameter, uses in products.items():
         group = groups.setdefault(measure.group(parameter), _Group([], plan.of(parameter).bits))
         group.parameters.append(parameter)
-        group.size += uses[0].weight.size
+        group.size += math.prod(uses[0].shape)
     places = {parameter: i for i, group in enumerate(groups.values()) for parameter in group.parameters}
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(groups)]))
     graph.inputs.append(switches)
@@ -204,7 +206,7 @@ def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: 
     assert weight is not None and weight.const_value is not None
     name = linear.parameter + TWIN
     label = f"{name}/{use}" if use else name
-    copy = constant(graph, label, weight.const_value.numpy())
+    copy = constant(graph, label, derived(weight.const_value, lambda array: array))
     copy.meta[PARAMETER] = name
     out = node.outputs[0]
     uses = list(out.uses())

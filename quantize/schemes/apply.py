@@ -28,7 +28,7 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
     """A weight's scheme, or fp32 where kernels do not take the weight; the plan that was carried out says so."""
     found = plan.of(part.parameter)
-    k = part.table.shape[1] if isinstance(part, Lookup) else part.shape[0]
+    k = part.shape[1] if isinstance(part, Lookup) else part.shape[0]
     whole = not found.minimum or k % (found.block or FEWEST_INPUTS) == 0
     if found.rotated and run_length(k) is None:
         found = found.plain
@@ -38,7 +38,7 @@ def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
 def changeable(part: Linear | Lookup) -> bool:
     """Whether kernels take a weight; one that they do not take stays in float32."""
     if isinstance(part, Lookup):
-        return part.table.shape[1] >= FEWEST_INPUTS and len(part.table) >= FEWEST_ROWS
+        return part.shape[1] >= FEWEST_INPUTS and part.shape[0] >= FEWEST_ROWS
     return part.shape[0] >= FEWEST_INPUTS
 
 
@@ -127,12 +127,12 @@ def _solve(
     """
     for table in looked_up:
         if plan.of(table.parameter).needs == "hessian":
-            weights.look_up(table.table)
+            weights.look_up(table.key)
     keys: dict[ir.Node, str] = {}
     wanted: dict[str, list[tuple[Linear, Scheme]]] = {}
     for role, pairs in products.items():
         calibrated = [pair for pair in pairs if pair[1].needs in COSTS]
-        keys |= {linear.node: stored.key_of(linear.weight.T) for linear, _ in calibrated}
+        keys |= {linear.node: linear.key for linear, _ in calibrated}
         wanted[role] = [(linear, found) for linear, found in calibrated if not weights.has(keys[linear.node], found, _size(linear, found))]
     left = Counter(keys[linear.node] for pairs in wanted.values() for linear, _ in pairs)
     for role, pairs in wanted.items():
@@ -143,7 +143,7 @@ def _solve(
                 weights.see(key, getattr(statistics, str(scheme.needs))(linear.x))
                 left[key] -= 1
                 if not left[key]:
-                    weights.solve(key, linear.weight.T, scheme, _size(linear, scheme))
+                    weights.solve(key, linear.rows, scheme, _size(linear, scheme))
 
 
 def _size(linear: Linear, scheme: Scheme) -> int:

@@ -7,17 +7,19 @@ A table of embeddings has the same form as the projection to the vocabulary, so 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node, take_over
+from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.schemes.hqq import quantize_hqq
 from onnxport.quantize.schemes.linear import Linear, Lookup
 from onnxport.quantize.schemes.rounding import Blocks, Grid, from_minimum, quantize_nearest
-from onnxport.quantize.schemes.stored import key_of, stored_blocks
+from onnxport.quantize.schemes.stored import stored_blocks
 
 SIZES = (128, 64, 32, 16)
 TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is
@@ -48,49 +50,55 @@ class Weights:
         self._found: dict[tuple[str, str], Blocks] = {}
 
     def has(self, key: str, chosen: Scheme, size: int) -> bool:
-        """Whether a weight, by its `stored.key_of`, has been solved by a scheme that looks at inputs."""
+        """Whether a weight, by its key, has been solved by a scheme that looks at inputs."""
         return (key, named(chosen, size)) in self._solved
 
     def see(self, key: str, costs: list[np.ndarray]) -> None:
-        """What errors of a weight, by its `stored.key_of`, cost in one of its uses, before it is solved: uses add up.
+        """What errors of a weight, by its key, cost in one of its uses, before it is solved: uses add up.
 
         costs: float64, the parts of the Hessian along its diagonal, or one array [K], the diagonal itself, where inputs count one by one.
         """
         self._costs[key] = [a + b for a, b in zip(self._costs[key], costs, strict=True)] if key in self._costs else costs
 
-    def look_up(self, table: np.ndarray) -> None:
-        """A weight [N, K] whose rows are read as they are, before it is solved."""
-        self._looked_up.add(key_of(table))
+    def look_up(self, key: str) -> None:
+        """A weight, by its key, whose rows are read as they are, before it is solved."""
+        self._looked_up.add(key)
 
     def solve(self, key: str, weight: np.ndarray, chosen: Scheme, size: int) -> None:
-        """Round a weight float [N, K], whose `stored.key_of` is `key`, by the costs of all its uses, which are forgotten."""
+        """Round a weight float [N, K], whose key is `key`, by the costs of all its uses, which are forgotten."""
         costs = self._costs.pop(key)
         found = stored_blocks(weight, chosen, size)
         if found is None and chosen.solver == "gptq":
             damping = TIED if key in self._looked_up else DAMPING
             found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, costs, damping)
-        self._solved[key, named(chosen, size)] = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs[0])
+        found = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs[0])
+        self._solved[key, named(chosen, size)] = replace(found, codes=mapped(found.codes))
 
-    def blocks(self, weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
-        """weight float [N, K] -> its integers: those it has already where it lies on such a grid.
+    def blocks(self, part: Linear | Lookup, chosen: Scheme, size: int) -> Blocks:
+        """The integers of a weight: those it has already where it lies on such a grid.
 
         A scheme that looks at inputs rounds to nearest where a weight was not solved: a token's row is read as it is.
         """
-        key = key_of(weight), named(chosen, size)
+        key = part.key, named(chosen, size)
         if key in self._solved:
             return self._solved[key]
         if key not in self._found:
-            found = stored_blocks(weight, chosen, size)
-            if found is None and chosen.minimum:
-                found = from_minimum(weight, chosen.bits, size)
-            elif found is None and chosen.solver == "hqq":
-                found = quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
-            elif found is None:
-                found = quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
+            found = rounded(part.rows, chosen, size)
             while self._found and sum(other.codes.nbytes for other in self._found.values()) + found.codes.nbytes > MOST_KEPT:
                 self._found.pop(next(iter(self._found)))
             self._found[key] = found
         return self._found[key]
+
+
+def rounded(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:
+    """weight float [N, K] -> its integers, whatever its inputs are; those that it lies on, where it does."""
+    if (found := stored_blocks(weight, chosen, size)) is not None:
+        return found
+    if chosen.minimum:
+        return from_minimum(weight, chosen.bits, size)
+    if chosen.solver == "hqq":
+        return quantize_hqq(weight, chosen.bits, size, chosen.symmetric)
+    return quantize_nearest(weight, chosen.bits, size, chosen.symmetric)
 
 
 def named(chosen: Scheme, size: int) -> str:
@@ -103,13 +111,13 @@ def replace_linear(graph: ir.Graph, linear: Linear, chosen: Scheme, weights: Wei
     """Put a MatMulNBits in the place of a product; returns the scheme with its block size told."""
     k, n = linear.shape
     size = block_size(k, chosen.block)
-    found = weights.blocks(linear.weight.T, chosen, size)
+    found = weights.blocks(linear, chosen, size)
     name = linear.node.outputs[0].name
     x = linear.x if found.order is None else _sorted(graph, linear.node, linear.x, found.order)
     inputs = [
         x,
-        constant(graph, f"{name}/uint{chosen.bits}", found.packed()),
-        constant(graph, f"{name}/block_scale", found.grid.scale),
+        constant(graph, f"{name}/uint{chosen.bits}", mapped(found.packed())),
+        constant(graph, f"{name}/block_scale", mapped(found.grid.scale)),
     ]
     zero = found.grid.packed_zero()
     if zero is not None or linear.bias is not None:
@@ -178,13 +186,13 @@ def _once(graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value]
 
 def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme, weights: Weights) -> str:
     """Put a GatherBlockQuantized in the place of a Gather; returns the scheme with its block size told."""
-    k = lookup.table.shape[1]
+    k = lookup.shape[1]
     size = block_size(k, chosen.block)
-    found = weights.blocks(lookup.table, chosen, size)
+    found = weights.blocks(lookup, chosen, size)
     out = lookup.node.outputs[0]
     name = out.name
-    table = constant(graph, f"{name}/uint{chosen.bits}", found.packed().reshape(len(found.codes), -1))
-    inputs = [table, lookup.ids, constant(graph, f"{name}/block_scale", found.grid.scale)]
+    table = constant(graph, f"{name}/uint{chosen.bits}", mapped(found.packed().reshape(len(found.codes), -1)))
+    inputs = [table, lookup.ids, constant(graph, f"{name}/block_scale", mapped(found.grid.scale))]
     zero = found.grid.packed_zero()
     if zero is not None:
         inputs.append(constant(graph, f"{name}/block_zero", zero))

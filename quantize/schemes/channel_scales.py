@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, attribute, constant, dims, is_op, new_node, only_use, optional
+from onnxport.graph.edit import array_of, attribute, constant, dims, is_constant, is_op, new_node, only_use, optional
+from onnxport.graph.lazy import derived
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Sample, observe
 from onnxport.quantize.plan import FP32, Plan, Scheme
@@ -25,7 +26,7 @@ from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blockwise import block_size
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
-from onnxport.quantize.schemes.stored import key_of, scheme_of
+from onnxport.quantize.schemes.stored import carrying_scheme
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out
@@ -145,8 +146,8 @@ class ChannelScales:
 
     def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
         alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
-        maker = _maker(x, len(group[0][0].weight)) if alone else None
-        key = (str(x.name), *(f"{scheme.name} {key_of(linear.weight)}" for linear, scheme in group))
+        maker = _maker(x, group[0][0].shape[0]) if alone else None
+        key = (str(x.name), *(f"{scheme.name} {linear.key}" for linear, scheme in group))
         if key not in self._best:
             self._best[key] = _best(group, inputs, maker)
         best = self._best[key]
@@ -169,13 +170,18 @@ def _fits(linear: Linear, scheme: Scheme) -> bool:
     """Whether a weight can be multiplied: nothing else reads it, and it is not codes of a checkpoint, which blocks carry as they are."""
     weight = linear.node.inputs[1]
     own = weight is not None and weight.is_initializer() and only_use(weight)
-    return scheme.kind in PRODUCTS and own and not (scheme.kind == "blocks" and scheme_of(linear.weight.T) is not None)
+    return scheme.kind in PRODUCTS and own and not (scheme.kind == "blocks" and carrying_scheme(linear) is not None)
 
 
 def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, maker: Maker | None) -> np.ndarray | None:
     """The scale float32 [K] whose rounded products come nearest to those in float32; None where none is worth it."""
     rows = inputs.sample()
-    some = [(_columns(linear.weight), PRODUCTS[scheme.kind], scheme) for linear, scheme in group]
+    some, largest = [], np.zeros(group[0][0].shape[0], np.float32)
+    for linear, scheme in group:
+        weight = linear.weight
+        some.append((_columns(weight), PRODUCTS[scheme.kind], scheme))
+        largest = np.maximum(largest, _largest(weight))
+    largest = np.maximum(largest, SMALLEST)
     right = [rows @ weight for weight, _, _ in some]
 
     def error(scale: np.ndarray | None) -> float:
@@ -187,7 +193,6 @@ def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, maker: Maker |
             total += float((np.square(found - y).sum(1) / (power + np.median(power) + 1e-30)).mean())
         return total
 
-    largest = np.maximum(np.max([np.abs(linear.weight).max(1) for linear, _ in group], 0), SMALLEST)
     best, least = None, error(None) * (1 if maker is not None else PAYS)
     for magnitude in inputs.magnitudes():
         for exponent in EXPONENTS:
@@ -206,6 +211,12 @@ def _read(pair: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> tuple[np.ndarr
     return (rotated(rows), rotated(np.ascontiguousarray(weight.T)).T) if scheme.rotated else pair
 
 
+def _largest(weight: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each row of [K, N], without a copy of all."""
+    found: np.ndarray = np.maximum(weight.max(1), -weight.min(1))
+    return found
+
+
 def _columns(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight[:, :: max(1, weight.shape[1] // COLUMNS)])
 
@@ -219,17 +230,15 @@ def _insert(graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]]
 
 
 def _width(part: Part) -> int:
-    array = array_of(part.node.inputs[part.index])
-    assert array is not None
-    return int(array.shape[part.axis])
+    return _shape(part.node.inputs[part.index])[part.axis]
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, index: int, factor: np.ndarray) -> None:
     """A weight of its own for this node, times `factor`, under the same name: a plan knows it by that."""
     old = node.inputs[index]
-    array = array_of(old)
-    assert old is not None and array is not None
-    new = constant(graph, f"{old.name}/scaled", np.ascontiguousarray(array * factor))
+    tensor = ir.convenience.get_const_tensor(old) if old is not None else None
+    assert old is not None and tensor is not None
+    new = constant(graph, f"{old.name}/scaled", derived(tensor, lambda array: np.ascontiguousarray(array * factor)))
     new.metadata_props.update(old.metadata_props)
     new.meta.update(old.meta)
     node.replace_input_with(index, new)
@@ -271,9 +280,15 @@ def _own(weight: ir.Value | None) -> bool:
 
 
 def _last(node: ir.Node, index: int) -> int:
-    array = array_of(node.inputs[index])
-    assert array is not None
-    return int(array.shape[-1]) if array.ndim else 1
+    shape = _shape(node.inputs[index])
+    return shape[-1] if shape else 1
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    """Of a constant, which is not read."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    assert tensor is not None
+    return tuple(int(size) for size in tensor.shape.numpy())
 
 
 def _product(value: ir.Value) -> tuple[Part, ...] | None:
@@ -282,7 +297,7 @@ def _product(value: ir.Value) -> tuple[Part, ...] | None:
     bias: tuple[tuple[ir.Node, int], ...] = ()
     node = None if whole is None else whole.producer()
     if node is not None and is_op(node, "Add"):
-        sums = [i for i in (0, 1) if array_of(node.inputs[i]) is not None]
+        sums = [i for i in (0, 1) if is_constant(node.inputs[i])]
         product = node.inputs[1 - sums[0]] if len(sums) == 1 else None
         if product is None or not only_use(product):
             return None

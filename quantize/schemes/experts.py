@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxport.graph.edit import MICROSOFT, array_of, constant, is_op, new_node, optional, source, take_over
 from onnxport.graph.normalize import parameter_of
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
-from onnxport.quantize.schemes.blockwise import ACCURACY, SIZES, Weights, named
+from onnxport.quantize.schemes.blockwise import ACCURACY, SIZES, named, rounded
 
 UP, DOWN = 2, 4  # places of the weights among the inputs of MoE; a bias follows each
 EIGHT_BITS = scheme("int8-blocks")  # of experts, in the place of rows: the kernel knows blocks alone
@@ -91,5 +91,5 @@ def _replace(graph: ir.Graph, mixture: Mixture, found: Scheme) -> None:
 def _packed(expert: np.ndarray, found: Scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """float [N, K] → codes uint8 [N, K * bits / 8], scales float32 [N, blocks], and zero points or None."""
     assert found.block is not None
-    blocks = Weights().blocks(expert, found, found.block)  # of its own, which keeps nothing: experts are most of a model
+    blocks = rounded(expert, found, found.block)
     return blocks.packed().reshape(len(expert), -1), blocks.grid.scale, blocks.grid.packed_zero()

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, dims, new_node, take_over
+from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup
 from onnxport.quantize.schemes.rounding import PIECE, stored_step
@@ -50,8 +51,8 @@ def stored(graph: ir.Graph, linear: Linear, weight: np.ndarray) -> ir.Value:
     """int8 [K, N] as a value; a weight stored as [N, K], as tied embeddings are, stays so stored and is turned when it is loaded."""
     name = linear.node.outputs[0].name
     if not linear.transposed:
-        return constant(graph, f"{name}/int8", weight)
-    table = constant(graph, f"{name}/int8", np.ascontiguousarray(weight.T))
+        return constant(graph, f"{name}/int8", mapped(weight))
+    table = constant(graph, f"{name}/int8", mapped(weight.T))
     turned = ir.Value(name=f"{name}/transposed", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(weight.shape))
     return new_node(graph, linear.node, "Transpose", [table], {"perm": [1, 0]}, [turned], domain="").outputs[0]
 
@@ -109,7 +110,7 @@ def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> None:
         like = ir.Value(name=f"{name}/{suffix}", type=type_, shape=of)
         return new_node(graph, lookup.node, op, inputs, given, [like], domain="").outputs[0]
 
-    table = constant(graph, f"{name}/table", np.ascontiguousarray(weight.T))
+    table = constant(graph, f"{name}/table", mapped(weight.T))
     rows = step("Gather", [table, lookup.ids], "int8", out.shape, ir.TensorType(ir.DataType.INT8), axis=0)
     scales = step("Gather", [constant(graph, f"{name}/row_scale", scale[:, None]), lookup.ids], "scale", row, axis=0)
     y = new_node(graph, lookup.node, "Mul", [step("Cast", [rows], "float", out.shape, to=ir.DataType.FLOAT), scales], {}, [out], domain="")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +22,7 @@ class Linear:
     """x [..., K] times a weight, plus a bias: the nodes, and what they mean."""
 
     node: ir.Node  # MatMul or Gemm
-    weight: np.ndarray  # float [K, N]
+    tensor: ir.TensorProtocol  # the weight as it is stored
     parameter: str  # PyTorch's name of the weight
     bias: ir.Value | None  # [N]
     output: ir.Value  # of the Add if there is one
@@ -32,9 +34,26 @@ class Linear:
         return source(self.node)
 
     @property
+    def weight(self) -> np.ndarray:
+        """float32 [K, N], read anew each time: of a large model it is made for the moment."""
+        array = self.tensor.numpy()
+        return array.T if self.transposed else array
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float32 [N, K]: those of a table that is tied to the product."""
+        return self.weight.T
+
+    @property
+    def key(self) -> str:
+        """`key_of` of its rows."""
+        return _key(self.tensor, not self.transposed)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(K, N)."""
-        return self.weight.shape[0], self.weight.shape[1]
+        rows, columns = (int(size) for size in self.tensor.shape.numpy())
+        return (columns, rows) if self.transposed else (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -43,16 +62,55 @@ class Lookup:
 
     node: ir.Node  # Gather
     ids: ir.Value
-    table: np.ndarray  # float [V, K]
+    tensor: ir.TensorProtocol  # the table
     parameter: str
+
+    @property
+    def table(self) -> np.ndarray:
+        """float32 [V, K], read anew each time."""
+        found: np.ndarray = self.tensor.numpy()
+        return found
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The table."""
+        return self.table
+
+    @property
+    def key(self) -> str:
+        """`key_of` of the table."""
+        return _key(self.tensor, False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, K)."""
+        rows, columns = (int(size) for size in self.tensor.shape.numpy())
+        return rows, columns
+
+
+def key_of(rows: np.ndarray) -> str:
+    """What tells a weight [N, K] from others: its shape and values."""
+    return f"{rows.shape}{hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()}"
+
+
+_KEYS: WeakKeyDictionary[ir.TensorProtocol, dict[bool, str]] = WeakKeyDictionary()
+
+
+def _key(tensor: ir.TensorProtocol, turned: bool) -> str:
+    """`key_of` of a tensor or of its transpose, found once."""
+    known = _KEYS.setdefault(tensor, {})
+    if turned not in known:
+        array = tensor.numpy()
+        known[turned] = key_of(array.T if turned else array)
+    return known[turned]
 
 
 def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
     """Every product with a constant float weight of two dimensions, in graph order; products of another form are left out."""
     for node in list(graph):
         weight = optional(node, 1)
-        array = array_of(weight) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
-        if weight is None or array is None or array.ndim != 2 or array.dtype != np.float32 or str(weight.name).startswith(ROTATION):
+        tensor = _matrix(weight) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
+        if weight is None or tensor is None or str(weight.name).startswith(ROTATION):
             continue
         bias, transposed = None, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
         if node.op_type == "Gemm":
@@ -61,13 +119,19 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
             scaled = bias is not None and attribute(node, "beta", 1.0) != 1
             if not plain or scaled or (bias is not None and (array_of(bias) is None or len(dims(bias) or ()) != 1)):
                 continue
-            array = array.T if transposed else array
+        width = int(tensor.shape.numpy()[0 if transposed else 1])
         output = node.outputs[0]
         if bias is None and only_use(output) and is_op(add := output.uses()[0].node, "Add"):
             other = source(add, 1 - output.uses()[0].idx)
-            if array_of(other) is not None and dims(other) == (array.shape[1],):
+            if array_of(other) is not None and dims(other) == (width,):
                 bias, output = other, add.outputs[0]
-        yield Linear(node, array, _parameter(node, weight), bias, output, transposed)
+        yield Linear(node, tensor, _parameter(node, weight), bias, output, transposed)
+
+
+def _matrix(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant of two dimensions in float32 behind a value, which is not read; None where there is none."""
+    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    return tensor if tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT else None
 
 
 def _parameter(node: ir.Node, weight: ir.Value) -> str:
@@ -85,12 +149,12 @@ def lookups(graph: ir.Graph) -> Iterator[Lookup]:
     """Every Gather of rows of a constant float table by ids that are a graph input other than positions."""
     for node in list(graph):
         table = optional(node, 0)
-        array = array_of(table) if is_op(node, "Gather") and attribute(node, "axis", 0) == 0 else None
-        if table is None or array is None or array.ndim != 2 or array.dtype != np.float32:
+        tensor = _matrix(table) if is_op(node, "Gather") and attribute(node, "axis", 0) == 0 else None
+        if table is None or tensor is None:
             continue
         ids = source(node, 1)
         origin = ids
         while (producer := origin.producer()) is not None and producer.op_type in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
             origin = source(producer)
         if origin.is_graph_input() and origin.name != "position_ids":
-            yield Lookup(node, ids, array, parameter_of(table))
+            yield Lookup(node, ids, tensor, parameter_of(table))

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node
+from onnxport.graph.lazy import derived
 from onnxport.graph.normalize import PARAMETER, parameter_of
 from onnxport.quantize.schemes.linear import ROTATION, Linear, Lookup
 
@@ -44,6 +45,11 @@ def rotated(rows: np.ndarray) -> np.ndarray:
     return found
 
 
+def _rotated_columns(weight: np.ndarray) -> np.ndarray:
+    """The same of a weight [K, N] whose columns are rotated."""
+    return np.ascontiguousarray(rotated(np.ascontiguousarray(weight.T)).T)
+
+
 class Rotations:
     """Rotates the inputs of products in one graph, each once for all products that read it, and what tables give back."""
 
@@ -57,8 +63,7 @@ class Rotations:
         if x not in self._made:
             self._made[x] = self._rotate(node, x, linear.shape[0])
         node.replace_input_with(0, self._made[x])
-        turned = rotated(np.ascontiguousarray(linear.weight.T))
-        self._replace(node, 1, turned if linear.transposed else np.ascontiguousarray(turned.T))
+        self._replace(node, 1, derived(linear.tensor, rotated if linear.transposed else _rotated_columns))
 
     def of_lookup(self, lookup: Lookup) -> None:
         """The table is rotated, and so are its rows when they are read, which makes them what they were."""
@@ -66,17 +71,17 @@ class Rotations:
         like = ir.Value(name=f"{out.name}/turned", type=out.type, shape=out.shape)
         gather = new_node(self._graph, lookup.node, "Gather", list(lookup.node.inputs), dict(lookup.node.attributes), [like], domain="")
         gather.metadata_props.update(lookup.node.metadata_props)
-        self._replace(gather, 0, rotated(lookup.table))
-        row = self._rotate(lookup.node, gather.outputs[0], lookup.table.shape[1])
+        self._replace(gather, 0, derived(lookup.tensor, rotated))
+        row = self._rotate(lookup.node, gather.outputs[0], lookup.shape[1])
         ir.convenience.replace_all_uses_with(out, row, replace_graph_outputs=True)
         out.name, row.name = row.name, out.name
         self._graph.remove(lookup.node, safe=True)
 
-    def _replace(self, node: ir.Node, index: int, array: np.ndarray) -> None:
+    def _replace(self, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> None:
         """Another constant in the place of one, known by the same parameter's name; all uses of that one get the same."""
         old = node.inputs[index]
         assert old is not None
-        new = constant(self._graph, f"{old.name}/rotated", array)
+        new = constant(self._graph, f"{old.name}/rotated", tensor)
         new.metadata_props.update(old.metadata_props)
         new.meta[PARAMETER] = parameter_of(old)
         node.replace_input_with(index, new)

@@ -6,7 +6,7 @@ carries a checkpoint's own codes whatever way the values came, and a plan makes 
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -162,22 +162,21 @@ def _quotients(ratio: np.ndarray, reach: int) -> np.ndarray:
 
 
 def scheme_of(weight: np.ndarray, bits: tuple[int, ...] = BITS) -> str | None:
-    """The scheme of fewest bits and largest blocks that loses nothing of a weight [N, K]; None where all do. Looked for once a process."""
+    """The scheme of fewest bits and largest blocks that loses nothing of a weight [N, K]; None where all do."""
     if not weight.any() or weight.shape[1] % BLOCK_SIZES[0]:
         return None
-    key = (key_of(weight), bits)
-    if key not in _FOUND:
-        found = (chosen for chosen in _schemes(weight, bits) if stored_blocks(weight, chosen, chosen.block or 0) is not None)
-        _FOUND[key] = next((chosen.name for chosen in found), None)
-    return _FOUND[key]
+    found = (chosen for chosen in _schemes(weight, bits) if stored_blocks(weight, chosen, chosen.block or 0) is not None)
+    return next((chosen.name for chosen in found), None)
 
 
-_FOUND: dict[tuple[str, tuple[int, ...]], str | None] = {}
+def carrying_scheme(part: Linear | Lookup) -> str | None:
+    """`scheme_of` the weight of a product or lookup, looked for once a process."""
+    if part.key not in _FOUND:
+        _FOUND[part.key] = scheme_of(part.rows)
+    return _FOUND[part.key]
 
 
-def key_of(weight: np.ndarray) -> str:
-    """What tells a weight from others: its shape and values."""
-    return f"{weight.shape}{hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()}"
+_FOUND: dict[str, str | None] = {}
 
 
 def _schemes(weight: np.ndarray, bits: tuple[int, ...]) -> Iterator[Scheme]:
@@ -207,11 +206,10 @@ def stored(graphs: Mapping[str, ir.Model], bits: int) -> Stored:
     found: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for part in _parts(graphs):
-        weight = part.weight.T if isinstance(part, Linear) else part.table
-        name = (scheme_of(weight) or FP32.name).replace("int4", f"int{bits}")
+        name = (carrying_scheme(part) or FP32.name).replace("int4", f"int{bits}")
         same = found.setdefault(part.parameter, name) == name
         found[part.parameter] = name if same else FP32.name
-        sizes[part.parameter] = weight.size
+        sizes[part.parameter] = math.prod(part.shape)
     kept = {name: carried for name, carried in found.items() if carried != FP32.name}
     just = sum(sizes[name] for name, carried in kept.items() if carried.startswith(f"int{bits}-"))
     return Stored(kept if just else {}, just / max(1, sum(sizes.values())))
