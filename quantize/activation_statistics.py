@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import DataError
-from onnxport.graph.edit import remove_dead
-from onnxport.graph.session import opened, real
+from onnxport.graph.pieces import Piece, walk
+from onnxport.graph.session import real
 
 BINS = 1 << 14  # over -reach..reach
 STEPS = 255  # of 8 bits
@@ -219,11 +219,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Hessians, ranges and mean squares of values, by their names."""
+    """Hessians and mean squares of values, by their names."""
 
     hessians: Mapping[str, Hessian]
-    ranges: Mapping[str, Range]
-    squares: Mapping[str, Square] = field(default_factory=dict)
+    squares: Mapping[str, Square]
 
     def hessian(self, x: ir.Value) -> list[np.ndarray]:
         """Of a layer's input, see `Hessian.mean`."""
@@ -233,22 +232,17 @@ class Statistics:
         """Of a layer's input, see `Square.mean`."""
         return self.squares[str(x.name)].mean()
 
-    def range(self, x: ir.Value, method: str) -> tuple[float, float]:
-        """Least and greatest value that 8 bits should hold, of a layer's input."""
-        return self.ranges[str(x.name)].limits(method)
 
-
-def watch(model: ir.Model, needs: Mapping[str, Iterable[str]], feeds: Iterable[Feed]) -> Statistics:
-    """Statistics of values (name -> "hessian", "square", "range") while the graph answers `feeds`. DataError: NaN or infinity."""
+def watch(piece: Piece, needs: Mapping[str, Iterable[str]]) -> Statistics:
+    """Statistics of values (name -> "hessian", "square") of one piece of a graph. DataError: NaN or infinity."""
     hessians = {name: Hessian() for name, wanted in needs.items() if "hessian" in wanted}
-    ranges = {name: Range() for name, wanted in needs.items() if "range" in wanted}
     squares = {name: Square() for name, wanted in needs.items() if "square" in wanted}
     collectors: dict[str, list[Collector]] = {name: [] for name in needs}
-    for found in (hessians, ranges, squares):
+    for found in (hessians, squares):
         for name, collector in found.items():
             collectors[name].append(collector)
-    observe(model, collectors, feeds)
-    return Statistics(hessians, ranges, squares)
+    see(piece, collectors)
+    return Statistics(hessians, squares)
 
 
 def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feeds: Iterable[Feed]) -> None:
@@ -256,34 +250,22 @@ def observe(model: ir.Model, collectors: Mapping[str, Iterable[Collector]], feed
 
     DataError: a value is NaN or infinite, which would spoil what is computed from it.
     """
-    ending = _ending_at(model, collectors)
-    if not ending.graph.outputs:  # the graph's own inputs alone
-        for feed in feeds:
-            _collect(feed, feed, collectors)
-        return
-    with opened({"model": ending}) as runners:
-        for feed in feeds:
-            _collect({**next(runners["model"].run([feed])), **feed}, feed, collectors)
+    for piece in walk(model, feeds, collectors):
+        see(piece, collectors)
+
+
+def see(piece: Piece, collectors: Mapping[str, Iterable[Collector]]) -> None:
+    """As `observe`, of the values of one piece of a graph; others are passed over."""
+    found = collectors.keys() & piece.names
+    for values, feed in zip(piece.run(found), piece.feeds, strict=True) if found else ():
+        _collect(values, feed, collectors)
 
 
 def _collect(values: Mapping[str, np.ndarray], feed: Feed, collectors: Mapping[str, Iterable[Collector]]) -> None:
     for name, array in values.items():
-        if name not in collectors:
-            continue
         rows = real(array, feed)
         rows = rows.reshape(-1, rows.shape[-1])
         if not np.isfinite(rows).all():
             raise DataError(f"calibration gives NaN or infinity at {name}; check the model's weights and the data")
         for collector in collectors[name]:
             collector.add(rows)
-
-
-def _ending_at(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy with the named values as its only outputs, and nothing that they do not need; inputs of the graph are left out."""
-    copy = model.clone()
-    wanted, inputs = set(names), {value.name for value in copy.graph.inputs}
-    found = [value for node in copy.graph for value in node.outputs if value.name in wanted - inputs]
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(found)
-    remove_dead(copy.graph)
-    return copy

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import remove_dead
-from onnxport.graph.session import opened, real
+from onnxport.graph.lazy import mapped
+from onnxport.graph.pieces import walk
+from onnxport.graph.session import real
 from onnxport.quantize.calibration_inputs import window
 from onnxport.runtime.bundle import golden, interface
-from onnxport.runtime.sessions import NUMPY_TYPES
 
 Feed = Mapping[str, np.ndarray]
 Graphs = Mapping[str, ir.Model]
@@ -76,7 +76,7 @@ def layer_errors(
         return []
     names = list(ends.values())
     wrong, whole = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    right = list(_run(reference, names, feeds))  # one graph after the other: a session holds all of its weights
+    right = list(_run(reference, names, feeds))  # one graph after the other, each of which is in memory
     wrongs = _run(variant, names, feeds if others is None else others)
     for feed, expected, found in zip(feeds, right, wrongs, strict=True):
         for name in names:
@@ -134,38 +134,31 @@ def _values(graph: ir.Graph) -> set[str]:
 
 
 def _run(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, np.ndarray]]:
-    """The named values on each feed."""
+    """The named values on each feed. Those of a graph of several pieces lie in files until they are read."""
     room = window(model)
-    with opened({"model": _reduced(model, names)}, steady=False) as runners:
-        runner = runners["model"]
-        yield from runner.run(({name: _input(i, feed, room) for name, i in runner.inputs.items()} for feed in feeds), names)
+    given = [dict(_inputs(model.graph, feed, room)) for feed in feeds]
+    found: list[dict[str, np.ndarray]] = [{} for _ in feeds]
+    for piece in walk(model, given, names):
+        for values, more in zip(found, piece.run(piece.names & set(names)), strict=True):
+            values |= {name: mapped(array) for name, array in more.items()}
+    yield from found
 
 
-def _reduced(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy whose outputs are the named values, and which computes nothing else."""
-    copy = model.clone()
-    graph, wanted = copy.graph, set(names)
-    values = {str(v.name): v for node in graph for v in node.outputs if v.name in wanted}
-    graph.outputs.clear()
-    graph.outputs.extend(values[name] for name in names)
-    remove_dead(graph)
-    unread = [v for v in graph.inputs if not v.uses()]
-    for value in unread:
-        graph.inputs.remove(value)
-    return copy
+def _inputs(graph: ir.Graph, feed: Feed, room: int | None) -> Iterator[tuple[str, np.ndarray]]:
+    """What a graph's inputs read: from the feed, in the graph's own float type, or an empty cache with `room`, else as long as the ids.
 
-
-def _input(wanted: Any, feed: Feed, room: int | None) -> np.ndarray:
-    """What a graph's input reads: from the feed, in the graph's own float type, or an empty cache with `room`, else as long as the ids."""
-    kind = np.dtype(NUMPY_TYPES[wanted.type])
-    if wanted.name in feed:
-        array = feed[wanted.name]
-        return array.astype(kind) if kind.kind == "f" and array.dtype != kind else array
-    if not wanted.name.startswith(interface.PAST):
-        raise KeyError(f"the graph asks for {wanted.name}, the feed has {', '.join(feed)}")
-    _, heads, _, size = wanted.shape
-    rows, length = feed[interface.INPUT_IDS].shape
-    return np.zeros((rows, heads, room or length, size), kind)
+    An input that nothing here fills is one that the values of layers do not need.
+    """
+    for value in graph.inputs:
+        name, kind = str(value.name), np.dtype(np.float32 if value.dtype is None else value.dtype.numpy())
+        if name in feed:
+            array = feed[name]
+            yield name, array.astype(kind) if kind.kind == "f" and array.dtype != kind else array
+        elif name.startswith(interface.PAST):
+            assert value.shape is not None
+            _, heads, _, size = value.shape
+            rows, length = feed[interface.INPUT_IDS].shape
+            yield name, np.zeros((rows, int(heads), room or length, int(size)), kind)
 
 
 def _rows(array: np.ndarray, feed: Feed) -> np.ndarray:

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnxport.errors import NotApplicable, UsageError
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
-from onnxport.quantize.activation_statistics import Hessian, Statistics, watch
+from onnxport.graph.pieces import walk
+from onnxport.quantize.activation_statistics import Hessian, Range, observe, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import blockwise, experts, int8, stored
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
@@ -65,7 +66,7 @@ def quantize(
     known = [linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up]
     plan.check(known + experts.parameters(copies.values()))
     _solve(copies, products, looked_up, plan, feeds, weights)
-    ranges = {role: _watch(role, copies[role], [pair for pair in products[role] if pair[1].needs == "range"], feeds) for role in copies}
+    ranges = {role: _ranges(role, copies[role], products[role], feeds) for role in copies}
     became: dict[str, str] = {}
     for role, copy in copies.items():
         kernels = _Kernels(copy.graph, ranges[role], weights)
@@ -136,14 +137,23 @@ def _solve(
         wanted[role] = [(linear, found) for linear, found in calibrated if not weights.has(keys[linear.node], found, _size(linear, found))]
     left = Counter(keys[linear.node] for pairs in wanted.values() for linear, _ in pairs)
     for role, pairs in wanted.items():
-        for batch in _batches(pairs):
-            statistics = _watch(role, copies[role], batch, feeds)
-            for linear, scheme in batch:
-                key = keys[linear.node]
-                weights.see(key, getattr(statistics, str(scheme.needs))(linear.x))
-                left[key] -= 1
-                if not left[key]:
-                    weights.solve(key, linear.rows, scheme, _size(linear, scheme))
+        for piece in walk(copies[role], _given(role, feeds), [str(linear.x.name) for linear, _ in pairs]) if pairs else ():
+            for batch in _batches([pair for pair in pairs if pair[0].x.name in piece.names]):
+                statistics = watch(piece, _needs(batch))
+                for linear, found in batch:
+                    key = keys[linear.node]
+                    weights.see(key, getattr(statistics, str(found.needs))(linear.x))
+                    left[key] -= 1
+                    if not left[key]:
+                        weights.solve(key, linear.rows, found, _size(linear, found))
+
+
+def _needs(products: Sequence[tuple[Linear, Scheme]]) -> dict[str, set[str]]:
+    """What schemes must know of values, by name."""
+    needs: dict[str, set[str]] = {}
+    for linear, scheme in products:
+        needs.setdefault(str(linear.x.name), set()).add(str(scheme.needs))
+    return needs
 
 
 def _size(linear: Linear, scheme: Scheme) -> int:
@@ -176,24 +186,26 @@ def _check_change(plan: Plan, became: dict[str, str], models: dict[str, ir.Model
         )
 
 
-def _watch(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> Statistics:
-    """What calibrated schemes must know of the inputs of their layers. Names of values are the same in a graph and its clone."""
-    needs: dict[str, set[str]] = {}
-    for linear, scheme in products:
-        if scheme.needs is not None:
-            needs.setdefault(str(linear.x.name), set()).add(scheme.needs)
-    if not needs:
-        return Statistics({}, {})
+def _ranges(role: str, model: ir.Model, products: Sequence[tuple[Linear, Scheme]], feeds: Mapping[str, Feeds] | None) -> dict[str, Range]:
+    """Ranges of the inputs of layers whose schemes need them, by name. Names of values are the same in a graph and its clone."""
+    found = {str(linear.x.name): Range() for linear, scheme in products if scheme.needs == "range"}
+    if found:
+        observe(model, {name: [seen] for name, seen in found.items()}, _given(role, feeds))
+    return found
+
+
+def _given(role: str, feeds: Mapping[str, Feeds] | None) -> Feeds:
+    """What a graph is calibrated on. UsageError: there is nothing."""
     if feeds is None or not feeds.get(role):
         raise UsageError("this precision is calibrated on data, and there is none: give --calibrate FILE")
-    return watch(model, needs, feeds[role])
+    return feeds[role]
 
 
 class _Kernels:
     """Puts kernels into one graph; activations are quantized once for all products that read them. Methods give what a weight became."""
 
-    def __init__(self, graph: ir.Graph, statistics: Statistics, weights: blockwise.Weights) -> None:
-        self.graph, self.statistics, self.weights = graph, statistics, weights
+    def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range], weights: blockwise.Weights) -> None:
+        self.graph, self.ranges, self.weights = graph, ranges, weights
         self.by_rows: dict[ir.Value, int8.Quantized] = {}
         self.by_range: dict[tuple[ir.Value, str], ir.Value] = {}
 
@@ -210,7 +222,7 @@ class _Kernels:
     def product_by_range(self, linear: Linear, scheme: Scheme) -> str:
         x, method = linear.x, scheme.range
         if (x, method) not in self.by_range:
-            self.by_range[x, method] = int8.quantize_activation(self.graph, linear.node, x, self.statistics.range(x, method), method)
+            self.by_range[x, method] = int8.quantize_activation(self.graph, linear.node, x, self.ranges[str(x.name)].limits(method), method)
         int8.replace_static(self.graph, linear, self.by_range[x, method], scheme)
         return scheme.name
 
