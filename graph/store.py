@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from onnxport.errors import OutputError
 from onnxport.graph.edit import remove_metadata
+from onnxport.graph.lazy import LEAST
 
 WEIGHTS = "weights.bin"
 IR_VERSION = 10
@@ -162,10 +163,24 @@ class WeightsOnDisk:
 
 
 @contextlib.contextmanager
-def on_disk(graphs: dict[str, Any], beside: Path) -> Iterator[WeightsOnDisk]:
-    """The graphs' weights in a folder beside a bundle in the making, which goes when the block ends. Edits `graphs`."""
+def on_disk(graphs: dict[str, Any], beside: Path) -> Iterator[Callable[[], None]]:
+    """The graphs' weights in a folder beside a bundle in the making, which goes when the block ends. Edits `graphs`.
+
+    Gives what hands back the memory of weights that were read. Weights that are made of a mapped checkpoint for each reader take no
+    memory already, and stay there.
+    """
+    if are_made_anew(graphs):
+        yield collect
+        return
     with tempfile.TemporaryDirectory(prefix=f"{beside.name}.", dir=beside.parent) as folder:
-        yield WeightsOnDisk(graphs, folder)
+        yield WeightsOnDisk(graphs, folder).release_weights
+
+
+def are_made_anew(graphs: Mapping[str, ir.Model]) -> bool:
+    """Whether all large weights of graphs are made for each reader, of a mapped file."""
+    large = [v.const_value for model in graphs.values() for v in model.graph.initializers.values() if v.const_value is not None]
+    large = [tensor for tensor in large if tensor.nbytes >= LEAST]
+    return bool(large) and all(isinstance(tensor, ir.LazyTensor) for tensor in large)
 
 
 def forget(graphs: dict[str, Any]) -> None:

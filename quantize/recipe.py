@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -167,9 +168,12 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
         plan = Plan(plan.schemes | {name: code for name, code in codes.items() if name != "*"})
         if "range" in plan.needs:
             plan = static_outliers.settle(fused, plan, feeds)
+    large = sum(math.prod(linear.shape) for linear in linears(decoder.graph)) > sensitive_weights.LARGE
+    if recipe.plan is None and large:
+        plan = Plan(plan.schemes | sensitive_weights.by_rule(decoder, plan))
     scales, weights = ChannelScales(decoder, data), Weights()
     scaled = scales.scaled(even := _before_protection(plan, decoder))
-    if recipe.plan is None:
+    if recipe.plan is None and not large:
         solve({"decoder": scaled}, plan, feeds, weights)
         sensitive = sensitive_weights.of_a_decoder(scaled, golden_texts(goldens, decoder), plan, precision.bounds, ROOM, weights)
         if sensitive:

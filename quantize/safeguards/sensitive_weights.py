@@ -38,6 +38,7 @@ ROLE = "graph"
 FEWER = 5  # one of so many texts of a language model tells which weights are more sensitive than others
 TAKEN_BACK = 6  # groups that are tried again once enough is protected
 SPENT = 0.2  # of the weights of 4 bits: the bytes of llama.cpp's Q4_K_M, which has 6 bits for half of its most sensitive kinds
+LARGE = 2**30  # weights: more take hours to try
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -98,6 +99,24 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     spent = SPENT if any(plan.of(name).bits == 4 for name in names) else 0.0
     feeds = [text.feed for text in texts]
     return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True, spent=spent), weights)
+
+
+def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:
+    """PyTorch names of weights → a scheme nearer to them, of a language model that is too large to try each weight.
+
+    They are the products with more inputs than outputs, of a feed-forward network's inner units, in the first and the last eighth of the
+    layers and in every third layer between: llama.cpp's mixed types of 4 bits give more bits to these, too (`use_more_bits` in its
+    llama-quant.cpp).
+    """
+    narrowing = [linear.parameter for linear in linears(model.graph) if linear.shape[0] > linear.shape[1]]
+    layers = {name: int(found[0]) for name in narrowing if (found := _NUMBER.findall(name))}
+    count = max(layers.values(), default=0) + 1
+    return {name: nearer(plan.of(name)) for name, layer in layers.items() if plan.of(name).kind != FP32.kind and _gets_more(layer, count)}
+
+
+def _gets_more(layer: int, count: int) -> bool:
+    eighth = count // 8
+    return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
 
 
 def nearer(scheme: Scheme) -> str:

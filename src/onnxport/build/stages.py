@@ -262,9 +262,9 @@ def _add_variants(
     assert staging.manifest is not None
     left_out: dict[str, NotApplicable] = {}
     failed: dict[str, CheckFailed] = {}
-    with store.on_disk(fused.graphs, staging.path) if work is None else contextlib.nullcontext(work.weights) as weights:
-        assert weights is not None
-        builder = VariantBuilder(staging, fused, options, folder, progress, weights.release_weights)
+    kept = None if work is None else work.weights
+    with store.on_disk(fused.graphs, staging.path) if kept is None else contextlib.nullcontext(kept.release_weights) as release_weights:
+        builder = VariantBuilder(staging, fused, options, folder, progress, release_weights)
         # The others may be calibrated through it, and those for other targets share files of those for the CPU.
         for name in sorted(options.precisions, key=lambda name: (name != REFERENCE, split(name)[1] != CPU)):
             staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)  # a bundle in the making is read too
@@ -277,7 +277,7 @@ def _add_variants(
                     raise
                 failed[name] = reason
                 progress(f"note: {name} fails its checks and is left out")
-            weights.release_weights()
+            release_weights()
     made = {name: staging.manifest["variants"][name] for name in options.precisions if name not in {*left_out, *failed}}
     if not made:
         raise next(iter([*failed.values(), *left_out.values()]))
