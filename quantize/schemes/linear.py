@@ -36,7 +36,7 @@ class Linear:
     @property
     def weight(self) -> np.ndarray:
         """float32 [K, N], read anew each time: of a large model it is made for the moment."""
-        array = self.tensor.numpy()
+        array: np.ndarray = self.tensor.numpy()
         return array.T if self.transposed else array
 
     @property
