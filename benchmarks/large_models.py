@@ -8,6 +8,7 @@ the anonymous memory of all its processes: pages of mapped files, which the syst
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -75,7 +76,8 @@ def make(text: Path, out: Path, size: str, seed: int, gain: float) -> None:
     if shards == 1:
         (out / "model-00001.safetensors").rename(out / "model.safetensors")
     else:
-        (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        index = {"metadata": {"total_size": 2 * sum(map(math.prod, shapes.values()))}, "weight_map": places}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _fill(path: Path, vocabulary: int) -> None:
