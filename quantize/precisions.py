@@ -64,6 +64,7 @@ class Precision:
     device: the only device that has its kernels; None for any.
     generates: whether models that generate can have it: their caches need a type that NumPy has.
     default: an export makes it where no precision is named.
+    by_rule: nothing is tried on texts: what is sensitive in a language model is told by a rule, see `sensitive_weights.by_rule`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Precision:
     device: Device | None = None
     generates: bool = True
     default: bool = False
+    by_rule: bool = False
     on_texts: Plan | None = None
 
     @property
@@ -122,6 +124,7 @@ PRECISIONS = {
         Precision("int8-weight", Plan({"*": "int8-blocks"}), EIGHT_BITS, "useful", on_texts=Plan({"*": "int8-blocks32"})),
         Precision("int8-static", Plan({"*": "int8-static"}), replace(EIGHT_BITS, relative_error=2e-1), "needed"),
         Precision("int4", Plan({"*": "int4-blocks64"}), FOUR_BITS, "useful", on_texts=Plan({"*": "int4-blocks32-asym-rotated-gptq"})),
+        Precision("int4-rtn", Plan({"*": "int4-blocks32-asym"}), FOUR_BITS, by_rule=True),
         Precision("int4-hqq", Plan({"*": "int4-blocks64-asym-hqq"}), FOUR_BITS, "useful"),
         Precision("int4-gptq", Plan({"*": "int4-blocks64-gptq"}), FOUR_BITS, "needed"),
         Precision("bf16", Plan({"*": "bf16"}), BRAIN_HALF, device=CUDA, generates=False),

@@ -121,6 +121,9 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if PRECISIONS[recipe.precision].searched:
         feeds = recipe.feeds() if recipe.feeds is not None else None
         return quantize(for_search(fused, feeds, goldens), plan, feeds)  # for the CPU alone
+    if recipe.plan is None and PRECISIONS[recipe.precision].by_rule:
+        plan = Plan(_by_rule(plan, fused).schemes | stored.own_plan(plan, fused).schemes)
+        return quantize(fused, plan, mixtures=recipe.experts)
     if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     if plan.needs and recipe.feeds is None:
@@ -170,7 +173,7 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             plan = static_outliers.settle(fused, plan, feeds)
     large = sum(math.prod(linear.shape) for linear in linears(decoder.graph)) > sensitive_weights.LARGE
     if recipe.plan is None and large:
-        plan = Plan(plan.schemes | sensitive_weights.by_rule(decoder, plan))
+        plan = _by_rule(plan, fused)
     scales, weights = ChannelScales(decoder, data), Weights()
     scaled = scales.scaled(even := _before_protection(plan, decoder))
     if recipe.plan is None and not large:
@@ -181,6 +184,14 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             if (again := _before_protection(plan, decoder)).schemes != even.schemes:
                 scaled, weights = scales.scaled(again), Weights()  # as a plan that is given has it
     return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts, weights)
+
+
+def _by_rule(plan: Plan, fused: Graphs) -> Plan:
+    """The plan of a language model with what is sensitive in most of them nearer; of other models as it is."""
+    if set(fused) != {"decoder"}:
+        return plan
+    plan = _with_vocabulary(plan, fused["decoder"])
+    return Plan(plan.schemes | sensitive_weights.by_rule(fused["decoder"], plan))
 
 
 def _before_protection(plan: Plan, decoder: Any) -> Plan:

@@ -26,6 +26,7 @@ from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.channel_scales import ATTENTIONS
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle.interface import LOGITS
@@ -38,6 +39,7 @@ ROLE = "graph"
 FEWER = 5  # one of so many texts of a language model tells which weights are more sensitive than others
 TAKEN_BACK = 6  # groups that are tried again once enough is protected
 SPENT = 0.2  # of the weights of 4 bits: the bytes of llama.cpp's Q4_K_M, which has 6 bits for half of its most sensitive kinds
+BETWEEN = {"Add", "Split", "Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization", "RMSNormalization"}
 LARGE = 2**30  # weights: more take hours to try
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -104,14 +106,35 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
 def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:
     """PyTorch names of weights → a scheme nearer to them, of a language model that is too large to try each weight.
 
-    They are the products with more inputs than outputs, of a feed-forward network's inner units, in the first and the last eighth of the
-    layers and in every third layer between: llama.cpp's mixed types of 4 bits give more bits to these, too (`use_more_bits` in its
-    llama-quant.cpp).
+    Of 4 bits: products with more inputs than outputs, of a feed-forward network's inner units, in the first and the last eighth of the
+    layers and in every third layer between; llama.cpp's mixed types of 4 bits give more bits to these, too (`use_more_bits` in its
+    llama-quant.cpp). Where activations are rounded by rows: the products around attentions, and those with more inputs than outputs in the
+    first fifth of the layers, which is what measurements chose for SmolLM2 (docs/precisions.md).
     """
-    narrowing = [linear.parameter for linear in linears(model.graph) if linear.shape[0] > linear.shape[1]]
-    layers = {name: int(found[0]) for name in narrowing if (found := _NUMBER.findall(name))}
+    products = list(linears(model.graph))
+    layers = {linear.parameter: int(found[0]) for linear in products if (found := _NUMBER.findall(linear.parameter))}
     count = max(layers.values(), default=0) + 1
-    return {name: nearer(plan.of(name)) for name, layer in layers.items() if plan.of(name).kind != FP32.kind and _gets_more(layer, count)}
+    protected = dict[str, str]()
+    for linear in products:
+        scheme, layer = plan.of(linear.parameter), layers.get(linear.parameter)
+        if layer is None or scheme.kind == FP32.kind:
+            continue
+        narrowing = linear.shape[0] > linear.shape[1]
+        by_rows = _at_attention(linear) or (narrowing and layer < count / STRETCHES)
+        if by_rows if scheme.kind == "rows" else narrowing and _gets_more(layer, count):
+            protected[linear.parameter] = nearer(scheme)
+    return protected
+
+
+def _at_attention(linear: Linear) -> bool:
+    """Whether a product reads what an attention gives, or gives what one reads."""
+    maker = linear.x.producer()
+    if maker is not None and maker.op_type in ATTENTIONS:
+        return True
+    readers = {use.node for use in linear.output.uses()}
+    for _ in range(3):  # a bias, parts, and turns by positions may lie between
+        readers |= {use.node for node in readers if node.op_type in BETWEEN for value in node.outputs for use in value.uses()}
+    return any(node.op_type in ATTENTIONS for node in readers)
 
 
 def _gets_more(layer: int, count: int) -> bool:
