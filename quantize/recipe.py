@@ -126,6 +126,11 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return quantize(fused, plan, mixtures=recipe.experts)
     if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
+    return _integers(recipe, plan, fused, goldens)
+
+
+def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """Graphs with weights of 8 or 4 bits of a model that is not judged by texts it continues."""
     if plan.needs and recipe.feeds is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
     feeds = recipe.feeds() if recipe.feeds is not None else None
