@@ -31,14 +31,14 @@ class Kept:
         self.most = LEAST_KEPT
         self._made: OrderedDict[Values, nn.Parameter] = OrderedDict()
 
-    def of(self, values: Values) -> nn.Parameter:
-        """The values, as a parameter."""
+    def of(self, values: Values, size: int) -> nn.Parameter:
+        """The values, as a parameter. size: their bytes."""
         if values in self._made:
             self._made.move_to_end(values)
             return self._made[values]
-        size = sum(made.nbytes for made in self._made.values())
-        while self._made and size >= self.most:  # before more is made: what goes and what comes are never in memory together
-            size -= self._made.popitem(last=False)[1].nbytes
+        kept = sum(made.nbytes for made in self._made.values())
+        while self._made and kept + size > self.most:  # before more is made: what goes and what comes are never in memory together
+            kept -= self._made.popitem(last=False)[1].nbytes
         made = nn.Parameter(values(), requires_grad=False)
         self._made[values] = made
         return made
@@ -58,7 +58,7 @@ class Parameters(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         found = super().__getitem__(name)
         values = None if _unread.get() else deferred(found)
-        return found if values is None else self.kept.of(values)
+        return found if values is None else self.kept.of(values, found.nbytes)
 
 
 _unread: contextvars.ContextVar[bool] = contextvars.ContextVar("unread", default=False)
@@ -174,13 +174,15 @@ def layers(module: nn.Module) -> list[nn.Module]:
 def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]]) -> list[Result]:
     """The results of calls that run the modules, in their order.
 
-    Where modules have stand-ins, all calls run the first layer before any runs the second, and so on. Only one runs at a time, and each
-    computes what it would alone.
+    Where modules have stand-ins, all calls run the first layer before any runs the second, and so on, and the last one before any runs
+    what comes behind it. Only one runs at a time, and each computes what it would alone.
     """
     if len(calls) < 2 or not any(map(has_deferred, modules)):
         return [call() for call in calls]
     turns = _Turns(len(calls))
-    handles = [layer.register_forward_pre_hook(lambda *_: turns.pass_on()) for module in modules for layer in layers(module)]
+    every = [layers(module) for module in modules]
+    handles = [layer.register_forward_pre_hook(lambda *_: turns.pass_on()) for found in every for layer in found]
+    handles += [found[-1].register_forward_hook(lambda *_: turns.pass_on()) for found in every if found]
     try:
         return turns.run(calls)
     finally:
