@@ -65,7 +65,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
 def test_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feeds, precision):
     monkeypatch.setattr(sensitive_weights, "LARGE", 0)
     monkeypatch.setattr(pieces.cuts, "__defaults__", (2 * WIDTH * INNER * 4,))  # bytes of a layer
-    assert len(pieces.cuts(decoder())) == LAYERS
+    assert len(pieces.cuts(decoder())) == LAYERS + 1
     recipe = Recipe(precision, texts=lambda: {"decoder": feeds})
     plain = make_graphs(recipe, {"decoder": decoder()}, tmp_path / "none.npz")
     monkeypatch.setattr(lazy, "LEAST", 0)
