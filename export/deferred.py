@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from onnxport.graph.store import collect
 Values = Callable[[], Tensor]
 Result = TypeVar("Result")
 LEAST_KEPT = 2**28  # bytes
+LARGE = 2**30  # numbers
 
 
 class Kept:
@@ -100,6 +101,12 @@ def defer_all(module: nn.Module) -> None:
 def has_deferred(module: nn.Module) -> bool:
     """Whether some of a module's parameters are stand-ins."""
     return any(deferred(parameter) is not None for parameter in module.parameters())
+
+
+def is_large(modules: Iterable[nn.Module]) -> bool:
+    """Whether modules have so many stand-ins that each run takes a while: all their values are made again for it."""
+    stand_ins = {id(p): p.numel() for module in modules for p in module.parameters() if deferred(p) is not None}
+    return sum(stand_ins.values()) > LARGE
 
 
 def read_deferred(module: nn.Module) -> None:

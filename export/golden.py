@@ -9,9 +9,9 @@ Those of plain modules are made in `routes.direct`, those of ONNX files in `onnx
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onnxport.compare.sample_texts import QUESTIONS
 from onnxport.compare.texts import Sample, golden_texts, token_rows
-from onnxport.export.deferred import in_step
+from onnxport.export.deferred import in_step, is_large
 from onnxport.export.description import CausalOriginal, Seq2SeqOriginal
 from onnxport.export.source import Source
 from onnxport.export.user_code import check_alike
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from onnxport.export.description import EncoderModel
 
 POSITIONS = 24  # positions x vocabulary floats are stored for a large vocabulary
-GREEDY_TOKENS = 16
+GREEDY_TOKENS, GREEDY_OF_LARGE = 16, 4
 # (source lengths, target lengths) a row: batch 1, a ragged batch with a length of 1, and 1 x 1
 SEQ2SEQ_SHAPES = [([7], [5]), ([1, 4, 9], [3, 1, 4]), ([1], [1])]
 CAUSAL_SHAPES = [[6], [1, 5, 3], [1]]
@@ -195,31 +195,36 @@ def causal_goldens(
     result: dict[str, np.ndarray] = {}
     shapes = [fit(scaled(lengths, vocabulary), max_length) for lengths in CAUSAL_SHAPES]
     cases = [inputs.rows(vocabulary, lengths, ids["pad_id"]) for lengths in shapes]
-    found = in_step(model.modules, [partial(model.causal, rows) for rows in (*cases, cases[0])])
-    check_alike("the model", found[:1], [found.pop()])
-    for i, (lengths, rows, logits) in enumerate(zip(shapes, cases, found, strict=True)):
-        logits = logits * real(lengths)[:, :, None]
-        result |= {f"seq{i}/input_ids": rows.numpy(), f"seq{i}/lengths": np.array(lengths), f"seq{i}/logits": logits.numpy()}
     lengths = fit(GREEDY_SHAPES, max(1, max_length // 2) if max_length is not None else None)
     prompts, mask = inputs.rows(vocabulary, lengths, ids["pad_id"]), real(lengths)
-    count = min(GREEDY_TOKENS, max_length - max(lengths) + 1) if max_length is not None else GREEDY_TOKENS
-    rows = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
-    answers = in_step(model.modules, [partial(greedy_causal, model, row, ids["eos_id"], count) for row in rows])
-    result |= {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
-    return result | (_texts(model, ids, source, max_length) if source is not None else {})
-
-
-def _texts(model: CausalOriginal, ids: dict[str, Any], source: Source, max_length: int | None) -> dict[str, np.ndarray]:
-    """The case `text`: the texts of which a model foretells more than a guess would; {} where that is next to nothing."""
-    rows = [row for row in _sample_rows(source, "source", golden_texts(), max_length, model.rows) if len(row) > 1]
+    most = GREEDY_OF_LARGE if is_large(model.modules) else GREEDY_TOKENS
+    count = min(most, max_length - max(lengths) + 1) if max_length is not None else most
+    starts = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
+    rows = [] if source is None else [row for row in _sample_rows(source, "source", golden_texts(), max_length, vocabulary) if len(row) > 1]
     scored = [_scored(row) for row in rows]
+    calls: list[Callable[[], Any]] = [partial(model.causal, given) for given in (*cases, cases[0])]
+    calls += [partial(greedy_causal, model, row, ids["eos_id"], count) for row in starts]
+    calls += [partial(_foretold, model, row, places) for row, places in zip(rows, scored, strict=True)]
+    found = iter(in_step(model.modules, calls))  # what is made of a large model's weights serves all of them
+    logits = list(islice(found, len(cases) + 1))
+    check_alike("the model", logits[:1], [logits.pop()])
+    for i, (of_rows, given, answer) in enumerate(zip(shapes, cases, logits, strict=True)):
+        answer = answer * real(of_rows)[:, :, None]
+        result |= {f"seq{i}/input_ids": given.numpy(), f"seq{i}/lengths": np.array(of_rows), f"seq{i}/logits": answer.numpy()}
+    answers = list(islice(found, len(starts)))
+    result |= {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
+    return result | _texts(rows, scored, list(found), ids)
 
-    def foretold(row: list[int], places: range) -> list[Kept]:
-        logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, places.start - 1 :]
-        kept = _kept(logits, row[places.start : places.stop])
-        return kept if _knows(kept, logits.shape[-1]) else []
 
-    found = in_step(model.modules, [partial(foretold, row, places) for row, places in zip(rows, scored, strict=True)])
+def _foretold(model: CausalOriginal, row: list[int], places: range) -> list[Kept]:
+    """What a model says comes next at some places of a text; [] where it is no better than a guess."""
+    logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, places.start - 1 :]
+    kept = _kept(logits, row[places.start : places.stop])
+    return kept if _knows(kept, logits.shape[-1]) else []
+
+
+def _texts(rows: list[list[int]], scored: list[range], found: list[list[Kept]], ids: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The case `text`: the texts of which a model foretells more than a guess would; {} where that is next to nothing."""
     if sum(len(kept) for text in found for kept in text) < FEWEST:
         return {}
     known = [i for i, text in enumerate(found) if text]
