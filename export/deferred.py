@@ -106,7 +106,7 @@ def has_deferred(module: nn.Module) -> bool:
 def is_large(modules: Iterable[nn.Module]) -> bool:
     """Whether modules have so many stand-ins that each run takes a while: all their values are made again for it."""
     stand_ins = {id(p): p.numel() for module in modules for p in module.parameters() if deferred(p) is not None}
-    return sum(stand_ins.values()) > LARGE
+    return bool(sum(stand_ins.values()) > LARGE)
 
 
 def read_deferred(module: nn.Module) -> None:
