@@ -200,7 +200,7 @@ def causal_goldens(
     most = GREEDY_OF_LARGE if is_large(model.modules) else GREEDY_TOKENS
     count = min(most, max_length - max(lengths) + 1) if max_length is not None else most
     starts = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
-    rows = [] if source is None else [row for row in _sample_rows(source, "source", golden_texts(), max_length, vocabulary) if len(row) > 1]
+    rows = [] if source is None else _language_rows(source, max_length, vocabulary)
     scored = [_scored(row) for row in rows]
     calls: list[Callable[[], Any]] = [partial(model.causal, given) for given in (*cases, cases[0])]
     calls += [partial(greedy_causal, model, row, ids["eos_id"], count) for row in starts]
@@ -214,6 +214,13 @@ def causal_goldens(
     answers = list(islice(found, len(starts)))
     result |= {"greedy/source_ids": prompts.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, ids["pad_id"])
     return result | _texts(rows, scored, list(found), ids)
+
+
+def _language_rows(source: Source, max_length: int | None, vocabulary: int) -> list[list[int]]:
+    """The texts that a language model is judged on: the kit's, and those of the source's user."""
+    most = LONG if max_length is None else min(LONG, max_length)
+    own = _sample_rows(source, "source", [Sample("", text) for text in source.texts], most, vocabulary)
+    return [row for row in _sample_rows(source, "source", golden_texts(), max_length, vocabulary) + own if len(row) > 1]
 
 
 def _foretold(model: CausalOriginal, row: list[int], places: range) -> list[Kept]:

@@ -43,6 +43,7 @@ class Source:
     task: of the source itself, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
     bytes of a tokenizer.json. settings: the model's settings, ready for JSON. owned: nobody else holds the adapter's modules.
     notes: what is left out or taken for something, a sentence each. assumed: such a sentence about the task, for callers that name none.
+    texts: of its user, that a language model is judged on beside the kit's.
     """
 
     adapter: Adapter | SelfDescribing | OnnxFile
@@ -56,6 +57,7 @@ class Source:
     owned: bool = False
     notes: tuple[str, ...] = ()
     assumed: str | None = None
+    texts: tuple[str, ...] = ()
 
 
 def read_tokenizers(adapter: Seq2Seq | CausalLM | Encoder) -> dict[str, bytes]:

@@ -30,11 +30,13 @@ def export(
     lora: str | Path | None = None,
     allow_remote_code: bool = False,
     route: str | None = None,
+    texts: tuple[str, ...] = (),
 ) -> Exported:
     """Standard graphs and golden answers of a folder, a file, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
     lora: a folder of PEFT, which is merged into the weights first. route: ATTENTION_INTERFACE has a language model of transformers traced
-    as its own class, also where it has a canonical form; None for what suits the source.
+    as its own class, also where it has a canonical form; None for what suits the source. texts: that a language model gives golden answers
+    on beside the kit's.
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
@@ -48,7 +50,7 @@ def export(
             f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "
             "copy the folder without modules.json and export that"
         )
-    exported = _routed(found, task, opset, opset_written, progress, route)
+    exported = _routed(replace(found, texts=texts), task, opset, opset_written, progress, route)
     assumed = () if found.assumed is None or task is not None else (found.assumed,)
     return replace(exported, notes=(*found.notes, *assumed, *exported.notes))
 

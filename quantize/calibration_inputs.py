@@ -33,16 +33,19 @@ from onnxport.runtime.tokenizer import TextTokenizer
 Feeds = dict[str, list[dict[str, np.ndarray]]]  # role -> inputs by name
 FEWEST, MOST = 8, 128  # texts
 TOKENS = 256  # of a text; what comes after tells little more
-STEPS = 4  # the last tokens of each text are read one by one
+MOST_TOKENS = 2**12  # of a language model's texts together, as many as those of the kit
+STEPS = 4  # the last tokens of each answer are read one by one
 ROWS = 16  # of a batch of an encoder
 FEW = 200  # rows below which a search says that they are few
+JUDGED = 8  # rows of a language model's data that become golden texts
 Feed = dict[str, np.ndarray]
 
 
 def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp32") -> Feeds:
     """Inputs of each graph of a bundle, made from a data file through its fp32 variant.
 
-    Text is what `--data` takes: translations are answered greedily, and the decoder reads those answers; language models read the texts.
+    Text is what `--data` takes: translations are answered greedily, and the decoder reads those answers; language models read the texts,
+    as many as make MOST_TOKENS tokens.
     A bundle without a tokenizer takes a `.npz` of its input arrays. DataError: too few texts, or of another task.
     """
     if bundle.generation is not None and not bundle.tokenizers:
@@ -55,7 +58,7 @@ def feeds(bundle: Bundle, data: str | Path, most: int = MOST, variant: str = "fp
     check_dataset(dataset, bundle, data)
     texts = dataset.read()
     model = Model(bundle, variant, Sessions.on("cpu"))
-    chosen = [texts[i] for i in places(len(texts), most)]
+    chosen = [texts[i] for i in calibrated(len(texts), most, bundle)]
     if model.engine is None:
         return {next(iter(bundle.variants[variant].graphs)): _encoder_feeds(bundle, variant, model, chosen)}
     return _decoder_feeds(model, model.engine, chosen)
@@ -65,6 +68,26 @@ def places(count: int, most: int) -> list[int]:
     """Which of `count` rows are calibrated on: at most `most`, evenly spaced, for files are often sorted."""
     fewer = min(most, count)
     return [i * count // fewer for i in range(fewer)]
+
+
+def calibrated(count: int, most: int, bundle: Bundle) -> list[int]:
+    """Which of `count` rows a bundle is calibrated on, at most `most`: of a language model none that become golden texts."""
+    language = bundle.generation is not None and bundle.generation.kind == "causal"
+    left = sorted(set(range(count)).difference(judged(count) if language else ()))
+    return [left[i] for i in places(len(left), most)]
+
+
+def judged(count: int) -> list[int]:
+    """Which of `count` rows become golden texts of a language model: it must not be judged on what it was fitted to."""
+    return [i + count // (2 * JUDGED) for i in places(count, JUDGED)] if count >= 2 * FEWEST else []
+
+
+def judged_texts(data: Path) -> tuple[str, ...]:
+    """The texts of a file that become golden texts of a language model. DataError: it cannot be read."""
+    if data.suffix == ".npz":
+        return ()
+    texts = read_data(data).read()
+    return tuple(text for i in judged(len(texts)) if isinstance(text := texts[i], str) and text.strip())
 
 
 def check_dataset(dataset: Dataset, bundle: Bundle, data: str | Path) -> None:
@@ -99,7 +122,9 @@ def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
     assert source is not None
     ids = [row[:TOKENS] for row in source.encode(list(texts)) if row]
     if engine.encoder is None:
-        return {"decoder": [feed for row in ids for feed in _steps(engine, row[: engine.config.max_length], {})]}
+        rows = [row[: engine.config.max_length] for row in ids]
+        fewer = max(FEWEST, len(rows) * MOST_TOKENS // max(sum(map(len, rows)), 1))
+        return {"decoder": [_whole(engine, rows[i]) for i in places(len(rows), fewer)]}
     ids = [row[: engine.config.source_length] for row in ids]
     answers = model.generate(ids, beam=1, temperature=0.0, max_new_tokens=min(TOKENS, engine.config.max_length or TOKENS) - 1)
     found: Feeds = {"encoder": [], "decoder": []}
@@ -113,8 +138,7 @@ def _decoder_feeds(model: Model, engine: Engine, texts: Sequence[str]) -> Feeds:
 
 def _steps(engine: Engine, ids: Sequence[int], more: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """A prefill of all but the last tokens, then these, each over the cache that the runs before left."""
-    inputs, shapes = engine.inputs, buffer_shapes(engine.config.layer_caches, 1, len(ids))
-    past = {name: np.zeros(shape, engine.cache_type) for name, shape in zip(engine.past, shapes, strict=True)}
+    inputs, past = engine.inputs, _empty_caches(engine, len(ids))
     first = max(len(ids) - STEPS, 1)
     done = 0
     for part in [ids[:first], *([token] for token in ids[first:])]:
@@ -125,6 +149,16 @@ def _steps(engine: Engine, ids: Sequence[int], more: dict[str, np.ndarray]) -> I
         present = engine.decoder.run(engine.present, {name: array for name, array in given.items() if name in inputs})
         past = dict(zip(engine.past, present, strict=True))
         done = after
+
+
+def _whole(engine: Engine, ids: Sequence[int]) -> Feed:
+    """A prefill of all tokens: products and caches see what they see in steps, and the model need not run."""
+    return interface.prefill(np.array([ids], np.int64)) | _empty_caches(engine, len(ids))
+
+
+def _empty_caches(engine: Engine, length: int) -> Feed:
+    shapes = buffer_shapes(engine.config.layer_caches, 1, length)
+    return {name: np.zeros(shape, engine.cache_type) for name, shape in zip(engine.past, shapes, strict=True)}
 
 
 def _arrays(bundle: Bundle, data: Path, variant: str) -> Feeds:
@@ -235,7 +269,7 @@ def write_remaining_rows(data: Path, bundle: Bundle, folder: Path) -> Path:
             f"{data}: holds {len(dataset)} texts, expected at least {2 * FEWEST}: plans are calibrated on one half and measured "
             "on the other; give more, or texts of their own with --data"
         )
-    seen = {_key(dataset.inputs[i]) for i in places(len(dataset), calibration_row_count(data))}
+    seen = {_key(dataset.inputs[i]) for i in calibrated(len(dataset), calibration_row_count(data), bundle)}
     rows = [i for i, given in enumerate(dataset.inputs) if _key(given) not in seen]
     if not rows:
         raise DataError(f"{data}: its texts are all alike, so that none is left to measure plans on; give texts of their own with --data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -60,8 +60,8 @@ def module_of(parameter: str) -> str:
     return ".".join(parts[:end])
 
 
-def groups(models: Mapping[str, ir.Model]) -> list[Group]:
-    """The groups of all graphs of a variant (role -> graph, float32), in graph order.
+def groups(models: Mapping[str, ir.Model], module: Callable[[str], str] = module_of) -> list[Group]:
+    """The groups of all graphs of a variant (role -> graph, float32), in graph order. module: what a weight is taken with.
 
     A weight with several uses is in one group. What a module's weights compute in different graphs, such as the queries of a decoder and
     the keys that an encoder makes for it, are groups of their own: they see different numbers of rows.
@@ -88,9 +88,9 @@ def groups(models: Mapping[str, ir.Model]) -> list[Group]:
                 of(lookup.parameter, *lookup.shape).tables.add(role)
     joined: dict[tuple[str, frozenset[str]], Group] = {}
     for parameter, weight in weights.items():
-        module, place = module_of(parameter), frozenset(weight.roles)
-        named = any(name == module for name, _ in joined)
-        group = joined.setdefault((module, place), Group(f"{module} ({', '.join(sorted(place))})" if named else module))
+        own, place = module(parameter), frozenset(weight.roles)
+        named = any(name == own for name, _ in joined)
+        group = joined.setdefault((own, place), Group(f"{own} ({', '.join(sorted(place))})" if named else own))
         group.parameters |= weight.parameters
         group.uses += weight.uses
         group.tables |= weight.tables

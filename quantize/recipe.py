@@ -30,8 +30,15 @@ from onnxport.runtime.sessions import CPU, CUDA
 Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
-ROTATED = Plan({"*": "int8-rows-rotated"})
 VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What many plans of one language model share: its channels' scales, and weights that are solved by inputs of products."""
+
+    scales: ChannelScales
+    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Recipe:
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
     feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
     that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. positions: of
-    the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web".
+    the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web". solved: of a language
+    model and these feeds, what is known already.
     """
 
     precision: str
@@ -51,6 +59,7 @@ class Recipe:
     kv: str | None = None
     positions: int | None = None
     target: str = CPU.name
+    solved: Solved | None = None
 
     @property
     def cache(self) -> str | None:
@@ -119,8 +128,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if set(plan.schemes.values()) == {"fp32"}:
         return fused, dict(plan.schemes)
     if PRECISIONS[recipe.precision].searched:
-        feeds = recipe.feeds() if recipe.feeds is not None else None
-        return quantize(for_search(fused, feeds, goldens), plan, feeds)  # for the CPU alone
+        return _searched(recipe, fused, plan, goldens)
     if recipe.plan is None and PRECISIONS[recipe.precision].by_rule:
         plan = Plan(_by_rule(plan, fused).schemes | stored.own_plan(plan, fused).schemes)
         return quantize(fused, plan, mixtures=recipe.experts)
@@ -144,6 +152,14 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds, recipe.experts)
+
+
+def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:
+    """Graphs of a plan that a search found, for the CPU alone."""
+    feeds = recipe.feeds() if recipe.feeds is not None else None
+    if feeds is not None and set(fused) == {"decoder"}:
+        return _language_model(recipe, fused, feeds, goldens)
+    return quantize(smoothed(fused, feeds, goldens), plan, feeds)
 
 
 def _for_cuda(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -170,6 +186,9 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     Scales and fits are found on `feeds`; what is sensitive shows on the golden texts, which the variant is judged by.
     """
     precision, decoder, data = PRECISIONS[recipe.precision], fused["decoder"], feeds["decoder"]
+    if recipe.plan is not None and recipe.solved is not None:
+        scaled = recipe.solved.scales.scaled(_before_protection(recipe.plan, decoder))
+        return quantize({"decoder": scaled}, recipe.plan, {"decoder": data}, recipe.experts, recipe.solved.weights)
     plan = recipe.plan or _with_vocabulary(precision.on_texts or recipe.own_plan, decoder)
     if recipe.plan is None:
         codes = stored.own_plan(recipe.own_plan, fused).schemes  # of the few weights that have some
@@ -246,16 +265,6 @@ def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, 
     if recipe.plan is None and plan.half == "fp16":  # bfloat16 has the range of float32
         plan = half_overflow.safe(fused, plan, recipe.feeds() if recipe.feeds is not None else golden_feeds(goldens, fused))
     return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
-
-
-def for_search(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
-    """The graphs that plans of a search are tried and carried out on: their channels are scaled once, whatever a plan says.
-
-    feeds: calibration inputs by role; a language model is left as it is without.
-    """
-    if set(fused) != {"decoder"}:
-        return smoothed(fused, feeds, goldens)
-    return fused if feeds is None else {"decoder": channel_scales.scaled(fused["decoder"], ROTATED, feeds["decoder"])}
 
 
 def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from onnxport.compare.workload import Workload
 from onnxport.graph import search_graphs, store
 from onnxport.progress import Progress, counted
 from onnxport.quantize.auto import kernel_times, module_loss, plan_quality
+from onnxport.quantize.auto.decoding import KindLosses, kind_of
 from onnxport.quantize.auto.journal import Journal
 from onnxport.quantize.auto.knapsack import Picks
 from onnxport.quantize.calibration_inputs import Feeds
 from onnxport.quantize.modules import Group, groups, plan_of
 from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.precisions import Bounds
-from onnxport.quantize.recipe import Graphs
+from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make_graphs, smoothed
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.blockwise import Weights, block_size, named
+from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.runtime.bundle.reader import Bundle, sha256
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.model import Model
@@ -37,12 +40,20 @@ from onnxport.runtime.sessions import CPU, Sessions
 
 # What a plan may hold, by kind of model; int4 with the solver that needs no data and loses less than rounding does.
 GENERATING = ("int8-rows", "int8-blocks128", "int8-blocks32", "int4-blocks128-asym-hqq", "int4-blocks32-asym-hqq")
-# Of language models, whose channels are scaled on the calibration data, so that 4 bits may be fitted to it too.
-DECODING = ("int8-rows", "int8-rows-rotated", "int8-blocks32", "int4-blocks128-asym-fit", "int4-blocks32-asym-fit")
+# Of language models: what the recipes of int8, int8-weight and int4 are made of; blocks without a size are the largest that fit.
+DECODING = (
+    "int8-rows-rotated",
+    "int8-blocks32",
+    "int8-blocks",
+    "int4-blocks32-asym-rotated-gptq",
+    "int4-blocks-asym-rotated-gptq",
+)
+TABLE = "int8-rows"  # of a table that nothing multiplies by
 ANSWERING = ("int8-rows", "int8-static")
 BATCH = 8  # of models that answer in one pass; answers are generated one by one
 ROUNDS, SECONDS = 40, 6.0  # of the last check of speed, a plan
 TRIAL = "auto-trial"  # name of the variant that is measured
+Make = Callable[[Plan], VariantGraphs]
 
 
 @dataclass(frozen=True)
@@ -65,51 +76,64 @@ class SearchOptions:
 class Measurements:
     """Measurements that are kept in a journal, for plans that are picks: the number of a scheme among the options of each group.
 
-    staging: the bundle in the making, with its fp32 variant. graphs: float32, by role. feeds: calibration inputs. work: what plans are
-    measured on. release_weights: called when a variant is a file, before ONNX Runtime loads it.
+    staging: the bundle in the making, with its fp32 variant. recipe: of the searched variant, without a plan. fused: its graphs in float32,
+    by role. feeds: calibration inputs. goldens: golden.npz. work: what plans are measured on. path: of the metric that the budget is about.
+    release_weights: called when a variant is a file, before ONNX Runtime loads it.
     """
 
     def __init__(
         self,
         options: SearchOptions,
         staging: Staging,
-        graphs: Graphs,
+        recipe: Recipe,
+        fused: Graphs,
         feeds: Feeds,
+        goldens: Path,
         work: Workload,
+        path: str,
         release_weights: Callable[[], None],
         progress: Progress,
     ) -> None:
-        self.graphs, self.feeds, self.progress, self.work = graphs, feeds, progress, work
+        self.feeds, self.progress, self.work, self.path = feeds, progress, work, path
         self.release_weights, self.threads = release_weights, options.threads
         self.bundle = staging.preview()
         self.sessions = Sessions.on(CPU.name, options.threads)
-        self.trials = TrialVariants(staging, graphs, feeds, release_weights)
-        self.groups = groups(graphs)
-        self.schemes = ANSWERING if self.bundle.generation is None else GENERATING if "encoder" in graphs else DECODING
-        self.options = [(FP32.name, *(name for name in self.schemes if _fits(name, group))) for group in self.groups]
-        self.journal = Journal(options.folder, self._key(options))
+        self.decodes = set(fused) == {"decoder"}
+        if self.decodes:
+            self.graphs = fused
+            self.solved = Solved(ChannelScales(fused["decoder"], feeds["decoder"]), Weights())
+            recipe = replace(recipe, solved=self.solved)
+            make: Make = lambda plan: make_graphs(replace(recipe, plan=plan), fused, goldens)  # noqa: E731
+        else:
+            self.graphs = smoothed(fused, feeds, goldens)
+            make = lambda plan: _quantized(self.graphs, plan, feeds)  # noqa: E731
+        self.trials = TrialVariants(staging, make, release_weights)
+        self.groups = groups(fused, kind_of(fused["decoder"])) if self.decodes else groups(fused)
+        self.schemes = ANSWERING if self.bundle.generation is None else DECODING if self.decodes else GENERATING
+        self.options = [(FP32.name, *_options(self.schemes, group)) for group in self.groups]
+        self.journal = Journal(options.folder, self._key(options, recipe.cache))
         self.batch = 1 if work.generates else BATCH
 
     @cached_property
     def quality(self) -> plan_quality.Quality:
         """The quality of plans, against the answers of fp32; they are computed when this is first read."""
-        return plan_quality.Quality(self.bundle, self.work, self.sessions)
+        return plan_quality.Quality(self.bundle, self.work, self.sessions, self.path)
 
     @cached_property
     def sensitivities(self) -> dict[str, dict[str, float]]:
         """What each option of each group loses alone: group → scheme → loss, see `module_loss`."""
         every = [(group, name) for group, names in zip(self.groups, self.options, strict=True) for name in names[1:]]
+        if self.decodes:
+            every.sort(key=lambda one: self._unsized(*one), reverse=True)  # a graph of each scheme; 8 bits first, which need no GPTQ
         left = sum(not self.journal.has("sensitivity", f"{group.name} {name}") for group, name in every)
-        losses: dict[str, dict[str, float]] = {}
-        meter = cache(self._meter)  # made when the first loss is measured
+        losses: dict[str, dict[str, float]] = {group.name: {} for group in self.groups}
         number, told = 0, counted(self.progress, "measure modules one by one")
-        for group, name in every:
-            if not self.journal.has("sensitivity", f"{group.name} {name}"):
-                told(number, left)
-                number += 1
-            loss = self.journal.get("sensitivity", f"{group.name} {name}", partial(self._loss, meter, group, name))
-            losses.setdefault(group.name, {})[name] = loss
-        del meter
+        with self._meter() as loss:
+            for group, name in every:
+                if not self.journal.has("sensitivity", f"{group.name} {name}"):
+                    told(number, left)
+                    number += 1
+                losses[group.name][name] = self.journal.get("sensitivity", f"{group.name} {name}", partial(_bounded, loss, group, name))
         self.release_weights()
         return losses
 
@@ -117,32 +141,36 @@ class Measurements:
         """The sensitivities as a table by group and option."""
         return [[0.0, *(self.sensitivities[g.name][n] for n in names[1:])] for g, names in zip(self.groups, self.options, strict=True)]
 
-    def _loss(self, meter: Callable[[], module_loss.Meter], group: Group, scheme: str) -> float:
-        graphs = {role: self.graphs[role] for role in sorted(group.roles)}
-        changed, _ = quantize(graphs, plan_of({group.name: scheme}, [group]), {role: feeds[:4] for role, feeds in self.feeds.items()})
-        return min(float(meter().loss(changed)), 1e9)
+    @contextmanager
+    def _meter(self) -> Iterator[Callable[[Group, str], float]]:
+        """What measures the loss of a group's scheme; it is made when the first loss is measured."""
+        if self.decodes:
+            with KindLosses(self.graphs["decoder"], self.feeds["decoder"], self.solved) as losses:
+                yield lambda group, name: losses.loss(group, self._unsized(group, name))
+            return
+        meter = cache(self._graph_meter)
 
-    def _meter(self) -> module_loss.Meter:
+        def loss(group: Group, scheme: str) -> float:
+            graphs = {role: self.graphs[role] for role in sorted(group.roles)}
+            few = {role: feeds[:4] for role, feeds in self.feeds.items()}
+            return meter().loss(quantize(graphs, plan_of({group.name: scheme}, [group]), few)[0])
+
+        yield loss
+
+    def _unsized(self, group: Group, name: str) -> str:
+        """The scheme that a group's option is made of: one name for blocks of the size that fits each weight."""
+        return next((one for one in self.schemes if _sized(one, group) == name), name)
+
+    def _graph_meter(self) -> module_loss.Meter:
         if self.bundle.generation is None:
             return module_loss.OutputLoss(self.graphs, next(iter(self.feeds.values()))[:4], self.sessions)
         model = Model(self.bundle, FP32.name, self.sessions)
         assert model.engine is not None
-        sources = [list(feed["input_ids"][0]) for feed in self.feeds.get("encoder", [])][: module_loss.ROWS]
-        if not sources:
-            return module_loss.DivergenceLoss(model.engine, None, self._texts()[: module_loss.ROWS], self.sessions)
+        sources = [list(feed["input_ids"][0]) for feed in self.feeds["encoder"]][: module_loss.ROWS]
         answers = model.generate(
             sources, beam=1, temperature=0.0, max_new_tokens=min(module_loss.STEPS, self.work.natural["max_new_tokens"])
         )
         return module_loss.DivergenceLoss(model.engine, sources, [answer.tokens for answer in answers], self.sessions)
-
-    def _texts(self) -> list[list[int]]:
-        """The ids that a language model was calibrated on: a prefill and the steps after it, text by text."""
-        found: list[list[int]] = []
-        for feed in self.feeds["decoder"]:
-            if feed["position_ids"].flat[0] == 0:
-                found.append([])
-            found[-1] += [int(i) for i in feed["input_ids"].flat]
-        return [ids for ids in found if len(ids) > 1]
 
     def costs(self) -> list[list[float]]:
         """Seconds of each option of each group in one answer."""
@@ -172,7 +200,7 @@ class Measurements:
         if generation.kind == "seq2seq":
             tokens = statistics.fmean(feed["input_ids"].size for feed in self.feeds["encoder"])
             return [kernel_times.Load("encoder", max(1, round(tokens)), 1), kernel_times.Load("decoder", beams, new)]
-        tokens = statistics.fmean(len(ids) for ids in self._texts())
+        tokens = statistics.fmean(feed["input_ids"].size for feed in self.feeds["decoder"])
         return [
             kernel_times.Load("decoder", max(1, round(tokens)), 1, vocabulary, beams),
             kernel_times.Load("decoder", beams, new - 1, vocabulary, beams),
@@ -196,19 +224,41 @@ class Measurements:
             with self.trials.made({TRIAL: plan}) as bundle:
                 return self.quality.values(bundle, TRIAL)
 
-        return dict(self.journal.get("plans", digest(plan.dumps()), measured))
+        return dict(self.journal.get("plans", self._name(plan), measured))
 
     def has_quality_of(self, plan: Plan) -> bool:
         """Whether `quality_of` answers from the journal."""
-        return self.journal.has("plans", digest(plan.dumps()))
+        return self.journal.has("plans", self._name(plan))
+
+    def _name(self, plan: Plan) -> str:
+        """A plan in the journal, with what is measured of it."""
+        return digest(plan.dumps() + ",".join(plan_quality.measured(self.work, self.path)))
 
     def plan(self, picks: Picks) -> Plan:
         """The plan of picks, by names of weights."""
         return plan_of({g.name: names[p] for g, names, p in zip(self.groups, self.options, picks, strict=True)}, self.groups)
 
-    def uniform(self, scheme: str) -> Picks:
-        """One scheme wherever it fits."""
-        return tuple(names.index(scheme) if scheme in names else 0 for names in self.options)
+    def uniform(self, name: str) -> Picks:
+        """One scheme wherever it fits; of a language model, tables that nothing multiplies by get theirs beside it."""
+        wanted = [_sized(name, group) if group.uses or not self.decodes else TABLE for group in self.groups]
+        return tuple(names.index(one) if one in names else 0 for one, names in zip(wanted, self.options, strict=True))
+
+    def variants(self) -> dict[str, Picks]:
+        """The bundle's own variants whose plans are picks, by name: what a search has to beat."""
+        found = {
+            name: self._picks(variant.plan) for name, variant in self.bundle.variants.items() if set(variant.plan.values()) != {FP32.name}
+        }
+        return {name: picks for name, picks in found.items() if picks is not None}
+
+    def _picks(self, plan: Mapping[str, str]) -> Picks | None:
+        """The picks of a plan that was carried out; None where it gives a group what is no option of it, or several schemes."""
+        picks = []
+        for group, names in zip(self.groups, self.options, strict=True):
+            schemes = {plan.get(parameter, FP32.name) for parameter in group.parameters}
+            if len(schemes) != 1 or not schemes <= {*names}:
+                return None
+            picks.append(names.index(schemes.pop()))
+        return tuple(picks)
 
     def short(self, picks: Picks) -> str:
         """Shares of the model's weights by scheme: `int8-rows 81%, fp32 19%`."""
@@ -218,12 +268,35 @@ class Measurements:
         whole = sum(shares.values()) or 1
         return ", ".join(f"{name} {count / whole:.0%}" for name, count in sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
-    def _key(self, options: SearchOptions) -> str:
+    def _key(self, options: SearchOptions, kv: str | None) -> str:
         import onnxruntime
 
         files = [sha256(self.bundle.file(name)) for name in self.bundle.variants[FP32.name].files]
         data = [sha256(path) for path in (options.calibrate, options.data) if path is not None]
-        return digest(json.dumps([files, data, __version__, onnxruntime.__version__, self.sessions.threads, self.work.count]))
+        return digest(json.dumps([files, data, kv, __version__, onnxruntime.__version__, self.sessions.threads, self.work.count]))
+
+
+def _options(names: Sequence[str], group: Group) -> Iterator[str]:
+    """The schemes that a group can have, each once."""
+    found = dict.fromkeys(_sized(name, group) for name in names if _fits(name, group))
+    yield from found or ([] if group.uses else [TABLE])
+
+
+def _sized(name: str, group: Group) -> str:
+    """A scheme with the size of its blocks told."""
+    chosen = scheme(name)
+    return named(chosen, block_size(group.narrowest)) if chosen.kind == "blocks" and chosen.block is None else name
+
+
+def _bounded(loss: Callable[[Group, str], float], group: Group, name: str) -> float:
+    return min(float(loss(group, name)), 1e9)
+
+
+def _quantized(graphs: Graphs, plan: Plan, feeds: Feeds) -> VariantGraphs:
+    models, became = quantize(graphs, plan, feeds)
+    if "decoder" in models:
+        models = models | {"decoder": search_graphs.add_choice(models["decoder"])}
+    return VariantGraphs(models, Plan(became))
 
 
 def _fits(name: str, group: Group) -> bool:
@@ -244,10 +317,10 @@ def digest(text: str) -> str:
 
 
 class TrialVariants:
-    """Variants of a bundle in the making that are there only to be measured. Arguments: see `Measurements`."""
+    """Variants of a bundle in the making that are there only to be measured. make: carries a plan out; else see `Measurements`."""
 
-    def __init__(self, staging: Staging, graphs: Graphs, feeds: Feeds, release_weights: Callable[[], None]) -> None:
-        self._staging, self._graphs, self._feeds, self._release_weights = staging, graphs, feeds, release_weights
+    def __init__(self, staging: Staging, make: Make, release_weights: Callable[[], None]) -> None:
+        self._staging, self._make, self._release_weights = staging, make, release_weights
 
     @contextmanager
     def made(self, plans: Mapping[str, Plan]) -> Iterator[Bundle]:
@@ -265,12 +338,11 @@ class TrialVariants:
 
     def _write(self, name: str, plan: Plan) -> dict[str, Any]:
         """The manifest's entry of a plan's variant, whose files are there."""
-        models, became = quantize(self._graphs, plan, self._feeds)
-        if "decoder" in models:
-            models = models | {"decoder": search_graphs.add_choice(models["decoder"])}
+        made = self._make(plan)
         folder = self._staging.path / name
-        graphs = {role: f"{name}/{file}" for role, file in store.write(models, folder).items()}
-        del models
+        graphs = {role: f"{name}/{file}" for role, file in store.write(made.models, folder).items()}
+        became = made.plan.entries
+        del made
         self._release_weights()
         files = sorted(f"{name}/{file.name}" for file in folder.iterdir())
         return {"files": files, "graphs": graphs, "target": CPU.name, "plan": became, "fusions": {}, "parity": {}}

@@ -1,8 +1,8 @@
 """The loss that one module alone causes in a model's answers under a scheme.
 
-Generating models are held against fp32 token by token, over answers that fp32 gave (or texts): the mean Kullback-Leibler divergence of the
-next token's distribution, all rows in one batch of cached steps. Others: the relative error of all outputs, squared, so that the losses of
-modules add up as variances do.
+Encoder-decoders are held against fp32 token by token, over answers that fp32 gave: the mean Kullback-Leibler divergence of the next token's
+distribution, all rows in one batch of cached steps. Language models: see `decoding`. Others: the relative error of all outputs, squared, so
+that the losses of modules add up as variances do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from onnxport.runtime.sessions import Sessions
 
 ROWS = 32  # texts
 STEPS = 24  # tokens of each that are compared
-BEFORE = 32  # tokens that a language model reads first
 NUMBERS = 2**27  # most logits that are held
 KL, ERROR = "kl_divergence", "squared_relative_error"
 
@@ -40,26 +39,19 @@ class Meter(Protocol):
 class DivergenceLoss:
     """The divergence of graphs of a model that generates, in nats a token.
 
-    engine: of the fp32 variant. sources: ids of inputs; None for a language model. targets: ids that are read one by one.
+    engine: of the fp32 variant. sources: ids of inputs. targets: ids that are read one by one.
     """
 
-    def __init__(
-        self, engine: Engine, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]], sessions: Sessions
-    ) -> None:
+    def __init__(self, engine: Engine, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], sessions: Sessions) -> None:
         self._engine, self._sessions = engine, sessions
         room = max(1, NUMBERS // engine.vocab_size)
         steps = max(1, min(STEPS, room // max(1, min(ROWS, len(targets)))))
         start = engine.config.decoder_start_id
-        read = []  # what comes before, and what is compared
-        for target in targets:
-            ids = list(target)
-            before = 1 if sources is not None else max(1, min(BEFORE, len(ids) // 2))
-            ids = [0 if start is None else start, *ids] if sources is not None else ids
-            read.append((ids[:before], ids[before : before + steps - 1]))
-        order = sorted(range(len(read)), key=lambda i: -len(read[i][1]))
-        self._prefixes, self._targets = [read[i][0] for i in order], [read[i][1] for i in order]
-        self._sources = None if sources is None else [sources[i] for i in order]
-        self._cross = None if self._sources is None else engine.encode(self._sources)
+        before = [0 if start is None else start]
+        order = sorted(range(len(targets)), key=lambda i: -len(targets[i]))
+        self._prefixes, self._targets = [before for _ in order], [list(targets[i])[: steps - 1] for i in order]
+        self._sources = [sources[i] for i in order]
+        self._cross = engine.encode(self._sources)
         self._expected = [(np.exp(logs), logs) for logs in self._logs(engine, self._cross)]
 
     def loss(self, changed: Graphs) -> float:
@@ -72,7 +64,6 @@ class DivergenceLoss:
                 engine.decoder = runners["decoder"].session
             if "encoder" in runners:
                 engine.encoder = runners["encoder"].session
-                assert self._sources is not None
                 cross = engine.encode(self._sources)
             total, count = 0.0, 0
             for (shares, logs), found in zip(self._expected, self._logs(engine, cross), strict=True):

@@ -10,6 +10,7 @@ from onnxport.compare import metrics
 from onnxport.compare.measure import measurement
 from onnxport.compare.protocol.bundle_side import BundleSide
 from onnxport.compare.protocol.client import Client
+from onnxport.compare.scores import Statistics
 from onnxport.compare.speed import LEAST_ROUNDS
 from onnxport.compare.workload import Workload
 from onnxport.quantize.auto.kernel_times import alternate
@@ -29,7 +30,17 @@ PARITY = (
     "perplexity_change",
 )  # but not its cosine: metrics have one of that name, on data
 # Metrics of a sample of texts: chance moves them. Others are of numbers that come out the same on other data, nearly.
-EXACT = frozenset({"max_abs_diff", "relative_error", "cosine", "cosine_drop"})
+EXACT = frozenset({"max_abs_diff", "relative_error", "cosine", "cosine_drop", "kl"})
+
+
+def measured(work: Workload, path: str) -> tuple[str, ...]:
+    """What is measured on the data for the metric that counts: "answers", "likelihoods", both, or nothing."""
+    name = path.partition(".")[0]
+    if work.scored is None:
+        return ("answers", "likelihoods")
+    if name in PARITY:
+        return ()
+    return ("likelihoods",) if name.startswith("perplexity") else ("answers", "likelihoods")
 
 
 class _InProcessClient:
@@ -46,12 +57,17 @@ class _InProcessClient:
 
 
 class Quality:
-    """Measures variants on a workload, against the fp32 variant of `bundle`. work: see `compare.workload`."""
+    """Measures variants on a workload, against the fp32 variant of `bundle`. work: see `compare.workload`.
 
-    def __init__(self, bundle: Bundle, work: Workload, sessions: Sessions) -> None:
+    path: of the metric that counts. Of language models nothing else is measured that takes texts of the data: golden texts, the likelihood
+    of the data's, and continuations of these take minutes each.
+    """
+
+    def __init__(self, bundle: Bundle, work: Workload, sessions: Sessions, path: str) -> None:
+        self._measured = measured(work, path)
         self._work, self._sessions = work, sessions
         self._outputs, self._extra = self._answers(bundle, "fp32")
-        self._statistics = measurement.statistics_of(work, self._outputs, self._extra, self._outputs)
+        self._statistics = self._statistics_of(self._outputs, self._extra)
         self.reference = self.values(bundle, "fp32", (self._outputs, self._extra))
 
     def values(self, bundle: Bundle, name: str, answers: tuple[list[Any], list[Any]] | None = None) -> dict[str, Any]:
@@ -62,18 +78,23 @@ class Quality:
         if not parity.get("finite"):
             return {}
         if self._work.method != "run":
-            own = measurement.statistics_of(self._work, outputs, extra, self._outputs)
-            values |= metrics.agreement(outputs, self._outputs) | metrics.values(own)
+            own = self._statistics_of(outputs, extra)
+            values |= (metrics.agreement(outputs, self._outputs) if outputs else {}) | metrics.values(own)
             values |= metrics.drops(values, metrics.values(self._statistics)) | metrics.drop_intervals(own, self._statistics)
         return values
+
+    def _statistics_of(self, outputs: list[Any], extra: list[Any]) -> Statistics:
+        there = extra or self._work.scored is None
+        return measurement.statistics_of(self._work, outputs, extra, self._outputs) if there else {}
 
     def _answers(self, bundle: Bundle, name: str) -> tuple[list[Any], list[Any]]:
         if self._work.method == "run":
             return [], []
         sides = {name: cast(Client, _InProcessClient(bundle, name, self._sessions))}
-        outputs, _ = measurement.answers(sides, self._work, BATCH)
-        extra = measurement.request_outputs(sides, self._work.extra_request)[0][name] if self._work.extra_request is not None else []
-        return outputs[name], extra
+        outputs = measurement.answers(sides, self._work, BATCH)[0][name] if "answers" in self._measured else []
+        request = self._work.extra_request
+        extra = measurement.request_outputs(sides, request)[0][name] if request is not None and "likelihoods" in self._measured else []
+        return outputs, extra
 
 
 def seconds(

@@ -18,15 +18,19 @@ from onnxport.quantize.auto.knapsack import Picks, Point, isotonic, point, searc
 from onnxport.quantize.auto.measurements import Measurements, SearchOptions
 from onnxport.quantize.calibration_inputs import FEW, Feeds, write_remaining_rows
 from onnxport.quantize.plan import FP32, Plan
-from onnxport.quantize.recipe import Graphs
+from onnxport.quantize.recipe import Graphs, Recipe
+from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.verify import broken
 
 BUDGETS = {"encode": "cosine>=0.999", "run": "relative_error<=0.05"}  # of others: identical answers
 BUDGET = "agreement>=0.98"
+ON_TEXTS = "kl<=0.01"  # of language models that know the golden texts
 MOST_PLANS = 24  # that are measured
 MOST_ROWS, MOST_TEXTS = 2000, 300  # that plans are measured on: pairs, and texts whose likelihood is
+MOST_CHARACTERS, FEW_TEXTS = 40_000, 16  # of these texts: ten thousand tokens tell a perplexity to half a percent
+PROMPTS = 32  # of these texts that are continued
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,16 @@ class SearchResult:
 
 
 def search_plan(
-    options: SearchOptions, staging: Staging, graphs: Graphs, feeds: Feeds, release_weights: Callable[[], None], progress: Progress
+    options: SearchOptions,
+    staging: Staging,
+    recipe: Recipe,
+    fused: Graphs,
+    feeds: Feeds,
+    goldens: Path,
+    release_weights: Callable[[], None],
+    progress: Progress,
 ) -> SearchResult:
-    """The fastest plan within the budget.
-
-    graphs: float32, their channels scaled, see `recipe.for_search`. feeds: calibration inputs by role. release_weights: called when a
-    variant is a file, before ONNX Runtime loads it.
+    """The fastest plan within the budget. Arguments: see `Measurements`.
 
     Raises:
         GateError: not even fp32 is within the budget, and no plan was found that is.
@@ -52,15 +60,16 @@ def search_plan(
         DataError: the data cannot be used.
     """
     work = _work(options, staging)
-    gate = _gate(options.budget, work.method)
-    measurements = Measurements(options, staging, graphs, feeds, work, release_weights, progress)
+    gate = _gate(options.budget, work, staging.preview())
+    measurements = Measurements(options, staging, recipe, fused, feeds, goldens, work, gate.path, release_weights, progress)
     result = PlanSearch(measurements, gate, options, progress).run()
     measurements.journal.forget()
     return result
 
 
-def _gate(budget: str | None, method: str) -> Gate:
-    gate = parse_gate(budget or BUDGETS.get(method, BUDGET))
+def _gate(budget: str | None, work: Workload, bundle: Bundle) -> Gate:
+    known = ON_TEXTS if work.scored is not None and _has_texts(bundle) else BUDGETS.get(work.method, BUDGET)
+    gate = parse_gate(budget or known)
     return Gate(gate.expr, gate.path.removeprefix("auto."), gate.op, gate.number)
 
 
@@ -81,10 +90,17 @@ def _work(options: SearchOptions, staging: Staging) -> Workload:
         rest.unlink()
 
 
+def _has_texts(bundle: Bundle) -> bool:
+    return bundle.golden is not None and golden.TEXT in golden.read(bundle.file(bundle.golden))
+
+
 def _read(bundle: Bundle, data: Path) -> Workload:
     found = workload(bundle, data, MOST_ROWS)
-    likelihoods = found.scored is not None
-    return workload(bundle, data, MOST_TEXTS) if likelihoods else found
+    if (scored := found.scored) is None:
+        return found
+    characters = sum(map(len, scored.inputs)) / len(scored.inputs)
+    found = workload(bundle, data, max(FEW_TEXTS, min(MOST_TEXTS, int(MOST_CHARACTERS / max(characters, 1)))))
+    return replace(found, inputs=found.inputs[:: max(1, len(found.inputs) // PROMPTS)], lines=None)
 
 
 class PlanSearch:
@@ -100,7 +116,7 @@ class PlanSearch:
         reference = self._begin()
         losses, costs = self.measurements.losses(), self.measurements.costs()
         self.rest = max(self.measurements.seconds_of_fp32() - sum(row[0] for row in costs), 0.0)  # of an answer, beside the products
-        uniform = {name: self.measurements.uniform(name) for name in self.measurements.schemes}
+        uniform = {name: self.measurements.uniform(name) for name in self.measurements.schemes} | self.measurements.variants()
         best = search(costs, losses, self._holds, MOST_PLANS, [picks for picks in uniform.values() if any(picks)])
         within = [one for one, _ in self.tried.values() if self._within(one)]
         if not self._passes(reference) and not within:

@@ -84,7 +84,7 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     bits those that lose most are made nearer in any case, up to the share SPENT. model: float32, fused; texts: what the variant is judged
     by; weights: what the plan solves by inputs of products.
     """
-    whole = _logits_alone(every_position(model))
+    whole = logits_alone(model)
 
     def lost(found: Iterator[Feed], places: Sequence[int]) -> float:
         divergence, others, count = 0.0, 0, 0
@@ -100,7 +100,7 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     names = [linear.parameter for linear in linears(whole.graph)]
     spent = SPENT if any(plan.of(name).bits == 4 for name in names) else 0.0
     feeds = [text.feed for text in texts]
-    return _to_protect(whole, feeds, plan, room, Measure(_kinds(names).__getitem__, nearer, lost, large=True, spent=spent), weights)
+    return _to_protect(whole, feeds, plan, room, Measure(kinds(names).__getitem__, nearer, lost, large=True, spent=spent), weights)
 
 
 def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:
@@ -160,10 +160,10 @@ def _to_protect(model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure:
 
     if not measure.large and whole({}) <= most:
         return {}
-    twins, groups = _twins(model, plan, measure, weights)
+    both, groups = twins(model, plan, measure, weights)
     names, sizes = list(groups), np.array([group.size for group in groups.values()])
     few = every[::FEWER] if measure.large else every
-    with opened({ROLE: twins}) as runners:
+    with opened({ROLE: both}) as runners:
 
         def loss(on: np.ndarray, some: Sequence[int]) -> float:
             return measure.loss(runners[ROLE].run({**feeds[i], SWITCHES: on} for i in some), some)
@@ -210,13 +210,15 @@ def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
 
 
 @dataclass
-class _Group:
+class Twins:
+    """Weights that one switch is for. bits: of their scheme. size: how many numbers they are."""
+
     parameters: list[str]
     bits: int
     size: int = 0
 
 
-def _twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None) -> tuple[ir.Model, dict[str, _Group]]:
+def twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None) -> tuple[ir.Model, dict[str, Twins]]:
     """A graph with an input `switches` bool [groups]: true where products are the plan's, else by the nearer scheme; and the groups."""
     both = model.clone()
     graph = both.graph
@@ -225,9 +227,9 @@ def _twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | Non
     for linear in linears(graph):
         if plan.of(linear.parameter).kind != "fp32":
             products.setdefault(linear.parameter, []).append(linear)
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Twins] = {}
     for parameter, uses in products.items():
-        group = groups.setdefault(measure.group(parameter), _Group([], plan.of(parameter).bits))
+        group = groups.setdefault(measure.group(parameter), Twins([], plan.of(parameter).bits))
         group.parameters.append(parameter)
         group.size += math.prod(uses[0].shape)
     places = {parameter: i for i, group in enumerate(groups.values()) for parameter in group.parameters}
@@ -278,15 +280,16 @@ def _error(found: Sequence[Feed], expected: Sequence[Feed], feeds: Feeds) -> flo
     return worst
 
 
-def _kinds(parameters: Sequence[str]) -> dict[str, str]:
+def kinds(parameters: Sequence[str]) -> dict[str, str]:
     """Weight → its kind, with the stretch of the layers that it is in."""
     layers = {name: int(found[0]) for name in parameters if (found := _NUMBER.findall(name))}
     count = max(layers.values(), default=0) + 1
     return {name: f"{_NUMBER.sub('*', name)} {layers[name] * STRETCHES // count}" if name in layers else name for name in parameters}
 
 
-def _logits_alone(model: ir.Model) -> ir.Model:
-    copy = model.clone()
+def logits_alone(model: ir.Model) -> ir.Model:
+    """A copy that gives the logits of every position and nothing else."""
+    copy = every_position(model)
     for value in [v for v in copy.graph.outputs if v.name != LOGITS]:
         copy.graph.outputs.remove(value)
     return copy

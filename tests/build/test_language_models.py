@@ -1,6 +1,7 @@
 """Bundles of language models that know the kit's texts: made without float32 beside them, and made again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,7 +10,12 @@ from onnxport.build.estimate import estimate
 from onnxport.build.stages import add_variant, build
 from onnxport.export import golden
 from onnxport.quantize.auto import kernel_times, plan_quality
+from onnxport.quantize.calibration_inputs import feeds, judged_texts
 from onnxport.quantize.plan import scheme
+from onnxport.quantize.safeguards import sensitive_weights
+from onnxport.runtime.bundle import golden as goldens
+from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.tokenizer import TextTokenizer
 from support.causal_folders import write
 
 
@@ -48,11 +54,14 @@ def test_the_default_variant_is_made_again(folder: Path, tmp_path: Path) -> None
 def test_a_search_within_a_divergence_is_made_again_from_its_plan(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are those of a table: rotated rows take half of fp32's."""
 
-    def times(shape: object, schemes: set[str], *_: object) -> dict[str, float]:
-        return {scheme(one).kernel: 1.0 if one == "fp32" else 0.5 + ("rotated" not in one) / 4 for one in schemes}
+    def time(one: str) -> float:
+        return 1.0 if one == "fp32" else 0.5 + ("rows-rotated" not in one) / 4
 
-    monkeypatch.setattr(kernel_times, "measure", times)
-    monkeypatch.setattr(plan_quality, "seconds", lambda bundle, names, *_: {name: [1.0 if name == "fp32" else 0.5] * 8 for name in names})
+    def seconds(bundle: Bundle, names: list[str], *_: object) -> dict[str, list[float]]:
+        return {name: [sum(map(time, bundle.variants[name].plan.values())) / len(bundle.variants[name].plan)] * 8 for name in names}
+
+    monkeypatch.setattr(kernel_times, "measure", lambda shape, schemes, *_: {scheme(one).kernel: time(one) for one in schemes})
+    monkeypatch.setattr(plan_quality, "seconds", seconds)
     monkeypatch.setattr("onnxport.quantize.auto.search.MOST_PLANS", 3)
     data = tmp_path / "texts.txt"
     data.write_text("".join(f"line {i} of a text that is read {'again ' * (i % 4)}\n" for i in range(24)))
@@ -63,3 +72,44 @@ def test_a_search_within_a_divergence_is_made_again_from_its_plan(folder: Path, 
     (tmp_path / "plan.json").write_bytes((tmp_path / "out/auto/plan.json").read_bytes())
     again = add_variant(tmp_path / "out", "auto", plan=tmp_path / "plan.json", calibrate=data, force=True)
     assert {name: again.files[name].sha256 for name in found.files} == {name: made.files[name].sha256 for name in found.files}
+    other = add_variant(tmp_path / "out", "auto", calibrate=data, budget="perplexity_drop<=5", kv="int8", force=True).variants["auto"]
+    assert other.evidence["budget"]["expr"] == "perplexity_drop<=5" and other.evidence["budget"]["value"] <= 5
+    assert other.plan["kv"] == "int8" and "agreement" not in other.evidence["search"][0]["quality"]
+
+
+def test_some_texts_of_the_calibration_data_are_judged_on_and_not_calibrated_on(folder: Path, tmp_path: Path) -> None:
+    lines = [f"note {i} that is written {'twice ' * (1 + i % 3)}" for i in range(20)]
+    data = tmp_path / "texts.txt"
+    data.write_text("\n".join(lines))
+    kit = build(str(folder), tmp_path / "kit", precision=("fp32", "int8"))
+    own = build(str(folder), tmp_path / "own", precision=("fp32", "int8"), calibrate=data)
+
+    def texts(bundle: Bundle) -> set[tuple[int, ...]]:
+        case = goldens.read(bundle.file(bundle.golden or ""))[goldens.TEXT]
+        return {tuple(row[:length]) for row, length in zip(*goldens.targets(case), strict=True)}
+
+    tokenizer = TextTokenizer(own.file(own.tokenizers["source"]))
+    judged = texts(own) - texts(kit)
+    assert texts(kit) < texts(own) and judged == {tuple(row) for row in tokenizer.encode(list(judged_texts(data)))}
+    read = {tuple(map(int, feed["input_ids"][0])) for feed in feeds(own, data)["decoder"]}
+    assert read == {tuple(row) for row in tokenizer.encode(lines)} - judged and len(judged) == 8
+    assert add_variant(tmp_path / "own", "int8", calibrate=data, force=True).variants["int8"].bytes == own.variants["int8"].bytes
+
+
+def test_few_rows_are_all_calibrated_on(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a line\n" * 15)
+    assert judged_texts(tmp_path / "texts.txt") == ()
+
+
+def test_a_variant_for_another_target_takes_the_plan_of_the_same_recipe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, asked = sensitive_weights.of_a_decoder, []
+
+    def counted(*given: Any) -> dict[str, str]:
+        asked.append(given)
+        return searched(*given)
+
+    monkeypatch.setattr(sensitive_weights, "of_a_decoder", counted)
+    made = build(str(folder), tmp_path / "out", precision=("fp32", "int8-weight", "int8@web"))
+    assert made.variants["int8@web"].plan == made.variants["int8-weight"].plan and len(asked) == 1

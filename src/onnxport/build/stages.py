@@ -63,7 +63,8 @@ def build(
         precision: the variants; the first becomes the default one. None for fp32, fp16 and int8, or where most weights are codes of 4 or 8
             bits already, for what carries these without loss, and fp32.
         opset: ONNX opset of the traced graphs; None for the exporter's own.
-        calibrate: data for the schemes that are calibrated, a file as `compare` takes.
+        calibrate: data for the schemes that are calibrated, a file as `compare` takes. Some of its texts become golden texts of a language
+            model, and are not calibrated on.
         budget: what the variant `auto` may lose, a gate such as `bleu_drop<=0.3`.
         data: what the plans of `auto` are measured on; None for rows of `calibrate` that are not calibrated on.
         threads: for the measurements of `auto`; None for all there are.
@@ -89,11 +90,13 @@ def build(
         require(package, "export")
     from onnxport.export import export
     from onnxport.export.trace.tracer import check_opset
+    from onnxport.quantize.calibration_inputs import judged_texts
 
     check_opset(opset)
     reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
     reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
     reading |= {"allow_remote_code": True} if allow_remote_code else {}
+    reading |= {"texts": texts} if calibrate is not None and (texts := judged_texts(calibrate)) else {}
     with bundle_folder(out, force, progress, keep=resume) as staging, _work_folder(staging, source, reading, resume, progress) as work:
         fused = work.graphs() if work else None
         if fused is None:

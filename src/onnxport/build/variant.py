@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from onnxport.quantize.calibration_inputs import Feeds, calibration_row_count
 from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import Precision, device_of, made_as
-from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, for_search, make_graphs
+from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
 from onnxport.quantize.targets.kernels import cast_on_cpu, missing
 from onnxport.quantize.targets.retarget import keeps_windows_alone, retargeted
@@ -87,13 +87,16 @@ class VariantBuilder:
         plan = self._read_plan(precision.searched)
         if own_cache(name) and plan is not None and plan.kv is not None:
             raise UsageError(f"{self.options.plan}: {name} keeps its own cache; leave {KV} out of the plan, or name another precision")
-        if precision.searched and plan is None:
-            plan, evidence = self._search(precision)
-        self.progress(f"make and check {name}")
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
+        kv = None if own_cache(name) else self.options.kv
+        recipe = Recipe(
+            precision.name, plan or self._plan_for_cpu(name, precision), feeds, self._texts(), kv, self._positions, split(name)[1]
+        )
+        if precision.searched and plan is None:
+            plan, evidence = self._search(precision, recipe)
+            recipe = replace(recipe, plan=plan)
+        self.progress(f"make and check {name}")
         try:
-            kv = None if own_cache(name) else self.options.kv
-            recipe = Recipe(precision.name, plan, feeds, self._texts(), kv, self._positions, split(name)[1])
             self._make(name, precision, recipe, evidence)
             if recipe.cache is not None and recipe.feeds is None and recipe.texts is None:
                 add_note(self.staging, NO_TEXTS)
@@ -121,6 +124,15 @@ class VariantBuilder:
         if plan.needs and self.options.calibrate is None and (searched or self._texts() is None):
             raise UsageError(f"{self.options.plan}: the plan has schemes that are calibrated on data: give --calibrate FILE")
         return plan
+
+    def _plan_for_cpu(self, name: str, precision: Precision) -> Plan | None:
+        """What the recipe of a language model found for the CPU, where a variant for another target has the same recipe: which weights are
+        sensitive does not depend on the target, and takes most of the time to tell."""
+        assert self.staging.manifest is not None
+        made = self.staging.manifest["variants"].get(precision.name)
+        if made is None or name == precision.name or precision.on_texts is None or self._texts() is None:
+            return None
+        return Plan({weight: scheme for weight, scheme in made["plan"].items() if weight != KV})
 
     def _calibration_feeds(self, precision: Precision) -> Feeds:
         """Calibration inputs of each graph, through the fp32 variant; a search leaves half of the data to be measured on."""
@@ -160,15 +172,14 @@ class VariantBuilder:
     def _knows_texts(self) -> bool:
         return golden.TEXT in golden.read(self.goldens)
 
-    def _search(self, precision: Precision) -> tuple[Plan, dict[str, Any]]:
+    def _search(self, precision: Precision, recipe: Recipe) -> tuple[Plan, dict[str, Any]]:
         from onnxport.quantize.auto.measurements import SearchOptions
         from onnxport.quantize.auto.search import search_plan
 
         options, feeds = self.options, self._calibration_feeds(precision)
         assert options.calibrate is not None
         search = SearchOptions(options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.bounds)
-        graphs = for_search(self.fused.graphs, feeds, self.goldens)
-        result = search_plan(search, self.staging, graphs, feeds, self.release_weights, self.progress)
+        result = search_plan(search, self.staging, recipe, self.fused.graphs, feeds, self.goldens, self.release_weights, self.progress)
         return result.plan, result.evidence
 
     def _make(self, name: str, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
