@@ -8,7 +8,7 @@ ROOMS := compare export graph integrations quantize runtime serve
 
 INSTALL := pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types unit wheel docs test-serve test-drop-in test-ray test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
+.PHONY: demo test lint types unit wheel docs test-serve test-drop-in test-ray test-lm-eval test-js target-environments kernel-tables test-targets gpu-check-small constraints clean
 
 demo: .venv/ready
 	$(BIN)/onnxport export examples/en-de --out artifacts/en-de --force
@@ -41,7 +41,7 @@ types: .venv/ready $(LINKED)
 # One worker runs all tests of a file (tests/conftest.py); each has one thread, so that workers do not wait for one another.
 WORKERS ?= 2
 unit: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets --ignore tests/drop_in --ignore tests/on_ray -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/wheel --ignore tests/serve --ignore tests/targets --ignore tests/drop_in --ignore tests/on_ray --ignore tests/on_lm_eval -n $(WORKERS)
 
 # The wheel in an environment of its own, without torch and onnx, answering from a bundle made here.
 wheel: .venv/ready
@@ -87,6 +87,15 @@ build/drop-in/ready: pyproject.toml Makefile constraints.txt
 	touch $@
 test-drop-in: build/drop-in/ready
 	OMP_NUM_THREADS=1 build/drop-in/bin/python -m pytest tests/drop_in
+
+# A bundle in the lm-evaluation-harness beside the harness's own model, in an environment of its own: it brings datasets and pandas.
+build/lm-eval/ready: pyproject.toml Makefile constraints.txt
+	rm -rf build/lm-eval && $(PYTHON) -m venv build/lm-eval
+	build/lm-eval/bin/$(INSTALL) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	build/lm-eval/bin/$(INSTALL) --editable '.[cpu,export,lm-eval]' 'lm-eval[hf]==0.4.13' pytest pytest-timeout
+	touch $@
+test-lm-eval: build/lm-eval/ready
+	OMP_NUM_THREADS=1 build/lm-eval/bin/python -m pytest tests/on_lm_eval
 
 # Bundles on a cluster of two nodes of Ray on this machine, in an environment of its own, without torch.
 build/ray/ready: pyproject.toml Makefile

@@ -357,15 +357,24 @@ class Model:
         """
         return self._prompt(messages, Watch(), tools, continue_final)
 
+    def prompt_text(self, messages: Conversation, *, tools: Conversation | None = None, continue_final: bool = False) -> str:
+        """The text of `prompt`, with its special tokens as the template writes them. Errors: as `prompt`."""
+        return self._prompt_text(messages, Watch(), tools, continue_final)
+
     def _prompt(self, messages: Conversation, watch: Watch, tools: Conversation | None = None, continue_final: bool = False) -> list[int]:
-        tokenizer = self._ready()._source()
-        if self.bundle.chat is None or self._template is None or tokenizer is None:
+        text, tokenizer = self._prompt_text(messages, watch, tools, continue_final), self._source()
+        assert tokenizer is not None  # there is a template
+        return tokenizer.encode([text], special=False)[0]
+
+    def _prompt_text(self, messages: Conversation, watch: Watch, tools: Conversation | None, continue_final: bool) -> str:
+        chat = self._ready().bundle.chat
+        if chat is None or self._template is None or self._source() is None:
             raise UsageError("this bundle has no chat template; use generate with a text")
         if self._chat is None:
             from onnxport.runtime.tasks.chat import ChatTemplate
 
-            self._chat = ChatTemplate.parse(self._template, self.bundle.chat.tokens)
-        return tokenizer.encode([self._chat.render(messages, watch.check, tools, continue_final)], special=False)[0]
+            self._chat = ChatTemplate.parse(self._template, chat.tokens)
+        return self._chat.render(messages, watch.check, tools, continue_final)
 
     @suggesting
     def encode(

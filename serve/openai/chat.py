@@ -38,11 +38,11 @@ async def chat(call: Call) -> Reply | Events:
     found = Prompts([prompt], [len(prompt)])
     found.check(call, served, asked, "messages")
     if asked.stream:
-        return Events(_events(call, served, found, asked, logprobs, bool(callable_tools)))
+        return Events(_events(call, served, found, asked, logprobs, callable_tools))
     results = await generated(call, served, found, asked)
     choices = []
     for place, result in enumerate(results):
-        calls = Calls(bool(callable_tools))
+        calls = Calls.of(served, callable_tools)
         text, _ = calls.push(result.text or "", last=True)
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls.calls else text, "refusal": None}
         if calls.calls:
@@ -57,12 +57,12 @@ def _reason(reason: str, calls: Calls) -> str:
 
 
 async def _events(
-    call: Call, served: Served, prompts: Prompts, asked: Search, logprobs: bool, with_tools: bool
+    call: Call, served: Served, prompts: Prompts, asked: Search, logprobs: bool, given: list[dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
     common, results = head("chat.completion.chunk", "chatcmpl", served), []
     more = {"usage": None} if asked.usage else {}
     spelling = [Spelling(served.model) for _ in range(asked.n)]
-    calls = [Calls(with_tools) for _ in range(asked.n)]
+    calls = [Calls.of(served, given) for _ in range(asked.n)]
 
     def event(place: int, delta: dict[str, Any], told: object = None, reason: str | None = None) -> dict[str, Any]:
         return {**common, "choices": [{"index": place, "delta": delta, "logprobs": told, "finish_reason": reason}], **more}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from onnxport.errors import DataError
-from onnxport.integrations.ray import Answer, Classify, Encode, Generate, application
+from onnxport.integrations.ray import Answer, Classify, Encode, Entities, Fill, Generate, application
 from onnxport.runtime import load
 from support import tiny_bundles, tiny_encoder
 
 ROWS = 240
+PIECES = len(tiny_encoder.PIECES)
 WORDS = [f"w{4 + i % 30} w{5 + i % 7}" for i in range(ROWS)]
 
 
@@ -42,6 +44,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "translator": tiny_bundles.write_bundle(root / "translator", tiny_bundles.TinyModel("seq2seq")),
         "vectors": tiny_encoder.write(root / "vectors", "embedding", tiny_encoder.table(8), pooling="mean"),
         "labels": tiny_encoder.write(root / "labels", "classification", tiny_encoder.table(3), labels=["good", "bad", "plain"]),
+        "names": tiny_encoder.write(root / "names", "token-classification", tiny_encoder.table(3), labels=["O", "B-PER", "I-PER"]),
+        "masks": tiny_encoder.write(root / "masks", "fill-mask", tiny_encoder.table(PIECES), mask_id=tiny_encoder.PIECES.index("?")),
         "reader": tiny_encoder.write(root / "reader", "question-answering", tiny_encoder.table(2)),
     }
 
@@ -82,7 +86,7 @@ def test_every_row_comes_once_and_in_order_though_a_node_is_killed(cluster: Clus
 
 
 def test_columns_of_other_tasks(cluster: Cluster, bundles: dict[str, Path]) -> None:
-    texts = ["a b", "c", "d e f"]
+    texts = ["a b?", "c?", "d? e f"]
     rows = ray.data.from_items([{"line": text, "question": "a", "context": text} for text in texts], override_num_blocks=1)
 
     def answered(kind: type, bundle: str, **options: Any) -> list[Any]:
@@ -97,6 +101,12 @@ def test_columns_of_other_tasks(cluster: Cluster, bundles: dict[str, Path]) -> N
     with load(bundles["labels"]) as model:
         for one, wanted in zip(answered(Classify, "labels", column="line"), model.classify(texts), strict=True):
             assert one["label"] == wanted.label and one["scores"] == pytest.approx(wanted.scores)
+    with load(bundles["names"]) as model:
+        wanted_entities = [[asdict(one) for one in found] for found in model.entities(texts, aggregation="simple")]
+        assert any(wanted_entities) and answered(Entities, "names", column="line", aggregation="simple") == wanted_entities
+    with load(bundles["masks"]) as model:
+        wanted_fills = [[asdict(one) for one in found] for found in model.fill(texts, top_k=2)]
+        assert answered(Fill, "masks", column="line", top_k=2) == wanted_fills
     with load(bundles["reader"]) as model:
         wanted_answers = model.answer(question=["a"] * 3, context=texts)
         assert [one["answer"] for one in answered(Answer, "reader")] == [one.answer for one in wanted_answers]

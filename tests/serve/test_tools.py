@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from onnxport.runtime import Generation, Model
-from onnxport.serve.openai.tools import Calls
+from onnxport.runtime.tasks.chat import ChatTemplate
+from onnxport.serve.openai.tools import HERMES, LLAMA, MISTRAL, Calls, form
 
 TOOL: Any = {"type": "function", "function": {"name": "w9", "description": "d", "parameters": {"type": "object", "properties": {}}}}
 CALL = '<tool_call>\n{"name": "w9", "arguments": {"to": "w5"}}\n</tool_call>'
@@ -32,18 +34,88 @@ Find = Callable[[str], Model]
     ],
 )
 def test_calls_are_found_in_pieces_of_any_size(text: str, kept: str, names: list[str], size: int) -> None:
-    calls, found, told = Calls(True), "", []
+    found, told = pushed(Calls(HERMES), text, size)
+    assert found == kept and [one["function"]["name"] for one in told] == names
+    assert [one["index"] for one in told] == list(range(len(names)))
+
+
+def pushed(calls: Calls, text: str, size: int) -> tuple[str, list[dict[str, Any]]]:
+    """The text and the calls of an answer that comes in pieces."""
+    found, told = "", []
     for start in range(0, len(text), size):
         piece, some = calls.push(text[start : start + size])
         found += piece
         told += some
     piece, some = calls.push("", last=True)
-    assert found + piece == kept and [one["function"]["name"] for one in told + some] == names
-    assert [one["index"] for one in told + some] == list(range(len(names)))
+    return found + piece, told + some
+
+
+# Templates in the form of the families' own: what they show of earlier calls is what their models write.
+FAMILIES = {
+    LLAMA: (
+        "{% for m in messages %}{% if 'tool_calls' in m %}"
+        "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call at once') }}{% endif %}"
+        "{% set call = m.tool_calls[0].function %}<|start|>assistant<|end|>{{ '{\"name\": \"' + call.name + '\", ' }}"
+        "{{ '\"parameters\": ' }}{{ call.arguments | tojson }}{{ '}' }}<|eot_id|>"
+        "{% elif m.role == 'tool' %}<|start|>ipython<|end|>{{ m.content | tojson }}<|eot_id|>"
+        "{% else %}<|start|>{{ m.role }}<|end|>{{ tools | tojson }}{{ m.content }}<|eot_id|>{% endif %}{% endfor %}"
+    ),
+    MISTRAL: (
+        "{% for m in messages %}{% if m.tool_calls is defined %}[TOOL_CALLS] ["
+        "{% for call in m.tool_calls %}{% set out = call.function | tojson %}"
+        "{{ out[:-1] }}{% if call.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}"
+        "{{ ', \"id\": \"' + call.id + '\"}' }}{{ ']</s>' if loop.last else ', ' }}{% endfor %}"
+        "{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]"
+        "{% else %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS][INST] {{ m.content }}[/INST]{% endif %}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_writes_is_read_and_given_back_to_its_template(family: str, size: int) -> None:
+    template = FAMILIES[family]
+    assert form(template) == family
+    talk: list[dict[str, Any]] = [{"role": "user", "content": "w5"}]
+    asked = {"name": "w9", "arguments": {"to": "w5", "deep": {"a": [1, "}"]}}}
+    count = 1 if family == LLAMA else 2
+    history = [{"id": "abcdef012", "type": "function", "function": asked}] * count
+    rendered = ChatTemplate(template, {}).render([*talk, {"role": "assistant", "content": "", "tool_calls": history}], tools=[TOOL])
+    answer = rendered.partition("assistant<|end|>" if family == LLAMA else "[/INST]")[2]
+    answer = answer.removesuffix("<|eot_id|>").removesuffix("</s>")
+    for written in (answer, answer.removeprefix("[TOOL_CALLS]"), f" {answer}\n"):  # the mark may be a special token, which is no text
+        text, calls = pushed(Calls(family, ["w9", "w"]), written, size)
+        assert text == "" and [json.loads(one["function"]["arguments"]) for one in calls] == [asked["arguments"]] * count
+        again = [{"id": one["id"], "type": "function", "function": asked} for one in calls]
+        ChatTemplate(template, {}).render([*talk, {"role": "assistant", "content": "", "tool_calls": again}], tools=[TOOL])
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    ("family", "text", "names"),
+    [
+        (LLAMA, '<|python_tag|>{"name": "w9", "parameters": {}}; {"name": "w5", "parameters": {}}', ["w9", "w5"]),
+        (MISTRAL, '[TOOL_CALLS]w9[ARGS]{"to": 1}[TOOL_CALLS]w5[CALL_ID]abc123def[ARGS]{}', ["w9", "w5"]),
+        (MISTRAL, 'w9{"to": 1}w5{}', ["w9", "w5"]),
+        *(
+            (family, text, [])
+            for family in FAMILIES
+            for text in ("no call", "w9 is a word", '{"name": "other", "parameters": {}}', "[1, 2]", "", "{", "[")
+        ),
+        *(
+            (family, text, [])
+            for family in FAMILIES
+            for text in ('{"name": "w9"}', '[{"name": "w9", "arguments": "x"}]', '{"name": "w9", "parameters": {}')
+        ),
+    ],
+)
+def test_answers_that_are_calls_or_none(family: str, text: str, names: list[str], size: int) -> None:
+    found, calls = pushed(Calls(family, ["w9", "w5"]), text, size)
+    assert found == ("" if names else text) and [one["function"]["name"] for one in calls] == names
 
 
 def test_text_is_not_looked_at_without_tools() -> None:
-    assert Calls(False).push(CALL) == (CALL, [])
+    assert Calls(None).push(CALL) == (CALL, [])
 
 
 def test_tools_reach_the_template(client: OpenAI, model: Find) -> None:
@@ -129,7 +201,8 @@ def test_templates_without_tools_are_named(models: Any) -> None:
     class Served:
         name, template = "other", "{{ messages }}"
 
-    for template, part in (("{{ messages }}", "knows no tools"), ("{{ tools }}", "in a form that this server does not read")):
+    other = "in a form that this server does not read"
+    for template, part in (("{{ messages }}", "knows no tools"), ("{{ tools }}", other), ("{{ tools }}<tool_call><function=", other)):
         Served.template = template
         with pytest.raises(ApiError, match=part):
             tools(Fields({"tools": [TOOL]}), Served)  # type: ignore[arg-type]

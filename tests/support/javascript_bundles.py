@@ -116,7 +116,8 @@ def _snake(options: dict[str, Any]) -> dict[str, Any]:
     return {re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), name): value for name, value in options.items()}
 
 
-def _answer(model: Model, call: str, given: Any, options: dict[str, Any]) -> dict[str, Any]:
+def answered(model: Model, call: str, given: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Python's answer to a call, by JavaScript's names."""
     if call == "encode":
         named = {{"normalize": "normalize_embeddings"}.get(name, name): value for name, value in _snake(options).items()}
         return {"vector": model.encode([given], **named)[0].tolist()}
@@ -135,11 +136,11 @@ def _cases(bundle: Path, kind: Kind) -> Iterator[dict[str, Any]]:
     for precision in kind.precisions:
         with load(bundle, precision=f"{precision}@web") as model:
             for call, given, options in kind.cases:
-                answer = _answer(model, call, given, options)
+                answer = answered(model, call, given, options)
                 yield {"precision": precision, "call": call, "input": given, "options": options, "answer": answer}
 
 
-def _texts(bundle: Path) -> Iterator[list[Any]]:
+def texts(bundle: Path) -> Iterator[list[Any]]:
     """Texts, their ids, and what becomes of these, by the bundle's own tokenizer."""
     tokenizer = TextTokenizer(bundle / "tokenizer.json")
     lines = (ROOT / "examples" / "en-de" / "test-200.tsv").read_text(encoding="utf-8").splitlines()
@@ -157,7 +158,7 @@ def write(folder: Path) -> None:
         answers[name] = list(_cases(folder / name, kind))
         print(name, flush=True)
     (folder / "answers.json").write_text(json.dumps(answers))
-    (folder / "texts.json").write_text(json.dumps({name: list(_texts(folder / name)) for name in ("translator", "chat", "embedder")}))
+    (folder / "texts.json").write_text(json.dumps({name: list(texts(folder / name)) for name in ("translator", "chat", "embedder")}))
 
 
 if __name__ == "__main__":

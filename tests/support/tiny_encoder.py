@@ -16,7 +16,12 @@ from onnxport.runtime.bundle.writer import bundle_folder
 CLS, SEP = 1, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *LETTERS, *(f"##{letter}" for letter in LETTERS), *".,?!"]
-OUTPUTS = {"embedding": ["last_hidden_state"], "classification": ["logits"], "question-answering": ["start_logits", "end_logits"]}
+BY_TOKEN = {"embedding": "last_hidden_state", "token-classification": "logits", "fill-mask": "logits"}
+OUTPUTS = {
+    **{task: [name] for task, name in BY_TOKEN.items()},
+    "classification": ["logits"],
+    "question-answering": ["start_logits", "end_logits"],
+}
 
 
 def tokenizer() -> Tokenizer:
@@ -35,7 +40,7 @@ def table(width: int, seed: int = 0) -> np.ndarray:
 
 
 def write(out: Path, task: str, rows: np.ndarray, **encoding: Any) -> Path:
-    """A bundle that looks its tokens up in `rows`; logits are the sum of a text's tokens, padding left out."""
+    """A bundle that looks its tokens up in `rows`; logits of a text are the sum of its tokens, padding left out."""
     inputs = [h.make_tensor_value_info(name, T.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask", "token_type_ids")]
     constants = [numpy_helper.from_array(rows, "table"), numpy_helper.from_array(np.array([2]), "two")]
     constants += [numpy_helper.from_array(np.array([1]), "one"), numpy_helper.from_array(np.array(0.0, np.float32), "zero")]
@@ -48,8 +53,8 @@ def write(out: Path, task: str, rows: np.ndarray, **encoding: Any) -> Path:
         h.make_node("Cast", ["attention_mask"], ["real"], to=T.FLOAT),
         h.make_node("Unsqueeze", ["real", "two"], ["mask"]),
     ]
-    if task == "embedding":
-        nodes.append(h.make_node("Add", ["found", "mask"], ["last_hidden_state"]))
+    if task in BY_TOKEN:
+        nodes.append(h.make_node("Add", ["found", "mask"], [BY_TOKEN[task]]))
         shape: list[Any] = ["batch", "sequence", rows.shape[1]]
     elif task == "classification":
         nodes += [h.make_node("Mul", ["found", "mask"], ["kept"]), h.make_node("ReduceSum", ["kept", "one"], ["logits"], keepdims=0)]
