@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """Loaded clients by side, and how they are to be run."""
+    """Loaded clients by side, and how they are to be run. cpu: seconds of a side's process are measured where a workload can."""
 
     clients: Mapping[str, Client]
     models: Path
@@ -31,6 +31,7 @@ class Bench:
     data: Path | None
     limit: int | None
     kind: str = "marian"
+    cpu: bool = False
 
     def alternate(self, run: Callable[[Client, int], tuple[float, int]], rounds: int, warm_up: int = 1) -> dict[str, Timed]:
         return alternate(self.clients, run, rounds=rounds, least=rounds, budget_s=0, warm_up=warm_up)

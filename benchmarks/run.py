@@ -33,6 +33,7 @@ from onnxport.compare.measure.machine import describe
 @click.option("--rounds", type=int, default=9, show_default=True, help="A third of them for whole test sets.")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="A .tsv of pairs for text and long, a .txt for encoder.")
 @click.option("--limit", type=int, help="Texts of it, evenly spaced.")
+@click.option("--cpu", is_flag=True, help="Of prefill, seconds of the processor: for one thread beside other work, on Linux.")
 @click.option("--environments", type=click.Path(path_type=Path), default=FOLDER, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Default: build/bench/NAME; the sides' models lie beneath it.")
 def main(
@@ -43,6 +44,7 @@ def main(
     rounds: int,
     data: Path | None,
     limit: int | None,
+    cpu: bool,
     environments: Path,
     out: Path | None,
 ) -> None:
@@ -58,7 +60,7 @@ def main(
             clients = {name: stack.enter_context(sides.start(name, models, environments, count)) for name in selected}
             for name, client in clients.items():
                 results["about"][name] = client.load()["about"]
-            bench = Bench(clients, models, environments, count, rounds, data, limit, kind)
+            bench = Bench(clients, models, environments, count, rounds, data, limit, kind, cpu)
             for workload in workloads or DEFAULT[kind]:
                 for row in WORKLOADS[workload](bench):
                     click.echo(row_text(row))

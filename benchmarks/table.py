@@ -27,6 +27,8 @@ def _notes(found: dict[str, Any]) -> str:
     notes = [f"ours {_spread(ratio)}" if len(ratios) == 1 else f"{name} {_spread(ratio)}" for name, ratio in ratios.items()]
     if "equal_tokens" in found:
         notes.append(f"equal tokens from the first on: {' '.join(map(str, found['equal_tokens']))}")
+    if "same_token" in found:
+        notes.append(f"{'the same' if found['same_token'] else 'another'} token as the first side")
     if "share_of_floor" in found:
         floor = f"{_number(found['floor'])}, {found['step_bytes'] / 1e6:.1f} MB a step at {found['bytes_per_s'] / 1e9:.1f} GB/s"
         notes.append(f"{found['share_of_floor']:.0%} of the floor ({floor})")

@@ -165,6 +165,7 @@ WORKLOADS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "ceiling": ceiling,
     "start": start,
     "llama": causal.llama,
+    "prefill": causal.prefill,
     "encoder": encoders.encoder,
 }
 DEFAULT = {"marian": ("check", "fixed"), "llama": ("check", "llama"), "gpt2": ("check", "llama"), "bert": ("check", "encoder")}

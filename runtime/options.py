@@ -234,6 +234,7 @@ class Options:
         beam = _first(self.beam, 1 if self._draws or self._guesses else own.beam)
         drawn = {name: _first(getattr(self, name), getattr(own, name) if beam == 1 else None) for name in ("temperature", "top_k", "top_p")}
         samples = drawn["temperature"] is not None or bool(drawn["top_k"]) or drawn["top_p"] is not None
+        sampling = Sampling(_first(drawn["temperature"], 1.0), _first(drawn["top_k"], 0), _first(drawn["top_p"], 1.0))
         if self.n_best > beam:
             raise UsageError(f"n_best is {self.n_best}, expected at most beam ({beam})")
         return Search(
@@ -242,10 +243,7 @@ class Options:
             max_new_tokens=self.max_new_tokens,
             min_new_tokens=_first(self.min_new_tokens, own.min_new_tokens),
             min_total_tokens=own.min_total_tokens if self.min_new_tokens is None else 0,
-            sampling=samples and drawn["temperature"] != 0,
-            temperature=_first(drawn["temperature"], 1.0),
-            top_k=_first(drawn["top_k"], 0),
-            top_p=_first(drawn["top_p"], 1.0),
+            sampling=sampling if samples and drawn["temperature"] != 0 else None,
             repetition_penalty=_first(self.repetition_penalty, own.repetition_penalty),
             no_repeat_ngram=_first(self.no_repeat_ngram, own.no_repeat_ngram),
             seed=self.seed,
@@ -260,18 +258,24 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; top_k 0 and top_p 1 are off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
 class Search:
-    """Options that are all set. top_k 0 and top_p 1 are off; without `sampling` the three do not count. forced_bos_id: the first token of
-    answers, None for what the model says. lookup: most tokens guessed from the text, 0 for none. draft: the engine that guesses."""
+    """Options that are all set. sampling: None for greedy search and beams. forced_bos_id: the first token of answers, None for what the
+    model says. lookup: most tokens guessed from the text, 0 for none. draft: the engine that guesses."""
 
     beam: int
     n_best: int
     max_new_tokens: int | None
     min_new_tokens: int
-    sampling: bool
-    temperature: float
-    top_k: int
-    top_p: float
+    sampling: Sampling | None
     repetition_penalty: float
     no_repeat_ngram: int
     seed: int | None

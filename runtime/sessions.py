@@ -282,6 +282,17 @@ def value_of(array: Any, device: Device = CPU) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, device.name)
 
 
+def part(value: onnxruntime.OrtValue, start: int, stop: int) -> onnxruntime.OrtValue:
+    """Rows `start` to `stop` of a float32 matrix in host memory, which they share; whoever uses them keeps `value`."""
+    import ctypes
+
+    import numpy as np
+
+    rows, columns = value.shape()
+    memory = (ctypes.c_float * (rows * columns)).from_address(value.data_ptr())
+    return value_of(np.frombuffer(memory, np.float32).reshape(rows, columns)[start:stop])
+
+
 def empty_value(shape: tuple[int, ...], dtype: Any, device: Device) -> onnxruntime.OrtValue:
     """An uninitialized OrtValue on the device."""
     onnxruntime = _runtime()

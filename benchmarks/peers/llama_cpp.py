@@ -23,7 +23,7 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
-ROOM = 512  # tokens that a row's sequence may hold
+ROOM = 512  # tokens that a row's sequence may hold at first
 
 
 def convert(source: Path, out: Path) -> None:
@@ -117,7 +117,7 @@ class Peer:
 
     def __init__(self, folder: str, precision: str, threads: int) -> None:
         self.path, self.precision, self.threads = Path(folder) / f"{precision}.gguf", precision, threads
-        self.rows = 0
+        self.rows = self.length = 0
 
     def load(self) -> None:
         """Opens the file; a context for one row, a larger one comes with the first larger batch."""
@@ -134,22 +134,23 @@ class Peer:
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {self.path}")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self._room(1)
+        self._room(1, ROOM)
 
     def about(self) -> dict[str, Any]:
         """Version of the bindings, and what the build uses of the processor."""
         found = self.library.llama_print_system_info().decode()
         return {"versions": {"llama-cpp-python": self.library.__version__}, "build": found}
 
-    def _room(self, rows: int) -> None:
-        if rows == self.rows:
+    def _room(self, rows: int, length: int) -> None:
+        """A context for so many rows of up to so many tokens."""
+        if rows == self.rows and length <= self.length:
             return
         library = self.library
         if self.rows:
             library.llama_free(self.context)
             library.llama_batch_free(self.batch)
         options = library.llama_context_default_params()
-        options.n_ctx, options.n_seq_max = ROOM * rows, rows
+        options.n_ctx, options.n_seq_max = length * rows, rows
         options.n_threads = options.n_threads_batch = self.threads
         options.n_batch = options.n_ubatch = max(512, 32 * rows)
         if self.precision == "f32":
@@ -159,10 +160,13 @@ class Peer:
         if not self.context:
             raise RuntimeError("llama.cpp cannot make a context")
         self.batch = library.llama_batch_init(options.n_batch, 0, 1)
-        self.rows = rows
+        self.rows, self.length, self.most = rows, length, options.n_batch
 
     def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> Any:
         """(token, position, row, wanted) each; the ids with the highest logits of those wanted, in order."""
+        return [one for begin in range(0, len(tokens), self.most) for one in self._decode_part(tokens[begin : begin + self.most])]
+
+    def _decode_part(self, tokens: list[tuple[int, int, int, bool]]) -> Any:
         library, batch = self.library, self.batch
         batch.n_tokens = len(tokens)
         for i, (token, position, row, wanted) in enumerate(tokens):
@@ -172,6 +176,8 @@ class Peer:
         if library.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
         places = [i for i, one in enumerate(tokens) if one[3]]
+        if not places:
+            return []
         # One block for all rows wanted, in the order of the batch.
         logits = self.numpy.ctypeslib.as_array(library.llama_get_logits(self.context), (len(places), self.vocabulary))
         return logits.argmax(1).tolist()
@@ -180,7 +186,7 @@ class Peer:
         """Exactly max_new_tokens of every row: min_new_tokens must be as many."""
         if beam != 1 or min_new_tokens != max_new_tokens:
             raise ValueError("this side decodes greedily and a fixed number of tokens")
-        self._room(len(inputs))
+        self._room(len(inputs), max(ROOM, max(map(len, inputs)) + max_new_tokens))
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), False)
         prompts = [(token, i, row, i == len(ids) - 1) for row, ids in enumerate(inputs) for i, token in enumerate(ids)]
         steps = [self._decode(prompts)]

@@ -13,7 +13,7 @@ from onnxport.runtime.decode.cache import CrossCache, HostCache
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.prompt_cache import Beginning
 from onnxport.runtime.decode.state import DecoderState, EncodedSource
-from onnxport.runtime.options import Search
+from onnxport.runtime.options import Sampling, Search
 
 if TYPE_CHECKING:
     from onnxport.runtime.structured.matcher import AnswerFormat
@@ -29,7 +29,8 @@ class Request:
 
     index: its place in the call. source: ids that the encoder reads; empty for a language model. prefix: ids that decoding starts from.
     limit: the most new tokens. ends: ids that end its answer besides the model's own. bias: ids with what is added to their logits.
-    answer_format: what its answer must be. top: how many of the best tokens are told for each new one.
+    answer_format: what its answer must be. top: how many of the best tokens are told for each new one. sampling: how its tokens are drawn,
+    None where the best ones are taken.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Request:
     bias: Sequence[tuple[int, float]] = ()
     answer_format: AnswerFormat | None = None
     top: int = 0
+    sampling: Sampling | None = None
 
     def ended_by(self, tokens: Sequence[int]) -> bool:
         """Whether these new tokens are all that its format allows."""

@@ -146,7 +146,7 @@ class Generator:
             return shared, shared.enter(job.decodings, job.again, each_step, moved)
         key = replace(job.search, seed=None, n_best=1, max_new_tokens=None)
         if key.beam == 1:
-            key = replace(key, stop=(), stop_token_ids=())  # a row looks for its own
+            key = replace(key, sampling=None, stop=(), stop_token_ids=())  # a row has its own
         with self._lock:
             self._shared_batches = {k: shared for k, shared in self._shared_batches.items() if not shared.idle or k == key}
             shared = self._shared_batches.setdefault(key, SharedBatch(job.make))
@@ -236,7 +236,8 @@ class Generator:
                 limit = self._limit(one, begin, options, search, _where(i, len(inputs)))
                 answer_format = self._format(grammars[i], search, begin)
                 source = one if seq2seq else ()
-                requests.append(Request(i, source, begin, limit, ends, bias, answer_format, options.top_logprobs or 0))
+                top = options.top_logprobs or 0
+                requests.append(Request(i, source, begin, limit, ends, bias, answer_format, top, search.sampling))
         return requests
 
     def _grammars(self, options: Options, inputs: int) -> list[str | None]:

@@ -15,7 +15,7 @@ from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.speculation import Speculation
 from onnxport.runtime.decode.state import CheckedPositions, DecoderState
-from onnxport.runtime.decode.token_selection import TokenSelector, not_finite
+from onnxport.runtime.decode.token_selection import Draw, TokenSelector, not_finite
 from onnxport.runtime.options import Search
 from onnxport.runtime.tokenizer import TextStream
 
@@ -71,13 +71,13 @@ class Row:
         """Give up."""
         self.reason = self.reason or DROPPED
 
-    def uniform(self, ahead: int = 0) -> float:
-        """The random number that draws the next token but `ahead`; 0 without sampling."""
-        if self.generator is None:
-            return 0.0
+    def draw(self, ahead: int = 0) -> Draw | None:
+        """How the next token but `ahead` is drawn; None without sampling."""
+        if self.request.sampling is None or self.generator is None:
+            return None
         while len(self._drawn) <= ahead:
             self._drawn.append(self.generator.random(dtype=np.float32))
-        return self._drawn[ahead]
+        return self.request.sampling, self._drawn[ahead]
 
     def take(self, tokens: Sequence[int], logprobs: Sequence[float], guesses: Sequence[int], eos: tuple[int, ...]) -> int:
         """Take the token behind what stands, and those behind guesses as long as these came true; returns how many were taken."""
@@ -157,9 +157,10 @@ class RowBatch(Batch[Row]):
         assert self._selector is not None
         rows = self._decodings
         rules = self._constraints.at([row.request for row in rows], [row.tokens for row in rows], [row.done for row in rows])
-        self._selector.prepare(rules, self._told())
+        draws = [row.draw() for row in rows]
+        self._selector.prepare(rules, draws, self._told())
         state.advance()
-        tokens, logprobs = self._selector.select(rules, [row.uniform() for row in rows] if self._search.sampling else None)
+        tokens, logprobs = self._selector.select(rules, draws)
         for place in live:
             rows[place].take([tokens[place]], [logprobs[place]], (), self._engine.config.eos_ids)
             rows[place].tell(self._selector, place, 1)
@@ -171,10 +172,10 @@ class RowBatch(Batch[Row]):
         asked = [(rows[place], guesses[place][:ahead]) for place, ahead in positions]
         rules = self._constraints.at([row.request for row, _ in asked], [[*row.tokens, *before] for row, before in asked])
         found, selector = self._positions(len(positions))
-        selector.prepare(rules, self._told())
+        draws = [rows[place].draw(ahead) for place, ahead in positions]
+        selector.prepare(rules, draws, self._told())
         state.check([[] if row.done else [int(state.ids[place, 0]), *guesses[place]] for place, row in enumerate(rows)], found)
-        uniform = [rows[place].uniform(ahead) for place, ahead in positions] if self._search.sampling else None
-        tokens, logprobs = selector.select(rules, uniform, guessed=True)
+        tokens, logprobs = selector.select(rules, draws, guessed=True)
         first = 0
         for place in live:
             part = slice(first, first := first + len(guesses[place]) + 1)
@@ -191,14 +192,14 @@ class RowBatch(Batch[Row]):
         """Room for so many positions, and what selects from them."""
         if count not in self._checks:
             found = CheckedPositions(self._engine, count)
-            self._checks[count] = found, TokenSelector(self._engine, found, self._search)
+            self._checks[count] = found, TokenSelector(self._engine, found)
         return self._checks[count]
 
     def _placeholder(self, like: Row) -> Row:
         return Row(like.request, generator=like.generator and np.random.default_rng(0), reason=DROPPED)
 
     def _rows_changed(self, state: DecoderState) -> None:
-        self._selector = TokenSelector(self._engine, state, self._search)
+        self._selector = TokenSelector(self._engine, state)
 
 
 def _possible(row: Row, guesses: list[int]) -> list[int]:

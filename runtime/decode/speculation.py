@@ -19,7 +19,7 @@ from onnxport.runtime.decode.constraints import Constraints
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.guess_policy import Acceptance, Chance, best_count
 from onnxport.runtime.decode.state import DecoderState
-from onnxport.runtime.decode.token_selection import TokenSelector
+from onnxport.runtime.decode.token_selection import Draw, TokenSelector
 from onnxport.runtime.options import Search
 
 MOST_DRAFTED = 8  # tokens that a draft guesses for a pass
@@ -49,8 +49,8 @@ class GuessedRow(Protocol):
         """True when it gets no more tokens."""
         ...
 
-    def uniform(self, ahead: int) -> float:
-        """The random number of the next token but `ahead`; 0 where the search does not sample."""
+    def draw(self, ahead: int) -> Draw | None:
+        """How the next token but `ahead` is drawn; None where it is the best."""
         ...
 
 
@@ -191,11 +191,12 @@ class DraftedRows:
         """One more guess for each row that goes on."""
         state = self._state
         if self._selector is None:
-            self._selector = TokenSelector(self._engine, state, self._search)
+            self._selector = TokenSelector(self._engine, state)
         texts = [[*row.tokens, *guesses] for row, guesses in zip(self.rows, found, strict=True)]
         still = [not active for active in state.active.tolist()]
         rules = self._constraints.at([row.request for row in self.rows], texts, still)
-        self._selector.prepare(rules)
+        draws = [row.draw(ahead) for row in self.rows]
+        self._selector.prepare(rules, draws)
         if ahead:
             state.step()
         elif not self._begun:
@@ -203,8 +204,7 @@ class DraftedRows:
             self._begun, self._known = True, [len(row.tokens) for row in self.rows]
         else:
             self._catch_up()
-        uniform = [row.uniform(ahead) for row in self.rows] if self._search.sampling else None
-        tokens, logprobs = self._selector.select(rules, uniform, guessed=True)
+        tokens, logprobs = self._selector.select(rules, draws, guessed=True)
         self._sure = False
         for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if state.active[place]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,8 +18,8 @@ from onnxport.runtime.bundle.interface import BEST, BIAS, BIASED, CANDIDATES, LO
 from onnxport.runtime.decode.constraints import Rules
 from onnxport.runtime.decode.engine import Engine, optional_inputs
 from onnxport.runtime.decode.state import NO_IDS, BestTokens
-from onnxport.runtime.options import Search
-from onnxport.runtime.sessions import empty_value, run_bound, value_of
+from onnxport.runtime.options import Sampling
+from onnxport.runtime.sessions import empty_value, part, run_bound, value_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,6 +34,8 @@ LEAST_LOG_SHARE = np.log(0.1)
 ANY = np.zeros((1, 1), np.float32)  # a mask: all ids may come
 
 Candidate = tuple[float, int, int]  # score, beam it continues, token
+Draw = tuple[Sampling, float]  # how a row's token is drawn, and by which random number from 0 to under 1
+SAMPLERS = 64  # bindings of `sample` that are kept for settings and places of rows
 
 
 class Outputs(Protocol):
@@ -49,40 +52,39 @@ class Outputs(Protocol):
 
 
 class TokenSelector:
-    """Selection of one token a row, greedy or by sampling.
+    """Selection of one token a row: the best, or one that is drawn, each row as it asks for.
 
     Writes ids int64 [rows, 1] (the decoder's next input) and `logprobs` float32 [rows], log-probabilities after a bias and a repetition
     penalty and before temperature and filters: among all tokens, or, where the model renormalizes, among those that may come. A forced
     token has 0.
     """
 
-    def __init__(self, engine: Engine, outputs: Outputs, search: Search) -> None:
+    def __init__(self, engine: Engine, outputs: Outputs) -> None:
         rows = len(outputs.ids)
-        self.logprobs, self._tokens, self._search = np.zeros(rows, np.float32), outputs.ids.reshape(rows), search
+        self.logprobs, self._tokens = np.zeros(rows, np.float32), outputs.ids.reshape(rows)
         self._uniform = np.zeros(rows, np.float32)
         self._engine, self._outputs = engine, outputs
         self._processor: LogitsProcessor | None = None
-        self._sample = self._sampler(outputs.logits) if search.sampling else None
-        self._processed: SearchGraph | BestSearch | None = None
+        self._processed: BestSearch | None = None
+        self._samplers: dict[tuple[bool, int, int, Sampling], SearchGraph] = {}
 
-    def prepare(self, rules: Rules, told: int = 0) -> None:
+    def prepare(self, rules: Rules, draws: Sequence[Draw | None], told: int = 0) -> None:
         """Ask the decoder's next run for the best token of each row, and for the `told` best."""
-        choices = CHOICES if rules.formats and not self._search.sampling else 1
+        choices = CHOICES if rules.formats and not any(draws) else 1
         self._outputs.request_top(min(max(told, choices), self._engine.vocab_size), rules.suppressed)
 
-    def select(self, rules: Rules, uniform: Sequence[float] | None = None, guessed: bool = False) -> tuple[list[int], list[float]]:
+    def select(self, rules: Rules, draws: Sequence[Draw | None], guessed: bool = False) -> tuple[list[int], list[float]]:
         """Select a token for every row; returns the tokens and their log-probabilities, which `ids` and `logprobs` hold too.
 
-        uniform: a random number from 0 to under 1 for each row, to sample. guessed: rows may stand behind guesses, so that there may be one
-        where no token may come: its log-probability is NaN. Else that is an OnnxportError.
+        draws: how each row's token is drawn; None for the best. guessed: rows may stand behind guesses, so that there may be one where no
+        token may come: its log-probability is NaN. Else that is an OnnxportError.
         """
-        if uniform is not None:
-            self._uniform[:] = uniform
+        self._uniform[:] = [0.0 if draw is None else draw[1] for draw in draws]
         if len(rules.forced) < len(self._tokens):
-            if rules.by_row or ((rules.forbidden or rules.formats) and self._search.sampling):
-                self._select_processed(rules, range(len(self._tokens)))
+            if rules.by_row or ((rules.forbidden or rules.formats) and any(draws)):
+                self._select_processed(rules, range(len(self._tokens)), draws)
             else:
-                self._select_directly(rules)
+                self._select_directly(rules, draws)
         for row, ids in rules.forced.items():
             self._tokens[row] = ids[int(self._uniform[row] * len(ids))]
             self.logprobs[row] = _forced_score(rules, ids)
@@ -92,13 +94,16 @@ class TokenSelector:
             raise not_finite()
         return tokens, logprobs
 
-    def _select_directly(self, rules: Rules) -> None:
-        """Select from the logits as they are, and again where greedy took what may not come: rare, so most steps pay nothing for it."""
-        if self._sample is not None:
-            self._sample.run()
-            return
+    def _select_directly(self, rules: Rules, draws: Sequence[Draw | None]) -> None:
+        """Select from the logits as they are, and again where greedy took what may not come: rare, so most steps pay nothing for it.
+
+        Where a row's token is drawn there are no rules.
+        """
         best = self._outputs.best
         self._tokens[:], self.logprobs[:] = best.token[:, 0], best.logprob[:, 0]
+        if any(draws):
+            self._draw(self._outputs.logits, draws, False)
+            return
         if not rules.forbidden and not rules.formats:
             return
         wrong = [token in rules.forbidden for token in self._tokens.tolist()]
@@ -110,7 +115,7 @@ class TokenSelector:
         if True in wrong:
             right = ~np.array(wrong)
             tokens, logprobs = self._tokens[right], self.logprobs[right]
-            self._select_processed(rules, [row for row, w in enumerate(wrong) if w])
+            self._select_processed(rules, [row for row, w in enumerate(wrong) if w], draws)
             self._tokens[right], self.logprobs[right] = tokens, logprobs
 
     def _choose(self, rules: Rules, row: int) -> bool:
@@ -127,33 +132,46 @@ class TokenSelector:
         best = self._outputs.best
         return list(zip(best.token[row, :count].tolist(), best.logprob[row, :count].tolist(), strict=True))
 
-    def _select_processed(self, rules: Rules, rows: Collection[int]) -> None:
+    def _select_processed(self, rules: Rules, rows: Collection[int], draws: Sequence[Draw | None]) -> None:
         """Select by logits into which the rules are written; formats count for these rows only."""
         if self._processor is None:
             self._processor = LogitsProcessor(self._engine, self._outputs.logits, len(self._tokens), False)
         processed = self._processor.processed
         self._processor.run(rules, rows)
-        if self._search.sampling:
-            self._processed = self._processed or self._sampler(processed)
-            self._processed.run()
-        else:
+        if None in draws:
             self._processed = self._processed or BestSearch(self._engine, processed, len(self._tokens), 1)
             best = self._processed.run()
-            assert best is not None
             self._tokens[:], self.logprobs[:] = best.token[:, 0], best.logprob[:, 0]
+        if any(draws):
+            self._draw(processed, draws, True)
         if not rules.renormalize:
             self.logprobs += self._processor.kept
 
-    def _sampler(self, logits: onnxruntime.OrtValue) -> SearchGraph:
-        search, name = self._search, "sample_full"
-        arrays = {"temperature": np.array(search.temperature, np.float32), "uniform": self._uniform}
-        if search.top_k or search.top_p < 1:
+    def _draw(self, logits: onnxruntime.OrtValue, draws: Sequence[Draw | None], processed: bool) -> None:
+        """Draw the tokens of rows that ask for it: neighbours with the same settings together. processed: which logits these are."""
+        if len(self._samplers) > SAMPLERS:
+            self._samplers.clear()
+        stop = 0
+        for sampling, same in groupby(draws, lambda draw: None if draw is None else draw[0]):
+            start, stop = stop, stop + sum(1 for _ in same)
+            if sampling is not None:
+                key = processed, start, stop, sampling
+                if key not in self._samplers:
+                    self._samplers[key] = self._sampler(logits, start, stop, sampling)
+                self._samplers[key].run()
+
+    def _sampler(self, logits: onnxruntime.OrtValue, start: int, stop: int, sampling: Sampling) -> SearchGraph:
+        name, some = "sample_full", slice(start, stop)
+        arrays = {"temperature": np.array(sampling.temperature, np.float32), "uniform": self._uniform[some]}
+        if sampling.top_k or sampling.top_p < 1:
             name, most = "sample", self._engine.vocab_size
-            arrays["top_k"] = np.array([min(search.top_k or most, most)], np.int64)
-            arrays["top_p"] = np.array(search.top_p, np.float32)
-        graph = SearchGraph(self._engine, name, {"logits": logits}, arrays)
-        graph.bind_output("token", value_of(self._tokens))
-        graph.bind_output("logprob", value_of(self.logprobs))
+            arrays["top_k"] = np.array([min(sampling.top_k or most, most)], np.int64)
+            arrays["top_p"] = np.array(sampling.top_p, np.float32)
+        # Rows with settings of their own meet in host memory only: on a device each call has a batch for itself.
+        rows = logits if stop - start == len(self._tokens) else part(logits, start, stop)
+        graph = SearchGraph(self._engine, name, {"logits": rows}, arrays)
+        graph.bind_output("token", value_of(self._tokens[some]))
+        graph.bind_output("logprob", value_of(self.logprobs[some]))
         return graph
 
 

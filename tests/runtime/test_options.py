@@ -15,7 +15,7 @@ BEAMS = SearchConfig(beam=4, length_penalty=0.5, early_stopping="never", min_new
 
 def test_neutral() -> None:
     search = Options().resolve(SearchConfig())
-    assert (search.beam, search.min_new_tokens, search.sampling, search.top_k, search.top_p) == (1, 0, False, 0, 1.0)
+    assert (search.beam, search.min_new_tokens, search.sampling) == (1, 0, None)
     assert (search.length_penalty, search.early_stopping, search.repetition_penalty, search.no_repeat_ngram) == (1.0, False, 1.0, 0)
 
 
@@ -33,25 +33,25 @@ def test_the_callers_before_the_models() -> None:
     assert {name: getattr(search, name) for name in given} == given
 
 
-def drawn(search: Search) -> tuple[bool, float, int, float]:
-    return search.sampling, search.temperature, search.top_k, search.top_p
+def drawn(search: Search) -> tuple[float, int, float] | None:
+    return None if search.sampling is None else (search.sampling.temperature, search.sampling.top_k, search.sampling.top_p)
 
 
 @pytest.mark.parametrize(
     ("given", "own", "expected"),
     [
-        ({}, SAMPLING, (True, 0.6, 50, 0.9)),
-        ({"temperature": 1.5}, SAMPLING, (True, 1.5, 50, 0.9)),
-        ({"top_k": 0, "top_p": 1.0}, SAMPLING, (True, 0.6, 0, 1.0)),
-        ({"beam": 1}, SAMPLING, (True, 0.6, 50, 0.9)),
-        ({"beam": 3}, SAMPLING, (False, 1.0, 0, 1.0)),
-        ({"temperature": 0}, SAMPLING, (False, 0, 50, 0.9)),
-        ({"top_k": 5}, BEAMS, (True, 1.0, 5, 1.0)),
-        ({"temperature": 0}, BEAMS, (False, 0, 0, 1.0)),
-        ({"top_k": 0}, BEAMS, (False, 1.0, 0, 1.0)),
+        ({}, SAMPLING, (0.6, 50, 0.9)),
+        ({"temperature": 1.5}, SAMPLING, (1.5, 50, 0.9)),
+        ({"top_k": 0, "top_p": 1.0}, SAMPLING, (0.6, 0, 1.0)),
+        ({"beam": 1}, SAMPLING, (0.6, 50, 0.9)),
+        ({"beam": 3}, SAMPLING, None),
+        ({"temperature": 0}, SAMPLING, None),
+        ({"top_k": 5}, BEAMS, (1.0, 5, 1.0)),
+        ({"temperature": 0}, BEAMS, None),
+        ({"top_k": 0}, BEAMS, None),
     ],
 )
-def test_sampling(given: dict[str, Any], own: SearchConfig, expected: tuple[bool, float, int, float]) -> None:
+def test_sampling(given: dict[str, Any], own: SearchConfig, expected: tuple[float, int, float] | None) -> None:
     assert drawn(Options(**given).resolve(own)) == expected
 
 

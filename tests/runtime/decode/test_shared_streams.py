@@ -105,15 +105,27 @@ def test_a_prompt_joins_in_parts_while_others_tokens_keep_coming(causal_bundle: 
     with load(causal_bundle, threads=1) as model:
         expected = [model.generate(text, **LENGTH)[0].tokens for text in (short, long)]
         order: list[str] = []
-        run_part, step = DecoderState._run_part, DecoderState.step
-        monkeypatch.setattr(DecoderState, "_run_part", lambda state, part: (order.append("part"), run_part(state, part))[1])
-        monkeypatch.setattr(DecoderState, "step", lambda state: (order.append("step"), step(state))[1])
+        may_go_on, ways = threading.Event(), {"part": DecoderState._run_part, "step": DecoderState.step}
+        may_go_on.set()
+
+        def counted(name: str) -> Callable[..., None]:
+            def run(*arguments: Any) -> None:
+                assert may_go_on.wait(60)
+                order.append(name)
+                ways[name](*arguments)
+
+            return run
+
+        monkeypatch.setattr(DecoderState, "_run_part", counted("part"))
+        monkeypatch.setattr(DecoderState, "step", counted("step"))
         first = model.stream(short, **LENGTH)
         pieces = [next(first), next(first)]
         found: list[Generation] = []
+        may_go_on.clear()  # or the other might be through before it is seen
         other = in_thread(lambda: found.extend(model.generate(long, **LENGTH)))
         while calls_inside(model) < 2:
             other.join(0.001)
+        may_go_on.set()
         pieces += list(first)
         finish(other)
         assert [first.result.tokens, found[0].tokens] == expected
@@ -175,6 +187,22 @@ def test_a_seed_draws_the_same_in_a_shared_batch(loaded: Model, monkeypatch: pyt
     for stream in streams:
         list(stream)
     assert [stream.result.tokens for stream in streams] == expected and max(steps.rows) == 2
+
+
+def test_rows_with_settings_of_their_own_share_a_batch(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[dict[str, Any]] = [
+        {"temperature": 2.0, "seed": 1}, {}, {"temperature": 3.0, "top_k": 9, "seed": 2}, {"top_p": 0.8, "seed": 3},
+        {"temperature": 2.0, "seed": 4},
+    ]  # fmt: skip
+    texts = prompts(len(ways), seed=7)
+    expected = [loaded.generate(text, **way, **LENGTH)[0].tokens for text, way in zip(texts, ways, strict=True)]
+    streams = [loaded.stream(text, **way, **LENGTH) for text, way in zip(texts, ways, strict=True)]
+    steps = Steps(monkeypatch)
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        list(stream)
+    assert [stream.result.tokens for stream in streams] == expected and max(steps.rows) == len(ways)
 
 
 def test_a_closed_stream_makes_room_at_once(loaded: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,12 @@ from onnxport.errors import BundleError, OnnxportError
 from onnxport.graph.search_graphs import search_graphs
 from onnxport.runtime.decode.constraints import NO_PAIRS, Rules
 from onnxport.runtime.decode.state import BestTokens
-from onnxport.runtime.decode.token_selection import BeamSelector, TokenSelector
-from onnxport.runtime.options import Options, Search, SearchConfig
+from onnxport.runtime.decode.token_selection import BeamSelector, Draw, TokenSelector
+from onnxport.runtime.options import Sampling
 from onnxport.runtime.sessions import CPU, value_of
 from support.plain_numpy import log_softmax
 
 VOCABULARY, ROWS = 50, 4
-GREEDY = Options().resolve(SearchConfig())
 SESSIONS = {name: onnxruntime.InferenceSession(data) for name, data in search_graphs(0, VOCABULARY).items()}
 
 
@@ -49,12 +48,12 @@ class Scripted:
 class Selector:
     """A selector that prepares and selects in one go."""
 
-    def __init__(self, made: Any, *count: int) -> None:
-        self.made, self.count = made, count
+    def __init__(self, made: Any, *settings: Any) -> None:
+        self.made, self.settings = made, settings
 
     def select(self, rule: Rules) -> Any:
-        self.made.prepare(rule, *self.count)
-        return self.made.select(rule, *self.count)
+        self.made.prepare(rule, *self.settings)
+        return self.made.select(rule, *self.settings)
 
 
 def rules(*suppressed: int, banned: Any = None, forced: Any = None, renormalize: bool = True) -> Rules:
@@ -74,8 +73,8 @@ def left(scores: np.ndarray, rule: Rules) -> np.ndarray:
     return out - np.log(np.exp(out).sum(-1, keepdims=True)) if rule.renormalize else out
 
 
-def selector(engine: Engine, scores: np.ndarray, search: Search = GREEDY) -> Selector:
-    return Selector(TokenSelector(engine, Scripted(scores), search))  # type: ignore[arg-type]
+def selector(engine: Engine, scores: np.ndarray, draw: Draw | None = None) -> Selector:
+    return Selector(TokenSelector(engine, Scripted(scores)), [draw] * ROWS)  # type: ignore[arg-type]
 
 
 def beams(engine: Engine, scores: np.ndarray, count: int, before: Any = ((0, 0), (0, 0))) -> Selector:
@@ -137,6 +136,18 @@ def test_forced_beams_run_no_graph() -> None:
     assert [found[0][0][0] + 1, found[1][2][0] + 2.5] == [half, half]
 
 
+@pytest.mark.parametrize("rule", [rules(renormalize=False), rules(7, renormalize=False), rules(7, banned=[[1, 3]])])
+def test_each_row_is_drawn_by_its_own_settings(rule: Rules) -> None:
+    """Neighbours that are alike together, and every row as in a batch of its like."""
+    scores, warm, sharp = logits(), Sampling(3.0), Sampling(0.7, 5, 0.9)
+    draws: list[Draw | None] = [(warm, 0.9), None, (sharp, 0.6), (sharp, 0.3)]
+    mixed = Selector(TokenSelector(Engine(), Scripted(scores)), draws).select(rule)  # type: ignore[arg-type]
+    for row, draw in enumerate(draws):
+        alike = selector(Engine(), scores, draw).select(rule)
+        assert mixed[0][row] == alike[0][row]
+        assert mixed[1][row] == pytest.approx(alike[1][row], abs=1e-5)
+
+
 def test_when_nothing_may_come() -> None:
     every = rules(*range(VOCABULARY), renormalize=False)
     with pytest.raises(OnnxportError, match="no token may come"):
@@ -146,6 +157,6 @@ def test_when_nothing_may_come() -> None:
 
 
 def test_search_graphs_of_another_version_are_told() -> None:
-    sampling = Options(temperature=2.0).resolve(SearchConfig())
+    sampling = Sampling(temperature=2.0), 0.5
     with pytest.raises(BundleError, match="search graph 'sample_full' reads .*, expected logits, .*; export the model again"):
-        selector(Engine(sample_full=SESSIONS["best"]), logits(), sampling)
+        selector(Engine(sample_full=SESSIONS["best"]), logits(), sampling).select(rules())
