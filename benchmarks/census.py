@@ -187,10 +187,24 @@ def seq2seq_difference(cls: str, folder: Path, bundle: Path) -> float:
         for source, beginning, answer in zip(sources, beginnings, answers, strict=True):
             begun = [config.decoder_start_id, *beginning]
             target, mask = torch.tensor([[*begun, *answer.tokens]]), torch.ones(1, len(source), dtype=torch.long)
-            with torch.no_grad():
-                found = theirs(input_ids=torch.tensor([source]), attention_mask=mask, decoder_input_ids=target, use_cache=False)
-            worst = max(worst, answer_difference(answer, found.logits[0, len(begun) - 1 : -1]))
+            logits = target_logits(theirs, {"input_ids": torch.tensor([source]), "attention_mask": mask}, target)
+            worst = max(worst, answer_difference(answer, logits[len(begun) - 1 : -1]))
     return worst
+
+
+def target_logits(theirs: Any, source: Mapping[str, Any], target: Any) -> Any:
+    """Logits [length, vocabulary] of a target int64 [1, length]: of all of it at once, but for ProphetNet, whose class then gives others
+    than one by one, as its `generate` asks for them."""
+    import torch
+
+    with torch.no_grad():
+        if theirs.config.model_type != "prophetnet":
+            return theirs(**source, decoder_input_ids=target, use_cache=False).logits[0]
+        rows, cache = [], None
+        for ids in target.split(1, 1):
+            found = theirs(**source, decoder_input_ids=ids, cache=cache, use_cache=True)
+            rows, cache = [*rows, found.logits[0]], found.cache
+        return torch.cat(rows)
 
 
 KINDS = {

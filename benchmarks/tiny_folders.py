@@ -32,6 +32,11 @@ BERT = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
     "max_position_embeddings": 64,
 }  # fmt: skip
+GEMMA = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "max_position_embeddings": 64, "query_pre_attn_scalar": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 # Types whose sizes hang together in a way of their own.
 SPECIAL: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
@@ -73,6 +78,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "layoutlm": {"max_2d_position_embeddings": 64},
     "esmc": {"num_key_value_heads": 4},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "layer_types": ["mamba", "attention"]},
+    "led": {"attention_window": 8, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
@@ -108,6 +114,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "t5": {"decoder_start_token_id": 0, "pad_token_id": 0},
     "smollm3": {"no_rope_layers": [1, 0]},
+    "t5gemma2": {
+        "encoder": {"text_config": GEMMA, "vision_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28,
+            "patch_size": 14,
+        }},
+        "decoder": GEMMA, "image_token_index": 90, "eoi_token_index": 91, "decoder_start_token_id": 2,
+    },
     "tapas": {"type_vocab_sizes": [3, 8, 8, 2, 8, 8, 4]},
     "xlm": {"n_langs": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},

@@ -61,9 +61,10 @@ def logits_at(model: Any, index: Tensor, run: Callable[[], Any]) -> Tensor:
     rows = torch.arange(index.shape[0])
 
     def chosen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][rows, index], *inputs[1:])  # of two dimensions: a tied table stays one tensor, read by Gemm
+        x = inputs[0]  # of two dimensions: a tied table stays one tensor, read by Gemm; ProphetNet's has streams in between
+        return (x[rows, index] if x.dim() == 3 else x[rows, :, index], *inputs[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    hook = _head(model).register_forward_pre_hook(chosen)
     try:
         logits: Tensor = run().logits
     finally:
@@ -71,6 +72,15 @@ def logits_at(model: Any, index: Tensor, run: Callable[[], Any]) -> Tensor:
     if logits.dim() != 2:
         raise CheckpointError(f"{type(model).__name__} gives logits of {logits.dim()} dimensions of one position a row, expected 2")
     return logits
+
+
+def _head(model: Any) -> nn.Module:
+    """What makes logits. FSMT's class names its table of tokens: there it is the product of the same shape."""
+    named: nn.Module = model.get_output_embeddings()
+    if not isinstance(named, nn.Embedding):
+        return named
+    shape = named.weight.shape
+    return next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear) and module.weight.shape == shape)
 
 
 def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:

@@ -7,10 +7,10 @@ whose cross-attention reads them for all rows of a source. See onnxport.runtime.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -23,8 +23,13 @@ from onnxport.export.attention_interface.attention import LayerShape, Step, atte
 from onnxport.export.attention_interface.cross_calls import CrossCall, recorded
 from onnxport.export.attention_interface.decoder import logits_at, name_caches, own_names, present_shapes, vocabulary
 from onnxport.export.attention_interface.experts import dense
+from onnxport.export.attention_interface.neighbours import neighbours_in_blocks
+from onnxport.export.attention_interface.own_attention import Call, Scores, Watch, found_scores, watched_cache
 from onnxport.export.attention_interface.positions import positions_of_rows
+from onnxport.export.attention_interface.predict_streams import first_stream
 from onnxport.export.attention_interface.rotation import fixed_rotation
+from onnxport.export.attention_interface.source_caches import WatchedLayer, both_caches
+from onnxport.export.attention_interface.untraced import Untraced
 from onnxport.export.trace.tracer import Shapes, trace
 from onnxport.export.transformers_library import encoder_output
 from onnxport.runtime.bundle.interface import (
@@ -66,11 +71,13 @@ class SourceCalls:
 @dataclass(frozen=True)
 class DecoderShapes:
     """What the decoder keeps of its own positions, and what it reads of a source, in the order of the calls. calls: those of its
-    cross-attentions, None where they cannot be called alone."""
+    cross-attentions, None where they cannot be called alone. scores: of each call of the class's own attention, None through the interface.
+    """
 
     own: list[LayerShape]
     cross: list[CrossShape]
     calls: SourceCalls | None = None
+    scores: tuple[Scores, ...] | None = None
 
     @property
     def windows(self) -> bool:
@@ -95,13 +102,14 @@ def attend_both(module: Any, query: Tensor, key: Tensor, value: Tensor, attentio
     place = next((i for i, keys in enumerate(step.cross[::2]) if keys is key), None)
     if place is None:
         return attend(module, query, key, value, attention_mask, **options)
-    step.found[place] = CrossShape(query.shape[1], key.shape[-1], value.shape[-1])
-    return _attend_source(step, query, key, value, options), None
+    return _attend_source(step, place, query, **options), None
 
 
-def _attend_source(step: CrossStep, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+def _attend_source(step: CrossStep, place: int, query: Tensor, **options: Any) -> Tensor:
     """Cross-attention; rows of one source are queries of one row."""
     assert step.source_mask is not None
+    key, value = step.cross[2 * place : 2 * place + 2]
+    step.found[place] = CrossShape(query.shape[1], key.shape[-1], value.shape[-1])
     rows, heads, length, size = query.shape
     sources, source_heads, _, width = value.shape
     scale = options.get("scaling")
@@ -126,49 +134,6 @@ def _attend_source(step: CrossStep, query: Tensor, key: Tensor, value: Tensor, o
         version=1,
     )
     return answer.reshape(rows, length, heads, width)
-
-
-@dataclass
-class SourceLayer:
-    """A layer of a cache of sources, as classes read it."""
-
-    keys: Tensor
-    values: Tensor
-
-
-def _both_caches(own: Any, cross: Sequence[Tensor]) -> Any:
-    """A cache of transformers: `own`, and keys and values of a source; where there are none yet, `found` takes them by layer."""
-    from transformers import Cache, EncoderDecoderCache
-
-    class Source(Cache):
-        """Keys and values of a source."""
-
-        def __init__(self) -> None:
-            layers: Any = [SourceLayer(key, value) for key, value in zip(cross[::2], cross[1::2], strict=True)]
-            super().__init__(layers=layers)
-            self.found: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            """Take what a layer made of the source."""
-            self.found[layer_idx] = (key_states, value_states)
-            return key_states, value_states
-
-        def get_seq_length(self, *_: Any, **__: Any) -> int:
-            """None are before."""
-            return 0
-
-    class Both(EncoderDecoderCache):
-        """Caches of a decoder with a source."""
-
-        def __init__(self) -> None:
-            self.self_attention_cache = own
-            source: Any = Source()
-            self.cross_attention_cache = source
-            self.is_updated: dict[int, bool] = defaultdict(lambda: False)
-
-    both = Both()
-    both.is_updated |= dict.fromkeys(range(len(cross) // 2), True)
-    return both
 
 
 class Decoder:
@@ -206,7 +171,8 @@ class SourceEncoder(nn.Module):
     def memory(self, input_ids: Tensor, source_mask: Tensor) -> Tensor:
         """int64 and int32 [batch, source] → [batch, source, hidden]."""
         mask = (source_mask != 0)[:, None, None, :] if self.keys else source_mask.long()
-        memory: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        with Untraced(None):
+            memory: Tensor = self.model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return memory
 
     def forward(self, input_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, ...]:
@@ -216,7 +182,7 @@ class SourceEncoder(nn.Module):
     def cross(self, memory: Tensor, input_ids: Tensor, source_mask: Tensor) -> tuple[Tensor, ...]:
         """What cross-attentions make of a memory; the rest as in `forward`."""
         nothing = torch.zeros(0)
-        cache = _both_caches(handing_cache(Step([], nothing, nothing, None)), ())
+        cache = both_caches(handing_cache(Step([], nothing, nothing, None)), ())
         if self.calls is None:
             Decoder(self.model)(input_ids[:, :1], memory, source_mask.long(), cache, None)
         else:
@@ -235,11 +201,14 @@ def _widened(x: Tensor, heads: int) -> Tensor:
 
 
 class StepDecoder(nn.Module):
-    """Graph `decoder`: ids, caches, and keys and values of sources → logits of one position a row, and the caches."""
+    """Graph `decoder`: ids, caches, and keys and values of sources → logits of one position a row, and the caches.
 
-    def __init__(self, model: Any) -> None:
+    scores: see DecoderShapes.
+    """
+
+    def __init__(self, model: Any, scores: Sequence[Scores] | None = None) -> None:
         super().__init__()
-        self.model, self.decoder = model, Decoder(model)
+        self.model, self.decoder, self.scores = model, Decoder(model), scores
 
     def forward(
         self,
@@ -256,54 +225,90 @@ class StepDecoder(nn.Module):
         """→ logits [rows, vocabulary] at `logits_index`, and the present keys and values in the order of `past`."""
         step = CrossStep(past, lengths, total, real, position_ids, cross=cross, source_mask=source_mask)
         with positions_of_rows(self.model):
-            return (self.logits(step, input_ids, logits_index), *step.present)
+            return (self.logits(step, input_ids, logits_index)[0], *step.present)
 
-    def logits(self, step: CrossStep, input_ids: Tensor, logits_index: Tensor) -> Tensor:
-        """The class's own forward for one step; only one position of a row goes through the head."""
-        memory = torch.zeros(input_ids.shape[0], step.cross[0].shape[2], _memory_size(self.model))  # nothing but its shape is read
-        with running(step):
-            cache = _both_caches(handing_cache(step), step.cross)
-            return logits_at(self.model, logits_index, lambda: self.decoder(input_ids, memory, None, cache, step.positions))
+    def logits(self, step: CrossStep, input_ids: Tensor, logits_index: Tensor, product: float | None = None) -> tuple[Tensor, list[Call]]:
+        """The class's own forward for one step, where only one position of a row goes through the head; and the calls of its own attention.
+
+        product: of a query and a key, in a run that finds scores.
+        """
+        rows, length = input_ids.shape[0], step.cross[0].shape[2]
+        memory = torch.zeros(rows, length, _memory_size(self.model))  # nothing but its shape is read
+        with running(step), ExitStack() as stack:
+            if self.scores is None and product is None:
+                watch, cache = None, both_caches(handing_cache(step), step.cross)
+            else:
+                cross = partial(_attend_source, step)
+                watch = Watch(self.scores, product or 0.0, cross=lambda place, query, scale: cross(place, query, scaling=scale))
+                stack.enter_context(watch)
+                cache = both_caches(
+                    watched_cache(step, watch), step.cross, lambda place, key, value: WatchedLayer(watch, place, key, value, rows)
+                )
+            found = logits_at(self.model, logits_index, lambda: self.decoder(input_ids, memory, None, cache, step.positions))
+        return found, [] if watch is None else watch.calls
 
 
 def _memory_size(model: Any) -> int:
     """Width of what the encoder gives."""
-    return int(getattr(model.get_encoder().config, "hidden_size", None) or model.config.hidden_size)
+    of_encoder = getattr(model.get_encoder(), "config", None)
+    return int(getattr(of_encoder, "hidden_size", None) or model.config.hidden_size)
 
 
 @contextmanager
 def _cached(model: Any) -> Iterator[None]:
     """The decoder's attention is ours, until the block is left."""
-    with cached_attention(model, NAME, attend_both), fixed_rotation(model):
+    with cached_attention(model, NAME, attend_both), fixed_rotation(model), first_stream(model):
         yield
 
 
 @contextmanager
 def _encoding(model: Any) -> Iterator[None]:
     """The class's own attention in standard operators, until the block is left."""
-    with dense(model), fixed_rotation(model):
+    with dense(model), fixed_rotation(model), neighbours_in_blocks(model):
         yield
 
 
 def find_shapes(model: Any) -> DecoderShapes:
-    """What the decoder keeps and reads, by one run. CheckpointError: its attention does not come through the attention interface."""
+    """What the decoder keeps and reads, and how its attention becomes ours, by trying. CheckpointError: it cannot."""
     name = type(model).__name__
-    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.int32)
-    lengths = torch.full((2,), 2, dtype=torch.int32)
+    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 4, dtype=torch.int32)
     try:
         with torch.no_grad(), _encoding(model):
-            cross, calls = _source_calls(model, ids, mask)
-        step = CrossStep([], lengths, torch.tensor(3, dtype=torch.int32), lengths + 1, cross=cross, source_mask=mask)
-        if cross:
-            with torch.no_grad(), _cached(model):
-                StepDecoder(model).logits(step, ids, torch.full((2,), 2))
+            cross, calls = _source_calls(model, torch.ones(2, 4, dtype=torch.long), mask)
     except CheckpointError:
         raise
     except Exception as error:  # the class's own code raises what it likes
         raise CheckpointError(f"{name} does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})") from error
-    if not step.shapes or not step.found or len(step.found) != len(cross) // 2:
-        raise CheckpointError(f"the attention of {name}'s decoder does not come through transformers' attention interface")
-    return DecoderShapes(step.shapes, [step.found[place] for place in sorted(step.found)], calls)
+    reasons = []
+    for find in (lambda *_: None, _scores):
+        try:
+            scores = find(model, ids, cross, mask)
+            step, _ = _first_run(model, ids, cross, mask, scores)
+            if step.shapes and step.found and len(step.found) == len(cross) // 2:
+                return DecoderShapes(step.shapes, [step.found[place] for place in sorted(step.found)], calls, scores)
+            reasons.append("it does not come through transformers' attention interface")
+        except CheckpointError as error:
+            reasons.append(str(error))
+        except Exception as error:  # the class's own code raises what it likes
+            reasons.append(f"it does not run with a cache of ours ({type(error).__name__}: {one_line(error, 200)})")
+    raise CheckpointError(f"the attention of {name}'s decoder cannot be replaced: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _first_run(
+    model: Any, ids: Tensor, cross: Sequence[Tensor], mask: Tensor, scores: Sequence[Scores] | None = None, product: float | None = None
+) -> tuple[CrossStep, list[Call]]:
+    """A step of whole rows: what it leaves, and the calls of the class's own attention."""
+    rows, length = ids.shape
+    last = torch.full((rows,), length - 1, dtype=torch.int32)
+    step = CrossStep([], last, torch.tensor(length, dtype=torch.int32), last + 1, cross=cross, source_mask=mask)
+    with torch.no_grad(), _cached(model):
+        _, calls = StepDecoder(model, scores).logits(step, ids, torch.full((rows,), length - 1), product)
+    return step, calls
+
+
+def _scores(model: Any, ids: Tensor, cross: Sequence[Tensor], mask: Tensor) -> tuple[Scores, ...]:
+    """Those of a class's own attention, of each call."""
+    return tuple(found_scores([_first_run(model, ids, cross, mask, product=product)[1] for product in (0.0, 1.0, 2.0)]))
 
 
 def _source_calls(model: Any, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], SourceCalls | None]:
@@ -341,7 +346,7 @@ def trace_source_encoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Mo
 
 def _takes_keys(model: Any, ids: Tensor, mask: Tensor) -> bool:
     """Whether the encoder answers alike with a finished mask, which fused kernels know; a window would be lost with it."""
-    config = model.get_encoder().config
+    config = getattr(model.get_encoder(), "config", model.config)
     if getattr(config, "sliding_window", None):
         return False
     try:
@@ -376,6 +381,6 @@ def trace_decoder(model: Any, shapes: DecoderShapes, opset: int) -> ir.Model:
     outputs: Shapes = {LOGITS: ("batch", vocabulary(model)), **present_shapes(shapes.own)}
     inputs, dynamic = {key: value for key, _, value, _ in rows}, {key: axes for key, _, _, axes in rows}
     with _cached(model):
-        graph = trace(StepDecoder(model), inputs, dynamic, names, outputs, own_names(model), opset, "decoder")
+        graph = trace(StepDecoder(model, shapes.scores), inputs, dynamic, names, outputs, own_names(model), opset, "decoder")
     name_caches(graph.graph, shapes.own)
     return graph

@@ -3,11 +3,12 @@
 The class asks its cache for all keys and values. It gets the new ones back; the product of something with these keys finds the queries, and
 that of something with these values becomes the kernel's answer. What stands between them is not traced but found before, by three runs in
 which every product of a query with a key is 0, or 1, or 2: what the scores are multiplied with, what is added, and what is seen.
+Keys and values of a source are watched alike; only shapes are read of what the class gets in their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,13 +51,15 @@ class Scores:
 @dataclass(eq=False)
 class Call:
     """One call of attention: new keys and values [rows, kv_heads, length, size] as the cache got them, the queries as they are multiplied,
-    the scores that became probabilities, and the window of a table of what is seen."""
+    the scores that became probabilities, and the window of a table of what is seen. source: place of the cross-attention, None for none.
+    """
 
     key: Tensor
     value: Tensor
     query: Tensor | None = None
     scores: Tensor | None = None
     window: int | None = None
+    source: int | None = None
 
 
 class FirstScores(Exception):
@@ -66,20 +69,26 @@ class FirstScores(Exception):
 class Watch(TorchFunctionMode):
     """The products of a class's own attention, while it runs. known: of each call; None while they are found, by what products are then.
 
-    first: the run ends, by `FirstScores`, where the first scores are known.
+    first: the run ends, by `FirstScores`, where the first scores are known. cross: attention to a source, of its place, the queries
+    [rows, heads, length, size] and the scale, → [rows, length, heads, size].
     """
 
     def __init__(
-        self, known: Sequence[Scores] | None, product: float = 0.0, bands: dict[int, int] | None = None, first: bool = False
+        self,
+        known: Sequence[Scores] | None,
+        product: float = 0.0,
+        bands: dict[int, int] | None = None,
+        first: bool = False,
+        cross: Callable[[int, Tensor, float], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.known, self.product, self.bands, self.first = known, product, bands or {}, first
+        self.known, self.product, self.bands, self.first, self.cross = known, product, bands or {}, first, cross
         self.calls: list[Call] = []
         self.kinds: dict[int, tuple[Tensor, str]] = {}  # by identity; the tensor is held, so that its identity is not taken by another
 
-    def updated(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A call begins: the class's cache got new keys and values."""
-        self.calls.append(Call(key, value))
+    def updated(self, key: Tensor, value: Tensor, source: int | None = None) -> tuple[Tensor, Tensor]:
+        """A call begins: the class's cache got new keys and values, or is asked for those of a source."""
+        self.calls.append(Call(key, value, source=source))
         self.kinds = {}
         key, value = key.view_as(key), value.view_as(value)  # the class may still hold the tensors themselves
         self._mark(key, "key")
@@ -147,6 +156,9 @@ class Watch(TorchFunctionMode):
         assert call.query is not None and self.known is not None
         query = call.query.reshape(rows, -1, call.query.shape[-2], call.query.shape[-1])
         known = self.known[len(self.calls) - 1]
+        if call.source is not None:
+            assert self.cross is not None
+            return self.cross(call.source, query, known.scale).transpose(1, 2)
         bias = None if known.slopes is None and known.table is None else _bias(known, query.shape[2])
         return cached_node(query, call.key, call.value, Rule(known.scale, known.window, bias=bias)).transpose(1, 2)
 
@@ -205,13 +217,14 @@ def found_scores(runs: Sequence[Sequence[Call]]) -> list[Scores]:
     found = []
     for calls in zip(*runs, strict=True):
         zero, one, two = map(_scores, calls)
-        seen, window = _seen(zero, calls[0].window)
+        all_of_it = calls[0].source is not None
+        seen, window = (torch.ones_like(zero, dtype=torch.bool), None) if all_of_it else _seen(zero, calls[0].window)
         scale = (one - zero)[seen]
         if not torch.allclose(scale, scale[:1].expand_as(scale), rtol=1e-4) or not torch.allclose((two - zero)[seen], 2 * scale, rtol=1e-4):
             raise CheckpointError("scores are changed by more than a factor and a bias")
         table = _table(zero, seen)
-        if window is not None and table is not None:
-            raise CheckpointError("a window and a bias of scores in one attention")
+        if table is not None and (window is not None or all_of_it):
+            raise CheckpointError(f"a {'source' if all_of_it else 'window'} and a bias of scores in one attention")
         found.append(Scores(float(scale.double().mean()), window, table=table))
     return found
 
@@ -223,13 +236,14 @@ def found_table(call: Call) -> Tensor | None:
 
 
 def _scores(call: Call) -> Tensor:
-    """Those of the first row: [heads, length, length]."""
+    """Those of the first row: [heads, length, length], or of a source [heads, length, source]."""
     if call.query is None or call.scores is None:
         raise CheckpointError("keys of its cache are not multiplied in a way that is known")
     length, (*_, queries, keys) = call.key.shape[2], call.scores.shape
-    if keys != length or queries not in (1, length):
+    if keys != length or (queries not in (1, length) and call.source is None):
         raise CheckpointError(f"scores are of {queries} queries over {keys} keys, expected {length}")
-    return call.scores.reshape(call.key.shape[0], -1, queries, keys)[0].expand(-1, length, -1)
+    scores = call.scores.reshape(call.key.shape[0], -1, queries, keys)[0]
+    return scores if call.source is not None else scores.expand(-1, length, -1)
 
 
 def _seen(zero: Tensor, window: int | None) -> tuple[Tensor, int | None]:
@@ -239,6 +253,8 @@ def _seen(zero: Tensor, window: int | None) -> tuple[Tensor, int | None]:
     count = int(seen[0, -1].sum())
     window = window if window is not None else count if count < length else None
     ones = torch.ones(length, length, dtype=torch.bool)
+    if seen.all():  # a class that is called with one token at a time needs no mask; its answers are compared
+        return seen, None
     if not (seen == (ones.tril() & ~ones.tril(-length if window is None else -window))).all():
         raise CheckpointError("positions see something else than those before them, or a window of these")
     return seen, window

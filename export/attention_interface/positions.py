@@ -19,6 +19,7 @@ from onnxport.export.attention_interface.attention import running_step
 
 LENGTH, POSITIONS, EMBEDS = "cache_length", "position_ids", "inputs_embeds"  # what forwards of tables of positions read
 NUMBERED = "create_position_ids_from_input_ids"  # who has it numbers ids from behind the padding id on, and adds the length
+PADDED = "make_positions"  # FSMT's tables of positions, which begin behind the padding id
 BIASES = "compute_bias"  # T5's biases of distances, by the class's own buckets
 
 
@@ -46,7 +47,7 @@ def _table(module: nn.Module) -> Callable[..., Any] | None:
     if LENGTH not in reads or hasattr(module, NUMBERED):
         return None
     if isinstance(module, nn.Embedding):
-        offset = int(getattr(module, "offset", 0))
+        offset = int(getattr(module, "offset", 0)) + (module.padding_idx + 1 if hasattr(module, PADDED) else 0)
         return lambda *_, **__: F.embedding(_positions() + offset, module.weight)
     if POSITIONS not in reads:
         return None

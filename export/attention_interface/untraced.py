@@ -1,4 +1,7 @@
-"""Functions that cannot be traced: complex numbers become pairs of real ones, and what depends on no input becomes what it was."""
+"""Functions that cannot be traced: complex numbers become pairs of real ones, and what depends on no input becomes what it was.
+
+So is `1.0 - mask` of integers, which torch's exporter has no operator for: they become real numbers first.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CONSTANTS = ("erfinv",)
+FROM_NUMBER = ("rsub", "__rsub__")
 SHAPES = ("to", "unsqueeze", "__getitem__", "expand", "transpose")  # methods that do the same to both parts
 
 
@@ -66,7 +70,10 @@ class Untraced(TorchFunctionMode):
             return Complex(size * angle.cos(), size * angle.sin())
         if func is torch.view_as_complex:
             return Complex(args[0][..., 0], args[0][..., 1])
-        if getattr(func, "__name__", "") in CONSTANTS:
+        name = getattr(func, "__name__", "")
+        if name in FROM_NUMBER and isinstance(args[1], float) and not args[0].is_floating_point():
+            return args[1] - args[0].to(torch.get_default_dtype())
+        if name in CONSTANTS:
             if self.known is not None:
                 return torch.tensor(next(self.known))
             self.found.append(func(*args, **(kwargs or {})).tolist())

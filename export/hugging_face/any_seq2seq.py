@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from onnxport.errors import CheckpointError
 from onnxport.export.attention_interface.positions import NUMBERED
+from onnxport.export.attention_interface.predict_streams import has_streams
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.hugging_face.any_decoder import is_decoder_alone
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.family import Decoding
-from onnxport.export.hugging_face.original import TransformersSeq2Seq
+from onnxport.export.hugging_face.original import SteppedSeq2Seq, TransformersSeq2Seq
 from onnxport.export.hugging_face.other_family import COUNTS, LENGTHS, OtherFamily, code_problems, depth_problems
 from onnxport.export.sentence_transformers import TextSettings
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
@@ -99,7 +100,11 @@ class TracedSeq2Seq:
     @property
     def max_length(self) -> int | None:
         """Positions of a target; None where nothing bounds them."""
-        return _bound(_sides(self.model.config)[1], self.model.get_decoder(), TARGET_LENGTHS)
+        decoder = self.model.get_decoder()
+        bound = _bound(_sides(self.model.config)[1], decoder, TARGET_LENGTHS)
+        if bound is None or not has_streams(decoder):
+            return bound
+        return bound - 2  # the first row of the table is of padding, and predictions lie one position ahead
 
     @property
     def max_source_length(self) -> int | None:
@@ -111,10 +116,15 @@ class TracedSeq2Seq:
     def describe(self) -> Seq2SeqModel:
         """The model for the exporter."""
         try:
-            original = TransformersSeq2Seq(self.model, self.ids)
+            decoder = self.model.get_decoder()
+            original = (SteppedSeq2Seq if has_streams(decoder) else TransformersSeq2Seq)(self.model, self.ids)
         except Exception as error:  # a class of speech, or what it likes
             name = type(self.model).__name__
             raise CheckpointError(f"{name} has no encoder, table of tokens and head that can be found; use Module(...)") from error
+        padding = decoder.position_embeddings.padding_idx if has_streams(decoder) else 0
+        if padding != 0:
+            name = type(self.model).__name__
+            raise CheckpointError(f"pad_token_id is {padding}, expected 0: with any other {name} cannot go on from its own cache")
         return Seq2SeqModel(original, None, self.ids, self.max_length, self.generation, self.max_source_length)
 
 

@@ -49,6 +49,28 @@ class TransformersSeq2Seq:
         return _answers(out, 1, self.ids["eos_id"], beam)
 
 
+class SteppedSeq2Seq(TransformersSeq2Seq):
+    """ProphetNet's, whose logits of one token a time, which `generate` asks for, are others than those of a whole text.
+
+    There transformers gives positions of a predicting stream the distances of others (`get_predict_relative_pos_embeddings`).
+    """
+
+    def decode(self, target_ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """Logits by cached steps; as in TransformersSeq2Seq."""
+        logits, cache = [], None
+        for ids in target_ids.split(1, 1):
+            found = self.model(
+                encoder_outputs=encoder_output(memory), attention_mask=mask.long(), decoder_input_ids=ids, cache=cache, use_cache=True
+            )
+            cache = found.cache
+            logits.append(found.logits)
+        return torch.cat(logits, 1)
+
+    def forward(self, ids: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+        """Logits by cached steps; as in TransformersSeq2Seq."""
+        return self.decode(target_ids, self.encode(ids, mask), mask)
+
+
 def _rows(part: Any) -> int:
     """Rows of the table of tokens of an encoder or decoder; some classes have none that is asked for."""
     table = part.embed_tokens if hasattr(part, "embed_tokens") else part.get_input_embeddings()

@@ -8,6 +8,8 @@ from typing import Any
 from onnxport.export import golden
 from onnxport.export.attention_interface.decoder import vocabulary
 from onnxport.export.attention_interface.encoder_decoder import find_shapes, trace_decoder, trace_source_encoder
+from onnxport.export.attention_interface.neighbours import attends_to_neighbours
+from onnxport.export.attention_interface.predict_streams import has_streams
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.exported import Exported
 from onnxport.export.hugging_face.any_seq2seq import sparse
@@ -54,7 +56,11 @@ def export_traced_seq2seq(source: Source, model: Seq2SeqModel, task: str, opset:
 
 
 def _notes(original: Any, model: Seq2SeqModel) -> Iterator[str]:
-    """What bounds what the model's own configuration does not."""
+    """What bounds what the model's own configuration does not, and what is assumed."""
     longest = getattr(original.config, "max_position_embeddings", None)
     if isinstance(longest, int) and model.max_source_length is not None and model.max_source_length < longest and sparse(original):
         yield f"sources are bounded to {model.max_source_length} of {longest} tokens: beyond, the class reads some blocks of them only"
+    if attends_to_neighbours(original):
+        yield "no token attends to all of a source: that is what the class does without a global_attention_mask"
+    if has_streams(original.get_decoder()):
+        yield "answers are those of generate(), one token a time: over a whole text the class gives other logits"

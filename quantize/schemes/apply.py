@@ -16,6 +16,7 @@ from onnxport.quantize.activation_statistics import Hessian, Range, observe, wat
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import blockwise, experts, int8
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
+from onnxport.quantize.schemes.mixtures import parameters
 from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
@@ -64,7 +65,7 @@ def quantize(
     copies, products, tables = _prepared(models, plan)
     looked_up = [table for pairs in tables.values() for table, _ in pairs]
     known = [linear.parameter for pairs in products.values() for linear, _ in pairs] + [table.parameter for table in looked_up]
-    plan.check(known + experts.parameters(copies.values()))
+    plan.check(known + parameters(copies.values()))
     _solve(copies, products, looked_up, plan, feeds, weights)
     ranges = {role: _ranges(role, copies[role], products[role], feeds) for role in copies}
     became: dict[str, str] = {}

@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import MICROSOFT, array_of, constant, is_op, new_node, optional, source, take_over
-from onnxport.graph.normalize import parameter_of
+from onnxport.graph.edit import constant, new_node, optional, source, take_over
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.schemes.blockwise import ACCURACY, SIZES, named, rounded
+from onnxport.quantize.schemes.mixtures import DOWN, UP, Mixture, mixtures
 
-UP, DOWN = 2, 4  # places of the weights among the inputs of MoE; a bias follows each
 EIGHT_BITS = scheme("int8-blocks")  # of experts, in the place of rows: the kernel knows blocks alone
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """A MoE node of float32. up [experts, 2 * inner, hidden], down [experts, hidden, inner]; parameters: PyTorch's names of both."""
-
-    node: ir.Node
-    up: np.ndarray
-    down: np.ndarray
-    parameters: tuple[str, str]
-
-
-def mixtures(graph: Iterable[ir.Node]) -> Iterator[Mixture]:
-    """Every mixture of experts with constant weights, in graph order."""
-    for node in list(graph):
-        if not is_op(node, "MoE", MICROSOFT):
-            continue
-        up, down = (array_of(optional(node, place)) for place in (UP, DOWN))
-        if up is not None and down is not None and up.dtype == down.dtype == np.float32:
-            yield Mixture(node, up, down, (parameter_of(source(node, UP)), parameter_of(source(node, DOWN))))
-
-
-def parameters(models: Iterable[ir.Model]) -> list[str]:
-    """The names of all weights of mixtures."""
-    return [name for model in models for mixture in mixtures(model.graph) for name in mixture.parameters]
-
-
 def chosen(plan: Plan, mixture: Mixture) -> Scheme:
-    """The scheme of a mixture, with its block size: of its two weights' schemes the finer one; fp32 where the kernel does not take it."""
+    """The scheme of a mixture, with its block size: of its two weights' schemes the finer one; fp32 where the kernel does not take it.
+
+    Blocks are the smaller ones, and have zero points where one of the weights has: what lies on the grid of its own scheme lies on this.
+    """
     both = [plan.of(parameter) for parameter in mixture.parameters]
     if any(one.kind == "fp32" for one in both):
         return FP32
-    finer = max((one if one.kind == "blocks" else EIGHT_BITS for one in both), key=lambda one: one.bits)
-    widths = mixture.up.shape[2], mixture.down.shape[2]
-    size = next((size for size in SIZES if size <= (finer.block or SIZES[0]) and not any(width % size for width in widths)), None)
+    both = [one if one.kind == "blocks" else EIGHT_BITS for one in both]
+    most, widths = min(one.block or SIZES[0] for one in both), (mixture.up.shape[2], mixture.down.shape[2])
+    size = next((size for size in SIZES if size <= most and not any(width % size for width in widths)), None)
     if size is None:
         return FP32
+    finer = max(both, key=lambda one: (one.bits, not one.symmetric))
     plain = scheme(finer.plain.name.replace("-min", "-asym").replace("-sorted", ""))
     return scheme(named(plain, size))
 

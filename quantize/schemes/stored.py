@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
+from onnxport.quantize.schemes.mixtures import ExpertWeights, mixtures
 from onnxport.quantize.schemes.rounding import ROUNDED, Blocks, Grid, based_grid, in_blocks, joined
 
 BITS = (4, 8)
@@ -169,8 +170,8 @@ def scheme_of(weight: np.ndarray, bits: tuple[int, ...] = BITS) -> str | None:
     return next((chosen.name for chosen in found), None)
 
 
-def carrying_scheme(part: Linear | Lookup) -> str | None:
-    """`scheme_of` the weight of a product or lookup, looked for once a process."""
+def carrying_scheme(part: Linear | Lookup | ExpertWeights) -> str | None:
+    """`scheme_of` the weight of a product, lookup or mixture, looked for once a process."""
     if part.key not in _FOUND:
         _FOUND[part.key] = scheme_of(part.rows)
     return _FOUND[part.key]
@@ -239,7 +240,8 @@ def own_plan(plan: Plan, graphs: Mapping[str, ir.Model]) -> Plan:
     return Plan({**plan.schemes, **rest, **found.schemes})
 
 
-def _parts(graphs: Mapping[str, ir.Model]) -> Iterator[Linear | Lookup]:
+def _parts(graphs: Mapping[str, ir.Model]) -> Iterator[Linear | Lookup | ExpertWeights]:
     for model in graphs.values():
         yield from linears(model.graph)
         yield from lookups(model.graph)
+        yield from (weights for mixture in mixtures(model.graph) for weights in mixture.weights)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -87,3 +88,33 @@ def test_answers_of_experts(tmp_path: Path) -> None:
     folders.write_mxfp4(tmp_path / "model", layers=1)
     original = dequantized(tmp_path / "model", transformers.Mxfp4Config)
     assert_answers(build(tmp_path / "model", tmp_path / "bundle", precision=("fp32",)).path, original)
+
+
+def test_experts_of_4_bit_floats_are_carried_in_8_bits(tmp_path: Path) -> None:
+    """By the plain command: twice such a float is an integer up to 12, so codes stand for the very numbers; see `stored`."""
+    folders.write_mxfp4(tmp_path / "model")
+    made = build(tmp_path / "model", tmp_path / "bundle", precision=None)
+    assert list(made.variants) == ["int8-weight", "fp32"]
+    assert any("int8-weight carries without loss" in note for note in made.manifest.value["provenance"]["notes"])
+    codes, numbers = (experts(made.path / variant / "decoder.onnx", op) for variant, op in (("int8-weight", "QMoE"), ("fp32", "MoE")))
+    assert len(codes) == len(numbers) == 2
+    for (up, up_scale, down, down_scale), (up_numbers, down_numbers) in zip(codes, numbers, strict=True):
+        np.testing.assert_array_equal(expanded(up, up_scale), up_numbers)
+        np.testing.assert_array_equal(expanded(down, down_scale), down_numbers)
+
+
+def experts(path: Path, op: str) -> list[list[np.ndarray]]:
+    """The constant weights and scales of each mixture of a graph, without biases."""
+    graph = onnx.load(path).graph
+    arrays = {one.name: onnx.numpy_helper.to_array(one, str(path.parent)) for one in graph.initializer}
+    wide = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}  # scales that float16 holds are stored so
+    read = [[wide.get(name, name) for name in node.input[2:]] for node in graph.node if node.op_type == op]
+    found = [[arrays[name].astype(np.float32) for name in names if name in arrays] for names in read]
+    return [[array for array in some if array.ndim == 3] for some in found]
+
+
+def expanded(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Codes of 8 bits [experts, N, K] with a scale of each block → the numbers that they stand for."""
+    size = codes.shape[2] // scale.shape[2]
+    whole: np.ndarray = (codes - 128) * scale.repeat(size, 2)
+    return whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,27 @@ def bert2bert(folder: Path) -> Any:
     return made("EncoderDecoderModel", folder, config)
 
 
-def agrees(theirs: Any, ours: Model) -> None:
+def whole_logits(theirs: Any, source: list[int], target: list[int]) -> torch.Tensor:
+    """Logits [target, vocabulary] of the class over the whole target."""
+    with torch.no_grad():
+        found = theirs(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]), use_cache=False)
+    logits: torch.Tensor = found.logits[0]
+    return logits
+
+
+def stepped_logits(theirs: Any, source: list[int], target: list[int]) -> torch.Tensor:
+    """The same of one token a time, with the class's own cache."""
+    logits, cache = [], None
+    for token in target:
+        with torch.no_grad():
+            ids = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([[token]])}
+            found = theirs(**ids, attention_mask=torch.ones(1, len(source), dtype=torch.long), cache=cache, use_cache=True)
+        cache = found.cache
+        logits.append(found.logits[0])
+    return torch.cat(logits)
+
+
+def agrees(theirs: Any, ours: Model, logits_of: Callable[[Any, list[int], list[int]], torch.Tensor] = whole_logits) -> None:
     """Log-probabilities of generated tokens are those of the class over the whole answer: ragged sources, rows at different positions."""
     assert ours.engine is not None and ours.engine.config.decoder_start_id is not None
     config, random = ours.engine.config.plain(), np.random.default_rng(3)
@@ -64,9 +84,7 @@ def agrees(theirs: Any, ours: Model) -> None:
         answers = Generator(ours.engine, None, None, config).generate(sources, beginnings, options, Watch())
         for source, beginning, answer in zip(sources, beginnings, answers, strict=True):
             begun = [config.decoder_start_id, *beginning]
-            target = torch.tensor([[*begun, *answer.tokens]])
-            with torch.no_grad():
-                logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=target, use_cache=False).logits[0, len(begun) - 1 : -1]
+            logits = logits_of(theirs, source, [*begun, *answer.tokens])[len(begun) - 1 : -1]
             expected = logits.log_softmax(-1)[torch.arange(NEW), torch.tensor(answer.tokens)]
             np.testing.assert_allclose(answer.token_logprobs, expected.numpy(), atol=1e-5 * float(logits.abs().max()) + 1e-6)
 
@@ -140,6 +158,68 @@ def test_n_grams_of_the_source_do_not_come_again(tmp_path: Path) -> None:
     with load(tmp_path / "bundle", threads=1) as ours:
         assert ours.bundle.manifest.value["requires"] == ["generation.encoder_no_repeat_ngram"]
         beams_agree(theirs, ours, [[7, 8, 9, 10], [5]], {})
+
+
+def test_neighbours_in_the_encoder_and_own_attention_in_the_decoder(tmp_path: Path) -> None:
+    """LED: a text is longer than a window, and whole windows or not."""
+    import transformers
+
+    bounds = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 32, "attention_window": [8, 4]}
+    config = transformers.LEDConfig(**BART | bounds | {"encoder_layers": 2, "bos_token_id": 1, "decoder_start_token_id": 2})
+    theirs = made("LEDForConditionalGeneration", tmp_path / "folder", config)
+    bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+    assert bundle.generation is not None and (bundle.generation.max_length, bundle.generation.source_length) == (32, 64)
+    assert any("global_attention_mask" in note for note in bundle.manifest.value["provenance"]["notes"])
+    with load(tmp_path / "bundle", threads=1) as ours:
+        agrees(theirs, ours)
+        beams_agree(theirs, ours, [[7, 8, 9, 10] * 4, [*range(5, 42)], [10]], {})
+
+
+def test_predicting_streams(tmp_path: Path) -> None:
+    """ProphetNet, whose answers are those of its `generate`: its class over a whole text gives others."""
+    import transformers
+
+    parts = ("encoder", "decoder")
+    sizes = {f"num_{part}_layers": 2 for part in parts} | {f"num_{part}_attention_heads": 4 for part in parts}
+    config = transformers.ProphetNetConfig(
+        vocab_size=97, hidden_size=32, encoder_ffn_dim=40, decoder_ffn_dim=40, max_position_embeddings=32, num_buckets=8,
+        relative_max_distance=12, ngram=3, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, **sizes,
+    )  # fmt: skip
+    theirs = made("ProphetNetForConditionalGeneration", tmp_path / "folder", config)
+    bundle = build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+    assert bundle.generation is not None and bundle.generation.max_length == 30
+    with load(tmp_path / "bundle", threads=1) as ours:
+        agrees(theirs, ours, stepped_logits)
+        beams_agree(theirs, ours, [[7, 8, 9], [10], [*range(20, 40)]], {})
+        assert ours.engine is not None
+        (longest,) = Generator(ours.engine, None, None, ours.engine.config.plain()).generate(
+            [[7, 8, 9]], [[]], Options(beam=1, min_new_tokens=29, max_new_tokens=29), Watch()
+        )
+        expected = stepped_logits(theirs, [7, 8, 9], [1, *longest.tokens])[:-1].log_softmax(-1)
+        np.testing.assert_allclose(longest.token_logprobs, expected[torch.arange(29), torch.tensor(longest.tokens)].numpy(), atol=1e-4)
+
+
+def test_streams_that_cannot_go_on_from_their_own_cache_are_refused(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ProphetNetConfig(
+        vocab_size=97, hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, num_encoder_attention_heads=4, encoder_ffn_dim=40,
+        num_decoder_attention_heads=4, decoder_ffn_dim=40, max_position_embeddings=64, pad_token_id=3,
+    )  # fmt: skip
+    made("ProphetNetForConditionalGeneration", tmp_path / "folder", config)
+    with pytest.raises(CheckpointError, match="pad_token_id is 3, expected 0"):
+        export(str(tmp_path / "folder"))
+
+
+def test_a_decoder_that_masks_nothing_since_it_is_asked_for_one_token_a_time(tmp_path: Path) -> None:
+    """FSMT, whose head is none that its class names, and whose positions begin behind the padding id."""
+    import transformers
+
+    sizes = {"src_vocab_size": 97, "tgt_vocab_size": 97, "langs": ["en", "de"], "pad_token_id": 1, "bos_token_id": 0}
+    theirs = made("FSMTForConditionalGeneration", tmp_path / "folder", transformers.FSMTConfig(**BART | sizes))
+    build(str(tmp_path / "folder"), tmp_path / "bundle", precision=("fp32",))
+    with load(tmp_path / "bundle", threads=1) as ours:
+        agrees(theirs, ours, stepped_logits)
 
 
 class Translator:
@@ -224,11 +304,7 @@ def test_a_canonical_family_answers_alike_on_both_routes(tmp_path: Path) -> None
 def test_attention_that_is_not_known_is_refused(tmp_path: Path) -> None:
     import transformers
 
-    config = transformers.ProphetNetConfig(
-        vocab_size=97, hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, num_encoder_attention_heads=4, encoder_ffn_dim=40,
-        num_decoder_attention_heads=4, decoder_ffn_dim=40, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1,
-    )  # fmt: skip
-    made("ProphetNetForConditionalGeneration", tmp_path / "folder", config)
-    with pytest.raises(CheckpointError, match="ProphetNetForConditionalGeneration"):
+    config = transformers.MvpConfig(**BART, use_prompt=True, prompt_length=4, prompt_mid_dim=8)
+    made("MvpForConditionalGeneration", tmp_path / "folder", config)
+    with pytest.raises(CheckpointError, match=r"MvpForConditionalGeneration's decoder cannot be replaced: .*not multiplied in a way"):
         export(str(tmp_path / "folder"))
