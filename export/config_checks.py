@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,18 @@ def read_json(path: Path, kind: type = dict) -> Any:
         expected = "a list" if kind is list else "an object"
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not {expected}; correct it, or copy it again")
     return value
+
+
+def repeated_names(path: Path) -> list[str]:
+    """Names that an object of a JSON file has more than once; whoever reads it sees one of their values."""
+    found: Counter[str] = Counter()
+
+    def count(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.update(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    json.loads(path.read_bytes(), object_pairs_hook=count)
+    return sorted(found)
 
 
 def _float_of(value: dict[str, Any]) -> Any:

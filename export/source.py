@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxport.errors import CheckpointError
@@ -42,8 +43,9 @@ class Source:
 
     task: of the source itself, None for the usual one. hashes: file, module or class → sha256. tokenizers: `source` and `target` →
     bytes of a tokenizer.json. settings: the model's settings, ready for JSON. owned: nobody else holds the adapter's modules.
-    notes: what is left out or taken for something, a sentence each. assumed: such a sentence about the task, for callers that name none.
-    texts: of its user, that a language model is judged on beside the kit's.
+    goldens: golden answers of this source that are known already. notes: what is left out or taken for something, a sentence each.
+    assumed: such a sentence about the task, for callers that name none. texts: of its user, that a language model is judged on beside the
+    kit's.
     """
 
     adapter: Adapter | SelfDescribing | OnnxFile
@@ -55,6 +57,7 @@ class Source:
     settings: dict[str, Any] = field(default_factory=dict)
     chat: ChatTemplate | None = None
     owned: bool = False
+    goldens: dict[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     assumed: str | None = None
     texts: tuple[str, ...] = ()

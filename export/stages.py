@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxport.errors import UsageError
 from onnxport.export.adapters import Adapter, Module
 from onnxport.export.description import CausalModel, EncoderModel, Model, Seq2SeqModel, choose_task
@@ -31,12 +33,14 @@ def export(
     allow_remote_code: bool = False,
     route: str | None = None,
     texts: tuple[str, ...] = (),
+    goldens: dict[str, np.ndarray] | None = None,
 ) -> Exported:
     """Standard graphs and golden answers of a folder, a file, a `package.module:factory`, an adapter, or `(module, example inputs)`.
 
     lora: a folder of PEFT, which is merged into the weights first. route: ATTENTION_INTERFACE has a language model of transformers traced
     as its own class, also where it has a canonical form; None for what suits the source. texts: that a language model gives golden answers
-    on beside the kit's.
+    on beside the kit's. goldens: what an earlier export of the same source by the same options and versions gave: a language model is not
+    asked again.
     Errors: UsageError (task, opset), CheckpointError (the source was refused), ParityError (canonical model and user's class disagree).
     """
     progress = progress or (lambda message: None)
@@ -44,7 +48,7 @@ def export(
         raise UsageError(f"route {route} is not known, expected {ATTENTION_INTERFACE}; leave it out for what suits the source")
     progress("reading the source")
     opset_written = check_opset(opset)  # an ONNX file keeps its own where none is wanted
-    found = resolve(source, allow_pickle, lora, allow_remote_code)
+    found = replace(resolve(source, allow_pickle, lora, allow_remote_code), goldens=goldens)
     if task == "text-generation" and isinstance(source, str | Path) and has_modules(Path(source)):
         raise UsageError(
             f"task {task} is not possible for {source}: its modules.json makes it an embedding model; "

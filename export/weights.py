@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import mmap
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import BundleError, CheckpointError, one_line
-from onnxport.export.config_checks import read_json
+from onnxport.export.config_checks import read_json, repeated_names
 from onnxport.runtime.bundle.reader import sha256
 
 PICKLES = ("*.pt", "*.pth", "*.bin")
@@ -104,7 +102,7 @@ def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFil
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
         raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
-    if twice := _repeated(index):
+    if twice := repeated_names(index):
         raise CheckpointError(f"{index} names tensors twice: {', '.join(twice)}; save the model again")
     paths = [index.parent / name for name in sorted(set(files.values()))]
     if absent := [path.name for path in paths if not path.is_file()]:
@@ -116,18 +114,6 @@ def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFil
             raise CheckpointError(f"{path} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
         _join(tensors, found, path)
     return WeightFiles(tensors, [index, *paths])
-
-
-def _repeated(path: Path) -> list[str]:
-    """Names that an object of a JSON file has more than once; whoever reads it sees one of their values."""
-    found: Counter[str] = Counter()
-
-    def count(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.update(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        return dict(pairs)
-
-    json.loads(path.read_bytes(), object_pairs_hook=count)
-    return sorted(found)
 
 
 def _join(tensors: dict[str, Tensor], more: dict[str, Tensor], path: Path) -> None:

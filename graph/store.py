@@ -1,4 +1,5 @@
-"""Files of a variant: one small graph file a role, and one file of weights that all of them map; written, and read again on demand.
+"""Files of a variant: one small graph file a role, and one file of weights that all of them map, or several where a target reads none so
+large; written, and read again on demand.
 
 Tensors with the same bytes are stored once, whatever graph, name or shape they have: a tied embedding and projection cost their bytes once.
 """
@@ -24,15 +25,18 @@ from onnxport.errors import OutputError
 from onnxport.graph.edit import remove_metadata
 from onnxport.graph.lazy import LEAST
 
-WEIGHTS = "weights.bin"
+WEIGHTS, FURTHER = "weights.bin", "weights-*.bin"  # of several files the first one, and those that follow: weights-2.bin
+PART = 2_000_000_000  # bytes of a file at most where programs hold files in buffers, as browsers do
 IR_VERSION = 10
+HELD = 0.1  # share of large weights that may stay in memory
 INLINE_BYTES = 256  # shapes, axes and scalars stay in the graph, where ONNX Runtime can fold them
 PAGE, LINE = 4096, 64  # large tensors start on a page, small ones on a cache line
 
 
-def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
+def write(models: dict[str, ir.Model], folder: str | Path, most: int | None = None) -> dict[str, str]:
     """Write `<role>.onnx` for every model and one `weights.bin` into `folder` (made if absent); returns role -> file name.
 
+    most: bytes of a file of weights, where there may be several; a single larger weight has a file of its own. None: there is one file.
     The same models give the same bytes. Raises `OutputError` if the files cannot be written; files begun are removed then.
     """
     folder = Path(folder)
@@ -40,12 +44,9 @@ def write(models: dict[str, ir.Model], folder: str | Path) -> dict[str, str]:
     made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made.append(folder / WEIGHTS)
-        with open(folder / WEIGHTS, "wb") as weights:
-            places: dict[tuple[str, int], int] = {}
-            protos = {role: _proto(model, weights, places) for role, model in sorted(models.items())}
-            weights.flush()
-            os.fsync(weights.fileno())
+        with contextlib.closing(_WeightFiles(folder, most, made)) as weights:
+            protos = {role: _proto(model, weights) for role, model in sorted(models.items())}
+            weights.sync()
         for role, proto in protos.items():
             made.append(folder / files[role])
             (folder / files[role]).write_bytes(proto.SerializeToString(deterministic=True))
@@ -71,7 +72,7 @@ def reread(models: dict[str, ir.Model], folder: str | Path) -> None:
             value = model.graph.initializers[entry.name]
             place = {item.key: item.value for item in entry.external_data}
             value.const_value = ir.ExternalTensor(
-                WEIGHTS,
+                place["location"],
                 int(place["offset"]),
                 int(place["length"]),
                 ir.DataType(entry.data_type),
@@ -81,7 +82,7 @@ def reread(models: dict[str, ir.Model], folder: str | Path) -> None:
             )
 
 
-def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int]) -> onnx.ModelProto:
+def _proto(model: ir.Model, weights: _WeightFiles) -> onnx.ModelProto:
     graph = model.graph
     large: dict[str, ir.Value] = {}
     light = model.clone()
@@ -104,10 +105,10 @@ def _proto(model: ir.Model, weights: object, places: dict[tuple[str, int], int])
         if name not in large:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy(), name))
             continue
-        offset, length = _place(_bytes(tensor), weights, places)
+        file, offset, length = weights.place(_bytes(tensor))
         entry = proto.graph.initializer.add(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
         entry.data_location = onnx.TensorProto.EXTERNAL
-        for key, item in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+        for key, item in (("location", file), ("offset", offset), ("length", length)):
             entry.external_data.add(key=key, value=str(item))
     return proto
 
@@ -119,16 +120,51 @@ def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
-def _place(data: memoryview, weights: object, places: dict[tuple[str, int], int]) -> tuple[int, int]:
-    key = hashlib.sha256(data).hexdigest(), len(data)
-    if key not in places:
-        step = PAGE if len(data) >= 16 * PAGE else LINE
-        position = weights.tell()  # type: ignore[attr-defined]
-        offset = -(-position // step) * step
-        weights.write(b"\0" * (offset - position))  # type: ignore[attr-defined]
-        weights.write(data)  # type: ignore[attr-defined]
-        places[key] = offset
-    return places[key], len(data)
+class _WeightFiles:
+    """Files of weights that are being written, one after the other. most: see `write`. made: gets their paths."""
+
+    def __init__(self, folder: Path, most: int | None, made: list[Path]) -> None:
+        self._folder, self._most, self._made = folder, most, made
+        self._places: dict[tuple[str, int], tuple[str, int]] = {}
+        self._count = 0
+        self._open_next()
+
+    def _open_next(self) -> None:
+        self._count += 1
+        self._name = WEIGHTS if self._count == 1 else FURTHER.replace("*", str(self._count))
+        self._made.append(self._folder / self._name)
+        self._file = open(self._folder / self._name, "wb")  # noqa: SIM115 - `close` does
+
+    def place(self, data: memoryview) -> tuple[str, int, int]:
+        """File, offset and length of bytes, which are written where they are not there yet."""
+        key = hashlib.sha256(data).hexdigest(), len(data)
+        if key not in self._places:
+            step = PAGE if len(data) >= 16 * PAGE else LINE
+            position = self._file.tell()
+            offset = -(-position // step) * step
+            if self._most is not None and position and offset + len(data) > self._most:
+                self.sync()
+                self.close()
+                self._open_next()
+                position = offset = 0
+            self._file.write(b"\0" * (offset - position))
+            self._file.write(data)
+            self._places[key] = self._name, offset
+        return *self._places[key], len(data)
+
+    def sync(self) -> None:
+        """Brings the file that is open to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file that is open."""
+        self._file.close()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Those that `write` made there."""
+    return [path for path in [folder / WEIGHTS, *sorted(folder.glob(FURTHER))] if path.is_file()]
 
 
 def _anonymize(model: ir.Model) -> None:
@@ -177,10 +213,11 @@ def on_disk(graphs: dict[str, Any], beside: Path) -> Iterator[Callable[[], None]
 
 
 def are_made_anew(graphs: Mapping[str, ir.Model]) -> bool:
-    """Whether all large weights of graphs are made for each reader, of a mapped file."""
+    """Whether the large weights of graphs are made for each reader, of a mapped file, but for a small part, as tables of positions are."""
     large = [v.const_value for model in graphs.values() for v in model.graph.initializers.values() if v.const_value is not None]
     large = [tensor for tensor in large if tensor.nbytes >= LEAST]
-    return bool(large) and all(isinstance(tensor, ir.LazyTensor) for tensor in large)
+    held = sum(tensor.nbytes for tensor in large if not isinstance(tensor, ir.LazyTensor))
+    return bool(large) and held <= HELD * sum(tensor.nbytes for tensor in large)
 
 
 def forget(graphs: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_ca
 from onnxport.quantize.schemes.apply import quantize, solve
 from onnxport.quantize.schemes.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ChannelScales
+from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import linears, lookups
 from onnxport.quantize.targets import float32_attention, retarget
 from onnxport.runtime.bundle.interface import LOGITS
@@ -49,7 +50,8 @@ class Recipe:
     feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
     that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. positions: of
     the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web". solved: of a language
-    model and these feeds, what is known already.
+    model and these feeds, what is known already. finished: keeps what is fitted to inputs, for an export that goes on where this one may
+    stop.
     """
 
     precision: str
@@ -60,6 +62,7 @@ class Recipe:
     positions: int | None = None
     target: str = CPU.name
     solved: Solved | None = None
+    finished: Finished | None = None
 
     @property
     def cache(self) -> str | None:
@@ -151,7 +154,7 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
         plan = Plan(plan.schemes | sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most))
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
-    return quantize(fused, plan, feeds, recipe.experts)
+    return quantize(fused, plan, feeds, recipe.experts, Weights(recipe.finished))
 
 
 def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -198,7 +201,8 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     large = sum(math.prod(linear.shape) for linear in linears(decoder.graph)) > sensitive_weights.LARGE
     if recipe.plan is None and large:
         plan = _by_rule(plan, fused)
-    scales, weights = ChannelScales(decoder, data), Weights()
+    finished = recipe.finished
+    scales, weights = ChannelScales(decoder, data, finished), Weights(finished)
     scaled = scales.scaled(even := _before_protection(plan, decoder))
     if recipe.plan is None and not large:
         solve({"decoder": scaled}, plan, feeds, weights)
@@ -206,7 +210,8 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
             if (again := _before_protection(plan, decoder)).schemes != even.schemes:
-                scaled, weights = scales.scaled(again), Weights()  # as a plan that is given has it
+                # as a plan that is given has it
+                scaled, weights = scales.scaled(again), Weights(finished.inside("again") if finished else None)
     return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts, weights)
 
 

@@ -1,5 +1,6 @@
 """The original model in PyTorch behind the methods of a loaded bundle: it generates, encodes, classifies, answers and scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,17 @@ from onnxport.runtime.tasks.token_classification import OUTSIDE, Entity, entitie
 from onnxport.runtime.tokenizer import TextTokenizer
 
 NEW_TOKENS = 128
+HELD = 0.5  # share of the free memory that weights may take in float32; others are made of their files for each layer that reads them
 LOGITS = 2**26  # numbers of logits that are held at once
+
+
+def _free_memory() -> float:
+    """Bytes that programs can have without others giving theirs up; infinity where the system does not tell (it is not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
 
 
 class PyTorchReference:
@@ -65,7 +76,8 @@ class PyTorchReference:
             self.model: Any = self.described.original
             self.modules = self.model.modules
         for module in self.modules:
-            materialize(module)
+            if 4 * sum(parameter.numel() for parameter in module.parameters()) <= HELD * _free_memory():
+                materialize(module)
 
     def generate(
         self,

@@ -125,7 +125,8 @@ def _solve(
 ) -> None:
     """Solves the weights whose schemes look at inputs, before any graph is changed.
 
-    Each is solved by all of its uses, which several graphs may have.
+    Each is solved by all of its uses, which several graphs may have. What was solved before the export began is not solved again; the
+    graphs give up the same values all the same, for those that they do not give up may be fused into others and be rounded otherwise.
     """
     for table in looked_up:
         if plan.of(table.parameter).needs == "hessian":
@@ -136,9 +137,14 @@ def _solve(
         calibrated = [pair for pair in pairs if pair[1].needs in COSTS]
         keys |= {linear.node: linear.key for linear, _ in calibrated}
         wanted[role] = [(linear, found) for linear, found in calibrated if not weights.has(keys[linear.node], found, _size(linear, found))]
-    left = Counter(keys[linear.node] for pairs in wanted.values() for linear, _ in pairs)
-    for role, pairs in wanted.items():
-        for piece in walk(copies[role], _given(role, feeds), [str(linear.x.name) for linear, _ in pairs]) if pairs else ():
+    unsolved = {
+        role: [(linear, found) for linear, found in pairs if not weights.take_over(keys[linear.node], found, _size(linear, found))]
+        for role, pairs in wanted.items()
+    }
+    left = Counter(keys[linear.node] for pairs in unsolved.values() for linear, _ in pairs)
+    for role, pairs in unsolved.items():
+        inputs = [str(linear.x.name) for linear, _ in wanted[role]]
+        for piece in walk(copies[role], _given(role, feeds), inputs) if pairs else ():
             for batch in _batches([pair for pair in pairs if pair[0].x.name in piece.names]):
                 statistics = watch(piece, _needs(batch))
                 for linear, found in batch:

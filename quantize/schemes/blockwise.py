@@ -7,6 +7,7 @@ A table of embeddings has the same form as the projection to the vocabulary, so 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from onnxport.graph.edit import constant, new_node, take_over
 from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
+from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.schemes.hqq import quantize_hqq
 from onnxport.quantize.schemes.linear import Linear, Lookup
@@ -41,9 +43,12 @@ class Weights:
 
     Schemes that look at inputs are solved before any graph is changed, and kept. Of all others, which are quick to find again, those
     found last are kept as far as there is room: uses of a weight follow each other.
+
+    finished: keeps what is solved, and has what was solved before from the same graphs and inputs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, finished: Finished | None = None) -> None:
+        self._finished = finished
         self._costs: dict[str, list[np.ndarray]] = {}
         self._looked_up: set[str] = set()
         self._solved: dict[tuple[str, str], Blocks] = {}
@@ -52,6 +57,13 @@ class Weights:
     def has(self, key: str, chosen: Scheme, size: int) -> bool:
         """Whether a weight, by its key, has been solved by a scheme that looks at inputs."""
         return (key, named(chosen, size)) in self._solved
+
+    def take_over(self, key: str, chosen: Scheme, size: int) -> bool:
+        """Whether a weight has been solved, also before this export began."""
+        name = key, named(chosen, size)
+        if name not in self._solved and self._finished is not None and (arrays := self._finished.get(" ".join(name))) is not None:
+            self._solved[name] = _blocks(arrays, chosen.bits, size)
+        return name in self._solved
 
     def see(self, key: str, costs: list[np.ndarray]) -> None:
         """What errors of a weight, by its key, cost in one of its uses, before it is solved: uses add up.
@@ -72,7 +84,11 @@ class Weights:
             damping = TIED if key in self._looked_up else DAMPING
             found = quantize_gptq(weight, chosen.bits, size, chosen.symmetric, costs, damping)
         found = found or quantize_nearest(weight, chosen.bits, size, chosen.symmetric, costs[0])
-        self._solved[key, named(chosen, size)] = replace(found, codes=mapped(found.codes))
+        name = key, named(chosen, size)
+        if self._finished is None:
+            self._solved[name] = replace(found, codes=mapped(found.codes))
+        else:
+            self._solved[name] = _blocks(self._finished.keep(" ".join(name), _arrays(found)), chosen.bits, size)
 
     def blocks(self, part: Linear | Lookup, chosen: Scheme, size: int) -> Blocks:
         """The integers of a weight: those it has already where it lies on such a grid.
@@ -88,6 +104,18 @@ class Weights:
                 self._found.pop(next(iter(self._found)))
             self._found[key] = found
         return self._found[key]
+
+
+def _arrays(found: Blocks) -> dict[str, np.ndarray]:
+    grid = found.grid
+    arrays = {"codes": found.codes, "order": found.order, "scale": grid.scale, "zero": grid.zero, "base": grid.base}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _blocks(arrays: Mapping[str, np.ndarray], bits: int, size: int) -> Blocks:
+    """What `_arrays` was given."""
+    grid = Grid(bits, size, arrays["scale"], arrays.get("zero"), arrays.get("base"))
+    return Blocks(grid, arrays["codes"], arrays.get("order"))
 
 
 def rounded(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks:

@@ -24,6 +24,7 @@ from onnxport.quantize.activation_statistics import Sample, observe
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blockwise import block_size
+from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
 from onnxport.quantize.schemes.stored import carrying_scheme
@@ -34,6 +35,7 @@ ROWS = 96  # of an input, that scales are tried on
 COLUMNS = 512  # of a weight: more tell little more
 PAYS = 0.8  # a node of its own has to leave at most this share of the error
 SMALLEST = 1e-5
+SCALE = "scale"
 NORMS = {  # op → places of its weights, of each channel
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
@@ -113,12 +115,15 @@ class Maker:
 
 
 class ChannelScales:
-    """The scales of a graph's channels, which plans share as far as they say the same. model: float32; feeds: inputs by name."""
+    """The scales of a graph's channels, which plans share as far as they say the same.
 
-    def __init__(self, model: ir.Model, feeds: Feeds) -> None:
-        self._model, self._feeds = model, feeds
+    model: float32; feeds: inputs by name. finished: keeps scales, and has those that were found before for the same graph and inputs.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Feeds, finished: Finished | None = None) -> None:
+        self._model, self._feeds, self._finished = model, feeds, finished
         self._seen: dict[str, Inputs] = {}
-        self._best: dict[tuple[str, ...], np.ndarray | None] = {}
+        self._best: dict[str, np.ndarray | None] = {}
 
     def scaled(self, plan: Plan) -> ir.Model:
         """A copy whose products read scaled channels, as far as `plan` loses less so.
@@ -135,21 +140,30 @@ class ChannelScales:
         groups = {
             x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)
         }
-        new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
-        observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
-        self._seen |= new
+        keys = {x: " ".join([str(x.name), *(f"{scheme.name} {linear.key}" for linear, scheme in group)]) for x, group in groups.items()}
+        if not all(map(self._take_over, keys.values())):
+            new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
+            observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
+            self._seen |= new
         for x, group in groups.items():
-            inputs = self._seen[str(x.name)]
-            if inputs.count:
-                self._scale(graph, x, group, inputs)
+            self._scale(graph, x, group, keys[x])
         return copy
 
-    def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], inputs: Inputs) -> None:
+    def _take_over(self, key: str) -> bool:
+        """Whether the scale of a group is known, also from before this export began."""
+        if key not in self._best and self._finished is not None and (arrays := self._finished.get(key)) is not None:
+            self._best[key] = arrays.get(SCALE)
+        return key in self._best
+
+    def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], key: str) -> None:
         alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
         maker = _maker(x, group[0][0].shape[0]) if alone else None
-        key = (str(x.name), *(f"{scheme.name} {linear.key}" for linear, scheme in group))
         if key not in self._best:
-            self._best[key] = _best(group, inputs, maker)
+            inputs = self._seen[str(x.name)]
+            found = _best(group, inputs, maker) if inputs.count else None
+            if self._finished is not None:
+                self._finished.keep(key, {} if found is None else {SCALE: found})
+            self._best[key] = found
         best = self._best[key]
         if best is None:
             return

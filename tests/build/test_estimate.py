@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from onnxport.build.estimate import _bytes, estimate
-from onnxport.errors import CheckpointError, UsageError
+from onnxport.build.estimate import _bytes, check_room, estimate
+from onnxport.errors import CheckpointError, OutputError, UsageError
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.schemes import half_scales
 from onnxport.quantize.schemes.apply import quantize
@@ -64,3 +65,35 @@ def test_the_command_makes_nothing(folder: Path, tmp_path: Path) -> None:
     assert not out.exists()
     with pytest.raises(UsageError, match="--dry-run"):
         estimate(tmp_path / "nothing")
+
+
+def test_headers_alone_tell_what_the_index_has_wrong(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": places | {"model.layers.0.mlp.up_proj.weight": "b.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"b.safetensors lacks .* model.layers.0.mlp.up_proj.weight"):
+        estimate(folder)
+    index.write_text(json.dumps({"weight_map": places}).replace('"norm.weight"', '"norm.weight": "b.safetensors", "norm.weight"'))
+    with pytest.raises(CheckpointError, match="names tensors twice: norm.weight"):
+        estimate(folder)
+
+
+def test_a_variant_for_another_target_has_the_weights_of_one_that_is_made_alike(folder: Path) -> None:
+    found = estimate(folder, ("fp32", "int8-weight", "int8"), ("cpu", "web")).files
+    assert [name for name in found if name.endswith("weights.bin")] == [f"{name}/weights.bin" for name in ("fp32", "int8-weight", "int8")]
+    assert "int8-weight/decoder@web.onnx" in found and "fp32/decoder@web.onnx" in found
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    free, place = 4 * 4128, tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    check_room(folder, place / "out", ("fp32",))
+    result = invoke("export", folder, "--out", place / "out", "--precision", "fp32,int8")
+    assert result.exit_code == OutputError.exit_code and "the weights of fp32, int8 take" in result.stderr
+    assert not list(place.iterdir())
+    (place / ".out.work" / "out" / "int8").mkdir(parents=True)
+    (place / ".out.work" / "out" / "int8" / "weights.bin").write_bytes(bytes(free))
+    check_room(folder, place / "out", ("fp32", "int8"))  # they are there

@@ -17,13 +17,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxport.build import contents, work
 from onnxport.build.stages import build
 from onnxport.errors import CheckpointError, OutputError
+from onnxport.export import golden
+from onnxport.graph import store
+from onnxport.quantize.schemes import blockwise, channel_scales
 from onnxport.runtime.bundle import publish, writer
 from onnxport.runtime.bundle.publish import workspace
 from onnxport.runtime.bundle.reader import Bundle
+from support import causal_folders
 from support.commands import COMMAND, invoke, started
 
 pytestmark = pytest.mark.timeout(300)
@@ -301,3 +307,60 @@ def test_a_work_folder_that_is_none_is_refused(tmp_path: Path, kind: str) -> Non
     with pytest.raises(OutputError, match=r"\.out\.work: expected no such thing"):
         build(source, tmp_path / "out", resume=True)
     assert (elsewhere / "mine").exists() and not (tmp_path / "out").exists()
+
+
+# ---- a checkpoint that stays mapped
+
+
+@pytest.fixture
+def mapped_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Llama in bfloat16 with a tokenizer of bytes, whose random weights are taken for large ones that know the kit's texts."""
+    monkeypatch.setattr(golden, "KNOWN", 1000.0)
+    monkeypatch.setattr(store, "LEAST", 8192)
+    characters = {character: i + 3 for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2} | characters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folder = causal_folders.write(tmp_path / "llama", "llama", vocab_size=len(characters) + 3, max_position_embeddings=96)
+    file = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+class Counted:
+    """Calls of a function; that of a number ends with an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, fails: int | None = None) -> None:
+        self.count, self._call, self._fails = 0, getattr(place, name), fails
+        monkeypatch.setattr(place, name, self)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.count += 1
+        if self.count == self._fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._call(*arguments, **options)
+
+
+def test_fitted_weights_and_golden_answers_are_taken_over(mapped_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, precisions, out = str(mapped_folder), ("int4",), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        solved, tried = Counted(patch, blockwise, "quantize_gptq"), Counted(patch, channel_scales, "_best")
+        whole = build(source, tmp_path / "whole", precision=precisions)
+    assert solved.count == 8 and tried.count == 9  # four products a layer, their inputs and that of the head
+    with monkeypatch.context() as patch:
+        Counted(patch, blockwise, "quantize_gptq", fails=6)
+        with pytest.raises(OSError, match="No space left"):
+            build(source, out, precision=precisions, resume=True)
+    work_folder = tmp_path / ".out.work"
+    assert not (work_folder / "fused").exists() and len(list((work_folder / "fitted").rglob("*"))) == 1 + 9 + 5
+    damaged = max((work_folder / "fitted").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    lines = Lines()
+    with monkeypatch.context() as patch:
+        again, known = Counted(patch, blockwise, "quantize_gptq"), Counted(patch, channel_scales, "_best")
+        asked = Counted(patch, golden, "in_step")
+        build(source, out, precision=precisions, resume=True, progress=lines)
+    assert lines.noted("golden answers are taken over") and not lines.noted("graphs") and asked.count == 0
+    assert again.count == solved.count - 5 + 1 and known.count == 0  # all but the damaged one are there
+    assert content(out) == content(whole.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "out", "whole"]

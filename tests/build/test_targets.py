@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from onnxport.build import stages
+from onnxport.graph import store
 from onnxport.runtime import load
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS
 from onnxport.runtime.bundle.manifest import Variant
@@ -54,6 +55,19 @@ def test_the_same_weights_are_there_once(window: Bundle) -> None:
     assert window.variants["fp32@web"].graphs == {"decoder": "fp32/decoder@web.onnx"}
     assert not (window.path / "fp32@web").exists()
     assert window.variants["int8"].files == ("int8/decoder.onnx", "int8/plan.json", "int8/weights.bin")
+
+
+def test_weights_for_browsers_are_in_files_that_these_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    causal_folders.write(tmp_path / "source", "llama", num_hidden_layers=1)
+    monkeypatch.setattr(store, "PART", 2**14)
+    options = ("--precision", "fp32,int8-weight", "--target", "cpu,web", "-q")
+    result = invoke("export", tmp_path / "source", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    made = Bundle.open(tmp_path / "out", verify=True)
+    files = [file for file in made.variants["fp32@web"].files if file.endswith(".bin")]
+    assert len(files) > 2 and max(made.files[file].bytes for file in files) <= 2**14
+    assert not shared({name: made.variants[name] for name in ("fp32", "fp32@web")})
+    assert invoke("verify", tmp_path / "out").exit_code == 0
 
 
 def test_other_targets_read_nothing_that_their_onnx_runtime_lacks(window: Bundle) -> None:

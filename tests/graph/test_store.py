@@ -41,6 +41,22 @@ def test_large_tensors_start_on_pages(tools, tmp_path):
     assert offsets["large"] % 4096 == 0 and offsets["small"] % 64 == 0
 
 
+def test_files_of_weights_are_no_larger_than_wanted(tools, tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((rows, 100)).astype(np.float32) for name, rows in (("a", 1), ("b", 1), ("c", 9), ("d", 1))}
+    nodes = [("Add", ["x", "a"], ["1"]), ("Add", ["1", "b"], ["2"]), ("Add", ["2", "c"], ["3"]), ("Add", ["3", "d"], ["y"])]
+    model = tools.build(nodes, {"x": [9, 100]}, {"y": [9, 100]}, weights)
+    store.write({"model": model}, tmp_path / "parts", most=1000)
+    files = store.weight_files(tmp_path / "parts")
+    assert [file.name for file in files] == ["weights.bin", "weights-2.bin", "weights-3.bin"]
+    assert [file.stat().st_size for file in files] == [448 + 400, 3600, 400]  # c alone is larger
+    x = np.ones((9, 100), np.float32)
+    expected = sum(weights.values(), x)
+    np.testing.assert_array_equal(tools.run(tools.load(tmp_path / "parts" / "model.onnx"), {"x": x})["y"], expected)
+    store.reread({"model": model}, tmp_path / "parts")
+    assert all(np.array_equal(model.graph.initializers[name].const_value.numpy(), array) for name, array in weights.items())
+
+
 def test_same_bytes_anywhere_and_no_traces(standard, tmp_path):
     contents = []
     for name in ("a", "deep/b"):

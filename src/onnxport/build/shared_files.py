@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxport.graph.store import WEIGHTS
+from onnxport.graph.store import weight_files
 from onnxport.runtime.bundle.reader import sha256
 from onnxport.runtime.bundle.variant_names import split
 
@@ -25,10 +25,11 @@ def share(bundle: Path, name: str, graphs: Mapping[str, str], variants: Mapping[
     Moves and removes files of the variant `name` in the folder `bundle`. graphs: its own, by role. variants: those that are finished.
     """
     folder, found = bundle / name, dict(graphs)
-    host = next((other for other in _folders(variants) if _same(folder / WEIGHTS, bundle / other / WEIGHTS)), None)
+    host = next((other for other in _folders(variants) if _same_weights(folder, bundle / other)), None)
     if host is None:
         return found, sorted(f"{name}/{file.name}" for file in folder.iterdir())
-    files = {f"{host}/{WEIGHTS}"}
+    own = {file.name for file in weight_files(folder)}
+    files = {f"{host}/{file}" for file in own}
     for role, path in graphs.items():
         theirs = bundle / host / f"{role}.onnx"
         if not _same(bundle / path, theirs):
@@ -36,13 +37,13 @@ def share(bundle: Path, name: str, graphs: Mapping[str, str], variants: Mapping[
             os.replace(bundle / path, theirs)
         found[role] = f"{host}/{theirs.name}"
         files.add(found[role])
-    kept = [file for file in folder.iterdir() if file.name != WEIGHTS and file.suffix != ".onnx"]  # the plan
+    kept = [file for file in folder.iterdir() if file.name not in own and file.suffix != ".onnx"]  # the plan
     for file in kept:
         if not _same(file, bundle / host / file.name):
             continue
         file.unlink()
         files.add(f"{host}/{file.name}")
-    for file in [file for file in folder.iterdir() if file.name == WEIGHTS or file.suffix == ".onnx"]:
+    for file in [file for file in folder.iterdir() if file.name in own or file.suffix == ".onnx"]:
         file.unlink()
     files |= {f"{name}/{file.name}" for file in folder.iterdir()}
     if not any(folder.iterdir()):
@@ -79,6 +80,11 @@ def _plain(path: str, entry: Entry) -> str:
 
 def _folders(variants: Mapping[str, Entry]) -> Iterator[str]:
     yield from dict.fromkeys(path.rpartition("/")[0] for entry in variants.values() for path in entry["graphs"].values())
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    files = {file.name for file in weight_files(one)}
+    return files == {file.name for file in weight_files(other)} and all(_same(one / name, other / name) for name in files)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxport.build.card import add_license, write_card
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
+from onnxport.build.estimate import check_room
 from onnxport.build.request import BuildOptions, new_bundle_options, own_cache, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
@@ -93,6 +94,7 @@ def build(
     from onnxport.quantize.calibration_inputs import judged_texts
 
     check_opset(opset)
+    check_room(source, Path(out), options.precisions)
     reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
     reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
     reading |= {"allow_remote_code": True} if allow_remote_code else {}
@@ -100,13 +102,15 @@ def build(
     with bundle_folder(out, force, progress, keep=resume) as staging, _work_folder(staging, source, reading, resume, progress) as work:
         fused = work.graphs() if work else None
         if fused is None:
-            exported = export(source, **reading, progress=progress)
+            goldens = work.goldens() if work else None
+            exported = export(source, **reading, progress=progress, goldens=goldens)
             progress("fuse")
             fused = _fuse(exported)
-            exported = replace(exported, notes=(*exported.notes, *_costs(fused)))
-            write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
-            if work:
-                work.keep_graphs(fused)
+            if goldens is None:
+                exported = replace(exported, notes=(*exported.notes, *_costs(fused)))
+                write_contents(staging, exported, default=options.precisions[0], name=Path(out).name)
+                if work:
+                    work.keep_graphs(fused)
         add_license(staging, source)
         if precision is None and calibrate is None and target == (CPU,):
             options = _carrying(options, fused, staging)
@@ -305,7 +309,7 @@ def _add(name: str, builder: VariantBuilder, options: BuildOptions, work: WorkFo
     if work.variant(name, made_with):
         return
     try:
-        builder.add(name)
+        builder.add(name, work.fitted(name, made_with))
     except (NotApplicable, CheckFailed) as reason:
         work.keep_variant(name, made_with, reason)
         raise

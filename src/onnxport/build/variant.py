@@ -22,12 +22,14 @@ from onnxport.quantize.fusion import check_runs, min_onnxruntime
 from onnxport.quantize.plan import CACHES, KV, Plan, read_plan
 from onnxport.quantize.precisions import Precision, device_of, made_as
 from onnxport.quantize.recipe import Graphs, Recipe, VariantGraphs, make_graphs
+from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.int8_cache import ROOM_WITHOUT_TEXTS
 from onnxport.quantize.targets.kernels import cast_on_cpu, missing
 from onnxport.quantize.targets.retarget import keeps_windows_alone, retargeted
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle import manifest as parse
 from onnxport.runtime.bundle.variant_names import CPU as CPU_TARGET
+from onnxport.runtime.bundle.variant_names import WEB as WEB_TARGET
 from onnxport.runtime.bundle.variant_names import split
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.sessions import CPU, CUDA, required_device
@@ -77,8 +79,8 @@ class VariantBuilder:
         self._feeds: dict[int, Feeds] = {}
         self._kit: Feeds | None = None
 
-    def add(self, name: str) -> None:
-        """Make the variant of a precision for a target, whole: files, manifest entry, checks.
+    def add(self, name: str, finished: Finished | None = None) -> None:
+        """Make the variant of a precision for a target, whole: files, manifest entry, checks. finished: see `Recipe`.
 
         Raises:
             DataError, UsageError; nothing of it is left: ParityError, FusionError, NotApplicable, GateError (no plan is in the budget).
@@ -90,7 +92,14 @@ class VariantBuilder:
         feeds = None if self.options.calibrate is None else lambda: self._calibration_feeds(precision)
         kv = None if own_cache(name) else self.options.kv
         recipe = Recipe(
-            precision.name, plan or self._plan_for_cpu(name, precision), feeds, self._texts(), kv, self._positions, split(name)[1]
+            precision.name,
+            plan or self._plan_for_cpu(name, precision),
+            feeds,
+            self._texts(),
+            kv,
+            self._positions,
+            split(name)[1],
+            finished=finished,
         )
         if precision.searched and plan is None:
             plan, evidence = self._search(precision, recipe)
@@ -235,7 +244,7 @@ class VariantBuilder:
         """Write graphs and plan to the variant's folder; role → path of its graph, and all paths, relative to the bundle."""
         folder = self.staging.path / name
         folder.mkdir(exist_ok=True)
-        graphs = store.write(made.models, folder)
+        graphs = store.write(made.models, folder, store.PART if split(name)[1] == WEB_TARGET else None)
         (folder / PLAN).write_text(made.plan.dumps(), encoding="utf-8")
         paths = {role: f"{name}/{file}" for role, file in graphs.items()}
         if split(name)[1] == CPU_TARGET:

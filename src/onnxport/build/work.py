@@ -1,10 +1,12 @@
 """The work folder of an export with --resume: what is finished stays there, with hashes, until the bundle is published.
 
     .OUT.work/journal.json    what is finished, and what it was made of
-    .OUT.work/fused/          the fused graphs in float32, which variants are made from
+    .OUT.work/fused/          the fused graphs in float32, which variants are made from; absent where these are made of a mapped checkpoint
+    .OUT.work/fitted/         what variants that are not finished have fitted to inputs
     .OUT.work/OUT/            the bundle in the making
 
-Nothing of a folder is believed but what its journal names and whose hashes are right; all else is removed and made again.
+Nothing of a folder is believed but what its journal names and whose hashes are right, and what is fitted, which has hashes of its own. All
+else is removed and made again.
 """
 
 from __future__ import annotations
@@ -18,18 +20,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from onnxport.build.contents import GOLDEN
 from onnxport.errors import BundleError, CheckFailed, NotApplicable
 from onnxport.files import MOST, read_regular
 from onnxport.progress import Progress
+from onnxport.quantize.schemes.finished import Finished
+from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.publish import sync
 from onnxport.runtime.bundle.reader import sha256
 from onnxport.runtime.bundle.writer import Staging
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxport.build.variant import FusedGraphs
     from onnxport.graph.store import WeightsOnDisk
 
-JOURNAL, FUSED = "journal.json", "fused"
+JOURNAL, FUSED, FITTED = "journal.json", "fused", "fitted"
 _LEFT_OUT: dict[str, type[NotApplicable] | type[CheckFailed]] = {"not applicable": NotApplicable, "failed": CheckFailed}
 Key = dict[str, Any]  # "source", "options", "versions": ready for JSON
 
@@ -86,7 +93,10 @@ class WorkFolder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def graphs(self) -> FusedGraphs | None:
-        """The fused graphs of an earlier export, whose shared files and manifest are in `staging` then; None where they are to be made."""
+        """The fused graphs of an earlier export; None where they are to be made. See `goldens` for what is known all the same.
+
+        Its shared files and manifest are in `staging` then.
+        """
         known = self._graphs
         if not known or self._key["source"] is None or not self._whole(known["files"]):
             if known:
@@ -100,27 +110,50 @@ class WorkFolder:
         from onnxport.build.variant import FusedGraphs
         from onnxport.graph.store import WeightsOnDisk
 
+        self.staging.manifest = json.loads(json.dumps(known["manifest"]))
+        if not known["roles"]:
+            self.progress(f"note: golden answers are taken over from {self.folder}")
+            return None
         self.progress(f"note: graphs and golden answers are taken over from {self.folder}")
         graphs = {role: ir.load(self.folder / FUSED / f"{role}.onnx") for role in known["roles"]}
-        self.staging.manifest = json.loads(json.dumps(known["manifest"]))
         self.weights = WeightsOnDisk(graphs, str(self.folder / FUSED), there=True)
         return FusedGraphs(graphs, known["fusions"], known["expected"])
 
-    def keep_graphs(self, fused: FusedGraphs) -> None:
-        """Writes the fused graphs, and that they are finished with the shared files and manifest of `staging`."""
-        from onnxport.graph.store import WeightsOnDisk
+    def goldens(self) -> dict[str, np.ndarray] | None:
+        """Golden answers of an earlier export whose graphs are made again of a mapped checkpoint: quickly, and without a copy of it.
 
-        self.weights = WeightsOnDisk(dict(fused.graphs), str(self.folder / FUSED))
-        variants = {f"{self.staging.path.name}/{name}" for name in self._variants}
-        made = [path for path in self._files() if path != JOURNAL and path.rpartition("/")[0] not in variants]
+        None where they are to be made. Asked for after `graphs`; shared files and manifest are in `staging` then.
+        """
+        if not self._graphs:
+            return None
+        return read_npz(self.staging.path / GOLDEN, BundleError, "remove the folder")
+
+    def keep_graphs(self, fused: FusedGraphs) -> None:
+        """Writes that the shared files and the manifest of `staging` are finished, and the fused graphs, unless a folder that is mapped
+        makes them anew."""
+        from onnxport.graph.store import WeightsOnDisk, are_made_anew
+
+        anew = self._key["source"] is not None and are_made_anew(fused.graphs)
+        if not anew:
+            self.weights = WeightsOnDisk(dict(fused.graphs), str(self.folder / FUSED))
+        others = {f"{self.staging.path.name}/{name}" for name in self._variants}
+        made = [
+            path
+            for path in self._files()
+            if path != JOURNAL and path.rpartition("/")[0] not in others and not path.startswith(f"{FITTED}/")
+        ]
         self._graphs = {
             "files": self._hashes(made),
-            "roles": sorted(fused.graphs),
+            "roles": [] if anew else sorted(fused.graphs),
             "fusions": fused.fusions,
             "expected": fused.expected,
             "manifest": self.staging.manifest,
         }
         self._write()
+
+    def fitted(self, name: str, options: Mapping[str, Any]) -> Finished:
+        """Where the variant of a name, by its options, keeps what it has fitted to inputs."""
+        return Finished(self.folder / FITTED / f"{name}-{self._made_of(options)}")
 
     def variant(self, name: str, options: Mapping[str, Any]) -> bool:
         """Whether a variant is taken over, whole, into the manifest of `staging`. options: it was made with.
@@ -153,6 +186,7 @@ class WorkFolder:
             "entry": entry,
         }
         self._write()
+        shutil.rmtree(self.fitted(name, options).folder, ignore_errors=True)
 
     def _made_of(self, options: Mapping[str, Any]) -> str:
         """What tells one variant of a name from another."""
@@ -204,7 +238,7 @@ class WorkFolder:
         """Removes what the journal does not name: it was begun and not finished."""
         known = {JOURNAL, *self._graphs.get("files", ()), *(name for one in self._variants.values() for name in one["files"])}
         for name in self._files():
-            if name not in known:
+            if name not in known and not (self._graphs and name.startswith(f"{FITTED}/")):
                 (self.folder / name).unlink()
         for path in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
             if path != self.staging.path and not any(path.iterdir()):

@@ -182,7 +182,7 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
 @click.option("--force", is_flag=True, help="Replace an existing output, unless it has a variant that fails now.")
 @click.option("--keep-going", is_flag=True, help="Replace it also where a variant that it has fails now.")
 @click.option("--resume", is_flag=True, help="Keep what is finished in .OUT.work until all is, and go on with what is there.")
-@click.option("--dry-run", is_flag=True, help="Print files, sizes, memory and disk, and make nothing.")
+@click.option("--dry-run", is_flag=True, help="Print files, sizes, memory, disk and time, and make nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 @common
 def export(

@@ -189,4 +189,5 @@ def estimated(found: Mapping[str, Any]) -> str:
     lines.append(f"{found['bytes'] / 1e6:12,.1f} MB  in all, of {found['parameters'] / 1e6:,.0f} million parameters")
     lines.append(f"{found['memory'] / 1e6:12,.1f} MB  of memory, roughly, beside pages of files that the system can take back")
     lines.append(f"{found['disk'] / 1e6:12,.1f} MB  of disk while it runs")
+    lines.append(f"{found['seconds'] / 60:12,.1f} min of time, very roughly, if nothing else runs")
     return "\n".join(lines)

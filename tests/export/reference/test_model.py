@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from onnxport.errors import TextError, UsageError
 from onnxport.export import CausalLM, Encoder
+from onnxport.export.deferred import has_deferred
 from onnxport.export.exported import Exported
+from onnxport.export.reference import model
 from onnxport.export.reference.model import PyTorchReference
+from support import causal_folders
 from support import tiny_torch as tiny
 from support.plain_beam import beam_search
 
@@ -20,6 +24,17 @@ from support.plain_beam import beam_search
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> PyTorchReference:
     return PyTorchReference(str(folder))
+
+
+def test_weights_that_do_not_fit_are_read_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = causal_folders.write(tmp_path / "llama", "llama", num_hidden_layers=1) / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    held = PyTorchReference(str(file.parent))
+    monkeypatch.setattr(model, "_free_memory", lambda: 0.0)
+    read = PyTorchReference(str(file.parent))
+    assert has_deferred(read.modules[0]) and not has_deferred(held.modules[0])
+    rows = [[5, 9, 12], [7]]
+    assert read.generate(rows, max_new_tokens=6) == held.generate(rows, max_new_tokens=6)
 
 
 SOURCES = [[5, 9, 12, 4, 2], [7], [30, 31, 8], []]
