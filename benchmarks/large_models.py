@@ -28,7 +28,7 @@ SIZES = {  # hidden, inner, layers, heads, key and value heads, vocabulary
 }
 LEARNED = 2000  # entries of the vocabulary
 SHARD = 2 * 2**30
-ROUNDING = 64  # steps are multiples of a power of two, so that bfloat16 holds their multiples
+BITS = 4  # of a step behind its first one: bfloat16, which has 7, holds seven times the step
 
 
 @click.group(help=__doc__)
@@ -119,7 +119,8 @@ def _weight(name: str, shape: tuple[int, ...], gain: float) -> Any:
     factor = gain if re.search(r"\.(q|k|gate|up)_proj\.", name) else 1.0
     factor *= 0.25 if layer is not None and int(layer[1]) > 1 and re.search(r"\.(o|down)_proj\.", name) else 1.0
     step = 0.02 / 4.32 * factor  # 4.32: the deviation of -7 to 7
-    step = round(step * ROUNDING * 1024) / (ROUNDING * 1024)
+    unit = 2.0 ** (math.floor(math.log2(step)) - BITS)
+    step = round(step / unit) * unit
     weight = torch.randint(-7, 8, shape).float() * step
     if name == "model.embed_tokens.weight":
         weight[:2] = 0
