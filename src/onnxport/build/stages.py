@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from onnxport.build.card import add_license, write_card
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
-from onnxport.build.estimate import check_room
 from onnxport.build.request import BuildOptions, new_bundle_options, own_cache, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
@@ -89,6 +88,7 @@ def build(
     options, refused = new_bundle_options(precision, target, calibrate, budget, data, threads, kv)
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
         require(package, "export")
+    from onnxport.build.estimate import check_room
     from onnxport.export import export
     from onnxport.export.trace.tracer import check_opset
     from onnxport.quantize.calibration_inputs import judged_texts
