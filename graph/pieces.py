@@ -130,6 +130,7 @@ def _part(model: ir.Model, begin: int, given: Mapping[str, np.ndarray], outputs:
     """A copy that computes the named outputs, and nothing else, of its inputs and of values that nodes before `begin` gave."""
     copy = model.clone()
     graph = copy.graph
+    graph.outputs.clear()  # one of them may be read further on
     for value in [value for node in list(graph)[:begin] for value in node.outputs if value.name in given]:
         array = given[str(value.name)]
         kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -138,7 +139,6 @@ def _part(model: ir.Model, begin: int, given: Mapping[str, np.ndarray], outputs:
         value.name = f"{value.name}/before"
         graph.inputs.append(read)
     values = {str(value.name): value for node in list(graph)[begin:] for value in node.outputs if value.name in outputs}
-    graph.outputs.clear()
     graph.outputs.extend(values[name] for name in sorted(outputs))
     remove_dead(graph)
     for value in [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]:

@@ -125,11 +125,12 @@ class TextTokenizer:
         """
         if most <= self.specials:
             raise UsageError(f"texts are cut after {most} tokens, {self.specials} of which are special: they leave no room; allow more")
-        if self._cutting is None or self._cutting[:2] != (most, pairs):
+        cutting = self._cutting  # read once: another thread may ask for another copy
+        if cutting is None or cutting[:2] != (most, pairs):
             copy = TextTokenizer(self.as_json().encode())
             copy._tokenizer.enable_truncation(most, strategy=pairs)
-            self._cutting = most, pairs, copy
-        return self._cutting[2]
+            self._cutting = cutting = most, pairs, copy
+        return cutting[2]
 
     @property
     def specials(self) -> int:

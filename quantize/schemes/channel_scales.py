@@ -141,7 +141,8 @@ class ChannelScales:
             x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)
         }
         keys = {x: " ".join([str(x.name), *(f"{scheme.name} {linear.key}" for linear, scheme in group)]) for x, group in groups.items()}
-        if not all(map(self._take_over, keys.values())):
+        known = [self._take_over(key) for key in keys.values()]  # each is looked for, for it would be found again
+        if not all(known):
             new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
             observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
             self._seen |= new

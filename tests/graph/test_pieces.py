@@ -63,6 +63,17 @@ def test_values_are_those_of_the_whole(monkeypatch, feeds, names):
             np.testing.assert_array_equal(values[name], right[name])
 
 
+def test_outputs_may_be_read_further_on(monkeypatch, feeds):
+    monkeypatch.setattr(pieces.cuts, "__defaults__", (4096,))
+    model = residual_layers(3)
+    model.graph.outputs.append(next(value for node in model.graph for value in node.outputs if value.name == "0.sum"))
+    with opened({"model": model}) as runners:
+        expected = list(runners["model"].run(feeds, ["2.sum"]))
+    found = [values for piece in pieces.walk(model, feeds, {"2.sum"}) if "2.sum" in piece.names for values in piece.run({"2.sum"})]
+    for values, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(values["2.sum"], right["2.sum"])
+
+
 def test_cut_where_little_is_handed_on():
     model = residual_layers(6)
     nodes = list(model.graph)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxport.build.request import BuildOptions, variants
+from onnxport.build.work import FUSED
 from onnxport.compare.texts import calibration_texts, golden_texts, token_rows
 from onnxport.errors import CheckpointError, OnnxportError, OutputError, UsageError, one_line
 from onnxport.export.config_checks import read_json, repeated_names
@@ -117,8 +118,10 @@ def check_room(source: Any, out: Path, precisions: Sequence[str]) -> None:
         return
     need = ROOM * sum(size for name, size in files.items() if name.endswith(WEIGHTS))
     kept = out.absolute().with_name(f".{out.absolute().name}.work")
-    there = sum(path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file())
-    place = next(folder for folder in out.absolute().parents if folder.is_dir())
+    there = sum(path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file() and path.parent.name != FUSED)
+    place = next((folder for folder in out.absolute().parents if folder.is_dir()), None)
+    if place is None:  # a drive that is not there
+        return
     free = shutil.disk_usage(place).free
     if need - there > free:
         raise OutputError(

@@ -24,7 +24,6 @@ from onnxport.build.contents import GOLDEN
 from onnxport.errors import BundleError, CheckFailed, NotApplicable
 from onnxport.files import MOST, read_regular
 from onnxport.progress import Progress
-from onnxport.quantize.schemes.finished import Finished
 from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.publish import sync
 from onnxport.runtime.bundle.reader import sha256
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from onnxport.build.variant import FusedGraphs
     from onnxport.graph.store import WeightsOnDisk
+    from onnxport.quantize.schemes.finished import Finished
 
 JOURNAL, FUSED, FITTED = "journal.json", "fused", "fitted"
 _LEFT_OUT: dict[str, type[NotApplicable] | type[CheckFailed]] = {"not applicable": NotApplicable, "failed": CheckFailed}
@@ -153,6 +153,8 @@ class WorkFolder:
 
     def fitted(self, name: str, options: Mapping[str, Any]) -> Finished:
         """Where the variant of a name, by its options, keeps what it has fitted to inputs."""
+        from onnxport.quantize.schemes.finished import Finished
+
         return Finished(self.folder / FITTED / f"{name}-{self._made_of(options)}")
 
     def variant(self, name: str, options: Mapping[str, Any]) -> bool:

@@ -219,6 +219,9 @@ def export(
     from onnxport.cli.overview import end_for_failed, estimated, notes, show_bundle
 
     if dry_run:
+        from onnxport.extras import require
+
+        require("onnx_ir", "export")
         from onnxport.build.estimate import estimate
 
         found = estimate(source, precision, target)
