@@ -63,17 +63,25 @@ def same_shape(a: Sequence[int | str] | None, b: Sequence[int | str] | None) -> 
     return a is not None and b is not None and "?" not in a and tuple(a) == tuple(b)
 
 
+def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant behind a value, which is not read for it, or None."""
+    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+
+
 def is_constant(value: ir.Value | None) -> bool:
-    """Whether there is a constant behind a value, which is not read for it."""
-    return value is not None and not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+    """Whether there is a constant behind a value."""
+    return tensor_of(value) is not None
 
 
 def array_of(value: ir.Value | None) -> np.ndarray | None:
-    """The constant behind a value, or None."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
+    """The values of the constant behind a value, or None."""
+    tensor = tensor_of(value)
     return None if tensor is None else tensor.numpy()
+
+
+def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a constant, which is not read for it."""
+    return tuple(int(size) for size in tensor.shape.numpy())
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -89,34 +89,30 @@ def cuts(model: ir.Model, least: int = LEAST) -> list[tuple[int, int, frozenset[
     """
     nodes = list(model.graph)
     last: dict[ir.Value, int] = {}
-    new: list[int] = []
+    sums: list[int] = []  # bytes of weights up to each node
     met: set[ir.Value] = set()
+    total = 0
     for place, node in enumerate(nodes):
         weights = {value for value in node.inputs if value is not None and value.is_initializer()} - met
         met |= weights
-        new.append(sum(value.const_value.nbytes for value in weights if value.const_value is not None))
+        total += sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+        sums.append(total)
         last |= {value: place for value in node.inputs if value is not None and value.producer() is not None}
-    ends = [place + 1 for place in range(len(nodes) - 1)]
+    if total < least:
+        return [(0, len(nodes), frozenset())]
     live: set[ir.Value] = set()
-    crossing: list[frozenset[ir.Value]] = []
+    crossing: list[frozenset[ir.Value]] = []  # behind each node
     for place, node in enumerate(nodes):
-        live = {value for value in live if last[value] > place}
-        live |= {value for value in node.outputs if last.get(value, -1) > place}
+        live = {value for value in (*live, *node.outputs) if last.get(value, -1) > place}
         crossing.append(frozenset(live))
-    total, before = sum(new), 0
-    wide: list[int] = []
-    sums: list[int] = []
-    for place in range(len(nodes)):
-        before += new[place]
-        sums.append(before)
-        wide.append(sum(map(_width, crossing[place])))
-    inner = [wide[end - 1] for end in ends if total / 10 <= sums[end - 1] <= total * 9 / 10]
+    wide = [sum(map(_width, values)) for values in crossing]
+    inner = [width for width, before in zip(wide, sums, strict=True) if total / 10 <= before <= total * 9 / 10]
     found, begin, begun = [], 0, 0
-    for end in ends:
-        room = sums[end - 1] - begun >= least and total - sums[end - 1] > 0
-        if room and inner and wide[end - 1] <= NARROW * min(inner):
+    for end in range(1, len(nodes)):
+        width, before = wide[end - 1], sums[end - 1]
+        if before - begun >= least and before < total and inner and width <= NARROW * min(inner):
             found.append((begin, end, frozenset(str(value.name) for value in crossing[end - 1])))
-            begin, begun = end, sums[end - 1]
+            begin, begun = end, before
     return [*found, (begin, len(nodes), frozenset())]
 
 

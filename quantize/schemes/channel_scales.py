@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, attribute, constant, dims, is_constant, is_op, new_node, only_use, optional
+from onnxport.graph.edit import array_of, attribute, constant, dims, is_constant, is_op, new_node, only_use, optional, sizes_of, tensor_of
 from onnxport.graph.lazy import derived
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Sample, observe
@@ -251,7 +251,7 @@ def _width(part: Part) -> int:
 def _multiply(graph: ir.Graph, node: ir.Node, index: int, factor: np.ndarray) -> None:
     """A weight of its own for this node, times `factor`, under the same name: a plan knows it by that."""
     old = node.inputs[index]
-    tensor = ir.convenience.get_const_tensor(old) if old is not None else None
+    tensor = tensor_of(old)
     assert old is not None and tensor is not None
     new = constant(graph, f"{old.name}/scaled", derived(tensor, lambda array: np.ascontiguousarray(array * factor)))
     new.metadata_props.update(old.metadata_props)
@@ -301,9 +301,9 @@ def _last(node: ir.Node, index: int) -> int:
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
     """Of a constant, which is not read."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    tensor = tensor_of(value)
     assert tensor is not None
-    return tuple(int(size) for size in tensor.shape.numpy())
+    return sizes_of(tensor)
 
 
 def _product(value: ir.Value) -> tuple[Part, ...] | None:

@@ -100,7 +100,7 @@ def replace_rows(graph: ir.Graph, linear: Linear, quantized: Quantized, chosen: 
 
 def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> None:
     """Gather integers and their rows' scales; the same bytes as those of a tied projection."""
-    weight, scale = quantize_columns(lookup.table.T, chosen)
+    weight, scale = quantize_columns(lookup.rows.T, chosen)
     out = lookup.node.outputs[0]
     name, kind = out.name, ir.TensorType(ir.DataType.FLOAT)
     shape = dims(lookup.ids)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, attribute, dims, is_op, only_use, optional, source
+from onnxport.graph.edit import array_of, attribute, dims, is_op, only_use, optional, sizes_of, source, tensor_of
 from onnxport.graph.normalize import parameter_of
 
 ROTATION = "hadamard_"  # begins the names of what rotates channels: no weight of the model
@@ -52,7 +52,7 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """(K, N)."""
-        rows, columns = (int(size) for size in self.tensor.shape.numpy())
+        rows, columns = sizes_of(self.tensor)
         return (columns, rows) if self.transposed else (rows, columns)
 
 
@@ -66,15 +66,10 @@ class Lookup:
     parameter: str
 
     @property
-    def table(self) -> np.ndarray:
-        """float32 [V, K], read anew each time."""
+    def rows(self) -> np.ndarray:
+        """The table, float32 [V, K], read anew each time."""
         found: np.ndarray = self.tensor.numpy()
         return found
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The table."""
-        return self.table
 
     @property
     def key(self) -> str:
@@ -84,7 +79,7 @@ class Lookup:
     @property
     def shape(self) -> tuple[int, int]:
         """(V, K)."""
-        rows, columns = (int(size) for size in self.tensor.shape.numpy())
+        rows, columns = sizes_of(self.tensor)
         return rows, columns
 
 
@@ -119,7 +114,7 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
             scaled = bias is not None and attribute(node, "beta", 1.0) != 1
             if not plain or scaled or (bias is not None and (array_of(bias) is None or len(dims(bias) or ()) != 1)):
                 continue
-        width = int(tensor.shape.numpy()[0 if transposed else 1])
+        width = sizes_of(tensor)[0 if transposed else 1]
         output = node.outputs[0]
         if bias is None and only_use(output) and is_op(add := output.uses()[0].node, "Add"):
             other = source(add, 1 - output.uses()[0].idx)
@@ -130,7 +125,7 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
 
 def _matrix(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The constant of two dimensions in float32 behind a value, which is not read; None where there is none."""
-    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    tensor = tensor_of(value)
     return tensor if tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT else None
 
 
