@@ -73,27 +73,37 @@ class SearchOptions:
     bounds: Bounds
 
 
+@dataclass(frozen=True)
+class PlanInputs:
+    """What a variant of any plan is made of.
+
+    recipe: of the searched variant, without a plan. fused: its graphs in float32, by role. feeds: calibration inputs. goldens: golden.npz.
+    """
+
+    recipe: Recipe
+    fused: Graphs
+    feeds: Feeds
+    goldens: Path
+
+
 class Measurements:
     """Measurements that are kept in a journal, for plans that are picks: the number of a scheme among the options of each group.
 
-    staging: the bundle in the making, with its fp32 variant. recipe: of the searched variant, without a plan. fused: its graphs in float32,
-    by role. feeds: calibration inputs. goldens: golden.npz. work: what plans are measured on. path: of the metric that the budget is about.
-    release_weights: called when a variant is a file, before ONNX Runtime loads it.
+    staging: the bundle in the making, with its fp32 variant. work: what plans are measured on. path: of the metric that the budget is
+    about. release_weights: called when a variant is a file, before ONNX Runtime loads it.
     """
 
     def __init__(
         self,
         options: SearchOptions,
         staging: Staging,
-        recipe: Recipe,
-        fused: Graphs,
-        feeds: Feeds,
-        goldens: Path,
+        inputs: PlanInputs,
         work: Workload,
         path: str,
         release_weights: Callable[[], None],
         progress: Progress,
     ) -> None:
+        recipe, fused, feeds, goldens = inputs.recipe, inputs.fused, inputs.feeds, inputs.goldens
         self.feeds, self.progress, self.work, self.path = feeds, progress, work, path
         self.release_weights, self.threads = release_weights, options.threads
         self.bundle = staging.preview()

@@ -15,10 +15,9 @@ from onnxport.progress import Progress
 from onnxport.quantize.auto import module_loss, plan_quality
 from onnxport.quantize.auto.finalists import Choice, choose, speed_text
 from onnxport.quantize.auto.knapsack import Picks, Point, isotonic, point, search
-from onnxport.quantize.auto.measurements import Measurements, SearchOptions
-from onnxport.quantize.calibration_inputs import FEW, Feeds, write_remaining_rows
+from onnxport.quantize.auto.measurements import Measurements, PlanInputs, SearchOptions
+from onnxport.quantize.calibration_inputs import FEW, write_remaining_rows
 from onnxport.quantize.plan import FP32, Plan
-from onnxport.quantize.recipe import Graphs, Recipe
 from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.bundle.writer import Staging
@@ -45,10 +44,7 @@ class SearchResult:
 def search_plan(
     options: SearchOptions,
     staging: Staging,
-    recipe: Recipe,
-    fused: Graphs,
-    feeds: Feeds,
-    goldens: Path,
+    inputs: PlanInputs,
     release_weights: Callable[[], None],
     progress: Progress,
 ) -> SearchResult:
@@ -61,7 +57,7 @@ def search_plan(
     """
     work = _work(options, staging)
     gate = _gate(options.budget, work, staging.preview())
-    measurements = Measurements(options, staging, recipe, fused, feeds, goldens, work, gate.path, release_weights, progress)
+    measurements = Measurements(options, staging, inputs, work, gate.path, release_weights, progress)
     result = PlanSearch(measurements, gate, options, progress).run()
     measurements.journal.forget()
     return result

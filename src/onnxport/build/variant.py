@@ -182,13 +182,14 @@ class VariantBuilder:
         return golden.TEXT in golden.read(self.goldens)
 
     def _search(self, precision: Precision, recipe: Recipe) -> tuple[Plan, dict[str, Any]]:
-        from onnxport.quantize.auto.measurements import SearchOptions
+        from onnxport.quantize.auto.measurements import PlanInputs, SearchOptions
         from onnxport.quantize.auto.search import search_plan
 
         options, feeds = self.options, self._calibration_feeds(precision)
         assert options.calibrate is not None
         search = SearchOptions(options.budget, options.calibrate, options.data, options.threads, self.search_folder, precision.bounds)
-        result = search_plan(search, self.staging, recipe, self.fused.graphs, feeds, self.goldens, self.release_weights, self.progress)
+        inputs = PlanInputs(recipe, self.fused.graphs, feeds, self.goldens)
+        result = search_plan(search, self.staging, inputs, self.release_weights, self.progress)
         return result.plan, result.evidence
 
     def _make(self, name: str, precision: Precision, recipe: Recipe, evidence: dict[str, Any]) -> None:
