@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from onnxport.build.estimate import _bytes, check_room, estimate
+from onnxport.build.estimate import _bytes, _codes, _read, check_room, estimate
 from onnxport.errors import CheckpointError, OutputError, UsageError
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.schemes import half_scales
@@ -97,3 +97,39 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(folder: Path, tmp_
     (place / ".out.work" / "out" / "int8").mkdir(parents=True)
     (place / ".out.work" / "out" / "int8" / "weights.bin").write_bytes(bytes(free))
     check_room(folder, place / "out", ("fp32", "int8"))  # they are there
+
+
+def test_temporary_files_count_on_their_own_disk_or_beside_the_bundle(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    place, scratch = tmp_path / "place", tmp_path / "scratch"
+    place.mkdir()
+    scratch.mkdir()
+    codes, weights = 64 * 32 + 32 * 64, 64 * 32 + 32 * 64 + 4 * (64 + 32) + 4 * 32
+    free = {place: float("inf"), scratch: float("inf")}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[Path(path)]))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(scratch))
+    monkeypatch.setattr("onnxport.build.estimate.LEAST", 0)
+    free[place] = weights + codes // 2
+    with pytest.raises(OutputError, match=rf"{place} has .* with temporary files, .*; free space, or set TMPDIR"):
+        check_room(folder, place / "out", ("int8",))
+    monkeypatch.setattr("onnxport.build.estimate._device", lambda path: path == scratch)
+    check_room(folder, place / "out", ("int8",))
+    free[scratch] = codes // 2
+    with pytest.raises(OutputError, match=f"{scratch} has .* temporary files of a variant take .*; free space, or set TMPDIR"):
+        check_room(folder, place / "out", ("int8",))
+    free[scratch] = codes
+    check_room(folder, place / "out", ("int8",))
+
+
+def test_what_is_fitted_lies_beside_the_bundle_where_the_export_is_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = list(_read(folder, {}))
+    monkeypatch.setattr("onnxport.build.estimate.LEAST", 0)
+    numbers = 32 * 64  # of the one product: the vocabulary's table is not fitted
+    assert _codes("int4", tensors, fitted=True) - _codes("int4", tensors, fitted=False) == numbers
+    monkeypatch.setattr("onnxport.build.estimate.LEAST", 1 << 20)
+    assert _codes("int4", tensors, fitted=True) == 0  # so small ones stay in memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxport.build.request import BuildOptions, variants
+from onnxport.build.request import BuildOptions, in_making_order, variants
 from onnxport.build.work import FUSED
 from onnxport.compare.texts import calibration_texts, golden_texts, token_rows
 from onnxport.errors import CheckpointError, OnnxportError, OutputError, UsageError, one_line
 from onnxport.export.config_checks import read_json, repeated_names
 from onnxport.extras import require
 from onnxport.files import MOST, read_regular
+from onnxport.graph.lazy import LEAST
 from onnxport.quantize.activation_statistics import Hessian
 from onnxport.quantize.plan import Plan, Scheme
 from onnxport.quantize.precisions import DEFAULT, made_as
@@ -77,6 +79,11 @@ class _Tensor:
         """Of tokens, or what scores them."""
         return self.name.endswith(TOKENS)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether schemes are for it."""
+        return len(self.shape) == 2 and self.shape[1] >= FEWEST_INPUTS
+
 
 def estimate(source: Any, precisions: Sequence[str] | None = None, targets: Sequence[str] = (CPU,)) -> Estimate:
     """Of a folder of a language model in safetensors.
@@ -104,30 +111,55 @@ def estimate(source: Any, precisions: Sequence[str] | None = None, targets: Sequ
     )
 
 
-def check_room(source: Any, out: Path, precisions: Sequence[str]) -> None:
-    """OutputError where the weights of a language model in safetensors, as their headers tell them, do not fit the disk of `out`.
+def check_room(source: Any, out: Path, precisions: Sequence[str], resume: bool = False) -> None:
+    """OutputError where the weights of a language model in safetensors, as their headers tell them, do not fit the disk of `out`, or the
+    codes of a variant, until it is written, that of temporary files (TMPDIR).
 
-    What `.OUT.work` and a bundle at `out` hold takes its room already. Other sources, and those that an export refuses, pass.
+    What `.OUT.work` and a bundle at `out` hold takes its room already. resume: what is fitted lies beside `out`. Other sources, and those
+    that an export refuses, pass.
     """
     try:
         config = json.loads(read_regular(Path(source) / "config.json", MOST))
         if not str(config["architectures"][0]).endswith(CAUSAL):
             return
-        files = _variant_files(precisions, _read(Path(source), config), config)
+        tensors = _read(Path(source), config)
+        files = _variant_files(precisions, tensors, config)
     except (OnnxportError, OSError, ValueError, TypeError, LookupError, AttributeError):
         return
-    need = ROOM * sum(size for name, size in files.items() if name.endswith(WEIGHTS))
     kept = out.absolute().with_name(f".{out.absolute().name}.work")
-    there = sum(path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file() and path.parent.name != FUSED)
-    place = next((folder for folder in out.absolute().parents if folder.is_dir()), None)
-    if place is None:  # a drive that is not there
+    there = {path: path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file() and path.parent.name != FUSED}
+    begun, written = {path.parent.name for path in there}, -sum(there.values()) / ROOM
+    codes = both = 0.0
+    for name in in_making_order([name for name in precisions if f"{name}/{WEIGHTS}" in files]):
+        own = 0 if name in begun else _codes(name, tensors, fitted=not resume)
+        written += files[f"{name}/{WEIGHTS}"]
+        codes, both = max(codes, own), max(both, written + own)
+    place, scratch = _nearest(out.absolute().parent), _nearest(Path(tempfile.gettempdir()))
+    if place is None or scratch is None:  # a drive that is not there
         return
+    weights = f"the weights of {', '.join(precisions)}"
+    _check_free(place, written, f"{weights} take", "free space, name fewer precisions, or choose another --out")
+    if _device(place) == _device(scratch):
+        _check_free(place, both, f"{weights} take, with temporary files,", "free space, or set TMPDIR to a folder of another disk")
+    else:
+        _check_free(scratch, codes, "temporary files of a variant take", "free space, or set TMPDIR to a folder with room")
+
+
+def _check_free(place: Path, need: float, what: str, advice: str) -> None:
+    """OutputError where the disk of a folder surely has no room."""
     free = shutil.disk_usage(place).free
-    if need - there > free:
-        raise OutputError(
-            f"{place} has {free / 1e9:.1f} GB free, and the weights of {', '.join(precisions)} take {need / 1e9:.1f} GB; "
-            "free space, name fewer precisions, or choose another --out"
-        )
+    if ROOM * need > free:
+        raise OutputError(f"{place} has {free / 1e9:.1f} GB free, and {what} {ROOM * need / 1e9:.1f} GB; {advice}")
+
+
+def _nearest(folder: Path) -> Path | None:
+    """The folder, or the first above it that is there."""
+    return next((one for one in (folder, *folder.parents) if one.is_dir()), None)
+
+
+def _device(folder: Path) -> int:
+    """The file system that a folder lies in."""
+    return folder.stat().st_dev
 
 
 def _read(folder: Path, config: Mapping[str, Any]) -> list[_Tensor]:
@@ -184,15 +216,29 @@ def _shares_weights(name: str, names: Sequence[str]) -> str | None:
 
 
 def _variant(precision: str, tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> int:
+    plan = _whole_plan(precision, tensors)
+    half = 2 if plan.half is not None else 4
+    total = sum(_bytes(plan.of(tensor.name), *tensor.shape) if tensor.is_matrix else half * tensor.numbers for tensor in tensors)
+    return total + half * _rotations(config)
+
+
+def _codes(precision: str, tensors: Sequence[_Tensor], fitted: bool) -> int:
+    """Bytes of temporary files at least: codes until they are written and, with `fitted`, those that were fitted to inputs."""
+    plan, total = _whole_plan(precision, tensors), 0
+    for tensor in tensors:
+        scheme = plan.of(tensor.name)
+        if tensor.is_matrix and scheme.kind not in ("fp32", "half"):
+            sizes = [tensor.numbers * scheme.bits // 8] + [tensor.numbers] * (fitted and scheme.needs == "hessian")
+            total += sum(size for size in sizes if size >= LEAST)
+    return total
+
+
+def _whole_plan(precision: str, tensors: Sequence[_Tensor]) -> Plan:
+    """What a precision begins with, and what it leaves a vocabulary."""
     plan = _plan(precision)
     if spares_vocabulary(plan):
-        plan = Plan(plan.schemes | {tensor.name: VOCABULARY for tensor in tensors if tensor.is_table})
-    half = 2 if plan.half is not None else 4
-    total = 0
-    for tensor in tensors:
-        matrix = len(tensor.shape) == 2 and tensor.shape[1] >= FEWEST_INPUTS
-        total += _bytes(plan.of(tensor.name), *tensor.shape) if matrix else half * tensor.numbers
-    return total + half * _rotations(config)
+        return Plan(plan.schemes | {tensor.name: VOCABULARY for tensor in tensors if tensor.is_table})
+    return plan
 
 
 def _plan(precision: str) -> Plan:

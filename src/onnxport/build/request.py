@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def variants(precisions: Sequence[str], targets: Sequence[str]) -> tuple[tuple[s
         if split(name)[0] not in made or name in precisions:
             raise error
     return tuple(found), list(refused)
+
+
+def in_making_order(names: Iterable[str]) -> list[str]:
+    """Variants as they are made: others may be calibrated through fp32, and those for other targets share files of those for the CPU."""
+    return sorted(names, key=lambda name: (name != REFERENCE, split(name)[1] != CPU))
 
 
 def own_cache(variant: str) -> bool:

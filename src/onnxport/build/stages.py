@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxport.build.card import add_license, write_card
 from onnxport.build.contents import VERSIONED, add_note, versions, write_contents
-from onnxport.build.request import BuildOptions, new_bundle_options, own_cache, search_folder
+from onnxport.build.request import BuildOptions, in_making_order, new_bundle_options, own_cache, search_folder
 from onnxport.build.work import WorkFolder, described, folder_hashes
 from onnxport.errors import BundleError, CheckFailed, NotApplicable, OutputError, UsageError, one_line
 from onnxport.extras import require
@@ -94,7 +94,7 @@ def build(
     from onnxport.quantize.calibration_inputs import judged_texts
 
     check_opset(opset)
-    check_room(source, Path(out), options.precisions)
+    check_room(source, Path(out), options.precisions, resume)
     reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
     reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
     reading |= {"allow_remote_code": True} if allow_remote_code else {}
@@ -272,8 +272,7 @@ def _add_variants(
     kept = None if work is None else work.weights
     with store.on_disk(fused.graphs, staging.path) if kept is None else contextlib.nullcontext(kept.release_weights) as release_weights:
         builder = VariantBuilder(staging, fused, options, folder, progress, release_weights)
-        # The others may be calibrated through it, and those for other targets share files of those for the CPU.
-        for name in sorted(options.precisions, key=lambda name: (name != REFERENCE, split(name)[1] != CPU)):
+        for name in in_making_order(options.precisions):
             staging.manifest["default"] = next(iter(staging.manifest["variants"]), name)  # a bundle in the making is read too
             try:
                 _add(name, builder, options, work)
