@@ -21,7 +21,7 @@ from onnxport.serve.tasks import TASKS, Task
 pyfunc = require("mlflow.pyfunc", "mlflow", "a model of MLflow")
 BUNDLE = "bundle"  # the artifact's name
 _CODE = Path(__file__).with_name("mlflow_code.py")  # logged as text: nothing is pickled
-LOADED_WITH = ("precision", "device", "threads", "draft", "prefix_cache_mb")
+LOADED_WITH = ("precision", "device", "threads", "draft", "prefix_cache_mb", "batch_rows", "batch_cache_mb")
 
 
 class OnnxportModel(pyfunc.PythonModel):  # type: ignore[name-defined]

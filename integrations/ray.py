@@ -128,6 +128,8 @@ def application(
     threads: int | None = None,
     api_key_file: Path | None = None,
     prefix_cache_mb: int | None = None,
+    batch_rows: int | None = None,
+    batch_cache_mb: int | None = None,
     limits: Any = None,
     **deployment: Any,
 ) -> Any:
@@ -150,7 +152,10 @@ def application(
         from onnxport.serve.models import Models
         from onnxport.serve.service import Service
 
-        models = Models.open(given, precision, device, granted() if threads is None else threads, prefix_cache_mb)
+        models = Models.open(
+            given, precision, device, granted() if threads is None else threads, prefix_cache_mb,
+            batch_rows=batch_rows, batch_cache_mb=batch_cache_mb,
+        )  # fmt: skip
         return app(Service(models, bounds, Keys.read(api_key_file)))
 
     class Onnxport:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +19,9 @@ from onnxport.errors import DataError, DeviceError, TextError, UsageError, one_l
 from onnxport.progress import Progress, silent
 from onnxport.runtime.bundle.reader import Bundle, unreplaced
 from onnxport.runtime.bundle.variant_names import for_device, named, split
-from onnxport.runtime.decode.engine import Engine
+from onnxport.runtime.decode.engine import BatchBounds, Engine
 from onnxport.runtime.decode.generator import Generation, Generator, Input, Job, Stream
-from onnxport.runtime.options import Flag, GenerateOptions, Options, SearchOptions, Watch, many, whole
+from onnxport.runtime.options import Flag, GenerateOptions, Memory, Options, SearchOptions, Watch, many
 from onnxport.runtime.other_names import hint, suggesting
 from onnxport.runtime.sessions import CPU, Sessions, check_version, required_device
 from onnxport.runtime.shown import table
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+NO_MEMORY = Memory()
 Conversation = Sequence[Mapping[str, Any]]
 
 
@@ -52,6 +53,8 @@ def load(
     verify: bool = False,
     draft: str | None = None,
     prefix_cache_mb: int | None = None,
+    batch_rows: int | None = None,
+    batch_cache_mb: int | None = None,
 ) -> Model:
     """Load a bundle.
 
@@ -59,11 +62,14 @@ def load(
     means int8@cuda there. threads: of one operator; None is all this process may use. verify: check every file's hash too. draft: another
     variant, which guesses tokens that this one checks: the same answers, sooner where it is much smaller. prefix_cache_mb: memory (MiB) in
     which a language model keeps keys and values of prompts and answers, so that a prompt that begins as another did is read from where they
-    part; None keeps none.
+    part; None keeps none. batch_rows, batch_cache_mb: of a model that generates, the most rows (texts times beams) that decode together in
+    one batch, and memory (MiB) that their keys and values may come to; what is more waits, and a text that is over a bound by itself is
+    answered alone. None: a call's batch_size bounds them.
     Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
     (the device cannot be had).
     """
-    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft, prefix_cache_mb))
+    memory = Memory(prefix_cache_mb, batch_rows, batch_cache_mb)
+    return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft, memory))
 
 
 def _loaded(
@@ -73,18 +79,16 @@ def _loaded(
     threads: int | None,
     verify: bool,
     draft: str | None,
-    prefix_cache_mb: int | None,
+    memory: Memory,
 ) -> Model:
-    if prefix_cache_mb is not None:
-        whole("prefix_cache_mb", prefix_cache_mb, 1)
     bundle = Bundle.open(path, verify)
-    model = _variant(bundle, "precision", bundle.default if precision is None else precision, device, threads, prefix_cache_mb)
+    model = _variant(bundle, "precision", bundle.default if precision is None else precision, device, threads, memory)
     if draft is not None:
         model.draft = model.checked_draft(_variant(bundle, "draft", draft, device, threads))
     return model
 
 
-def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None, prefix_cache_mb: int | None = None) -> Model:
+def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int | None, memory: Memory = NO_MEMORY) -> Model:
     name = for_device(name, device, bundle.variants)
     if name not in bundle.variants:
         raise UsageError(
@@ -104,7 +108,7 @@ def _variant(bundle: Bundle, option: str, name: str, device: str, threads: int |
             f"variant {name} of {bundle.path} runs on {required.name} only, asked for {device}; "
             f"use device {required.name} or another variant"
         )
-    return Model(bundle, name, sessions, threads, prefix_cache_mb)
+    return Model(bundle, name, sessions, threads, memory)
 
 
 def in_background(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], Coroutine[Any, Any, R]]:
@@ -127,11 +131,11 @@ class Model:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: str, sessions: Sessions, asked_threads: int | None = None, prefix_cache_mb: int | None = None
+        self, bundle: Bundle, precision: str, sessions: Sessions, asked_threads: int | None = None, memory: Memory = NO_MEMORY
     ) -> None:
         self.bundle, self.precision, self.device, self.threads = bundle, precision, sessions.device, sessions.threads
         self._process, self._closed = os.getpid(), False
-        self._asked_threads, self._prefix_cache_mb = asked_threads, prefix_cache_mb
+        self._asked_threads, self._memory = asked_threads, memory
         self._lock, self._calls = threading.Lock(), None  # type: threading.Lock, Background | None
         self.draft: Model | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
@@ -146,11 +150,11 @@ class Model:
         if variant.reduced and bundle.provenance.get("route") == "canonical":  # others may hold products that no plan names
             sessions = replace(sessions, exact=False)
         if bundle.generation is not None:
-            kept = None if prefix_cache_mb is None else prefix_cache_mb << 20
-            self.engine: Engine | None = Engine(bundle, variant, sessions, kept)
+            bounds = BatchBounds(memory.batch_rows, _bytes(memory.batch_cache_mb))
+            self.engine: Engine | None = Engine(bundle, variant, sessions, _bytes(memory.prefix_cache_mb), bounds)
             self._generator = Generator(self.engine, self._tokenizers.get("source"), self._tokenizers.get("target"))
-        elif prefix_cache_mb is not None:
-            raise UsageError(f"prefix_cache_mb is for language models; this bundle's task is {bundle.task}")
+        elif memory.given:
+            raise UsageError(f"{memory.given[0]} is for models that generate; this bundle's task is {bundle.task}")
         else:
             from onnxport.runtime.encoder import Encoder
 
@@ -668,7 +672,7 @@ class Model:
             self._asked_threads,
             False,
             draft,
-            self._prefix_cache_mb,
+            *astuple(self._memory),
         )
 
     def __enter__(self) -> Model:
@@ -695,6 +699,10 @@ class Model:
                 f"this model was loaded in process {self._process} and is used after a fork in {os.getpid()}; load it in the child"
             )
         return self
+
+
+def _bytes(mebibytes: int | None) -> int | None:
+    return None if mebibytes is None else mebibytes << 20
 
 
 TEXTS = "a text or a list of texts"

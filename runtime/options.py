@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import KeysView, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Protocol, TypedDict
 
@@ -292,6 +292,24 @@ class Search:
     def least(self, begun: int) -> int:
         """The fewest new tokens of an answer behind `begun` tokens that stand already."""
         return max(self.min_new_tokens, self.min_total_tokens - begun)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bounds on what a model that generates keeps in memory, as `load` takes them; None for none. UsageError for a bad one."""
+
+    prefix_cache_mb: int | None = None
+    batch_rows: int | None = None
+    batch_cache_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.given:
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+
+    @property
+    def given(self) -> list[str]:
+        """Names of those that there are."""
+        return [one.name for one in fields(self) if getattr(self, one.name) is not None]
 
 
 class Watch:

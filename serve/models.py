@@ -47,8 +47,10 @@ class Models:
     def open(
         cls, bundles: Sequence[str], precision: str | None, device: str, threads: int | None, prefix_cache_mb: int | None = None,
         progress: Progress = silent, require_signature: Path | None = None,
+        batch_rows: int | None = None, batch_cache_mb: int | None = None,
     ) -> Models:  # fmt: skip
         """Load bundles, `PATH` or `NAME=PATH`, and check every file's hash. prefix_cache_mb: for those that are language models.
+        batch_rows, batch_cache_mb: for those that generate.
         require_signature: a public key that every bundle must be signed by.
 
         Errors: as `onnxport.runtime.load`; UsageError for a name that comes twice.
@@ -60,8 +62,12 @@ class Models:
             bundle = Bundle.read(path)
             if require_signature is not None:
                 signature.check(bundle, require_signature)
-            kept = prefix_cache_mb if bundle.task == "text-generation" else None
-            model = load(path, precision=precision, device=device, threads=threads, verify=True, prefix_cache_mb=kept)
+            generates = bundle.generation is not None
+            model = load(
+                path, precision=precision, device=device, threads=threads, verify=True,
+                prefix_cache_mb=prefix_cache_mb if bundle.task == "text-generation" else None,
+                batch_rows=batch_rows if generates else None, batch_cache_mb=batch_cache_mb if generates else None,
+            )  # fmt: skip
             if require_signature is not None:
                 signature.check(model.bundle, require_signature)  # what was loaded is what was signed
             found.append(Served(name or model.bundle.name, model, int(time.time())))

@@ -67,6 +67,8 @@ def serve(
     threads: int | None = None,
     api_key_file: Path | None = None,
     prefix_cache_mb: int | None = None,
+    batch_rows: int | None = None,
+    batch_cache_mb: int | None = None,
     limits: Limits | None = None,
     verbose: bool = False,
     require_signature: Path | None = None,
@@ -82,7 +84,7 @@ def serve(
     disable_created_metrics()  # a series with the time of its start beside each other one
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave while they are written to
     with _socket(host, port) as listener:
-        models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress, require_signature)
+        models = Models.open(bundles, precision, device, threads, prefix_cache_mb, progress, require_signature, batch_rows, batch_cache_mb)
         try:
             service = Service(models, limits or Limits(), keys, verbose)
             config = uvicorn.Config(

@@ -84,8 +84,9 @@ T = TypeVar("T", bound=Decoding)
 class Batch(ABC, Generic[T]):
     """Decodings that go on together, at most `search.batch_size`: `_decodings` by place, each with `_state.beams` rows.
 
-    In host memory others join while it runs, first come, first served. A source that decodes from one token takes a place at once. A prompt
-    has a batch of its own until it has run, a part at a time and in turn with the steps of those that decode; then its rows move here.
+    In host memory others join while it runs, first come, first served, within the engine's bounds. A source that decodes from one token
+    takes a place at once. A prompt has a batch of its own until it has run, a part at a time and in turn with the steps of those that
+    decode; then its rows move here.
     """
 
     def __init__(self, engine: Engine, search: Search) -> None:
@@ -162,7 +163,8 @@ class Batch(ABC, Generic[T]):
     def _admit_beside(self, state: DecoderState, live: list[int], waiting: deque[T]) -> None:
         """Take what waits beside those that decode."""
         singles = prompts = 0
-        for decoding in self._sources.following(waiting, self._search.batch_size - len(live)):
+        beside = [self._decodings[place] for place in live]
+        for decoding in self._fitting(waiting, beside):
             if self._engine.encoder is None or len(behind(decoding)) > 1:
                 prompts += not singles
                 break
@@ -172,17 +174,39 @@ class Batch(ABC, Generic[T]):
         elif prompts:
             self._joining = self._empty()
             self._joining._sources = self._sources
-            self._joining._start(waiting, JOIN_POSITIONS, self._search.batch_size - len(live))
+            self._joining._start(waiting, JOIN_POSITIONS, beside)
         elif 4 * len(live) <= 3 * len(self._decodings):  # rows that are done cost as much as others: go on without them
             order = state.compact(live)
             self._decodings = [self._decodings[place] for place in order]
             self._rows_changed(state)
 
-    def _start(self, waiting: deque[T], positions: int, most: int | None = None) -> None:
-        """Begin anew with what waits: at most `most` decodings, and of several with prompts so many as have `positions`."""
+    def _fitting(self, waiting: deque[T], beside: Sequence[T]) -> Iterator[T]:
+        """What waits and may decode together with `beside`, in order, up to the first that is too much; one is never too much alone."""
+        every = [*beside]
+        for decoding in self._sources.following(waiting, self._search.batch_size - len(beside)):
+            every.append(decoding)
+            if len(every) > 1 and not self._within_bounds(every):
+                return
+            yield decoding
+
+    def _within_bounds(self, decodings: Sequence[T]) -> bool:
+        """Whether the engine's bounds hold for a batch of these, each with as many tokens as it may have."""
+        bounds, rows = self._engine.bounds, len(decodings) * self._search.beam
+        if bounds.rows is not None and rows > bounds.rows:
+            return False
+        if bounds.cache_bytes is None:
+            return True
+        requests = [decoding.request for decoding in decodings]
+        longest, source = (max(map(size, requests)) for size in (_most_positions, _source_length))
+        engines: list[Engine] = [self._engine, *([] if self._search.draft is None else [self._search.draft])]
+        taken = sum(engine.cache_bytes(rows, longest) + engine.cross_bytes(len(requests), source) for engine in engines)
+        return taken <= bounds.cache_bytes
+
+    def _start(self, waiting: deque[T], positions: int, beside: Sequence[T] = ()) -> None:
+        """Begin anew with what waits and fits beside others: of several with prompts so many as have `positions`."""
         count = longest = 0
         kept, known = self._engine.prompt_cache, []
-        for decoding in self._sources.following(waiting, self._search.batch_size if most is None else most):
+        for decoding in self._fitting(waiting, beside):
             beginning = Beginning() if kept is None else kept.find(behind(decoding))
             longest = max(longest, len(behind(decoding)) - beginning.length)
             if count and longest > 1 and (count + 1) * longest > positions and self._engine.admits_while_running:
@@ -271,7 +295,7 @@ class EncodedSources(Generic[T]):
         if self._engine.encoder is None:
             size = count
         group: list[T] = []
-        while waiting and len(group) < size:
+        while waiting and len(group) < size and self._has_room(group, waiting[0]):
             decoding = waiting.popleft()
             if not decoding.done:
                 group.append(decoding)
@@ -281,6 +305,21 @@ class EncodedSources(Generic[T]):
             cross = self._engine.encode([decoding.request.source for decoding in group])
             self._ready.extend((decoding, (cross, i)) for i, decoding in enumerate(group))
         return bool(group)
+
+    def _has_room(self, group: Sequence[T], other: T) -> bool:
+        """Whether the bound on a batch's keys and values holds for those of these sources, too."""
+        most = self._engine.bounds.cache_bytes
+        longest = max(_source_length(decoding.request) for decoding in (*group, other))
+        return not group or most is None or self._engine.cross_bytes(len(group) + 1, longest) <= most
+
+
+def _most_positions(request: Request) -> int:
+    """Of a row's cache: the last new token is never read."""
+    return len(request.prefix) + request.limit - 1
+
+
+def _source_length(request: Request) -> int:
+    return len(request.source)
 
 
 def merged(encoded: Sequence[EncodedSource | None]) -> CrossCache | None:

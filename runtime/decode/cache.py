@@ -66,12 +66,12 @@ class HostCache:
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New zeroed buffers for `rows` and at least `capacity` positions."""
-        self.rows, self.capacity = rows, _rounded(capacity)
+        self.rows, self.capacity = rows, rounded(capacity)
         self._hold([np.zeros(shape, self.dtype) for shape in buffer_shapes(self.layers, rows, self.capacity)])
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept."""
-        self.capacity = _rounded(capacity)
+        self.capacity = rounded(capacity)
         self._move(len(self._whole[0]), used)
 
     def widen(self, rows: int, used: int) -> None:
@@ -137,12 +137,12 @@ class DeviceCache:
 
     def allocate(self, rows: int, capacity: int) -> None:
         """New buffers for `rows` and at least `capacity` positions."""
-        self.rows, self.capacity = rows, _rounded(capacity)
+        self.rows, self.capacity = rows, rounded(capacity)
         self.values, self._spare = self._buffers(rows), []
 
     def grow(self, capacity: int, used: int) -> None:
         """Room for `capacity` positions; the first `used` are kept (through the host: growth is rare)."""
-        self.capacity, self._spare = _rounded(capacity), []
+        self.capacity, self._spare = rounded(capacity), []
         shapes = buffer_shapes(self.layers, self.rows, self.capacity)
         self.values = [self._grown(value, shape, used) for value, shape in zip(self.values, shapes, strict=True)]
 
@@ -191,5 +191,6 @@ def buffer_shapes(layers: Sequence[LayerCache], rows: int, capacity: int) -> lis
     return [(rows, layer.kv_heads, layer.window or capacity, layer.head_size) for layer in layers for _ in range(2)]
 
 
-def _rounded(capacity: int) -> int:
+def rounded(capacity: int) -> int:
+    """The positions that are made for so many."""
     return -(-capacity // STEP) * STEP

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from onnxport.runtime.arrays import padded
 from onnxport.runtime.bundle import interface
 from onnxport.runtime.bundle.manifest import MOST_OF_A_HEAD, GenerationConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
-from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache
+from onnxport.runtime.decode.cache import Cache, CrossCache, DeviceCache, HostCache, buffer_shapes, rounded
 from onnxport.runtime.decode.guess_policy import PassCosts
 from onnxport.runtime.decode.prompt_cache import PromptCache
 from onnxport.runtime.sessions import DEVICES, NUMPY_TYPES, Sessions, run_bound, value_of
@@ -39,18 +42,40 @@ class Positions:
         return 1 - self.used / self.computed if self.computed else 0.0
 
 
+@dataclass(frozen=True)
+class BatchBounds:
+    """The most that decodes together in one batch: rows (texts times beams), and bytes of their keys and values; None for no bound.
+
+    A request that is over a bound by itself is answered alone.
+    """
+
+    rows: int | None = None
+    cache_bytes: int | None = None
+
+
+NO_BOUNDS = BatchBounds()
+
+
 class Engine:
     """Encoder, decoder and search sessions. Sessions may be run from many threads; search graphs are loaded when first used.
 
-    prompt_cache: bytes of keys and values of prompts that are kept, None for none. UsageError where prompts cannot be kept.
+    prompt_cache: bytes of keys and values of prompts that are kept, None for none. UsageError where prompts cannot be kept. bounds: of
+    each batch.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, sessions: Sessions, prompt_cache: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        sessions: Sessions,
+        prompt_cache: int | None = None,
+        bounds: BatchBounds = NO_BOUNDS,
+    ) -> None:
         if bundle.generation is None:
             raise BundleError(f"{bundle.path}: no generation section, expected a model that generates; use run or encode")
         self.config: GenerationConfig = bundle.generation.with_whole_caches() if variant.whole_caches else bundle.generation
         self.device = DEVICES[sessions.device]
-        self.positions, self.pass_costs = Positions(), PassCosts()
+        self.positions, self.pass_costs, self.bounds = Positions(), PassCosts(), bounds
         self._bundle, self._sessions = bundle, sessions
         self._search: dict[str, onnxruntime.InferenceSession] = {}
         self._lock = threading.Lock()
@@ -183,6 +208,20 @@ class Engine:
                 # One thread: the decoder's workers spin while tokens are selected, and two pools would take the cores from each other.
                 self._search[name] = self._sessions.open(self._bundle.file(self._bundle.search[name]), threads=1)
             return self._search[name]
+
+    def cache_bytes(self, rows: int, positions: int) -> int:
+        """Of the self attention's keys and values of so many rows with up to so many positions."""
+        return self.cache_type.itemsize * sum(map(math.prod, buffer_shapes(self.config.layer_caches, rows, rounded(positions))))
+
+    def cross_bytes(self, sources: int, length: int) -> int:
+        """Of the keys and values of so many sources with up to so many tokens; 0 without an encoder."""
+        return sources * length * self._cross_token_bytes
+
+    @cached_property
+    def _cross_token_bytes(self) -> int:
+        outputs = [] if self.encoder is None else self.encoder.get_outputs()
+        cross = [value for value in outputs if value.name.startswith(interface.CROSS)]
+        return sum(value.shape[1] * value.shape[3] * np.dtype(NUMPY_TYPES[value.type]).itemsize for value in cross)
 
     def new_cache(self) -> Cache:
         """An empty cache, in host memory or the device's."""

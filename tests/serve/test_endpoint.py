@@ -16,6 +16,7 @@ from openai import APIError, AuthenticationError, RateLimitError
 
 from onnxport.errors import DataError, OnnxportError
 from onnxport.runtime import Model
+from onnxport.runtime.decode.engine import BatchBounds
 from onnxport.runtime.decode.state import DecoderState
 from onnxport.serve.keys import Keys
 from onnxport.serve.limits import Limits
@@ -270,6 +271,18 @@ def test_two_bundles_of_one_name_are_refused(bundles: dict[str, Any]) -> None:
         Models.open([str(bundles["plain"]), str(bundles["chat"])], None, "cpu", 1)
     with pytest.raises(OnnxportError, match="expected BUNDLE or NAME=BUNDLE"):
         Models.open(["="], None, "cpu", 1)
+
+
+def test_batches_are_bounded_where_the_server_is_told_to(bundles: dict[str, Any]) -> None:
+    models = Models.open([f"plain={bundles['plain']}", f"labels={bundles['labels']}"], None, "cpu", 1, batch_rows=2, batch_cache_mb=3)
+    try:
+        engine = models.find("plain").model.engine
+        assert engine is not None and engine.bounds == BatchBounds(2, 3 << 20)
+        with running(models, limits=Limits()) as server:
+            choices = server.post("/v1/completions", {**ASKED, "n": 5}).json()["choices"]
+        assert [one["index"] for one in choices] == [*range(5)] and len({one["text"] for one in choices}) == 1
+    finally:
+        models.close()
 
 
 def test_prompts_are_kept_where_the_server_is_told_to(bundles: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def test_ctrl_c_does_not_wait(bundles: dict[str, Path]) -> None:
 def test_options_reach_the_server(bundles: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     options = ("--api-key-file", tmp_path / "keys", "--max-tokens", 20, "--max-body-mb", 1, "--max-requests", 3, "--timeout", 60)
-    with serving(f"a={bundles['plain']}", f"b={bundles['vectors']}", *options, "--prefix-cache-mb", 1) as (process, url):
+    with serving(f"a={bundles['plain']}", f"b={bundles['vectors']}", *options, "--prefix-cache-mb", 1, "--batch-rows", 2) as (process, url):
         client = OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
         assert [one.id for one in client.models.list()] == ["a", "b"]
         answer = httpx.post(

@@ -583,6 +583,8 @@ def _record(path: Path, device: str, found: dict[str, Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), help="Of each model; default: what the machine or container grants.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Keys, one a line: who sends none of them is refused.")
 @click.option("--prefix-cache-mb", type=click.IntRange(1), help="MiB for each language model's kept prompts; default: none is kept.")
+@click.option("--batch-rows", type=click.IntRange(1), help="Rows (texts times beams) that decode together; default: 32 texts.")
+@click.option("--batch-cache-mb", type=click.IntRange(1), help="MiB of a batch's keys and values; default: no bound.")
 @click.option("--require-signature", type=click.Path(path_type=Path), metavar="KEY", help="Public key that bundles must be signed by.")
 @click.option("--max-requests", type=click.IntRange(1), help="Requests at once; more are refused (429); default: 256.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 262144.")
