@@ -1,7 +1,10 @@
-"""Golden answers of models that read token ids: seeded inputs at several shapes and real text, answered by the user's own class.
+"""Golden answers of models that read token ids: inputs at several shapes and real text, answered by the user's own class.
 
-A model that generates is judged on text where it has a tokenizer and knows the language of some: it makes more of what follows than a guess
-over its vocabulary would. Random weights do not, and are judged on random ids alone, by how far their logits are from the original's.
+Inputs are beginnings of texts where there is a tokenizer, else seeded random ids: on those, sums in float32 can move a learned model's own
+logits by 2e-4 of their size, for they are nothing that it was trained on.
+
+A model that generates is judged on text where it knows the language of some: it makes more of what follows than a guess over its vocabulary
+would. Random weights do not, and are judged by how far their logits are from the original's.
 
 Those of plain modules are made in `routes.direct`, those of ONNX files in `onnx_file.original`.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,20 +62,34 @@ SAMPLE = (  # a question and its context
 
 
 class Inputs:
-    """Random ids of a vocabulary that are none of the special ones, unless nothing else is there."""
+    """Ids of a vocabulary that are none of the special ones, unless nothing else is there: of texts in turn, else random.
 
-    def __init__(self, seed: int, special: set[int]) -> None:
+    texts: ids of texts as a model reads them. A row is the beginning of one, or more than one where it is longer. A special token that a
+    text begins with is kept.
+    """
+
+    def __init__(self, seed: int, special: set[int], texts: Sequence[Sequence[int]] = ()) -> None:
         self.random, self.special = np.random.default_rng(seed), special
+        usual = ([*text[:1], *(i for i in text[1:] if i not in special)] for text in texts)
+        self.texts = cycle([text for text in usual if text]) if texts else None
 
     def rows(self, vocabulary: int, lengths: list[int], pad: int, start: int | None = None) -> Tensor:
         """int64 [rows, longest], padded on the right; each row begins with `start` where one is given."""
         usual = np.array([i for i in range(vocabulary) if i not in self.special] or list(range(vocabulary)))
         ids = np.full((len(lengths), max(lengths)), pad, dtype=np.int64)
         for row, length in zip(ids, lengths, strict=True):
-            row[:length] = self.random.choice(usual, length)
+            row[:length] = self._row(usual, length)
             if start is not None:
                 row[0] = start
         return torch.from_numpy(ids)
+
+    def _row(self, usual: np.ndarray, length: int) -> np.ndarray | list[int]:
+        if self.texts is None:
+            return self.random.choice(usual, length)
+        row: list[int] = []
+        while len(row) < length:
+            row += next(self.texts)
+        return row[:length]
 
 
 def real(lengths: list[int]) -> Tensor:
@@ -108,16 +125,19 @@ def seq2seq_goldens(
 
     With `longest`, one more case with a source of so many tokens, but not more than the model takes.
     """
-    inputs = Inputs(20240229, special(ids))
     pad, start = ids["pad_id"], ids["decoder_start_id"]
     source_rows, target_rows = model.source_rows, model.target_rows
     most = max_length if max_source_length is None else max_source_length
+    read = Inputs(20240229, special(ids), [] if source is None else _sample_rows(source, "source", golden_texts(), most, source_rows))
+    written = Inputs(
+        20240301, special(ids), [] if source is None else _sample_rows(source, "target", golden_texts(), max_length, target_rows)
+    )
     result: dict[str, np.ndarray] = {}
     long = [] if longest is None else [([longest, max(1, longest // 3)], [2, 1])]
     for i, (sources, targets) in enumerate([*SEQ2SEQ_SHAPES, *long]):
         sources, targets = fit(sources, most), fit(scaled(targets, target_rows), max_length)
-        rows, mask = inputs.rows(source_rows, sources, pad), real(sources)
-        target = inputs.rows(target_rows, targets, pad, start)
+        rows, mask = read.rows(source_rows, sources, pad), real(sources)
+        target = written.rows(target_rows, targets, pad, start)
         logits = model.forward(rows, mask, target)
         if not i:
             check_alike("the model", [logits], [model.forward(rows, mask, target)])
@@ -125,7 +145,7 @@ def seq2seq_goldens(
         result |= {f"seq{i}/source_ids": rows.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
         result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
     lengths = fit(GREEDY_SHAPES, most)
-    rows, mask = inputs.rows(source_rows, lengths, pad), real(lengths)
+    rows, mask = read.rows(source_rows, lengths, pad), real(lengths)
     answers = greedy_seq2seq(model, rows, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
     result |= {"greedy/source_ids": rows.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, pad)
     return result | (_answered_texts(model, ids, source, most, max_length) if source is not None else {})
@@ -192,8 +212,9 @@ def causal_goldens(
     `source` and knows some of the texts, `text`."""
     if source is not None and source.goldens is not None:
         return source.goldens
-    inputs = Inputs(20240229, special(ids))
     vocabulary = model.rows
+    rows = [] if source is None else _language_rows(source, max_length, vocabulary)
+    inputs = Inputs(20240229, special(ids), rows)
     result: dict[str, np.ndarray] = {}
     shapes = [fit(scaled(lengths, vocabulary), max_length) for lengths in CAUSAL_SHAPES]
     cases = [inputs.rows(vocabulary, lengths, ids["pad_id"]) for lengths in shapes]
@@ -202,7 +223,6 @@ def causal_goldens(
     most = GREEDY_OF_LARGE if is_large(model.modules) else GREEDY_TOKENS
     count = min(most, max_length - max(lengths) + 1) if max_length is not None else most
     starts = [row[:length] for row, length in zip(prompts, lengths, strict=True)]
-    rows = [] if source is None else _language_rows(source, max_length, vocabulary)
     scored = [_scored(row) for row in rows]
     calls: list[Callable[[], Any]] = [partial(model.causal, given) for given in (*cases, cases[0])]
     calls += [partial(greedy_causal, model, row, ids["eos_id"], count) for row in starts]
@@ -294,19 +314,20 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
 
     Of random ids, where a second part of each row is of the second token type if there are several; with a tokenizer (the bytes of a
     tokenizer.json) of texts instead, with their special tokens in their places: on other input learned weights answer next to nothing, and
-    a relative error says little. Cases of whole texts are called `text0..`. With `longest`, one more case with as many random tokens as the
-    model takes, but not more than that.
+    a relative error says little. Cases of whole texts are called `text0..`. With `longest`, one more case with as many tokens as the model
+    takes, but not more than that.
     """
-    inputs = Inputs(20240229, special({"pad": model.pad_id, "end": model.end_id}))
+    texts = [] if tokenizer is None else token_rows(golden_texts(), TextTokenizer(tokenizer), end=model.rows)
+    inputs = Inputs(20240229, special({"pad": model.pad_id, "end": model.end_id}), texts)
     shapes = [fit(lengths, model.max_length) for lengths in ENCODER_SHAPES]
     if tokenizer is None:
-        cases = {f"case{i}": _random_inputs(inputs, model, lengths) for i, lengths in enumerate(shapes)}
+        cases = {f"case{i}": _plain_inputs(inputs, model, lengths) for i, lengths in enumerate(shapes)}
     else:
-        token, *texts = text_inputs(tokenizer, model)
-        cases = {"case0": token} | {f"{TEXT}{i}": arrays for i, arrays in enumerate(texts)}
+        token, *batches = text_inputs(tokenizer, model)
+        cases = {"case0": token} | {f"{TEXT}{i}": arrays for i, arrays in enumerate(batches)}
     if longest is not None:
         most = min(longest, _longest_text(model) or longest)
-        cases["long"] = _random_inputs(inputs, model, [most, max(1, most // 3)])
+        cases["long"] = _plain_inputs(inputs, model, [most, max(1, most // 3)])
     check_alike("the model", list(model.answer(cases["case0"]).values()), list(model.answer(cases["case0"]).values()))
     result: dict[str, np.ndarray] = {}
     for case, arrays in cases.items():
@@ -324,7 +345,7 @@ def ended_rows(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> Tenso
     return rows
 
 
-def _random_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> dict[str, Tensor]:
+def _plain_inputs(inputs: Inputs, model: EncoderModel, lengths: list[int]) -> dict[str, Tensor]:
     arrays = {"input_ids": ended_rows(inputs, model, lengths), "attention_mask": real(lengths).long()}
     if model.types:
         arrays["token_type_ids"] = ((torch.arange(max(lengths)) >= 2) & (model.types > 1)).long() * arrays["attention_mask"]

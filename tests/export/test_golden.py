@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onnxport.compare.texts import Sample, golden_texts, token_rows
 from onnxport.export.description import EncoderModel
-from onnxport.export.golden import BEFORE, LONG, SCORED, causal_goldens, encoder_goldens, seq2seq_goldens
+from onnxport.export.golden import BEFORE, LONG, SCORED, Inputs, causal_goldens, encoder_goldens, seq2seq_goldens
 from onnxport.export.source import Source
 from onnxport.runtime.bundle.golden import TEXT, by_case
 from onnxport.runtime.bundle.kept import Kept, log_softmax
@@ -77,10 +77,35 @@ def test_a_language_model_that_knows_the_texts_is_judged_on_them(source: Source)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 5.0])
-def test_random_weights_are_judged_on_random_ids_alone(source: Source, scale: float) -> None:
+def test_random_weights_are_judged_by_their_logits_alone(source: Source, scale: float) -> None:
     table = scale * torch.randn(ROWS, ROWS, generator=torch.Generator().manual_seed(1))
     assert sorted(by_case(causal_goldens(Pairs(table), IDS, 300, source))) == ["greedy", "seq0", "seq1", "seq2"]
     assert sorted(by_case(seq2seq_goldens(Pairs(table), IDS, 300, source=source))) == ["greedy", "seq0", "seq1", "seq2"]
+
+
+def test_inputs_are_beginnings_of_texts(source: Source) -> None:
+    """On random ids sums in float32 move a learned model's logits by as much as a fault of its export would."""
+    rows = token_rows(golden_texts(), TextTokenizer(source.tokenizers["source"]))
+    cases = by_case(causal_goldens(Pairs(pairs_seen(source)), IDS, 300, source))
+    found = [
+        row[:length].tolist()
+        for i in range(3)
+        for row, length in zip(cases[f"seq{i}"]["input_ids"], cases[f"seq{i}"]["lengths"], strict=True)
+    ]
+    lengths = cases["greedy"]["source_mask"].sum(1)
+    found += [row[:length].tolist() for row, length in zip(cases["greedy"]["source_ids"], lengths, strict=True)]
+    assert found == [row[: len(one)] for row, one in zip(rows, found, strict=False)]
+    written = by_case(seq2seq_goldens(Pairs(pairs_seen(source)), IDS, 300, source=source))["seq0"]
+    assert written["source_ids"][0].tolist() == rows[0][:7] and written["target_ids"][0].tolist() == [
+        0,
+        *rows[0][1 : written["target_lengths"][0]],
+    ]
+
+
+def test_a_row_that_is_longer_than_a_text_goes_on_with_the_next() -> None:
+    inputs = Inputs(1, {0, 1}, [[0, 5, 6, 1], [7, 1, 8, 9]])
+    assert inputs.rows(10, [6, 2], 0).tolist() == [[0, 5, 6, 7, 8, 9], [0, 5, 0, 0, 0, 0]]
+    assert inputs.rows(10, [3], 0, start=4).tolist() == [[4, 8, 9]]
 
 
 def _by_script() -> tuple[list[Sample], list[Sample]]:
