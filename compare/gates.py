@@ -56,7 +56,7 @@ def parse_gate(expr: str) -> Gate:
 
 _PLAIN = frozenset(
     "size_bytes size_ratio import_ms load_ms first_output_ms latency_samples throughput speedup data_throughput peak_rss_bytes cpu_share "
-    "max_abs_diff agreement".split()
+    "max_abs_diff agreement tokens_per_pass acceptance".split()
 )
 _NESTED = {
     "latency_ms": ("p50", "p90", "p99"),

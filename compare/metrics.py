@@ -177,6 +177,17 @@ def agreement(outputs: Sequence[Any], reference: Sequence[Any]) -> dict[str, Any
     return shares
 
 
+def guesses(outputs: Sequence[Any]) -> dict[str, Any]:
+    """`tokens_per_pass` of a row whose tokens a draft guesses, and `acceptance`, the share of guesses that came true; {} of other sides.
+
+    A pass of the model gives a token of its own and the guesses that came true. `acceptance` is None where nothing was guessed.
+    """
+    if not len(outputs) or not isinstance(outputs[0], dict) or "guessed" not in outputs[0]:
+        return {}
+    made, passes, guessed, accepted = (sum(one[name] for one in outputs) for name in ("made", "passes", "guessed", "accepted"))
+    return {"tokens_per_pass": made / passes if passes else None, "acceptance": accepted / guessed if guessed else None}
+
+
 def first_difference(tokens: Sequence[int], other: Sequence[int]) -> int:
     """The first position at which two different sequences of ids part; the shorter one's end counts as a token."""
     pairs = zip(tokens, other, strict=False)

@@ -69,10 +69,22 @@ def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], busy: str) 
         sentences.append(
             "pytorch is the original class as it is; torch's own decode without a key/value cache: the longer the answers, the slower."
         )
+    for name, values in variants.items():
+        if "tokens_per_pass" in values:
+            sentences.append(f"{name}: {_guesses(values, work.natural['beam'])}.")
     if busy:
         worst = "; PyTorch, whose threads wait for one another, suffers most" if PYTORCH in variants else ""
         sentences.append(f"The machine was busy ({busy}): speeds are rough{worst}. Measure again on a quiet one.")
     return sentences
+
+
+def _guesses(values: Mapping[str, Any], beam: int) -> str:
+    """What came of a draft's guesses."""
+    if values["acceptance"] is not None:
+        share = metrics.percent(values["acceptance"])
+        return f"{values['tokens_per_pass']:.2f} tokens a pass of the checking variant; {share} of the draft's guesses came true"
+    why = f"{beam} beams are not guessed for; give --beam 1" if beam > 1 else "on this machine guesses promised no gain"
+    return f"the draft guessed nothing: {why}"
 
 
 def of_others(bundle: Bundle, others: Mapping[str, Bundle], work: Workload) -> list[str]:

@@ -99,6 +99,7 @@ def measured(
             "agreement": None,  # of arrays: two float computations are not identical, `parity` says how near they are
             **({} if work.method == "run" else metrics.agreement(outputs[name], outputs[reference])),
             **metrics.values(by_side[name]),
+            **metrics.guesses(outputs[name]),
         }
     for name, values in variants.items():
         values |= metrics.drops(values, variants[reference])

@@ -32,12 +32,13 @@ class BundleSide(AnsweringSide):
     def generate(self, inputs: list[Any], batch_size: int | None = None, **options: Any) -> list[dict[str, Any]]:
         """An answer an input: {"text", "tokens", "score"}. inputs: texts or lists of token ids.  batch_size: None is all in one batch.
 
+        With a draft, also "made", the tokens with the end of the answer, the "passes" that gave them, and how many tokens were "guessed"
+        and "accepted".
         Options that are not given are the model's own, but for sampling: what is drawn at random cannot be compared.
         """
         settings = {"beam": self.model.bundle.generation.search.beam, "temperature": 0.0} | options
-        return [
-            generated_answer(result) for result in self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settings)
-        ]
+        results = self.model.generate(inputs, batch_size=batch_size or max(1, len(inputs)), **settings)
+        return [generated_answer(result) | (_guesses(result) if self.draft else {}) for result in results]
 
     def parity(self) -> dict[str, Any] | None:
         """The golden answers through this variant, on this machine and device: see `runtime.verify.replay`.
@@ -61,3 +62,8 @@ class BundleSide(AnsweringSide):
             except ParityError:
                 within = False
         return differences | {"within_bounds": within}
+
+
+def _guesses(result: Any) -> dict[str, int]:
+    made = len(result.tokens) + (result.finish_reason == "eos")
+    return {"made": made, "passes": result.passes or made, "guessed": result.guessed, "accepted": result.accepted}

@@ -41,7 +41,8 @@ class Generation(Shown):
     "stop" (a stop string: text is cut before it, tokens are not; a stop token, which is no part of the answer; the end of a format) or
     "empty" (an empty input). top_logprobs: for each token the best ones that there were, best first, as (id, log-probability), where asked.
     alternatives: the next best beams, with n_best. segments: how many a long text was answered in. guessed: tokens that `lookup` or a draft
-    guessed and the model checked; accepted: how many of them came true. cached_tokens: of the prompt, known from the prompt cache.
+    guessed and the model checked; accepted: how many of them came true. passes: of the model, where it checked guesses, each of
+    which gave one token or more; else 0. cached_tokens: of the prompt, known from the prompt cache.
     """
 
     text: str | None
@@ -53,6 +54,7 @@ class Generation(Shown):
     segments: int = 1
     guessed: int = 0
     accepted: int = 0
+    passes: int = 0
     cached_tokens: int = 0
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
@@ -363,6 +365,7 @@ class Generator:
             row.reason,
             guessed=row.guessed,
             accepted=row.accepted,
+            passes=row.passes if row.guessed else 0,
             cached_tokens=row.cached_tokens,
             top_logprobs=row.told[:end],
         )

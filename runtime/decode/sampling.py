@@ -28,7 +28,7 @@ class Row:
     """What became of a request: tokens with the final one that ended it, the log-probability of each, and why it ended ("" while it runs).
 
     told: for each token the best ones that there were, with their log-probabilities, as many as were asked for. guessed, accepted: how
-    many tokens were guessed and checked, and how many came so.
+    many tokens were guessed and checked, and how many came so. passes: of the model, each of which gave a token or more.
     """
 
     request: Request
@@ -40,6 +40,7 @@ class Row:
     reason: str = ""
     guessed: int = 0
     accepted: int = 0
+    passes: int = 0
     cached_tokens: int = 0
     _drawn: deque[float] = field(default_factory=deque)
 
@@ -65,6 +66,7 @@ class Row:
                 self.generator.random(dtype=np.float32)
             self.add(token, logprob, eos)
         self.told = other.told[: len(self.tokens)]
+        self.guessed, self.accepted, self.passes = other.guessed, other.accepted, other.passes
         return self
 
     def drop(self) -> None:
@@ -82,6 +84,7 @@ class Row:
     def take(self, tokens: Sequence[int], logprobs: Sequence[float], guesses: Sequence[int], eos: tuple[int, ...]) -> int:
         """Take the token behind what stands, and those behind guesses as long as these came true; returns how many were taken."""
         self.guessed += len(guesses)
+        self.passes += 1
         for taken, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True), 1):
             if math.isnan(logprob):
                 raise not_finite()

@@ -3,12 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from onnxport.compare import compare, comparison, read_data
+from onnxport.compare import compare, comparison, notes, read_data
 from onnxport.compare.measure import measurement
+from onnxport.compare.protocol.bundle_side import BundleSide
 from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import workload
 from onnxport.errors import BundleError, DataError, OutputError, TextError, UsageError
 from onnxport.runtime.bundle.reader import Bundle
+from support import tiny_bundles
 from support.compare_samples import SIZES, write_bundle
 from support.paths import TESTS
 
@@ -269,11 +271,34 @@ def test_a_variant_for_which_another_guesses_is_a_side_of_its_own(bundle, data, 
     opened = Bundle.open(bundle)
     spec = SPEC(opened, "fp32+int8", "cpu", None, 1)
     assert (spec["precision"], spec["draft"]) == ("fp32", "int8") and "draft" not in SPEC(opened, "fp32", "cpu", None, 1)
-    fakes["fp32+int8"] = {}
-    report = compare(bundle, data, ["fp32", "fp32+int8"], batches=(1,), limit=4, gates=["fp32+int8.agreement>=1"])
-    assert list(report.variants) == ["fp32", "fp32+int8"] and report.gates[0]["passed"]
+    fakes["fp32+int8"] = {"class": "Guessing"}
+    gates = ["fp32+int8.agreement>=1", "fp32+int8.tokens_per_pass>=1.5", "fp32+int8.acceptance>0.5"]
+    report = compare(bundle, data, ["fp32", "fp32+int8"], batches=(1,), limit=4, gates=gates)
+    assert list(report.variants) == ["fp32", "fp32+int8"] and [gate["passed"] for gate in report.gates] == [True, True, False]
+    (note,) = (one for one in report.notes if "a pass" in one)
+    assert note == "fp32+int8: 2.00 tokens a pass of the checking variant; 50% of the draft's guesses came true."
+    assert "tokens_per_pass" not in report.variants["fp32"]
     with pytest.raises(UsageError, match="no variant 'fp32\\+int3'"):
         compare(bundle, data, ["fp32+int3"])
+
+
+def test_a_draft_that_guesses_nothing_is_told_with_its_reason():
+    silent = {"tokens_per_pass": 1.0, "acceptance": None}
+    assert notes._guesses(silent, 1) == "the draft guessed nothing: on this machine guesses promised no gain"
+    assert notes._guesses(silent, 4) == "the draft guessed nothing: 4 beams are not guessed for; give --beam 1"
+
+
+def test_a_side_with_a_draft_tells_what_it_guessed(tmp_path, monkeypatch):
+    side = BundleSide(str(tiny_bundles.write_bundle(tmp_path / "tiny", tiny_bundles.TinyModel("causal", 1))), "fp32", draft="fp32")
+    side.load()
+    monkeypatch.setattr(side.model.engine.pass_costs, "needs_plain", lambda rows: False)
+    monkeypatch.setattr(side.model.engine.pass_costs, "seconds", lambda rows, width: 1.0 + 1e-9 * width)
+    for answer in side.generate([[5, 9, 7], [8, 8]], batch_size=1, min_new_tokens=20, max_new_tokens=24):
+        assert answer["made"] - len(answer["tokens"]) in (0, 1)
+        assert answer["guessed"] >= answer["accepted"] > 0 and 0 < answer["passes"] < answer["made"]
+    alone = BundleSide(side.path, "fp32")
+    alone.load()
+    assert set(alone.generate([[5, 9, 7]])[0]) == {"text", "tokens", "score"}
 
 
 def test_an_unknown_variant_is_wrong_usage(bundle, data):

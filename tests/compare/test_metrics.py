@@ -104,3 +104,14 @@ def test_a_row_says_how_a_metric_is_written_and_judged(name, value, in_a_sentenc
 def test_the_first_task_metric_that_was_measured_leads():
     assert metrics.lead_metric({"cosine": 1.0}) is None
     assert metrics.lead_metric({"cosine": 1.0, "f1": 0.5, "chrf": None}).name == "f1"
+
+
+def test_guesses_of_a_draft_are_summed_over_all_answers():
+    answers = [
+        {"text": "a", "tokens": [1, 2, 3], "made": 4, "passes": 2, "guessed": 4, "accepted": 2},
+        {"text": "", "tokens": [], "made": 1, "passes": 1, "guessed": 0, "accepted": 0},
+    ]
+    assert metrics.guesses(answers) == {"tokens_per_pass": 5 / 3, "acceptance": 0.5}
+    assert metrics.guesses(answers[1:]) == {"tokens_per_pass": 1.0, "acceptance": None}
+    assert metrics.guesses([{"text": "a", "tokens": [1]}]) == metrics.guesses([]) == metrics.guesses([[0.5]]) == {}
+    assert metrics.guesses([{"made": 0, "passes": 0, "guessed": 0, "accepted": 0}]) == {"tokens_per_pass": None, "acceptance": None}

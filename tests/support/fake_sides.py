@@ -43,6 +43,13 @@ class Echo:
         return {"max_abs_diff": 1e-6 * (1 + self.wrong), "finite": True}
 
 
+class Guessing(Echo):
+    """Two tokens a pass, for which two are guessed and one comes true."""
+
+    def generate(self, inputs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        return [one | {"made": 2, "passes": 1, "guessed": 2, "accepted": 1} for one in super().generate(inputs, **options)]
+
+
 class Faulty(Echo):
     """Fails in the way that the first input names."""
 

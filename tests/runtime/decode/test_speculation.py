@@ -11,6 +11,7 @@ from onnxport.errors import UsageError
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle import interface
 from onnxport.runtime.decode.guess_policy import PassCosts
+from onnxport.runtime.decode.sampling import RowBatch
 from onnxport.runtime.decode.speculation import Text
 from support import tiny_bundles as tiny
 
@@ -90,6 +91,20 @@ def test_guesses_are_checked_and_come_true(model: Model, kind: str) -> None:
     found = model.generate([TEXTS[0]], min_new_tokens=20, max_new_tokens=20, draft=model)[0]  # its own guesses are all right
     runs.append(state.computed - before)
     assert found.tokens == plain.tokens and found.accepted == found.guessed >= 14
+
+
+def test_passes_are_counted_where_the_end_is_a_guess_too(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    advance = RowBatch._advance
+    monkeypatch.setattr(RowBatch, "_advance", lambda *given: (runs.append(1), advance(*given))[1])
+    plain = model.generate(TEXTS[:1], max_new_tokens=20)[0]
+    ends = [token for place, token in enumerate(plain.tokens) if place > 2 and token not in plain.tokens[:place]]
+    assert len(ends) > 2
+    for end in ends:
+        runs.clear()
+        found = model.generate(TEXTS[:1], max_new_tokens=20, stop_token_ids=[end], draft=model)[0]
+        assert found.tokens == plain.tokens[: plain.tokens.index(end)] and found.finish_reason == "stop"
+        assert plain.passes == 0 and found.passes == len(runs) <= len(found.tokens)
 
 
 def test_a_stream_gives_the_same_text(model: Model, guesses: dict[str, Any]) -> None:
