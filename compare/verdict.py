@@ -56,7 +56,14 @@ def recommend(variants: Variants, reference: str, accepted: Sequence[Gate] = ())
     why = SPEED if chosen in faster else PLAIN if chosen == plain else SIZE
     unclear = [name for name in fit if name not in faster and between(variants, name, plain).faster is None]
     unclear += [name for name in smaller if between(variants, name, first).fast_enough is None]
-    return Recommendation(chosen, why, tuple(dict.fromkeys(name for name in unclear if name != chosen)))
+    return Recommendation(chosen, why, tuple(dict.fromkeys(name for name in unclear if not _settled(name, variants, chosen))))
+
+
+def _settled(name: str, variants: Variants, chosen: str) -> bool:
+    """Whether no speed that a variant may have would choose it: it is what was chosen, or that is faster for certain and no larger."""
+    if name == chosen:
+        return True
+    return bool(between(variants, chosen, name).faster) and _size_of(variants, chosen) <= _size_of(variants, name)
 
 
 def verdicts(variants: Variants, reference: str, noun: str = "inputs", accepted: Sequence[Gate] = ()) -> dict[str, str]:
@@ -114,12 +121,16 @@ def _advice(name: str, variants: Variants, reference: str, recommended: Recommen
         return _loses(name, variants, reference, noun, accepted)
     if name in recommended.unclear:
         return "too noisy to tell whether it gains enough; measure again on a quiet machine"
-    if between(variants, name, reference).faster:
+    against = between(variants, name, reference)
+    smaller = own["size_ratio"] is not None and own["size_ratio"] < _SMALLER
+    if against.faster:
         return f"a sound choice, but {recommended.name} does better here"
-    if own["size_ratio"] is None or own["size_ratio"] >= _SMALLER:
-        return f"no gain on this {_device(own)}"
-    if between(variants, name, reference).fast_enough:
+    if smaller and against.fast_enough:
         return f"a sound choice for its size, but {recommended.name} does better here"
+    if against.faster is None:  # its own speed is not clear, but that another is better is
+        return f"{recommended.name} does better here"
+    if not smaller:
+        return f"no gain on this {_device(own)}"
     return f"on this {_device(own)} it saves disk, not time"
 
 

@@ -72,6 +72,16 @@ def test_a_noisy_speed_recommends_nothing(speedup):
     assert "too noisy to tell whether fp16 gains enough" in told["fp32"]
 
 
+def test_a_noisy_speed_that_cannot_change_the_choice_asks_for_no_other_measurement():
+    variants = {"fp32": FP32, "fp16": translated(speedup=1.1, size=15_000_000), "int8": translated(speedup=2.4, size=7_800_000)}
+    assert recommend(variants, "fp32", noise=0.15) == verdict.Recommendation("int8", "speed")
+    told = verdicts(variants, "fp32", noise=0.15)
+    assert "too noisy to tell whether it is faster than fp32" in told["fp16"]
+    assert told["fp16"].endswith("a sound choice for its size, but int8 does better here")
+    slower = variants | {"fp16": translated(speedup=0.9, size=29_000_000)}
+    assert verdicts(slower, "fp32", noise=0.3)["fp16"].endswith(": int8 does better here")
+
+
 def test_a_noisy_speed_that_is_faster_all_the_same_is_chosen():
     variants = {"fp32": FP32, "int8": translated(speedup=3.0, size=8_000_000)}
     assert recommend(variants, "fp32", noise=0.4) == verdict.Recommendation("int8", "speed")
