@@ -67,7 +67,8 @@ def notes(work: Workload, variants: Mapping[str, Mapping[str, Any]], busy: str) 
         sentences.append(f"Only {work.count} inputs were measured: quality figures may move by several points on other data.")
     if PYTORCH in variants and work.generates:
         sentences.append(
-            "pytorch is the original class as it is; torch's own decode without a key/value cache: the longer the answers, the slower."
+            "pytorch is the original class as it is: those of transformers decode by their `generate`, with its key/value cache; "
+            "those around modules of torch have no cache, so that they are the slower the longer the answers."
         )
     for name, values in variants.items():
         if "tokens_per_pass" in values:

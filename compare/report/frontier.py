@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxport.compare.gates import lookup
 from onnxport.compare.report import format
-from onnxport.compare.report.svg import Frame, colors, nice, ticks
+from onnxport.compare.report.svg import Frame, colors, nice, room_beside, ticks
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def draw(content: Mapping[str, Any], along: str) -> str:
     beside = ticks([v for p in measured for v in (p.y, *(p.y_range or ()))], least, top, None if quality.log else 0.0)
     below = [right * step / 4 for step in range(5)]
     label = quality.label
-    frame = Frame(below, beside, flipped=not quality.more_is_better)
-    frame.axes([f"{v:,.0f}" if right >= 8 else f"{v:.2f}" for v in below], [quality.tick(v) for v in beside], unit, label)
+    marks = [quality.tick(v) for v in beside]
+    frame = Frame(below, beside, flipped=not quality.more_is_better, left=room_beside(marks))
+    frame.axes([f"{v:,.0f}" if right >= 8 else f"{v:.2f}" for v in below], marks, unit, label)
     frame.note("better ↗" if speed else "↖ better", left=not speed)
     _frontier(frame, [next(p for p in measured if p.name == name) for name in front(content, along)], scale, speed)
     own = colors(content)

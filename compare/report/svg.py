@@ -12,6 +12,7 @@ _OWN = {  # a variant has the same colour in every report, as far as two of one 
     "fp32": 0, "fp16": 1, "int8": 2, "int4": 3, "auto": 4, "int4-hqq": 5, "bf16": 6, "int8-weight": 7, "int8-static": 8, "pytorch": 9,
     "int4-gptq": 10,
 }  # fmt: skip
+_BASELINE, _GAP = 13, 7  # of the label of the axis that goes up; between the texts of its ticks and itself
 _LINE = 15  # from one name to the next below it
 _SIDES = ((1, "start"), (-1, "end"))
 LETTER = 9.2  # widest likely, of a label on a phone
@@ -27,15 +28,28 @@ def colors(content: Mapping[str, Any]) -> dict[str, int]:
     return chosen | {name: free[i % len(free)] for i, name in enumerate(rest)}
 
 
+def room_beside(texts: Sequence[str]) -> float:
+    """What an axis that goes up takes on its left, with its label and the texts of its ticks."""
+    return max(_LEFT, _BASELINE + 5 + LETTER * max(map(len, texts)) + _GAP)
+
+
 class Frame:
     """A plot with two axes; `parts` are its elements so far.
 
-    x, y: ticks, evenly spaced.  flipped: values fall from the bottom to the top.  bottom, right: room beside the axes.
+    x, y: ticks, evenly spaced.  flipped: values fall from the bottom to the top.  left, bottom, right: room beside the axes.
     """
 
-    def __init__(self, x: Sequence[float], y: Sequence[float], flipped: bool = False, bottom: int = _BOTTOM, right: int = _RIGHT) -> None:
+    def __init__(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        flipped: bool = False,
+        left: float = _LEFT,
+        bottom: int = _BOTTOM,
+        right: int = _RIGHT,
+    ) -> None:
         self.ticks, self.limits, self.flipped = (x, y), ((x[0], x[-1]), (y[0], y[-1])), flipped
-        self.left, self.right, self.top, self.bottom = _LEFT, _WIDTH - right, _TOP, _HEIGHT - bottom
+        self.left, self.right, self.top, self.bottom = left, _WIDTH - right, _TOP, _HEIGHT - bottom
         self.parts: list[str] = []
         self._taken: list[Box] = []
 
@@ -55,12 +69,12 @@ class Frame:
         for value, text in zip(self.ticks[1], beside, strict=True):
             y = self.y(value)
             self.parts.append(f'<line class="grid" x1="{self.left}" y1="{y:.1f}" x2="{self.right}" y2="{y:.1f}"/>')
-            self.text(self.left - 7, y + 4, text, "end")
+            self.text(self.left - _GAP, y + 4, text, "end")
         for value, text in zip(self.ticks[0], below, strict=True):
             self.text(self.x(value), self.bottom + 17, text, "middle")
         self.text((self.left + self.right) / 2, _HEIGHT - 8, x_label, "middle")
         middle = (self.top + self.bottom) / 2
-        self.parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+        self.parts.append(f'<text transform="translate({_BASELINE} {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
 
     def text(self, x: float, y: float, text: str, anchor: str, name: bool = False) -> None:
         """A text; name: of a variant."""

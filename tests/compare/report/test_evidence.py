@@ -12,7 +12,7 @@ from onnxport.compare.report.evidence.layer_errors import layer_errors
 from onnxport.compare.report.evidence.plan_search import searches
 from onnxport.compare.report.evidence.sensitivity import Cell, heat_maps
 from onnxport.compare.report.html import render_html
-from onnxport.compare.report.svg import ticks
+from onnxport.compare.report.svg import LETTER, ticks
 from onnxport.compare.report.text import render_markdown
 from support.compare_samples import metrics, report, translated
 
@@ -127,6 +127,15 @@ def test_the_frontier_is_what_no_other_beats():
     assert interval.y_range == pytest.approx((37.3 - 0.9, 37.3 + 0.1))
     svg = frontier.draw(content, "speed")
     assert "★ int8" in svg and svg.count('class="ring"') == 1 and svg.count("whisker") == 1 and svg.count('class="front"') == 1
+
+
+def test_ticks_stay_clear_of_the_axis_label():
+    shares = {"fp32": metrics(accuracy=0.9986), "int8": metrics(speedup=2.0, accuracy=0.9982)}
+    svg = frontier.draw(full(variants=shares, verdict=dict.fromkeys(shares, "x"), recommended="int8"), "speed")
+    label_ends = float(re.findall(r"translate\(([\d.]+) [\d.]+\) rotate\(-90\)", svg)[0]) + 4  # below its baseline
+    beside = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([\d.]+%)<', svg)
+    assert any(len(text) >= 5 for _, text in beside)
+    assert all(float(x) - LETTER * len(text) > label_ends for x, text in beside)
 
 
 def test_one_wild_run_does_not_press_the_plot_flat():
