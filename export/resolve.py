@@ -25,7 +25,10 @@ from onnxport.files import first_special, special
 
 TEMPLATES = "additional_chat_templates"  # a folder that transformers' tokenizers read too
 ARCHITECTURE = "torch.nn.Transformer"
-_KNOWN = ", ".join([f'"architecture": "{ARCHITECTURE}"', *(f'"model_type": "{name}"' for name in MODULES)])
+_KNOWN = (
+    f'"architecture": "{ARCHITECTURE}", and a "model_type" of transformers that is a language model, an encoder-decoder '
+    "or an encoder of texts"
+)
 _POSSIBLE = "a folder with config.json and weights, package.module:factory or model.onnx"
 _FILES = (".onnx", ".gguf", ".py", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".zip", ".json")  # no names of models
 _PART = r"\w[\w.-]*"

@@ -54,9 +54,7 @@ def other_encoder(model_type: str, config: Mapping[str, Any], where: Path, known
     from transformers.models.auto import configuration_auto
 
     def refuse(what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{where} has the model_type {model_type!r:.60}, {what}; known for now: {known}, and other encoders of texts"
-        )
+        return CheckpointError(f"{where} has the model_type {model_type!r:.60}, {what}; known for now: {known}")
 
     transformers = import_transformers()
     if model_type not in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]:

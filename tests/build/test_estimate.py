@@ -67,6 +67,14 @@ def test_the_command_makes_nothing(folder: Path, tmp_path: Path) -> None:
         estimate(tmp_path / "nothing")
 
 
+def test_a_folder_that_is_no_language_model_has_no_estimate(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("BertModel", "T5ForConditionalGeneration"):
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+        with pytest.raises(UsageError, match=f"--dry-run: .* holds a {name}, expected a language model"):
+            estimate(folder)
+
+
 def test_headers_alone_tell_what_the_index_has_wrong(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     places = json.loads(index.read_text())["weight_map"]

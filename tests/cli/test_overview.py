@@ -47,6 +47,12 @@ def test_columns_are_those_that_were_measured(copy: Path, parity: dict[str, Any]
     assert any("on golden texts" in line for line in lines) == (parity is not PLAIN)
 
 
+def test_labels_are_explained_where_there_are_some(copy: Path) -> None:
+    told = "  on golden texts: the mean and the least cosine"
+    assert told in shown(copy, VECTORS)
+    assert f"{told}, the same label where the original is decided" in shown(copy, VECTORS | {"label_agreement": 0.98})
+
+
 def test_what_failed_is_shown_with_its_reason(copy: Path) -> None:
     assert "failed: int8: kl is 0.2, expected at most 0.01" in shown(copy, PLAIN, failed={"int8": "kl is 0.2, expected at most 0.01"})
     assert not any(line.startswith("failed") for line in shown(copy, PLAIN, failed={}))

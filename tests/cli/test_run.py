@@ -106,6 +106,9 @@ def test_answers_follow_a_schema_in_a_file(tmp_path: Path) -> None:
         schema.write_text(content)
         refused = invoke("run", bundle, *options, "one")
         assert refused.exit_code == code and part in refused.stderr and len(refused.stderr.splitlines()) == 1
+    schema.unlink()
+    absent = invoke("run", bundle, *options, "one")
+    assert absent.exit_code == 4 and "schema.json cannot be read (No such file or directory); give --json-schema a file" in absent.stderr
 
 
 def test_a_schema_is_for_what_generates(tmp_path: Path) -> None:

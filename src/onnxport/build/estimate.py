@@ -97,6 +97,8 @@ def estimate(source: Any, precisions: Sequence[str] | None = None, targets: Sequ
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"--dry-run: {source} is no folder with config.json and safetensors; leave --dry-run out")
     config = json.loads(read_regular(folder / "config.json", MOST))
+    if other := [name for name in config.get("architectures") or () if not str(name).endswith(CAUSAL)]:
+        raise UsageError(f"--dry-run: {source} holds a {other[0]!s:.80}, expected a language model; leave --dry-run out")
     tensors = _read(folder, config)
     found = {"golden.npz": _goldens(config)}
     if (tokenizer := folder / "tokenizer.json").is_file():

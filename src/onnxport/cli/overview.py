@@ -109,7 +109,10 @@ def overview(bundle: Bundle, with_notes: bool = True) -> str:
     if any("kl" in variant.parity for variant in bundle.variants.values()):
         lines.append("  on golden texts: divergence in nats a token, the same most probable token, more perplexity than the original's")
     if any("cosine" in variant.parity for variant in bundle.variants.values()):
-        lines.append("  on golden texts: the mean and the least cosine, the same label where the original is decided")
+        labels = any(_known(variant.parity, "label_agreement") for variant in bundle.variants.values())
+        lines.append(
+            "  on golden texts: the mean and the least cosine" + (", the same label where the original is decided" if labels else "")
+        )
     lines += list(_unconfirmed(bundle))
     lines += [f"failed: {name}: {reason}" for name, reason in bundle.failed.items()]
     lines += [line for name, variant in bundle.variants.items() if (line := _plan(name, variant))]

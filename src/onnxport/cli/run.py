@@ -80,7 +80,9 @@ def _schema(path: Path) -> Any:
     """What a JSON file holds. DataError for one that cannot be read."""
     try:
         return json.loads(read_regular(path, MOST))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); give --json-schema a file with a JSON object") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON schema ({one_line(error, 200)}); expected a file with a JSON object") from None
 
 

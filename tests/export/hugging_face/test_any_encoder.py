@@ -115,7 +115,7 @@ def test_subclasses_and_known_classes_from_a_factory(
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"model_type": "nonesuch"}, ["model_type 'nonesuch'", "does not know", '"model_type": "bert"', "other encoders of texts"]),
+        ({"model_type": "nonesuch"}, ["model_type 'nonesuch'", "does not know", '"model_type" of transformers', "an encoder of texts"]),
         ({"model_type": "opt"}, ["architectures is ['ElectraModel']", "OPTForCausalLM"]),
         ({"model_type": "vit"}, ["model_type 'vit'", "reads pixel_values and no input_ids"]),
         ({"is_decoder": True}, ["architectures is ['ElectraModel']", "ElectraForCausalLM"]),
