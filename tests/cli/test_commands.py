@@ -10,6 +10,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from onnxport.cli.commands import cli
+from onnxport.quantize.precisions import PRECISIONS
 from onnxport.runtime.bundle.reader import Bundle
 from support.commands import COMMAND, assert_refused, invoke
 
@@ -30,6 +31,12 @@ def test_every_command_has_help_with_examples() -> None:
         assert command.help, name
         for flag in ("--quiet", "--verbose"):
             assert flag in result.output, name
+
+
+def test_help_names_every_precision_that_can_be_made() -> None:
+    for name in ("export", "quantize"):
+        told = "".join(invoke(name, "--help").output.split())  # lines may end within a name
+        assert ",".join(PRECISIONS) in told, name
 
 
 def test_run_answers_texts_in_order(bundle: Bundle) -> None:

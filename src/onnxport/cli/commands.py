@@ -81,7 +81,10 @@ def variant_options(function: Function) -> Function:
     return _with_options(
         function,
         click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration data, for the schemes that need it."),
-        click.option("--budget", help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3' or 'agreement>=0.98'."),
+        click.option(
+            "--budget",
+            help="What the variant auto may lose, a gate such as 'bleu_drop<=0.3'; default: by task, such as kl<=0.01 of language models.",
+        ),
         click.option("--data", type=click.Path(path_type=Path), help="What auto measures plans on; default: rows of --calibrate."),
         click.option("--threads", type=click.IntRange(1), help="For what auto measures; default: what the machine or container grants."),
         click.option("--kv", type=click.Choice(CACHES), help="Caches of language models in 8 bits, for long contexts on the CPU."),
@@ -164,7 +167,8 @@ def command(examples: str) -> Callable[[Callable[..., None]], Command]:
     "--precision",
     callback=precision_list,
     shell_complete=precisions_from,
-    help=f"Variants; the first is the default one; default: {','.join(DEFAULT)}, or what a quantized source carries.",
+    help=f"Variants, some of {', '.join(PRECISIONS)}; the first is the default one; default: {','.join(DEFAULT)}, or what a quantized "
+    "source carries.",
 )
 @click.option(
     "--target",
@@ -263,7 +267,7 @@ def export(
     onnxport quantize artifacts/en-de --precision auto --calibrate dev.tsv --budget 'bleu_drop<=0.3'
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", required=True, shell_complete=precisions_from, help="The variant to add.")
+@click.option("--precision", required=True, shell_complete=precisions_from, help=f"The variant to add: {', '.join(PRECISIONS)}.")
 @click.option("--target", type=click.Choice(TARGETS), help="What it is for; int8@cuda names precision and target in one.")
 @click.option("--plan", type=click.Path(path_type=Path), help="A precision plan.")
 @variant_options
