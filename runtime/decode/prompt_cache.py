@@ -92,7 +92,7 @@ class PromptCache:
             parent = known.segments[-1][0] if known.segments else None
             if parent is not None:
                 parent.children += 1
-            if self._make_room(text.nbytes + sum(view.nbytes for view in views)):
+            if self._make_room(text.nbytes + sum(view.nbytes for view in views), parent):
                 segment = Segment(text, known.length, parent, [view.copy() for view in views])
                 self._segments[segment] = None
                 self.size += segment.size
@@ -103,8 +103,13 @@ class PromptCache:
             elif parent is not None:
                 parent.children -= 1
 
-    def _make_room(self, size: int) -> bool:
-        """Let segments go until there is room; False where there cannot be."""
+    def _make_room(self, size: int, parent: Segment | None) -> bool:
+        """Let segments go until there is room for so many bytes that stand on `parent`; False, and all stay, where there cannot be."""
+        needed, ancestor = size, parent
+        while ancestor is not None:
+            needed, ancestor = needed + ancestor.size, ancestor.parent
+        if needed > self.most:
+            return False
         while self.size + size > self.most:
             victim = next((segment for segment in self._segments if not segment.children), None)
             if victim is None:

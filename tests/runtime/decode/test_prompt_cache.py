@@ -63,6 +63,17 @@ def test_what_texts_have_in_common_is_known_to_the_token() -> None:
     assert kept.find(first).length == 9  # the last is left to run
 
 
+def test_what_can_never_fit_lets_nothing_go() -> None:
+    kept = PromptCache(TOKEN * 25)
+    known_text, other = [*range(100, 110)], [*range(200, 205)]
+    for ids in (known_text, other):
+        kept.add(ids, filled(ids), 0)
+    for large in ([*range(300, 340)], [*known_text, *range(300, 320)]):  # more than all, and more than all beside what it stands on
+        kept.add(large, filled(large), 0)
+        assert [known(kept, ids) for ids in (known_text, other)] == [10, 5]
+    assert all(segment.children == 0 for segment in kept._segments)
+
+
 def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
     kept = PromptCache(TOKEN * 25)
     for start in (100, 200):
