@@ -175,8 +175,9 @@ def _vectors(_: Model, __: Task, results: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _labels(model: Model, _: Task, results: Sequence[Any]) -> dict[str, np.ndarray]:
-    names = model.bundle.encoding.labels or tuple(f"LABEL_{place}" for place in range(len(results[0].scores)))
-    scores = np.array([[one.scores[name] for name in names] for one in results], np.float32)
+    count = len(results[0].scores) if results else 0
+    names = model.bundle.encoding.labels or tuple(f"LABEL_{place}" for place in range(count))
+    scores = np.array([[one.scores[name] for name in names] for one in results], np.float32).reshape(len(results), len(names))
     return {"label": of_texts([one.label for one in results]), "scores": scores, "labels": of_texts(names)}
 
 

@@ -21,6 +21,7 @@ TYPES = {  # name → NumPy's; bytes are little-endian
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}  # kinds of JSON values that each kind of type takes
+MOST = 2**31 - 1  # of an axis
 LENGTH = struct.Struct("<I")
 
 
@@ -64,7 +65,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> n
         raise DataError(f"the data of {name} are {found.dtype}, expected {datatype}")
     with np.errstate(over="ignore"):
         made = found.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(made, found):
+    if not (np.isfinite(made).all() if dtype.kind == "f" else np.array_equal(made, found)):
         raise DataError(f"the data of {name} hold numbers that {datatype} has not")
     return _shaped(name, made, shape)
 
@@ -123,6 +124,11 @@ def _flat(name: str, data: object, depth: int = 0) -> list[object]:
 
 
 def _shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    if max(shape, default=0) > MOST:
+        raise DataError(f"the shape of {name} is {list(shape)!s:.60}, expected sizes up to {MOST}")
     if math.prod(shape) != array.size:
         raise DataError(f"{name} has {array.size} elements, expected {math.prod(shape)} for shape {list(shape)}")
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError:  # NumPy counts the other axes of an empty array, too
+        raise DataError(f"the shape of {name} is {list(shape)!s:.60}, which is more than an array may have") from None

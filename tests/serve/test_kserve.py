@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +14,10 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from onnxport.errors import DataError
-from onnxport.runtime import Model
+from onnxport.runtime import Model, load
+from onnxport.serve.kserve.interface import asked
 from onnxport.serve.kserve.tensors import TYPES, from_bytes, from_json, of_texts, to_bytes, to_json
+from support import tiny_encoder
 from support.serving import Running
 
 Find = Callable[[str], Model]
@@ -186,3 +189,27 @@ def test_texts_come_back_from_bytes() -> None:
     array = of_texts(["", "ä", "b" * 300])
     assert from_bytes("x", "BYTES", [3], to_bytes(array)).tolist() == array.tolist()
     assert from_json("x", "BYTES", [1, 3], [["", "ä", "b" * 300]]).tolist() == [array.tolist()]
+
+
+@pytest.mark.parametrize("shape", [[0, 2**70], [0, 2**30, 2**30, 2**30], [2**40, 0], [10**300, 10**300]])
+@pytest.mark.parametrize("make", [lambda shape: from_json("x", "INT64", shape, []), lambda shape: from_bytes("x", "BYTES", shape, b"")])
+def test_shapes_that_no_array_has_are_refused(make: Callable[[list[int]], np.ndarray], shape: list[int]) -> None:
+    with pytest.raises(DataError, match="^the shape of x is"):
+        make(shape)
+    assert make([0, 3]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("FP32", 1e300), ("FP16", 70000), ("FP16", -1e5), ("FP64", float("inf")), ("INT8", 128)])
+def test_numbers_that_a_type_has_not_are_refused(datatype: str, value: float) -> None:
+    with pytest.raises(DataError, match=f"the data of x hold numbers that {datatype} has not"):
+        from_json("x", datatype, [2], [1, value])
+
+
+@pytest.mark.parametrize("labels", [{}, {"labels": ["good", "bad", "plain"]}])
+def test_no_rows_have_no_answers(labels: dict[str, Any], tmp_path: Path) -> None:
+    with load(tiny_encoder.write(tmp_path / "labels", "classification", tiny_encoder.table(3), **labels), threads=1) as model:
+        question = asked(model, {"text": of_texts([])})
+        found = question.tensors(getattr(model, question.method)(**question.arguments))
+    names = labels.get("labels", [])
+    assert (len(found["label"]), found["scores"].shape) == (0, (0, len(names)))
+    assert [one.decode() for one in found["labels"]] == names
