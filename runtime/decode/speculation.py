@@ -127,8 +127,9 @@ class Draft:
         self.each: float | None = None
 
     def guess(self, rows: Sequence[GuessedRow], most: Sequence[int]) -> list[list[int]]:
-        """As of `Guesser`; rows that are new are read from their beginning, together."""
+        """As of `Guesser`; rows that are new are read from their beginning, together. None for rows beyond the draft's own positions."""
         begun = time.perf_counter()
+        most = [min(count, guessable(self._engine, row)) for row, count in zip(rows, most, strict=True)]
         there = {id(row) for group in self._groups for row in group.rows}
         fresh = [row for row, count in zip(rows, most, strict=True) if count and id(row) not in there]
         if fresh:
@@ -137,7 +138,7 @@ class Draft:
         found: dict[int, list[int]] = {}
         for group in self._groups:
             found |= group.guess(counts)
-        self._groups = [group for group in self._groups if any(not row.done for row in group.rows)]
+        self._groups = [group for group in self._groups if group.live]
         longest = max(map(len, found.values()), default=0)
         if longest and not fresh:
             spent = (time.perf_counter() - begun) / longest
@@ -162,12 +163,21 @@ class DraftedRows:
         self._selector: TokenSelector | None = None
         self._begun, self._sure = False, True
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a row that is guessed for."""
+        return not all(map(self._is_over, self.rows))
+
+    def _is_over(self, row: GuessedRow) -> bool:
+        """Whether nothing more is guessed for a row: it ended, or is beyond the draft's positions."""
+        return row.done or not guessable(self._engine, row)
+
     def guess(self, most: dict[int, int]) -> dict[int, list[int]]:
         """By a row's id(), what the draft would answer next: at most `most` tokens."""
         self._compact()
         state = self._state
-        state.active[:] = [not row.done for row in self.rows]
-        counts = [0 if row.done else most.get(id(row), 0) for row in self.rows]
+        state.active[:] = [not self._is_over(row) for row in self.rows]
+        counts = [most.get(id(row), 0) if active else 0 for row, active in zip(self.rows, state.active.tolist(), strict=True)]
         found: list[list[int]] = [[] for _ in self.rows]
         if not any(counts):
             return {}
@@ -215,13 +225,16 @@ class DraftedRows:
         """Run what rows have become since; entries of guesses that came true stay."""
         state, new = self._state, []
         for place, row in enumerate(self.rows):
+            if not state.active[place]:
+                new.append([])
+                continue
             since = row.tokens[self._known[place] :]
             right = next((i for i, (a, b) in enumerate(zip(self._fed[place], since, strict=False)) if a != b), None)
             right = min(len(self._fed[place]), max(len(since) - 1, 0)) if right is None else right
             state.lengths[place] = len(row.request.prefix) + self._known[place] + right
-            new.append([] if row.done else since[right:])
+            new.append(since[right:])
             self._known[place], self._fed[place] = len(row.tokens), []
-        if all(len(ids) == 1 for ids, row in zip(new, self.rows, strict=True) if not row.done):
+        if all(len(ids) <= 1 for ids in new):
             state.ids[:, 0] = [ids[0] if ids else 0 for ids in new]
             state.step()
         else:
@@ -234,13 +247,23 @@ class DraftedRows:
             self._known[place] -= 1
 
     def _compact(self) -> None:
-        """Rows that are done are given up, so that they cost nothing."""
-        left = [place for place, row in enumerate(self.rows) if not row.done]
+        """Rows for which nothing more is guessed are given up, so that they cost nothing."""
+        left = [place for place, row in enumerate(self.rows) if not self._is_over(row)]
         if left and 4 * len(left) <= 3 * len(self.rows) and self._begun:
             order = self._state.compact(left)
             self.rows, self._known = [self.rows[i] for i in order], [self._known[i] for i in order]
             self._fed = [self._fed[i] for i in order]
             self._selector = None
+
+
+def guessable(engine: Engine, row: GuessedRow) -> int:
+    """How many tokens a draft can guess for a row: its texts may be shorter than those of the model that it guesses for."""
+    config, request = engine.config, row.request
+    if request.source and config.source_length is not None and len(request.source) > config.source_length:
+        return 0
+    if config.max_length is None:
+        return MOST_DRAFTED
+    return max(config.max_length + 1 - len(request.prefix) - len(row.tokens), 0)  # the last guess is not read
 
 
 @dataclass

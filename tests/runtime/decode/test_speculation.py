@@ -107,6 +107,19 @@ def test_passes_are_counted_where_the_end_is_a_guess_too(model: Model, monkeypat
         assert plain.passes == 0 and found.passes == len(runs) <= len(found.tokens)
 
 
+def test_a_draft_of_fewer_positions_guesses_as_far_as_they_go(model: Model, kind: str, tmp_path: Path) -> None:
+    short = load(tiny.write_bundle(tmp_path / "short", tiny.TinyModel(kind, 1, 2.6, positions=16)), threads=1)
+    texts = [[5, 9, 7], [8, 8, 8, 8, 21, 30], [6, 7], [5, 9, 7] * 8]  # the last is longer than the draft's positions
+    options: dict[str, Any] = {"min_new_tokens": 20, "max_new_tokens": 20}
+    for some in (texts, texts[:1], texts[1:2], texts[3:], [*texts, *texts]):
+        plain, guessed = model.generate(some, **options), model.generate(some, **options, draft=short)
+        assert [one.tokens for one in guessed] == [one.tokens for one in plain]
+    long = guessed[3]
+    assert long.guessed == 0 and (kind == "seq2seq" or sum(one.guessed for one in guessed) > 0)
+    alone = model.generate(texts[:1], **options, draft=short)[0]
+    assert alone.guessed > 0
+
+
 def test_a_stream_gives_the_same_text(model: Model, guesses: dict[str, Any]) -> None:
     whole = model.generate([TEXTS[0]], max_new_tokens=20, stop=["w13"])[0]
     stream = model.stream(TEXTS[0], max_new_tokens=20, stop=["w13"], **guesses)
