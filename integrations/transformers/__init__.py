@@ -12,6 +12,7 @@ no effect.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "feature-extraction": FeatureExtractionPipeline,
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+PAIR = re.compile("translation_([^_]*)_[^_]*_([^_]*)")
 # the pipeline of a bundle's task, where a caller names none
 OWN = {"text2text": "text2text-generation", "classification": "text-classification", "embedding": "feature-extraction"}
 
@@ -75,9 +77,9 @@ def pipeline(
 ) -> Pipeline:
     """A bundle as one of transformers' pipelines.
 
-    task: one of PIPELINES or ALIASES, or "translation_XX_to_YY"; None is what the bundle is for. model: the bundle's folder, or a loaded
-    Model. device: None, -1 and "cpu" are the CPU; 0 and "cuda" the GPU. precision, threads: as in `onnxport.load`. kwargs: arguments that
-    each call is to have.
+    task: one of PIPELINES or ALIASES, or "translation_XX_to_YY", which names the languages of a model of several; None is what the bundle
+    is for. model: the bundle's folder, or a loaded Model. device: None, -1 and "cpu" are the CPU; 0 and "cuda" the GPU. precision,
+    threads: as in `onnxport.load`. kwargs: arguments that each call is to have.
     Errors: those of `onnxport.load`; UsageError for another task, and for an argument that a bundle cannot follow.
     """
     refused = {
@@ -90,11 +92,8 @@ def pipeline(
             raise UsageError(f"{name} is given, which a bundle cannot follow: it has all parts of its model; leave {name} out")
     if dtype not in (None, "auto"):
         raise UsageError(f"dtype is {dtype}, a bundle has variants; choose one with precision")
-    languages = dict(zip(("src_lang", "tgt_lang"), (task or "").split("_")[1::2], strict=False))
-    if task is not None and task.startswith("translation_") and task.count("_") == 3:
-        task = "translation"
-    else:
-        languages = {}
+    pair = PAIR.fullmatch(task or "")
+    task = "translation" if pair else task
     task = ALIASES.get(task or "", task)
     if task is not None and task not in PIPELINES:
         raise UsageError(f"task is {task!r:.60}, expected one of {', '.join((*PIPELINES, *ALIASES))}")
@@ -110,7 +109,15 @@ def pipeline(
     if kind is None or loaded.task not in kind.bundle_tasks:
         fit = [name for name, one in PIPELINES.items() if loaded.task in one.bundle_tasks]
         raise UsageError(f"task is {task!r}, but this bundle's is {loaded.task}; expected {' or '.join(fit) or 'another bundle'}")
-    return kind(loaded, languages, kwargs)
+    return kind(loaded, _languages(pair, loaded), kwargs)
+
+
+def _languages(pair: re.Match[str] | None, model: Model) -> dict[str, str]:
+    """Those that a task's name tells; {} of a model of one pair, which it only describes, as there."""
+    generation = model.bundle.generation
+    if pair is None or generation is None or generation.languages is None:
+        return {}
+    return {"src_lang": pair[1], "tgt_lang": pair[2]}
 
 
 def _device(given: int | str | None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxport.errors import TextError, UsageError
 from onnxport.integrations.transformers.base import EncoderPipeline, Options, texts
 from onnxport.runtime.encoder import finite
+from onnxport.runtime.options import whole
 from onnxport.runtime.tasks import classification, embedding, fill_mask, question_answering, token_classification
 from onnxport.runtime.tasks.classification import SCORES, Candidates
 from onnxport.runtime.tasks.question_answering import WINDOW
@@ -47,6 +48,8 @@ class TextClassificationPipeline(EncoderPipeline):
         if name is not None and name not in FUNCTIONS:
             raise UsageError(f"function_to_apply is {name!r:.60}, expected one of {', '.join(FUNCTIONS)}")
         apply, top_k = FUNCTIONS[name] if name else SCORES[config.problem], options.get("top_k", MISSING)
+        if top_k not in (None, MISSING):
+            whole("top_k", top_k, 0)
         found = []
         for logits in classification.text_logits(encoder, [_text_or_pair(one) for one in inputs], batch_size, None):
             labels = config.labels or tuple(f"LABEL_{i}" for i in range(len(logits)))
@@ -223,7 +226,9 @@ class QuestionAnsweringPipeline(EncoderPipeline):
         return super().__call__(question, *args, **options)
 
     def _answers(self, inputs: list[Any], options: Options, batch_size: int) -> list[Any]:
-        top_k, longest = options.get("top_k") or options.get("topk") or 1, options.get("max_answer_len") or 15
+        given = {name: value for name, value in options.items() if value is not None}
+        top_k = whole("top_k", given.get("top_k", given.get("topk", 1)), 1)
+        longest = whole("max_answer_len", given.get("max_answer_len", 15), 1)
         empty, encoder, stride = bool(options.get("handle_impossible_answer")), self._encoder(), options.get("doc_stride")
         window = min(size for size in (options.get("max_seq_len") or WINDOW, encoder.config.max_length) if size is not None)
         found = question_answering.candidates(

@@ -11,7 +11,7 @@ import pytest
 from onnxport.errors import UsageError
 from onnxport.integrations.transformers import pipeline
 from onnxport.runtime import load
-from support import tiny_encoder
+from support import tiny_bundles, tiny_encoder
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,32 @@ def test_what_is_not_followed_is_named(labels: Path) -> None:
         pipeline("fill-mask")
     with pytest.raises(UsageError, match="batch_size is 0"):
         pipeline(model=labels)(["a"], batch_size=0)
+
+
+def test_a_task_s_name_tells_the_languages_of_a_model_of_several(tmp_path: Path) -> None:
+    model = tiny_bundles.TinyModel("seq2seq")
+    one_pair = tiny_bundles.write_bundle(tmp_path / "pair", model)
+    assert pipeline("translation_en_to_de", model=one_pair)("w5 w9") == pipeline("translation", model=one_pair)("w5 w9")
+    languages = {"ids": {"en": 10, "de": 11}, "before": [None], "after": [2], "target": "start", "source": "en"}
+    several = tiny_bundles.write_bundle(tmp_path / "several", model, languages=languages)
+    named, told = pipeline("translation_en_to_de", model=several), pipeline("translation", model=several)
+    assert named("w5 w9") == told("w5 w9", src_lang="en", tgt_lang="de") != told("w5 w9", src_lang="de", tgt_lang="en")
+    with pytest.raises(UsageError, match="src_lang is 'fr', this model has de, en"):
+        pipeline("translation_fr_to_de", model=several)("w5")
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"topk": -1}, {"top_k": 1.5}, {"max_answer_len": 0}, {"max_answer_len": "x"}])
+def test_numbers_of_answers_are_checked(options: dict[str, object], tmp_path: Path) -> None:
+    reads = pipeline("question-answering", model=tiny_encoder.write(tmp_path / "qa", "question-answering", tiny_encoder.table(2)))
+    with pytest.raises(UsageError, match="expected a whole number from 1"):
+        reads(question="w5", context="w6 w7", **options)
+
+
+def test_numbers_of_labels_are_checked(labels: Path) -> None:
+    for bad in (-1, "x", 1.5):
+        with pytest.raises(UsageError, match="top_k is .*, expected a whole number from 0"):
+            pipeline(model=labels)("a b", top_k=bad)
+    assert pipeline(model=labels)("a b", top_k=0) == []
 
 
 def test_it_needs_neither_torch_nor_transformers(labels: Path) -> None:
