@@ -13,6 +13,7 @@ from onnxport.progress import Progress, silent
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle import signature
 from onnxport.runtime.bundle.reader import Bundle
+from onnxport.runtime.decode.generator import DEFAULT_NEW_TOKENS
 from onnxport.serve.errors import ApiError
 
 VERSION = "1"  # of every model, in KServe's protocol
@@ -31,6 +32,14 @@ class Served:
         """The text of its chat template, "" without one."""
         chat = self.model.bundle.chat
         return "" if chat is None else self.model.bundle.content(chat.template).decode("utf-8", "replace")
+
+    def new_tokens(self, asked: int | None) -> int:
+        """The most new tokens of an answer, as far as it is known before its input is read; 0 of a model that does not generate.
+
+        asked: what a request allows; None where it does not say.
+        """
+        own = self.model.bundle.generation
+        return 0 if own is None else max(asked or own.max_new_tokens or DEFAULT_NEW_TOKENS, 0)
 
 
 class Models:

@@ -27,7 +27,8 @@ class Prompts:
 
     def check(self, call: Call, served: Served, search: Search, param: str) -> None:
         """ApiError for more tokens than a request may have."""
-        call.limits.check_tokens((sum(self.tokens) + len(self.tokens) * search.new_tokens(served)) * search.n, param)
+        new = served.new_tokens(search.options.get("max_new_tokens"))
+        call.limits.check_tokens((sum(self.tokens) + len(self.tokens) * new) * search.n, param)
 
 
 async def generated(call: Call, served: Served, prompts: Prompts, search: Search) -> list[Generation]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxport.runtime.decode.generator import DEFAULT_NEW_TOKENS
 from onnxport.serve.errors import refused, unsupported
 from onnxport.serve.fields import Fields
 from onnxport.serve.limits import Limits
-from onnxport.serve.models import Served
 
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 OURS = {  # options of the runtime, by their own names
@@ -36,12 +34,6 @@ class Search:
     stream: bool = False
     usage: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-
-    def new_tokens(self, served: Served) -> int:
-        """The most new tokens of an answer, as far as it is known before the prompt is read."""
-        own = served.model.bundle.generation
-        usual = None if own is None else own.max_new_tokens
-        return int(self.options.get("max_new_tokens") or usual or DEFAULT_NEW_TOKENS)
 
     def seed(self, choice: int) -> dict[str, Any]:
         """The options of one answer that is streamed: equal seeds would give equal answers."""

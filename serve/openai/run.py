@@ -22,8 +22,8 @@ async def run(call: Call) -> Reply:
     inputs = [_input(one, f"inputs[{place}]", task) for place, one in enumerate(items)]
     options = {name: value for name, kinds in task.options.items() if (value := fields.take(name, *kinds)) is not None}
     fields.finish()
-    most = options.get("max_new_tokens", 0)
-    await call.charge(served, [text for one in inputs for text in one], "inputs", len(inputs) * max(most, 0))
+    new = len(inputs) * served.new_tokens(options.get("max_new_tokens"))
+    await call.charge(served, [text for one in inputs for text in one], "inputs", new)
     return to_json({"model": served.name, "results": await task.answers(served.model, inputs, options)})
 
 

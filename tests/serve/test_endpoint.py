@@ -106,6 +106,26 @@ def test_more_than_a_request_may_have_is_refused(body: dict[str, Any], status: i
     assert answer.status_code == status and part in message(answer)
 
 
+TENSOR = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["w5", "w9"]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "few"),
+    [
+        ("/v1/completions", {"model": "plain", "prompt": ["w5", "w9"]}, {"max_tokens": 5}),
+        ("/v1/run", {"model": "plain", "inputs": ["w5", "w9"]}, {"max_new_tokens": 5}),
+        ("/v2/models/plain/infer", TENSOR, {"parameters": {"max_new_tokens": 5}}),
+    ],
+)
+def test_answers_count_as_long_as_they_may_get(path: str, body: dict[str, Any], few: dict[str, Any], limited: Running) -> None:
+    answer = limited.post(path, body, headers=GOOD)
+    told = answer.json()["error"]
+    assert answer.status_code == 400 and "prompts and answers together, expected at most 60" in (
+        told if path[2] == "2" else told["message"]
+    )
+    assert limited.post(path, {**body, **few}, headers=GOOD).status_code == 200
+
+
 def test_a_body_without_a_length_is_bounded_too(limited: Running) -> None:
     pieces = iter([b"x" * 600, b"x" * 600])
     answer = httpx.post(f"{limited.url}/v1/completions", content=pieces, headers={**GOOD, "content-type": "application/json"})
