@@ -3,8 +3,8 @@
     python benchmarks/language_precision.py BUNDLE TEXT.txt [--rows 12] [--length 128] [--llama PYTHON --source FOLDER]
 
 TEXT is plain text; rows are taken from its paragraphs, evenly spaced, each with as many tokens. PYTHON: of an environment with
-llama-cpp-python, numpy, gguf and safetensors, in which F32, Q8_0, Q4_K_M and Q4_0 are made of FOLDER by llama.cpp's own quantizer (Llama
-models only). Prints a Markdown table: bytes of weights, perplexity with its change, the mean divergence (KL) of next tokens from the
+llama-cpp-python, numpy, gguf and safetensors, in which F32, Q8_0, Q4_K_M and Q4_0 are made of FOLDER by llama.cpp's own quantizer (Llama,
+Qwen2 and Gemma 3). Prints a Markdown table: bytes of weights, perplexity with its change, the mean divergence (KL) of next tokens from the
 float32 ones in nats with the interval of a bootstrap over rows, and the share of equal first choices.
 """
 

@@ -2,7 +2,7 @@
 
     python llama_logits.py FOLDER OUT    # OUT/ids.npy int64 [rows, length] → OUT/KIND.gguf, OUT/KIND.npy float32 [rows, length, vocabulary]
 
-FOLDER: a Llama in Hugging Face's layout, with its weights in one file.
+FOLDER: a Llama, Qwen2 or Gemma 3 in Hugging Face's layout, with its weights in one file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""llama.cpp (https://github.com/ggml-org/llama.cpp) through llama-cpp-python's bindings, built for this processor; Llama models only.
+"""llama.cpp (https://github.com/ggml-org/llama.cpp) through llama-cpp-python's bindings, built for this processor; Llama, Qwen2, Gemma 3.
 
 A batch is one sequence a row in one context, decoded a token at a time from Python; the arg-max is NumPy's over the row's logits. Weights
 are converted here with the gguf package, every matrix in the precision named: F32, Q8_0, Q4_0. Keys and values are float32 in F32, else
@@ -22,6 +22,14 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GEMMA = NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+}
+ARCHITECTURES = {"llama": ("llama", NAMES), "qwen2": ("qwen2", NAMES), "gemma3_text": ("gemma3", GEMMA)}  # model_type → llama.cpp's names
 WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 ROOM = 512  # tokens that a row's sequence may hold at first
 
@@ -34,14 +42,17 @@ def convert(source: Path, out: Path) -> None:
 
 
 def write(source: Path, out: Path, kind: str, tokenizer: bool = False) -> None:
-    """A GGUF file, every matrix in one type. source: a Llama folder with its weights in one file. tokenizer: with its byte-level BPE."""
+    """A GGUF file, every matrix in one type. source: a folder with its weights in one file. tokenizer: with its byte-level BPE."""
     import gguf
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] != "llama":
-        raise SystemExit(f"{source} is {config['model_type']}, expected llama")
+    if config["model_type"] not in ARCHITECTURES:
+        raise SystemExit(f"{source} is {config['model_type']}, expected {' or '.join(ARCHITECTURES)}")
+    architecture, names = ARCHITECTURES[config["model_type"]]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(out, "llama")
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or config
+    writer = gguf.GGUFWriter(out, architecture)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -49,8 +60,12 @@ def write(source: Path, out: Path, kind: str, tokenizer: bool = False) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(float((config.get("rope_parameters") or config)["rope_theta"]))
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(float(rope.get("full_attention", rope)["rope_theta"]))  # it knows Gemma's for windows, and their layers
+    if architecture == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if tokenizer:
         _add_tokenizer(writer, source)
@@ -63,10 +78,13 @@ def write(source: Path, out: Path, kind: str, tokenizer: bool = False) -> None:
             place = WHOLE[name]
         else:
             _, _, layer, rest = name.split(".", 3)
-            place = f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
-            if rest.startswith(("self_attn.q_proj", "self_attn.k_proj")):  # it turns neighbours, not halves
+            module, part = rest.rsplit(".", 1)
+            place = f"blk.{layer}.{names[module]}.{part}"
+            if architecture == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj"):  # it turns neighbours, not halves
                 parts = heads if "q_proj" in rest else kv_heads
                 array = array.reshape(parts, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        if architecture == "gemma3" and name.endswith("norm.weight"):  # its norms multiply by 1 more
+            array = array + 1
         matrix = array.ndim == 2
         writer.add_tensor(place, gguf.quants.quantize(array, to) if matrix else array, raw_dtype=to if matrix else None)
     writer.write_header_to_file()
