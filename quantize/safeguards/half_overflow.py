@@ -61,17 +61,22 @@ def _by_weights(model: ir.Model, plan: Plan) -> Plan:
 def _by_peaks(model: ir.Model, plan: Plan, feeds: Iterable[Feed]) -> Plan:
     peaks = _peaks(model, feeds)
     limit = LARGEST / MARGIN
+    exact = exact_nodes(model.graph, plan)
     for node in model.graph:
         values = [v for v in [*node.inputs, *node.outputs] if v is not None and peaks.get(str(v.name), 0) > limit]
-        if values and any(v.dtype == FLOAT for v in node.outputs) and node not in exact_nodes(model.graph, plan):
+        if values and any(v.dtype == FLOAT for v in node.outputs) and node not in exact:
             what = f"reaches {max(peaks[str(v.name)] for v in values):g} on this data, and fp16 holds {LARGEST:g}"
-            plan = _with(plan, _owner(model.graph, plan, node, peaks, what))
+            plan = _with(plan, _owner(model.graph, exact, node, peaks, what))
+            exact = exact_nodes(model.graph, plan)
     return plan
 
 
-def _owner(graph: ir.Graph, plan: Plan, node: ir.Node, sizes: Mapping[str, float], what: str) -> str:
-    """The layer to keep so that `node` computes in float32: its own, or that of the largest thing it reads, as far back as need be."""
-    named, exact, first = owners(graph), exact_nodes(graph, plan), node
+def _owner(graph: ir.Graph, exact: set[ir.Node], node: ir.Node, sizes: Mapping[str, float], what: str) -> str:
+    """The layer to keep so that `node` computes in float32: its own, or that of the largest thing it reads, as far back as need be.
+
+    exact: what computes in float32 already.
+    """
+    named, first = owners(graph), node
     while node not in named:
         reads = [v for v in node.inputs if v is not None and v.dtype == FLOAT and v.producer() is not None and v.producer() not in exact]
         largest = max(reads, key=lambda v: sizes.get(str(v.name), 0), default=None)
@@ -120,13 +125,14 @@ def graph_node(graph: ir.Graph, op: str, inputs: list[ir.Value], kind: ir.DataTy
 def _by_errors(model: ir.Model, plan: Plan, feeds: Sequence[Feed]) -> Plan:
     for _ in range(ROUNDS):
         worst = _errors(model, rounded(model, plan), feeds)
-        unfit = _first_unfit(model.graph, exact_nodes(model.graph, plan), worst)
+        exact = exact_nodes(model.graph, plan)
+        unfit = _first_unfit(model.graph, exact, worst)
         if unfit is None:
             return plan
         error = max(worst.get(str(v.name), 0.0) for v in unfit.outputs)
         what = f"loses {error:.1%} in fp16" if np.isfinite(error) else "is not finite in fp16"
         sizes = {name: value for name, value in worst.items() if np.isfinite(value)}
-        plan = _with(plan, _owner(model.graph, plan, unfit, sizes, what))
+        plan = _with(plan, _owner(model.graph, exact, unfit, sizes, what))
     return plan
 
 

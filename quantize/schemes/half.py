@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import NotApplicable
-from onnxport.graph.edit import array_of, attribute, constant
+from onnxport.graph.edit import array_of, attribute, constant, tensor_of
 from onnxport.graph.normalize import fold_constants, name_shapes, parameter_of
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.linear import linears
@@ -62,8 +64,22 @@ def exact_nodes(graph: ir.Graph, plan: Plan) -> set[ir.Node]:
 
 
 def _beyond(value: ir.Value) -> bool:
-    array = array_of(value)
-    magnitude = np.abs(array) if array is not None else np.zeros(0)
+    """Whether a weight holds more than float16 does; what stands for infinity in masks does not count."""
+    tensor = tensor_of(value)
+    if tensor is None:
+        return False
+    if tensor not in _known_beyond:  # a plan is tried many times, and weights take long to read
+        _known_beyond[tensor] = _reaches_beyond(tensor.numpy())
+    return _known_beyond[tensor]
+
+
+_known_beyond: WeakKeyDictionary[ir.TensorProtocol, bool] = WeakKeyDictionary()
+
+
+def _reaches_beyond(array: np.ndarray) -> bool:
+    if max(array.max(initial=0), -array.min(initial=0)) <= LARGEST:
+        return False
+    magnitude = np.abs(array)
     return bool((magnitude[magnitude < MASKED] > LARGEST).any())
 
 
