@@ -456,12 +456,11 @@ class Model:
         aggregation: "none", "simple", "first", "average" or "max", as the strategies of transformers' pipeline: see
         onnxport.runtime.tasks.token_classification. Of longer texts, windows that share `stride` tokens are read. Errors: as `encode`.
         """
-        from onnxport.runtime.tasks.token_classification import entities
+        from onnxport.runtime.tasks.token_classification import entities, ignored_labels
 
         items = listed(texts, "texts", TEXTS)
         _check_single(items)
-        ignored = frozenset(listed(ignore_labels, "ignore_labels", "a list of labels"))
-        return entities(self.encoding(), items, aggregation, ignored, batch_size, stride)
+        return entities(self.encoding(), items, aggregation, ignored_labels(ignore_labels), batch_size, stride)
 
     @suggesting
     def tags(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, stride: int | None = None) -> list[list[str]]:

@@ -113,13 +113,11 @@ class TokenClassificationPipeline(EncoderPipeline):
 
     def _answers(self, inputs: list[Any], options: Options, batch_size: int) -> list[list[Record]]:
         strategy, stride = str(options.get("aggregation_strategy") or "none").lower(), options.get("stride")
-        ignored = options.get("ignore_labels")
+        given = options.get("ignore_labels")
+        ignored = token_classification.ignored_labels("O" if given is None else given)
         if stride is not None and strategy == "none":
             raise UsageError("stride is given, which needs an aggregation_strategy other than 'none'")
-        found = token_classification.spans(
-            self._encoder(truncation=stride is None), texts(inputs), strategy, frozenset(["O"] if ignored is None else ignored),
-            batch_size, stride,
-        )  # fmt: skip
+        found = token_classification.spans(self._encoder(truncation=stride is None), texts(inputs), strategy, ignored, batch_size, stride)
         return [[self._record(span, strategy) for span in spans] for spans in found]
 
     def _record(self, span: Span, strategy: str) -> Record:

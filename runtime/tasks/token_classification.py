@@ -17,6 +17,7 @@ import numpy as np
 from onnxport.errors import BundleError, UsageError
 from onnxport.runtime.arrays import softmax
 from onnxport.runtime.encoder import Encoder, Window, expect, finite
+from onnxport.runtime.options import many
 from onnxport.runtime.shown import Shown
 
 LOGITS = "logits"
@@ -65,6 +66,16 @@ WORDS: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
     "max": lambda shares: max(shares, key=np.max),
 }
 AGGREGATIONS = ("none", "simple", *WORDS)
+
+
+def ignored_labels(given: object) -> frozenset[str]:
+    """The labels that a caller leaves out: one, or many. UsageError for what is none."""
+    expected = "a label or a list of labels"
+    found = [given] if isinstance(given, str) else many(given, "ignore_labels", expected)
+    for one in found:
+        if not isinstance(one, str):
+            raise UsageError(f"ignore_labels holds {one!r:.60}, expected {expected}")
+    return frozenset(found)
 
 
 def entities(

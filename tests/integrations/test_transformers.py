@@ -68,6 +68,15 @@ def test_numbers_of_labels_are_checked(labels: Path) -> None:
     assert pipeline(model=labels)("a b", top_k=0) == []
 
 
+def test_one_label_is_left_out_by_its_name(tmp_path: Path) -> None:
+    bundle = tiny_encoder.write(tmp_path / "tokens", "token-classification", tiny_encoder.table(3), labels=["O", "B-X", "I-X"])
+    every = pipeline(model=bundle)("a b c", ignore_labels=[])
+    label = every[0]["entity"]
+    assert pipeline(model=bundle)("a b c", ignore_labels=label) == [one for one in every if one["entity"] != label]
+    with pytest.raises(UsageError, match="ignore_labels holds 3"):
+        pipeline(model=bundle)("a b c", ignore_labels=[3])
+
+
 def test_it_needs_neither_torch_nor_transformers(labels: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"

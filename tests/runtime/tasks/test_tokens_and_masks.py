@@ -16,6 +16,7 @@ from onnxport.errors import TextError, UsageError
 from onnxport.runtime import load
 from onnxport.runtime.model import Model
 from support import task_folders as folders
+from support import tiny_encoder
 from support.commands import invoke
 from support.once import made_once
 
@@ -96,6 +97,19 @@ def test_tags_are_those_of_each_words_first_token(exported: Exported) -> None:
         assert len(model.tags([long], stride=10)[0]) == 60
         with pytest.raises(TextError, match="no words"):
             model.tags([[]])
+
+
+def test_labels_that_are_left_out_are_texts(tmp_path: Path) -> None:
+    bundle = tiny_encoder.write(tmp_path / "tokens", "token-classification", tiny_encoder.table(3), labels=["O", "B-X", "I-X"])
+    with load(bundle, threads=1) as model:
+        found = model.entities("a b c", aggregation="none", ignore_labels=[])[0]
+        label = found[0].label
+        left = [one for one in found if one.label != label]
+        assert model.entities("a b c", aggregation="none", ignore_labels=label)[0] == left
+        assert model.entities("a b c", aggregation="none", ignore_labels=(label,))[0] == left
+        for bad, part in ([[]], "holds \\[\\]"), ([None], "holds None"), (7, "is int"), ({"O": 1}, "is dict"):
+            with pytest.raises(UsageError, match=f"ignore_labels {part}, expected a label or a list of labels"):
+                model.entities("a b c", ignore_labels=bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
