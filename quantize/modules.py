@@ -1,4 +1,4 @@
-"""The modules of a model that a plan can treat one by one, and the products that each of them computes."""
+"""The modules of a model that a plan can treat one by one, and the products and mixtures of experts that each of them computes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,62 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxport.graph.edit import optional, sizes_of
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import changeable
-from onnxport.quantize.schemes.linear import linears, lookups
+from onnxport.quantize.schemes.linear import Lookup, lookups
+from onnxport.quantize.schemes.mixtures import UP, Mixture, Product, products
 
 
 @dataclass(frozen=True)
-class Use:
-    """A product of `role`'s graph with a weight float32 [k, n]."""
+class ProductSizes:
+    """A product with a weight float32 [k, n]. transposed: the weight is stored as [n, k]; biased: a sum follows."""
 
-    role: str
     k: int
     n: int
     transposed: bool
     biased: bool
 
+    @property
+    def key(self) -> str:
+        """The sizes as a name."""
+        return f"{self.k}x{self.n}{'t' if self.transposed else ''}{'b' if self.biased else ''}"
+
+
+@dataclass(frozen=True)
+class MixtureSizes:
+    """A mixture of experts float32: up [experts, wide, hidden], down [experts, hidden, inner]. attributes: those of its node, by name."""
+
+    experts: int
+    hidden: int
+    wide: int
+    inner: int
+    biased: bool
+    attributes: tuple[tuple[str, int | float | str], ...]
+
+    @property
+    def top(self) -> int:
+        """How many experts answer each token."""
+        return int(dict(self.attributes)["k"])
+
+    @property
+    def key(self) -> str:
+        """The sizes as a name."""
+        return f"{self.top}of{self.experts}x{self.hidden}x{self.wide}x{self.inner}{'b' if self.biased else ''}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """What `role`'s graph computes with weights of a group."""
+
+    role: str
+    sizes: ProductSizes | MixtureSizes
+
 
 @dataclass
 class Group:
-    """Weights that get one scheme together.
+    """Weights that get one scheme together: of products and tables, or of mixtures.
 
     name: the module's, or the weight's. values: how many numbers they are. tables: graphs that look rows up.
     """
@@ -45,7 +81,13 @@ class Group:
     @property
     def narrowest(self) -> int:
         """The fewest inputs of a product, 0 without any."""
-        return min((use.k for use in self.uses), default=0)
+        return min((use.sizes.k for use in self.uses if isinstance(use.sizes, ProductSizes)), default=0)
+
+    @property
+    def widths(self) -> set[int]:
+        """How many inputs products of experts have; empty where the group is of no mixtures."""
+        mixed = [use.sizes for use in self.uses if isinstance(use.sizes, MixtureSizes)]
+        return {width for sizes in mixed for width in (sizes.hidden, sizes.inner)}
 
 
 def module_of(parameter: str) -> str:
@@ -60,42 +102,58 @@ def module_of(parameter: str) -> str:
     return ".".join(parts[:end])
 
 
-def groups(models: Mapping[str, ir.Model], module: Callable[[str], str] = module_of) -> list[Group]:
+def own_module(part: Product | Lookup) -> str:
+    """The module that a person sees a weight in; of a mixture its own, not the one that has its router too."""
+    return part.name if isinstance(part, Mixture) else module_of(part.name)
+
+
+def groups(models: Mapping[str, ir.Model], module: Callable[[Product | Lookup], str] = own_module) -> list[Group]:
     """The groups of all graphs of a variant (role -> graph, float32), in graph order. module: what a weight is taken with.
 
     A weight with several uses is in one group. What a module's weights compute in different graphs, such as the queries of a decoder and
-    the keys that an encoder makes for it, are groups of their own: they see different numbers of rows.
+    the keys that an encoder makes for it, are groups of their own: they see different numbers of rows. So are mixtures of experts, which
+    have other kernels.
     """
     weights: dict[str, Group] = {}
-    counted = set()
+    modules: dict[str, str] = {}
+    counted = set[tuple[str, int]]()
 
-    def of(parameter: str, rows: int, columns: int) -> Group:
-        group = weights.setdefault(parameter, Group(parameter, {parameter}))
-        if (parameter, *sorted((rows, columns))) not in counted:  # a tied weight counts once
-            group.values += rows * columns
-        counted.add((parameter, *sorted((rows, columns))))
+    def of(part: Product | Lookup) -> Group:
+        group = weights.setdefault(part.name, Group(part.name, set(part.parameters)))
+        modules.setdefault(part.name, module(part))
+        if (part.name, part.values) not in counted:  # a tied weight counts once
+            group.values += part.values
+        counted.add((part.name, part.values))
         return group
 
     for role, model in models.items():
         copy = model.clone()
         fold_constants(copy.graph)
-        for linear in linears(copy.graph):
-            if changeable(linear):
-                k, n = linear.shape
-                of(linear.parameter, k, n).uses.append(Use(role, k, n, linear.transposed, linear.bias is not None))
+        for product in products(copy.graph):
+            if changeable(product):
+                of(product).uses.append(Use(role, _sizes(product)))
         for lookup in lookups(copy.graph):
             if changeable(lookup):
-                of(lookup.parameter, *lookup.shape).tables.add(role)
-    joined: dict[tuple[str, frozenset[str]], Group] = {}
-    for parameter, weight in weights.items():
-        own, place = module(parameter), frozenset(weight.roles)
-        named = any(name == own for name, _ in joined)
-        group = joined.setdefault((own, place), Group(f"{own} ({', '.join(sorted(place))})" if named else own))
+                of(lookup).tables.add(role)
+    joined: dict[tuple[str, frozenset[str], bool], Group] = {}
+    for name, weight in weights.items():
+        own, place = modules[name], frozenset(weight.roles)
+        named = any(other == own for other, *_ in joined)
+        key = own, place, bool(weight.widths)
+        group = joined.setdefault(key, Group(f"{own} ({', '.join(sorted(place))})" if named else own))
         group.parameters |= weight.parameters
         group.uses += weight.uses
         group.tables |= weight.tables
         group.values += weight.values
     return list(joined.values())
+
+
+def _sizes(product: Product) -> ProductSizes | MixtureSizes:
+    if isinstance(product, Mixture):
+        (experts, wide, hidden), (_, _, inner) = map(sizes_of, product.tensors)
+        attributes = tuple(sorted((name, attribute.value) for name, attribute in product.node.attributes.items()))
+        return MixtureSizes(experts, hidden, wide, inner, optional(product.node, UP + 1) is not None, attributes)
+    return ProductSizes(*product.shape, product.transposed, product.bias is not None)
 
 
 def plan_of(chosen: Mapping[str, str], every: list[Group]) -> Plan:

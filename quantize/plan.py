@@ -4,9 +4,9 @@ A plan file is one JSON object that maps names to schemes, such as
 
     {"*": "int8-rows", "transformer.encoder.layers.0": "fp32", "*.linear2": "int4-blocks32-asym"}
 
-A name is that of a weight, of a module (it stands for all weights in it), or a pattern with `*` and `?`. The longest name that fits a
-weight decides, so the order of the lines does not matter; a weight that no name fits stays in float32. The name `kv` is none of these: with
-`"kv": "int8"` the decoder's key/value cache has 8 bits.
+A name is that of a weight, of a module (it stands for all weights in it), or a pattern with `*` and `?`. A weight's own name decides, else
+the longest that fits it, so the order of the lines does not matter; a weight that no name fits stays in float32. The name `kv` is none of
+these: with `"kv": "int8"` the decoder's key/value cache has 8 bits.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class Plan:
         return {s.needs for s in self._parsed.values() if s.needs is not None}
 
     def of(self, parameter: str) -> Scheme:
-        """The scheme of a weight, by the longest name that fits it."""
+        """The scheme of a weight: by its own name, else by the longest that fits it."""
+        if parameter in self._parsed:
+            return self._parsed[parameter]
         fitting = [name for name in self._parsed if fits(name, parameter)]
         return self._parsed[max(fitting, key=lambda name: (len(name), name))] if fitting else FP32
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
-from onnxport.quantize.plan import Plan, Scheme, scheme
+from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
 from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
@@ -24,6 +23,7 @@ from onnxport.quantize.schemes.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import linears, lookups
+from onnxport.quantize.schemes.mixtures import parameters, products
 from onnxport.quantize.targets import float32_attention, retarget
 from onnxport.runtime.bundle.interface import LOGITS
 from onnxport.runtime.sessions import CPU, CUDA
@@ -134,7 +134,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
         return _searched(recipe, fused, plan, goldens)
     if recipe.plan is None and PRECISIONS[recipe.precision].by_rule:
         plan = Plan(_by_rule(plan, fused).schemes | stored.own_plan(plan, fused).schemes)
-        return quantize(fused, plan, mixtures=recipe.experts)
+        return quantize(fused, _without_experts(recipe, plan, fused))
     if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     return _integers(recipe, plan, fused, goldens)
@@ -147,6 +147,7 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     feeds = recipe.feeds() if recipe.feeds is not None else None
     if recipe.plan is None:
         plan = stored.own_plan(plan, fused)
+    plan = _without_experts(recipe, plan, fused)
     if plan.rounds_activations:
         fused = smoothed(fused, feeds, goldens)
     if recipe.plan is None and not plan.needs and (role := _reads_texts(fused)):
@@ -154,7 +155,7 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
         plan = Plan(plan.schemes | sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most))
     if recipe.plan is None and feeds is not None and "range" in plan.needs:
         plan = static_outliers.settle(fused, plan, feeds)
-    return quantize(fused, plan, feeds, recipe.experts, Weights(recipe.finished))
+    return quantize(fused, plan, feeds, Weights(recipe.finished))
 
 
 def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -191,14 +192,15 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
     precision, decoder, data = PRECISIONS[recipe.precision], fused["decoder"], feeds["decoder"]
     if recipe.plan is not None and recipe.solved is not None:
         scaled = recipe.solved.scales.scaled(_before_protection(recipe.plan, decoder))
-        return quantize({"decoder": scaled}, recipe.plan, {"decoder": data}, recipe.experts, recipe.solved.weights)
+        return quantize({"decoder": scaled}, recipe.plan, {"decoder": data}, recipe.solved.weights)
     plan = recipe.plan or _with_vocabulary(precision.on_texts or recipe.own_plan, decoder)
     if recipe.plan is None:
         codes = stored.own_plan(recipe.own_plan, fused).schemes  # of the few weights that have some
         plan = Plan(plan.schemes | {name: code for name, code in codes.items() if name != "*"})
         if "range" in plan.needs:
             plan = static_outliers.settle(fused, plan, feeds)
-    large = sum(math.prod(linear.shape) for linear in linears(decoder.graph)) > sensitive_weights.LARGE
+    plan = _without_experts(recipe, plan, fused)
+    large = sum(product.values for product in products(decoder.graph)) > sensitive_weights.LARGE
     if recipe.plan is None and large:
         plan = _by_rule(plan, fused)
     finished = recipe.finished
@@ -212,7 +214,12 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             if (again := _before_protection(plan, decoder)).schemes != even.schemes:
                 # as a plan that is given has it
                 scaled, weights = scales.scaled(again), Weights(finished.inside("again") if finished else None)
-    return quantize({"decoder": scaled}, plan, {"decoder": data}, recipe.experts, weights)
+    return quantize({"decoder": scaled}, plan, {"decoder": data}, weights)
+
+
+def _without_experts(recipe: Recipe, plan: Plan, fused: Graphs) -> Plan:
+    """The plan with mixtures of experts in float32, where the target's kernel of few bits is not used."""
+    return plan if recipe.experts else Plan(plan.schemes | dict.fromkeys(parameters(fused.values()), FP32.name))
 
 
 def _by_rule(plan: Plan, fused: Graphs) -> Plan:

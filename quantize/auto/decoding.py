@@ -1,7 +1,7 @@
 """What a search for a language model's plan knows: how its recipe carries a plan out, and what each kind of weight loses alone.
 
 Layers of a language model are many and alike, so weights of one kind in a fifth of the layers are one group. What a group loses shows on
-calibration texts: one graph holds every product twice, in float32 and by one scheme, with a switch for each group.
+calibration texts: one graph holds every product and every mixture twice, in float32 and by one scheme, with a switch for each group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from onnxport.quantize.plan import FP32, Plan
 from onnxport.quantize.recipe import Solved
 from onnxport.quantize.safeguards.sensitive_weights import ROLE, SWITCHES, Measure, kinds, logits_alone, twins
 from onnxport.quantize.schemes.apply import solve
-from onnxport.quantize.schemes.linear import linears, lookups
+from onnxport.quantize.schemes.linear import Lookup, lookups
+from onnxport.quantize.schemes.mixtures import Product, products
 from onnxport.runtime.bundle.interface import INPUT_IDS, LOGITS, prefill
 from onnxport.runtime.bundle.kept import Kept, log_softmax
 
@@ -66,9 +67,9 @@ class KindLosses:
         scaled = self._solved.scales.scaled(plan)
         solve({ROLE: scaled}, plan, {ROLE: self._all}, self._solved.weights)
         whole = logits_alone(scaled)
-        group_of = kinds([linear.parameter for linear in linears(whole.graph)])
-        both, groups = twins(whole, plan, Measure(group_of.__getitem__, lambda _: FP32.name, lambda *_: 0.0), self._solved.weights)
-        self._groups = [group.parameters for group in groups.values()]
+        group_of = kinds([product.name for product in products(whole.graph)])
+        both, groups = twins(whole, plan, Measure(group_of.__getitem__, lambda *_: FP32.name, lambda *_: 0.0), self._solved.weights)
+        self._groups = [set(group.nearer) for group in groups.values()]
         self._runner: Runner = self._stack.enter_context(opened({ROLE: both}))[ROLE]
         self._scheme = scheme
 
@@ -82,10 +83,10 @@ class KindLosses:
             ]
 
 
-def kind_of(decoder: ir.Model) -> Callable[[str], str]:
-    """The group that a weight of a language model is in."""
-    products = [linear.parameter for linear in linears(decoder.graph)]
-    return kinds([*products, *(table.parameter for table in lookups(decoder.graph))]).__getitem__
+def kind_of(decoder: ir.Model) -> Callable[[Product | Lookup], str]:
+    """The group that what a language model computes with weights is in."""
+    found = kinds([part.name for part in (*products(decoder.graph), *lookups(decoder.graph))])
+    return lambda part: found[part.name]
 
 
 def _beginning(feed: Feed) -> Feed:

@@ -1,7 +1,8 @@
 """Measured times of each scheme's kernels on this machine, by shapes of weights and numbers of rows.
 
 A graph of nothing but the kernels of one scheme runs in ONNX Runtime over as many weights as the model has, so that they come from where
-they come from in the model: memory, or a cache that holds them all. Schemes alternate run by run, and medians count.
+they come from in the model: memory, or a cache that holds them all. Of a mixture of experts there are those alone that some row chooses.
+Schemes alternate run by run, and medians count.
 """
 
 from __future__ import annotations
@@ -20,24 +21,28 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxport.graph import store
+from onnxport.graph.edit import MICROSOFT, constant
 from onnxport.graph.session import open_file
-from onnxport.quantize.modules import Group, Use
+from onnxport.quantize.modules import Group, MixtureSizes, ProductSizes, Use
 from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
 
-MOST_VALUES = 48 * 2**20  # of the weights of one graph: more are in no cache
+MOST_VALUES = 48 * 2**20  # of the weights of several kernels: more are in no cache
 MOST_COPIES = 48
 ROUNDS, LEAST_ROUNDS, SECONDS = 25, 7, 0.6  # of one shape and number of rows, for all schemes together
 BYTE = 1e-16  # seconds: of plans that are equally fast the smallest is taken
+KERNEL = "kernel"  # role of a graph of nothing else
+OPSET, IR_VERSION = 21, 10
 
 
 @dataclass(frozen=True)
 class Load:
     """How often a graph runs for one answer, and over how many rows.
 
-    role: the graph's. rows: of a product, in one run. times: runs for one answer. head, head_rows: a projection to a vocabulary of `head`
-    entries has this many rows instead; 0 where it has no other number.
+    role: the graph's. rows: of a product or a mixture, in one run. times: runs for one answer. head, head_rows: a projection to a
+    vocabulary of `head` entries has this many rows instead; 0 where it has no other number.
     """
 
     role: str
@@ -49,35 +54,47 @@ class Load:
 
 @dataclass(frozen=True)
 class Shape:
-    """A product [rows, k] × [k, n], on which a kernel's time depends. transposed: the weight is stored as [n, k]; biased: a sum follows."""
+    """What a kernel's time depends on: its sizes, and how many rows it computes."""
 
-    k: int
-    n: int
-    transposed: bool
-    biased: bool
+    sizes: ProductSizes | MixtureSizes
     rows: int
 
     @property
     def key(self) -> str:
         """The shape as a name, for the journal."""
-        return f"{self.k}x{self.n}{'t' if self.transposed else ''}{'b' if self.biased else ''}:{self.rows}"
+        return f"{self.sizes.key}:{self.rows}"
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row has."""
+        return self.sizes.hidden if isinstance(self.sizes, MixtureSizes) else self.sizes.k
+
+    @property
+    def experts(self) -> int:
+        """How many experts of a mixture the rows choose, where their choices are as many as can be."""
+        assert isinstance(self.sizes, MixtureSizes)
+        return min(self.sizes.experts, self.rows * self.sizes.top)
+
+    @property
+    def values(self) -> int:
+        """How many weights are read."""
+        sizes = self.sizes
+        if isinstance(sizes, MixtureSizes):
+            return self.experts * sizes.hidden * (sizes.wide + sizes.inner)
+        return sizes.k * sizes.n
 
 
 Times = Mapping[str, Mapping[str, float]]  # Shape.key -> scheme -> seconds
 
 
 def shapes_of(group: Group, loads: Sequence[Load]) -> list[tuple[Shape, float]]:
-    """The products that a group computes for one answer, and how often."""
-    return [
-        (Shape(use.k, use.n, use.transposed, use.biased, _rows(use, load)), load.times)
-        for use in group.uses
-        for load in loads
-        if load.role == use.role
-    ]
+    """What a group computes for one answer, and how often."""
+    return [(Shape(use.sizes, _rows(use, load)), load.times) for use in group.uses for load in loads if load.role == use.role]
 
 
 def _rows(use: Use, load: Load) -> int:
-    return load.head_rows if load.head == use.n and load.head_rows else load.rows
+    head = isinstance(use.sizes, ProductSizes) and load.head == use.sizes.n
+    return load.head_rows if head and load.head_rows else load.rows
 
 
 def seconds(group: Group, scheme_name: str, loads: Sequence[Load], times: Times) -> float:
@@ -88,18 +105,16 @@ def seconds(group: Group, scheme_name: str, loads: Sequence[Load], times: Times)
 
 
 def measure(shape: Shape, schemes: Iterable[str], values: int, threads: int | None = None) -> dict[str, float]:
-    """Seconds of one product by scheme. values: weights of the whole model."""
+    """Seconds of one product or mixture by scheme. values: weights of the whole model."""
     names = sorted({scheme(name).kernel for name in schemes})
-    copies = int(np.clip(min(values, MOST_VALUES) // (shape.k * shape.n), 1, MOST_COPIES))
-    x = np.random.default_rng(0).standard_normal((shape.rows, shape.k)).astype(np.float32)
+    copies = int(np.clip(min(values, MOST_VALUES) // shape.values, 1, MOST_COPIES))
+    x = np.random.default_rng(0).standard_normal((shape.rows, shape.width)).astype(np.float32)
     runs: dict[str, Callable[[], Any]] = {}
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "products.onnx"
-            file.write_bytes(_graph(shape, name, copies, x))
-            runner = open_file(file, Sessions.on("cpu", threads))
-        runs[name] = partial(runner.session.run, [next(iter(runner.outputs))], dict.fromkeys(runner.inputs, x))
-    return {name: statistics.median(found) / copies for name, found in alternate(runs).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            runner = open_file(_written(shape, name, copies, x, Path(folder) / name), Sessions.on("cpu", threads))
+            runs[name] = partial(runner.session.run, [next(iter(runner.outputs))], dict.fromkeys(runner.inputs, x))
+        return {name: statistics.median(found) / copies for name, found in alternate(runs).items()}
 
 
 def alternate(
@@ -119,25 +134,49 @@ def alternate(
     return taken
 
 
-def _graph(shape: Shape, scheme_name: str, copies: int, x: np.ndarray) -> bytes:
-    """A model of `copies` products with inputs and weights of their own; ONNX Runtime computes outputs that nobody fetches too."""
+def _written(shape: Shape, scheme_name: str, copies: int, x: np.ndarray, folder: Path) -> Path:
+    """A model of `copies` kernels with inputs and weights of their own; ONNX Runtime computes outputs that nobody fetches too."""
+    model = _mixture(shape.sizes, shape) if isinstance(shape.sizes, MixtureSizes) else _product(shape.sizes)
+    if scheme_name != FP32.name:
+        (model,) = quantize({KERNEL: model}, Plan({"*": scheme_name}), {KERNEL: [{"x": x}]})[0].values()
+    if copies == 1:  # whose weights may be more than a graph's own file holds
+        return folder / store.write({KERNEL: model}, folder)[KERNEL]
+    folder.mkdir()
+    file = folder / f"{KERNEL}.onnx"
+    file.write_bytes(_copied(ir.to_proto(model), copies))  # `store` would keep equal weights once
+    return file
+
+
+def _mixture(sizes: MixtureSizes, shape: Shape) -> ir.Model:
+    """A MoE whose rows choose experts in turn; all have the same weights."""
+    count, rows, random = shape.experts, shape.rows, np.random.default_rng(1)
+    logits = np.full((rows, count), -30, np.float32)
+    logits[np.arange(rows)[:, None], np.arange(rows * sizes.top).reshape(rows, -1) % count] = 0
+    ends = [ir.Value(name=name, shape=ir.Shape(["rows", shape.width]), type=ir.TensorType(ir.DataType.FLOAT)) for name in ("x", "y")]
+    graph = ir.Graph(ends[:1], [], nodes=[], opset_imports={"": OPSET, MICROSOFT: 1}, name=KERNEL)
+    inputs: list[ir.Value | None] = [ends[0], constant(graph, "logits", logits)]
+    for name, n, k in (("up", sizes.wide, sizes.hidden), ("down", sizes.hidden, sizes.inner)):
+        weight = random.standard_normal((n, k)).astype(np.float32)
+        inputs.append(constant(graph, name, np.repeat(weight[None], count, 0)))
+        inputs.append(constant(graph, f"{name}_bias", np.zeros((count, n), np.float32)) if sizes.biased else None)
+    graph.append(ir.node("MoE", inputs, dict(sizes.attributes), domain=MICROSOFT, outputs=ends[1:]))
+    graph.outputs.append(ends[1])
+    return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def _product(sizes: ProductSizes) -> ir.Model:
     random = np.random.default_rng(1)
-    weight = random.standard_normal((shape.k, shape.n)).astype(np.float32)
-    stored = numpy_helper.from_array(np.ascontiguousarray(weight.T) if shape.transposed else weight, "weight")
-    bias = [numpy_helper.from_array(np.zeros(shape.n, np.float32), "bias")] if shape.biased else []
-    if shape.transposed:
+    weight = random.standard_normal((sizes.k, sizes.n)).astype(np.float32)
+    stored = numpy_helper.from_array(np.ascontiguousarray(weight.T) if sizes.transposed else weight, "weight")
+    bias = [numpy_helper.from_array(np.zeros(sizes.n, np.float32), "bias")] if sizes.biased else []
+    if sizes.transposed:
         nodes = [helper.make_node("Gemm", ["x", "weight", *(b.name for b in bias)], ["y"], transB=1)]
     else:
         nodes = [helper.make_node("MatMul", ["x", "weight"], ["product" if bias else "y"])]
         nodes += [helper.make_node("Add", ["product", "bias"], ["y"])] if bias else []
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", shape.k), ("y", shape.n))]
-    proto = helper.make_model(
-        helper.make_graph(nodes, "product", ends[:1], ends[1:], [stored, *bias]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    )
-    model = ir.from_proto(proto)
-    if scheme_name != FP32.name:
-        (model,) = quantize({"model": model}, Plan({"*": scheme_name}), {"model": [{"x": x}]})[0].values()
-    return _copied(ir.to_proto(model), copies)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", sizes.k), ("y", sizes.n))]
+    graph = helper.make_graph(nodes, KERNEL, ends[:1], ends[1:], [stored, *bias])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION))
 
 
 def _copied(proto: onnx.ModelProto, copies: int) -> bytes:

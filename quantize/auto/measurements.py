@@ -32,6 +32,7 @@ from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blockwise import Weights, block_size, named
 from onnxport.quantize.schemes.channel_scales import ChannelScales
+from onnxport.quantize.schemes.experts import fitting
 from onnxport.runtime.bundle.reader import Bundle, sha256
 from onnxport.runtime.bundle.writer import Staging
 from onnxport.runtime.model import Model
@@ -293,8 +294,10 @@ def _options(names: Sequence[str], group: Group) -> Iterator[str]:
 
 
 def _sized(name: str, group: Group) -> str:
-    """A scheme with the size of its blocks told."""
+    """A scheme with the size of its blocks told; of mixtures what their kernel has for it."""
     chosen = scheme(name)
+    if group.widths:
+        return fitting([chosen], group.widths).name
     return named(chosen, block_size(group.narrowest)) if chosen.kind == "blocks" and chosen.block is None else name
 
 
@@ -312,7 +315,8 @@ def _quantized(graphs: Graphs, plan: Plan, feeds: Feeds) -> VariantGraphs:
 def _fits(name: str, group: Group) -> bool:
     """Whether a scheme means anything else to a group than its neighbours: a table has no activations, a block no more than a row."""
     block = scheme(name).block
-    return (block is None or block <= max(group.narrowest, 32)) and (bool(group.uses) or name == "int8-rows")
+    within = block is None or block <= max(group.narrowest, 32)
+    return bool(group.widths) or (within and (bool(group.uses) or name == TABLE))
 
 
 def _rows(feed: Mapping[str, np.ndarray]) -> float:

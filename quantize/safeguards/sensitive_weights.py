@@ -3,15 +3,15 @@
 Losses of layers add up about as independent noise does: what a graph loses is near the sum of what its layers lose one by one, where a loss
 is a divergence or the square of an error. So those that lose most for their size get a scheme that is nearer to them, until what is left is
 small enough; of an encoder the graph as it would be is measured again. To try them all, one graph holds each product twice, with a switch
-between the two. (Mixed precision as in HAWQ, Dong et al. 2019, with a measured loss in place of curvature.)
+between the two. A mixture of experts is one product: both its weights share a kernel, and so a switch. (Mixed precision as in HAWQ, Dong et
+al. 2019, with a measured loss in place of curvature.)
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -24,10 +24,11 @@ from onnxport.graph.session import answers, opened, real
 from onnxport.quantize.calibration_inputs import GoldenText
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.precisions import Bounds
-from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.apply import chosen, quantize
 from onnxport.quantize.schemes.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ATTENTIONS
-from onnxport.quantize.schemes.linear import Linear, linears
+from onnxport.quantize.schemes.linear import Linear
+from onnxport.quantize.schemes.mixtures import Mixture, Product, products
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle.interface import LOGITS
 from onnxport.runtime.bundle.kept import log_softmax
@@ -42,20 +43,20 @@ SPENT = 0.2  # of the weights of 4 bits: the bytes of llama.cpp's Q4_K_M, which 
 BETWEEN = {"Add", "Split", "Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization", "RMSNormalization"}
 LARGE = 2**30  # weights: more take hours to try
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
 class Measure:
     """How answers are judged.
 
-    group: of a weight, those that are tried together. better: of a scheme, what is nearer to a weight. loss: of the answers to the
-    feeds at some places, which adds up over layers. large: what the twins lose is taken for what the graph as it would be loses, and
-    weights are tried on one of FEWER feeds. spent: the share of weights of 4 bits that are made nearer in any case.
+    group: of a product's name, those that are tried together. better: of a product and its scheme, one that is nearer to it. loss: of
+    the answers to the feeds at some places, which adds up over layers. large: what the twins lose is taken for what the graph as it would
+    be loses, and weights are tried on one of FEWER feeds. spent: the share of weights of 4 bits that are made nearer in any case.
     """
 
     group: Callable[[str], str]
-    better: Callable[[Scheme], str]
+    better: Callable[[Product, Scheme], str]
     loss: Callable[[Iterator[Feed], Sequence[int]], float]
     large: bool = False
     spent: float = 0.0
@@ -73,7 +74,7 @@ def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dic
     def squared(found: Iterator[Feed], places: Sequence[int]) -> float:
         return _error(list(found), expected, feeds) ** 2
 
-    return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda _: FP32.name, squared))
+    return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda *_: FP32.name, squared))
 
 
 def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, weights: Weights) -> dict[str, str]:
@@ -97,10 +98,11 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
         share = max(divergence / count / bounds.kl, (others / count / (1 - bounds.top1_agreement)) ** 2)
         return share if np.isfinite(divergence) else float("inf")
 
-    names = [linear.parameter for linear in linears(whole.graph)]
-    spent = SPENT if any(plan.of(name).bits == 4 for name in names) else 0.0
+    every = list(products(whole.graph))
+    spent = SPENT if any(chosen(plan, product).bits == 4 for product in every) else 0.0
+    group = kinds([product.name for product in every]).__getitem__
     feeds = [text.feed for text in texts]
-    return _to_protect(whole, feeds, plan, room, Measure(kinds(names).__getitem__, nearer, lost, large=True, spent=spent), weights)
+    return _to_protect(whole, feeds, plan, room, Measure(group, nearer_of, lost, large=True, spent=spent), weights)
 
 
 def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:
@@ -109,20 +111,27 @@ def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:
     Of 4 bits: products with more inputs than outputs, of a feed-forward network's inner units, in the first and the last eighth of the
     layers and in every third layer between; llama.cpp's mixed types of 4 bits give more bits to these, too (`use_more_bits` in its
     llama-quant.cpp). Where activations are rounded by rows: the products around attentions, and those with more inputs than outputs in the
-    first fifth of the layers, which is what measurements chose for SmolLM2 (docs/precisions.md).
+    first fifth of the layers, which is what measurements chose for SmolLM2 (docs/precisions.md). Mixtures of experts are most of a model,
+    and have one scheme for all their weights: of 4 bits those in the first and the last eighth, of 8 bits in the first fifth, but none in
+    float32.
     """
-    products = list(linears(model.graph))
-    layers = {linear.parameter: int(found[0]) for linear in products if (found := _NUMBER.findall(linear.parameter))}
+    every = list(products(model.graph))
+    layers = {product.name: int(numbers[0]) for product in every if (numbers := _NUMBER.findall(product.name))}
     count = max(layers.values(), default=0) + 1
     protected = dict[str, str]()
-    for linear in products:
-        scheme, layer = plan.of(linear.parameter), layers.get(linear.parameter)
-        if layer is None or scheme.kind == FP32.kind:
+    for product in every:
+        found, layer = chosen(plan, product), layers.get(product.name)
+        if layer is None or found.kind == FP32.kind:
             continue
-        narrowing = linear.shape[0] > linear.shape[1]
-        by_rows = _at_attention(linear) or (narrowing and layer < count / STRETCHES)
-        if by_rows if scheme.kind == "rows" else narrowing and _gets_more(layer, count):
-            protected[linear.parameter] = nearer(scheme)
+        better = nearer_of(product, found)
+        if isinstance(product, Mixture):
+            meant = better != FP32.name and (_at_an_end(layer, count) if found.bits == 4 else layer < count / STRETCHES)
+        else:
+            narrowing = product.shape[0] > product.shape[1]
+            by_rows = _at_attention(product) or (narrowing and layer < count / STRETCHES)
+            meant = by_rows if found.kind == "rows" else narrowing and _gets_more(layer, count)
+        if meant:
+            protected |= dict.fromkeys(product.parameters, better)
     return protected
 
 
@@ -138,8 +147,11 @@ def _at_attention(linear: Linear) -> bool:
 
 
 def _gets_more(layer: int, count: int) -> bool:
-    eighth = count // 8
-    return layer < eighth or layer >= 7 * count // 8 or (layer - eighth) % 3 == 2
+    return _at_an_end(layer, count) or (layer - count // 8) % 3 == 2
+
+
+def _at_an_end(layer: int, count: int) -> bool:
+    return layer < count // 8 or layer >= 7 * count // 8
 
 
 def nearer(scheme: Scheme) -> str:
@@ -149,6 +161,12 @@ def nearer(scheme: Scheme) -> str:
     if scheme.kind == "blocks" and scheme.bits == 4:
         return "int8-blocks"
     return FP32.name
+
+
+def nearer_of(product: Product, found: Scheme) -> str:
+    """`nearer` to a product than the scheme that it has; a mixture of 8 bits in larger blocks, which it has for rows, gets blocks of 32."""
+    larger = isinstance(product, Mixture) and found.bits == 8 and found.block is not None and found.block > 32
+    return "int8-blocks32" if larger else nearer(found)
 
 
 def _to_protect(model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, weights: Weights | None = None) -> dict[str, str]:
@@ -186,11 +204,11 @@ def _to_protect(model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure:
                 on[i] = True
                 on[i] = loss(on, every) <= most
             _spend(on, order, np.array([group.size if group.bits == 4 else 0 for group in groups.values()]), measure.spent)
-            kept = {p: measure.better(plan.of(p)) for at, name in enumerate(names) if not on[at] for p in groups[name].parameters}
+            kept = _joined(groups[name] for at, name in enumerate(names) if not on[at])
             if measure.large or whole(kept) <= most:
                 return kept
             count += 1
-    return {parameter: measure.better(plan.of(parameter)) for group in groups.values() for parameter in group.parameters}
+    return _joined(groups.values())
 
 
 def _spend(on: np.ndarray, order: np.ndarray, sizes: np.ndarray, share: float) -> None:
@@ -211,11 +229,19 @@ def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
 
 @dataclass
 class Twins:
-    """Weights that one switch is for. bits: of their scheme. size: how many numbers they are."""
+    """Weights that one switch is for.
 
-    parameters: list[str]
+    bits: of their scheme. nearer: their names → the scheme that is nearer to them. size: how many numbers they are.
+    """
+
     bits: int
+    nearer: dict[str, str] = field(default_factory=dict)
     size: int = 0
+
+
+def _joined(groups: Iterable[Twins]) -> dict[str, str]:
+    """The nearer schemes of the weights of all groups."""
+    return {parameter: better for group in groups for parameter, better in group.nearer.items()}
 
 
 def twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None) -> tuple[ir.Model, dict[str, Twins]]:
@@ -223,52 +249,52 @@ def twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None
     both = model.clone()
     graph = both.graph
     fold_constants(graph)
-    products: dict[str, list[Linear]] = {}
-    for linear in linears(graph):
-        if plan.of(linear.parameter).kind != "fp32":
-            products.setdefault(linear.parameter, []).append(linear)
+    uses: dict[tuple[str, ...], list[Product]] = {}
+    for product in products(graph):
+        if chosen(plan, product).kind != FP32.kind:
+            uses.setdefault(product.parameters, []).append(product)
     groups: dict[str, Twins] = {}
-    for parameter, uses in products.items():
-        group = groups.setdefault(measure.group(parameter), Twins([], plan.of(parameter).bits))
-        group.parameters.append(parameter)
-        group.size += math.prod(uses[0].shape)
-    places = {parameter: i for i, group in enumerate(groups.values()) for parameter in group.parameters}
+    schemes, places = dict(plan.schemes), dict[tuple[str, ...], str]()
+    for parameters, (first, *_) in uses.items():
+        found, places[parameters] = chosen(plan, first), measure.group(first.name)
+        group = groups.setdefault(places[parameters], Twins(found.bits))
+        group.nearer |= dict.fromkeys(parameters, measure.better(first, found))
+        group.size += first.values
+        schemes |= {parameter + TWIN: found.name for parameter in parameters}
+    schemes |= _joined(groups.values())
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(groups)]))
     graph.inputs.append(switches)
-    schemes = dict(plan.schemes)
-    for parameter, uses in products.items():
-        schemes[parameter] = measure.better(plan.of(parameter))
-        schemes[parameter + TWIN] = plan.of(parameter).name
-        for use, linear in enumerate(uses):
-            _twin(graph, linear, switches, places[parameter], use)
+    for parameters, some in uses.items():
+        for use, product in enumerate(some):
+            _twin(graph, product, switches, list(groups).index(places[parameters]), f"/{use}" if use else "")
     return quantize({ROLE: both}, Plan(schemes), weights=weights)[0][ROLE], groups
 
 
-def _twin(graph: ir.Graph, linear: Linear, switches: ir.Value, place: int, use: int) -> None:
-    """Adds a product like `linear` with a weight of its own, and lets its switch choose between the two."""
-    node, weight = linear.node, linear.node.inputs[1]
-    assert weight is not None and weight.const_value is not None
-    name = linear.parameter + TWIN
-    label = f"{name}/{use}" if use else name
-    copy = constant(graph, label, derived(weight.const_value, lambda array: array))
-    copy.meta[PARAMETER] = name
+def _twin(graph: ir.Graph, product: Product, switches: ir.Value, place: int, use: str) -> None:
+    """Adds a product like this one with weights of its own, and lets its switch choose between the two. use: tells it from others."""
+    node, inputs = product.node, list(product.node.inputs)
+    label = product.parameters[0] + TWIN + use
+    for name, at in zip(product.parameters, product.places, strict=True):
+        weight = inputs[at]
+        assert weight is not None and weight.const_value is not None
+        inputs[at] = copy = constant(graph, name + TWIN + use, derived(weight.const_value, lambda array: array))
+        copy.meta[PARAMETER] = name + TWIN
     out = node.outputs[0]
     uses = list(out.uses())
-    product = ir.Value(name=f"{label}/product", type=out.type, shape=out.shape)
-    inputs = [node.inputs[0], copy, *node.inputs[2:]]
-    twin = new_node(graph, node, node.op_type, inputs, dict(node.attributes), [product], domain="").outputs[0]
-    at = constant(graph, f"switch/{place}", np.array(place, np.int64))
+    other = ir.Value(name=f"{label}/product", type=out.type, shape=out.shape)
+    twin = new_node(graph, node, node.op_type, inputs, dict(node.attributes), [other], domain=node.domain).outputs[0]
+    switch = constant(graph, f"switch/{place}", np.array(place, np.int64))
     choice = ir.Value(name=f"{label}/on", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-    on = new_node(graph, node, "Gather", [switches, at], {"axis": 0}, [choice], domain="").outputs[0]
-    chosen = ir.Value(name=f"{label}/chosen", type=out.type, shape=out.shape)
-    where = ir.Node("", "Where", [on, twin, out], outputs=[chosen])
+    on = new_node(graph, node, "Gather", [switches, switch], {"axis": 0}, [choice], domain="").outputs[0]
+    either = ir.Value(name=f"{label}/chosen", type=out.type, shape=out.shape)
+    where = ir.Node("", "Where", [on, twin, out], outputs=[either])
     graph.insert_after(node, where)
     for reader, index in uses:
-        reader.replace_input_with(index, chosen)
+        reader.replace_input_with(index, either)
     if out.is_graph_output():
         place_of = list(graph.outputs).index(out)
-        chosen.name, out.name = out.name, f"{label}/other"
-        graph.outputs[place_of] = chosen
+        either.name, out.name = out.name, f"{label}/other"
+        graph.outputs[place_of] = either
 
 
 def _error(found: Sequence[Feed], expected: Sequence[Feed], feeds: Feeds) -> float:
@@ -280,11 +306,11 @@ def _error(found: Sequence[Feed], expected: Sequence[Feed], feeds: Feeds) -> flo
     return worst
 
 
-def kinds(parameters: Sequence[str]) -> dict[str, str]:
-    """Weight → its kind, with the stretch of the layers that it is in."""
-    layers = {name: int(found[0]) for name in parameters if (found := _NUMBER.findall(name))}
+def kinds(names: Sequence[str]) -> dict[str, str]:
+    """Product → its kind, with the stretch of the layers that it is in."""
+    layers = {name: int(found[0]) for name in names if (found := _NUMBER.findall(name))}
     count = max(layers.values(), default=0) + 1
-    return {name: f"{_NUMBER.sub('*', name)} {layers[name] * STRETCHES // count}" if name in layers else name for name in parameters}
+    return {name: f"{_NUMBER.sub('*', name)} {layers[name] * STRETCHES // count}" if name in layers else name for name in names}
 
 
 def logits_alone(model: ir.Model) -> ir.Model:

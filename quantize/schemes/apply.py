@@ -16,7 +16,7 @@ from onnxport.quantize.activation_statistics import Hessian, Range, observe, wat
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import blockwise, experts, int8
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
-from onnxport.quantize.schemes.mixtures import parameters
+from onnxport.quantize.schemes.mixtures import Mixture, parameters
 from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
@@ -27,8 +27,10 @@ QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQua
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
-def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
-    """A weight's scheme, or fp32 where kernels do not take the weight; the plan that was carried out says so."""
+def chosen(plan: Plan, part: Linear | Lookup | Mixture) -> Scheme:
+    """A weight's scheme, or a mixture's, or fp32 where kernels do not take it; the plan that was carried out says so."""
+    if isinstance(part, Mixture):
+        return experts.chosen(plan, part)
     found = plan.of(part.parameter)
     k = part.shape[1] if isinstance(part, Lookup) else part.shape[0]
     whole = not found.minimum or k % (found.block or FEWEST_INPUTS) == 0
@@ -37,8 +39,10 @@ def chosen(plan: Plan, part: Linear | Lookup) -> Scheme:
     return found if changeable(part) and whole else FP32
 
 
-def changeable(part: Linear | Lookup) -> bool:
+def changeable(part: Linear | Lookup | Mixture) -> bool:
     """Whether kernels take a weight; one that they do not take stays in float32."""
+    if isinstance(part, Mixture):
+        return experts.changeable(part)
     if isinstance(part, Lookup):
         return part.shape[1] >= FEWEST_INPUTS and part.shape[0] >= FEWEST_ROWS
     return part.shape[0] >= FEWEST_INPUTS
@@ -48,7 +52,6 @@ def quantize(
     models: dict[str, ir.Model],
     plan: Plan,
     feeds: Mapping[str, Feeds] | None = None,
-    mixtures: bool = True,
     weights: blockwise.Weights | None = None,
 ) -> tuple[dict[str, ir.Model], dict[str, str]]:
     """Quantized copies of the graphs of a variant (role -> graph, float32, fused or standard), and what each weight became.
@@ -56,8 +59,7 @@ def quantize(
     Weights of linear layers, token embeddings and experts change; biases, norms, positions and everything between stay float32, as do
     caches and logits. The second result maps the PyTorch name of each weight to its scheme, with the size of its blocks
     (`int8-blocks128`); it is a plan itself, which gives the same graphs again. feeds: inputs by name for each role, for schemes that are
-    calibrated. mixtures: those of experts too, else they stay as they are. weights: what is solved already, by the same feeds; what is
-    solved here is added.
+    calibrated. weights: what is solved already, by the same feeds; what is solved here is added.
 
     UsageError: the plan names what the model has not, or calibration is needed and there are no `feeds`. NotApplicable: nothing changes.
     """
@@ -75,7 +77,7 @@ def quantize(
             _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
         for table, scheme in tables[role]:
             _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
-        for parameter, scheme in experts.replace_mixtures(copy.graph, plan if mixtures else Plan({"*": FP32.name})):
+        for parameter, scheme in experts.replace_mixtures(copy.graph, plan):
             _note(became, parameter, scheme, scheme.name)
         remove_dead(copy.graph)
         copy.graph.sort()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,21 +16,31 @@ EIGHT_BITS = scheme("int8-blocks")  # of experts, in the place of rows: the kern
 
 
 def chosen(plan: Plan, mixture: Mixture) -> Scheme:
-    """The scheme of a mixture, with its block size: of its two weights' schemes the finer one; fp32 where the kernel does not take it.
+    """The scheme of a mixture, see `fitting`."""
+    return fitting([plan.of(parameter) for parameter in mixture.parameters], mixture.widths)
 
-    Blocks are the smaller ones, and have zero points where one of the weights has: what lies on the grid of its own scheme lies on this.
+
+def changeable(mixture: Mixture) -> bool:
+    """Whether the kernel takes a mixture: one that it does not take stays in float32."""
+    return not any(width % SIZES[-1] for width in mixture.widths)
+
+
+def fitting(schemes: Sequence[Scheme], widths: Collection[int]) -> Scheme:
+    """What the kernel has for the schemes of weights, with its block size: of all the finest; fp32 where one is, or no block fits.
+
+    widths: numbers of inputs, which blocks divide. Blocks are the smallest ones, and have zero points where one of the weights has: what
+    lies on the grid of its own scheme lies on this. No scheme looks at inputs here: what would be solved by them is rounded to nearest.
     """
-    both = [plan.of(parameter) for parameter in mixture.parameters]
-    if any(one.kind == "fp32" for one in both):
+    if any(one.kind == "fp32" for one in schemes):
         return FP32
-    both = [one if one.kind == "blocks" else EIGHT_BITS for one in both]
-    most, widths = min(one.block or SIZES[0] for one in both), (mixture.up.shape[2], mixture.down.shape[2])
+    blocks = [one if one.kind == "blocks" else EIGHT_BITS for one in schemes]
+    most = min(one.block or SIZES[0] for one in blocks)
     size = next((size for size in SIZES if size <= most and not any(width % size for width in widths)), None)
     if size is None:
         return FP32
-    finer = max(both, key=lambda one: (one.bits, not one.symmetric))
-    plain = scheme(finer.plain.name.replace("-min", "-asym").replace("-sorted", ""))
-    return scheme(named(plain, size))
+    finest = max(blocks, key=lambda one: (one.bits, not one.symmetric))
+    name = finest.plain.name.replace("-min", "-asym").replace("-sorted", "")
+    return scheme(named(scheme(name if finest.needs is None else name.removesuffix(f"-{finest.solver}")), size))
 
 
 def replace_mixtures(graph: ir.Graph, plan: Plan) -> Iterator[tuple[str, Scheme]]:
@@ -49,8 +59,8 @@ def _replace(graph: ir.Graph, mixture: Mixture, found: Scheme) -> None:
     node, name = mixture.node, mixture.node.outputs[0].name
     inputs: list[ir.Value | None] = [source(node, 0), source(node, 1)]
     zeros: list[ir.Value | None] = []
-    for part, place, weight in (("up", UP, mixture.up), ("down", DOWN, mixture.down)):
-        codes, scales, points = zip(*(_packed(expert, found) for expert in weight), strict=True)
+    for part, place, tensor in zip(("up", "down"), (UP, DOWN), mixture.tensors, strict=True):
+        codes, scales, points = zip(*(_packed(expert, found) for expert in tensor.numpy()), strict=True)
         inputs += [
             constant(graph, f"{name}/{part}/uint{found.bits}", np.stack(codes)),
             constant(graph, f"{name}/{part}/block_scale", np.stack(scales)),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +29,22 @@ class Linear:
     bias: ir.Value | None  # [N]
     output: ir.Value  # of the Add if there is one
     transposed: bool = False  # stored as [N, K]
+    places: ClassVar[tuple[int, ...]] = (1,)  # of the weights among the node's inputs
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """PyTorch's names of all weights."""
+        return (self.parameter,)
+
+    @property
+    def name(self) -> str:
+        """What it is called: as its weight."""
+        return self.parameter
+
+    @property
+    def values(self) -> int:
+        """How many numbers the weight has."""
+        return math.prod(self.shape)
 
     @property
     def x(self) -> ir.Value:
@@ -64,6 +82,21 @@ class Lookup:
     ids: ir.Value
     tensor: ir.TensorProtocol  # the table
     parameter: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """PyTorch's names of all weights."""
+        return (self.parameter,)
+
+    @property
+    def name(self) -> str:
+        """What it is called: as its weight."""
+        return self.parameter
+
+    @property
+    def values(self) -> int:
+        """How many numbers the table has."""
+        return math.prod(self.shape)
 
     @property
     def rows(self) -> np.ndarray:
@@ -104,7 +137,7 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
     """Every product with a constant float weight of two dimensions, in graph order; products of another form are left out."""
     for node in list(graph):
         weight = optional(node, 1)
-        tensor = _matrix(weight) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
+        tensor = float32_tensor(weight, 2) if is_op(node, "MatMul") or is_op(node, "Gemm") else None
         if weight is None or tensor is None or str(weight.name).startswith(ROTATION):
             continue
         bias, transposed = None, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
@@ -123,10 +156,10 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
         yield Linear(node, tensor, _parameter(node, weight), bias, output, transposed)
 
 
-def _matrix(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The constant of two dimensions in float32 behind a value, which is not read; None where there is none."""
+def float32_tensor(value: ir.Value | None, rank: int) -> ir.TensorProtocol | None:
+    """The constant of `rank` dimensions in float32 behind a value, which is not read; None where there is none."""
     tensor = tensor_of(value)
-    return tensor if tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT else None
+    return tensor if tensor is not None and len(tensor.shape) == rank and tensor.dtype == ir.DataType.FLOAT else None
 
 
 def _parameter(node: ir.Node, weight: ir.Value) -> str:
@@ -144,7 +177,7 @@ def lookups(graph: ir.Graph) -> Iterator[Lookup]:
     """Every Gather of rows of a constant float table by ids that are a graph input other than positions."""
     for node in list(graph):
         table = optional(node, 0)
-        tensor = _matrix(table) if is_op(node, "Gather") and attribute(node, "axis", 0) == 0 else None
+        tensor = float32_tensor(table, 2) if is_op(node, "Gather") and attribute(node, "axis", 0) == 0 else None
         if table is None or tensor is None:
             continue
         ids = source(node, 1)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import MICROSOFT, array_of, is_op, optional, source
+from onnxport.graph.edit import MICROSOFT, is_op, optional, sizes_of, source
 from onnxport.graph.normalize import parameter_of
-from onnxport.quantize.schemes.linear import key_of
+from onnxport.quantize.schemes.linear import Linear, float32_tensor, key_of, linears
 
 UP, DOWN = 2, 4  # places of the weights among the inputs of MoE; a bias follows each
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """One weight of all experts of a mixture. parameter: PyTorch's name; rows: float32 [experts * N, K]."""
+    """One weight of all experts of a mixture. parameter: PyTorch's name; tensor: float32 [experts, N, K], as it is stored."""
 
     parameter: str
-    rows: np.ndarray
+    tensor: ir.TensorProtocol
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float32 [experts * N, K], read anew each time."""
+        found: np.ndarray = self.tensor.numpy().reshape(self.shape)
+        return found
 
     @property
     def key(self) -> str:
@@ -30,23 +38,47 @@ class ExpertWeights:
     @property
     def shape(self) -> tuple[int, int]:
         """Of its rows."""
-        return self.rows.shape[0], self.rows.shape[1]
+        experts, rows, columns = sizes_of(self.tensor)
+        return experts * rows, columns
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A MoE node of float32. up [experts, 2 * inner, hidden], down [experts, hidden, inner]; parameters: PyTorch's names of both."""
+    """A MoE node of float32.
+
+    tensors: up [experts, wide, hidden] and down [experts, hidden, inner], as they are stored; wide is 2 * inner where gates and values are
+    in one weight. parameters: PyTorch's names of both.
+    """
 
     node: ir.Node
-    up: np.ndarray
-    down: np.ndarray
+    tensors: tuple[ir.TensorProtocol, ir.TensorProtocol]
     parameters: tuple[str, str]
+    places: ClassVar[tuple[int, ...]] = (UP, DOWN)  # of the weights among the node's inputs
+
+    @property
+    def name(self) -> str:
+        """What it is called: as the module that both weights are in, else as the first one."""
+        first, second = (parameter.rpartition(".")[0] for parameter in self.parameters)
+        return first if first and first == second else self.parameters[0]
+
+    @property
+    def values(self) -> int:
+        """How many numbers both weights have."""
+        return sum(math.prod(sizes_of(tensor)) for tensor in self.tensors)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many inputs an expert's products have: hidden, inner."""
+        hidden, inner = (sizes_of(tensor)[2] for tensor in self.tensors)
+        return hidden, inner
 
     @property
     def weights(self) -> list[ExpertWeights]:
         """Both, as rows."""
-        both = zip(self.parameters, (self.up, self.down), strict=True)
-        return [ExpertWeights(name, weight.reshape(-1, weight.shape[2])) for name, weight in both]
+        return [ExpertWeights(name, tensor) for name, tensor in zip(self.parameters, self.tensors, strict=True)]
+
+
+Product = Linear | Mixture  # what computes with weights; a plan's schemes of all weights of one make one kernel
 
 
 def mixtures(graph: Iterable[ir.Node]) -> Iterator[Mixture]:
@@ -54,9 +86,16 @@ def mixtures(graph: Iterable[ir.Node]) -> Iterator[Mixture]:
     for node in list(graph):
         if not is_op(node, "MoE", MICROSOFT):
             continue
-        up, down = (array_of(optional(node, place)) for place in (UP, DOWN))
-        if up is not None and down is not None and up.dtype == down.dtype == np.float32:
-            yield Mixture(node, up, down, (parameter_of(source(node, UP)), parameter_of(source(node, DOWN))))
+        up, down = (float32_tensor(optional(node, place), 3) for place in (UP, DOWN))
+        if up is not None and down is not None:
+            yield Mixture(node, (up, down), (parameter_of(source(node, UP)), parameter_of(source(node, DOWN))))
+
+
+def products(graph: Iterable[ir.Node]) -> Iterator[Product]:
+    """Every product with a constant weight and every mixture of experts, in graph order."""
+    for node in list(graph):
+        yield from linears([node])
+        yield from mixtures([node])
 
 
 def parameters(models: Iterable[ir.Model]) -> list[str]:

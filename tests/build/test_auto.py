@@ -65,7 +65,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: [sum(TIMES.get(scheme.removesuffix("-hqq"), 4.0) for scheme in plan) / len(plan)] * 8 for name, plan in plans.items()}
 
     def product(shape: kernel_times.Shape, schemes: set[str], *_: object) -> dict[str, float]:
-        return {scheme(name).kernel: TIMES[scheme(name).kernel] * shape.n / 1e6 for name in schemes}
+        return {scheme(name).kernel: TIMES[scheme(name).kernel] * shape.values / 1e6 for name in schemes}
 
     monkeypatch.setattr("onnxport.quantize.auto.search.MOST_PLANS", 8)
     monkeypatch.setattr(kernel_times, "measure", product)

@@ -14,7 +14,7 @@ from onnxport.quantize.auto.kernel_times import Load, Shape, measure, seconds
 from onnxport.quantize.auto.knapsack import frontier, isotonic, point, search
 from onnxport.quantize.auto.module_loss import OutputLoss
 from onnxport.quantize.auto.search import PlanSearch
-from onnxport.quantize.modules import groups, module_of, plan_of
+from onnxport.quantize.modules import ProductSizes, groups, module_of, plan_of
 from onnxport.quantize.plan import scheme
 from onnxport.quantize.precisions import PRECISIONS
 from onnxport.quantize.schemes.apply import quantize
@@ -123,7 +123,7 @@ def test_times_are_of_every_scheme_and_add_up(tools):
     )
     every = groups({"model": graph})
     assert [(group.name, len(group.uses), group.values) for group in every] == [("h.0.a", 1, 32 * 48), ("h.0.b", 1, 48 * 32)]
-    found = measure(Shape(32, 48, False, True, 2), ["fp32", "int8-rows", "int8-blocks32", "int4-blocks32-asym-hqq"], 4096, 1)
+    found = measure(Shape(ProductSizes(32, 48, False, True), 2), ["fp32", "int8-rows", "int8-blocks32", "int4-blocks32-asym-hqq"], 4096, 1)
     assert set(found) == {"fp32", "int8-rows", "int8-blocks32", "int4-blocks32-asym"}
     assert min(found.values()) > 0
     times = {"32x48:1": {"fp32": 1.0, "int4-blocks32": 0.25}, "32x48:4": {"fp32": 3.0, "int4-blocks32": 2.0}}

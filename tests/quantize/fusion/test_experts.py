@@ -78,7 +78,7 @@ def test_chosen_experts_alone(mixtures, session, gate: str) -> None:
     for plan, kind, bound in (
         ("int8-rows", "int8-blocks32", 0.03),
         ("int8-blocks16-rotated", "int8-blocks16", 0.03),
-        ("int4-blocks32-asym-fit", "int4-blocks32-asym-fit", 0.25),
+        ("int4-blocks32-asym-fit", "int4-blocks32-asym", 0.25),
         ("int4-blocks16", "int4-blocks16", 0.25),
     ):
         made, became = quantize({"model": fused}, Plan({"*_proj": plan}))
