@@ -30,7 +30,10 @@ TINY_GPT2: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-CLASSES = {"gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+CLASSES = {
+    "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe",
+    "qwen3": "Qwen3",
+}  # fmt: skip
 
 
 def make(family: str, seed: int = 0, headless: bool = False, **config: Any) -> Any:

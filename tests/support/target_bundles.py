@@ -27,15 +27,6 @@ def _gemma(folder: Path) -> Path:
     return folder
 
 
-def _experts(folder: Path) -> Path:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    model = MixtralForCausalLM(MixtralConfig(**causal_folders.TINY, num_local_experts=4, num_experts_per_tok=2)).eval()
-    causal_folders.randomize(model)
-    model.save_pretrained(folder)
-    return folder
-
-
 # By kind: what its graphs are made of differs.
 KINDS: dict[str, Callable[[Path], Path]] = {
     "seq2seq": translation_folder.write_model,
@@ -44,7 +35,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "window": lambda folder: causal_folders.write(folder, "mistral", sliding_window=8),
     "positions": lambda folder: causal_folders.write(folder, "gpt2"),
     "mixed": _gemma,  # through the attention interface, with windows in some layers
-    "experts": _experts,
+    "experts": lambda folder: causal_folders.write(folder, "mixtral", num_local_experts=4, num_experts_per_tok=2),
     "encoder": _bert,
 }
 
