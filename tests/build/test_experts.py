@@ -1,10 +1,11 @@
-"""Bundles of language models with mixtures of experts that know the kit's texts: a search finds plans."""
+"""Bundles of language models with mixtures of experts that know the kit's texts: sensitive ones are protected, a search finds plans."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxport.build.stages import add_variant, build
@@ -28,12 +29,19 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(golden, "KNOWN", 1000.0)
 
 
-def written(folder: Path, family: str, layers: int = 1) -> Path:
-    """A folder with a tokenizer of bytes."""
+def written(folder: Path, family: str, spiky: int | None = None, layers: int = 1) -> Path:
+    """A folder with a tokenizer of bytes. spiky: the layer of which an expert has large weights among small ones; others add little."""
     characters = {character: i + 3 for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2} | characters, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    causal_folders.write(folder, family, vocab_size=len(characters) + 3, num_hidden_layers=layers, **SIZES, **EXPERTS[family])
+    model = causal_folders.make(family, vocab_size=len(characters) + 3, num_hidden_layers=layers, **SIZES, **EXPERTS[family])
+    if spiky is not None:
+        with torch.no_grad():
+            for number, layer in enumerate(model.model.layers):
+                layer.self_attn.o_proj.weight *= 0.05
+                layer.mlp.experts.down_proj *= 0.05 if number != spiky else 1
+            model.model.layers[spiky].mlp.experts.gate_up_proj[0, :, ::16] *= 30
+    model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -45,6 +53,17 @@ def sums(bundle: Bundle, variant: str) -> dict[str, str]:
 def experts(bundle: Bundle, variant: str) -> dict[str, str]:
     """Schemes by the names of experts' weights."""
     return {name: found for name, found in bundle.variants[variant].plan.items() if name.endswith(BOTH) and ".experts." in name}
+
+
+def test_an_expert_that_is_sensitive_has_its_mixture_protected(tmp_path: Path) -> None:
+    folder = written(tmp_path / "mixtral", "mixtral", spiky=1, layers=2)
+    made = build(str(folder), tmp_path / "out", precision=("fp32", "int4"))
+    found = experts(made, "int4")
+    assert {found[f"model.layers.1.mlp.experts.{name}"] for name in BOTH} == {"int8-blocks32"}
+    assert {found[f"model.layers.0.mlp.experts.{name}"] for name in BOTH} == {"int4-blocks32-asym"}
+    (tmp_path / "plan.json").write_bytes((tmp_path / "out/int4/plan.json").read_bytes())
+    again = add_variant(tmp_path / "out", "int4", plan=tmp_path / "plan.json", force=True)
+    assert sums(again, "int4") == sums(made, "int4")
 
 
 def test_a_search_quantizes_experts_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
