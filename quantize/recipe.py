@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
-from onnxport.quantize.calibration_inputs import golden_feeds, golden_texts
+from onnxport.quantize.calibration_inputs import GoldenText, golden_feeds, golden_texts
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
-from onnxport.quantize.precisions import PRECISIONS, Precision
+from onnxport.quantize.precisions import PRECISIONS, Bounds, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
 from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
 from onnxport.quantize.schemes.apply import quantize, solve
@@ -32,6 +32,8 @@ Graphs = dict[str, Any]  # role → onnx_ir.Model
 Feeds = Mapping[str, list[dict[str, np.ndarray]]]
 ROOM = 0.8  # share of a variant's bound that may be used before its most sensitive weights become more precise
 VOCABULARY = "int8-blocks"  # of what reads and gives tokens, where all else has 4 bits
+SMALL_TABLE = "int4-blocks32-asym"  # of a table of tokens that nothing multiplies by, where it costs at most TABLE_ROOM of the bounds
+TABLE_ROOM = 0.1
 
 
 @dataclass(frozen=True)
@@ -201,14 +203,15 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             plan = static_outliers.settle(fused, plan, feeds)
     plan = _without_experts(recipe, plan, fused)
     large = sum(product.values for product in products(decoder.graph)) > sensitive_weights.LARGE
-    if recipe.plan is None and large:
-        plan = _by_rule(plan, fused)
+    if recipe.plan is None:
+        texts = golden_texts(goldens, decoder)
+        plan = _by_rule(plan, fused) if large else _with_small_tables(plan, decoder, texts, precision.bounds)
     finished = recipe.finished
     scales, weights = ChannelScales(decoder, data, finished), Weights(finished)
     scaled = scales.scaled(even := _before_protection(plan, decoder))
     if recipe.plan is None and not large:
         solve({"decoder": scaled}, plan, feeds, weights)
-        sensitive = sensitive_weights.of_a_decoder(scaled, golden_texts(goldens, decoder), plan, precision.bounds, ROOM, weights)
+        sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, ROOM, weights)
         if sensitive:
             plan = Plan(plan.schemes | sensitive)
             if (again := _before_protection(plan, decoder)).schemes != even.schemes:
@@ -254,10 +257,24 @@ def _with_vocabulary(plan: Plan, decoder: Any) -> Plan:
     """A plan of 4 bits with 8 for the tables of tokens and the projection to the vocabulary, which every token depends on."""
     if not spares_vocabulary(plan):
         return plan
-    width = next(shape[-1] for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
     names = {lookup.parameter for lookup in lookups(decoder.graph)}
-    names |= {linear.parameter for linear in linears(decoder.graph) if linear.shape[1] == width}
+    names |= {linear.parameter for linear in linears(decoder.graph) if linear.shape[1] == _vocabulary(decoder)}
     return Plan(plan.schemes | dict.fromkeys(sorted(names), VOCABULARY))
+
+
+def _with_small_tables(plan: Plan, decoder: Any, texts: Sequence[GoldenText], bounds: Bounds) -> Plan:
+    """A plan of 4 bits with as many for a table of tokens, where nothing multiplies by it and the model hardly loses by that."""
+    multiplied = {linear.parameter for linear in linears(decoder.graph)}
+    tables = {table.parameter for table in lookups(decoder.graph) if table.shape[0] >= _vocabulary(decoder)} - multiplied
+    small = dict.fromkeys(sorted(name for name in tables if plan.of(name).name == VOCABULARY), SMALL_TABLE)
+    if small and sensitive_weights.loss_of(decoder, texts, Plan(small), bounds) <= TABLE_ROOM:
+        return Plan(plan.schemes | small)
+    return plan
+
+
+def _vocabulary(decoder: Any) -> int:
+    """How many tokens a decoder scores."""
+    return next(shape[-1] for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
 
 
 def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:

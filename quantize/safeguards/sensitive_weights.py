@@ -80,12 +80,32 @@ def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dic
 def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, weights: Weights) -> dict[str, str]:
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
-    What is lost is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices
-    over that of its bound: both grow alike. Weights of one kind in a fifth of the layers are tried together; see `nearer`. Of weights of 4
-    bits those that lose most are made nearer in any case, up to the share SPENT. model: float32, fused; texts: what the variant is judged
-    by; weights: what the plan solves by inputs of products.
+    What is lost: see `_lost`. Weights of one kind in a fifth of the layers are tried together; see `nearer`. Of weights of 4 bits those
+    that lose most are made nearer in any case, up to the share SPENT. model: float32, fused; texts: what the variant is judged by;
+    weights: what the plan solves by inputs of products.
     """
     whole = logits_alone(model)
+    every = list(products(whole.graph))
+    spent = SPENT if any(chosen(plan, product).bits == 4 for product in every) else 0.0
+    group = kinds([product.name for product in every]).__getitem__
+    feeds = [text.feed for text in texts]
+    measure = Measure(group, nearer_of, _lost(texts, bounds), large=True, spent=spent)
+    return _to_protect(whole, feeds, plan, room, measure, weights)
+
+
+def loss_of(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds) -> float:
+    """The share of its bounds that a language model loses by a plan, on one of FEWER texts; see `_lost`. The plan reads no data."""
+    places = range(0, len(texts), FEWER)
+    with opened({ROLE: quantize({ROLE: logits_alone(model)}, plan)[0][ROLE]}) as runners:
+        return _lost(texts, bounds)(runners[ROLE].run(texts[place].feed for place in places), places)
+
+
+def _lost(texts: Sequence[GoldenText], bounds: Bounds) -> Callable[[Iterator[Feed], Sequence[int]], float]:
+    """What answers to texts at some places lose of a language model's bounds, where 1 is all.
+
+    That is the mean divergence of next tokens from the original's over its bound, or the square of the share of other first choices over
+    that of its bound: both grow alike. inf where an answer is not finite.
+    """
 
     def lost(found: Iterator[Feed], places: Sequence[int]) -> float:
         divergence, others, count = 0.0, 0, 0
@@ -98,11 +118,7 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
         share = max(divergence / count / bounds.kl, (others / count / (1 - bounds.top1_agreement)) ** 2)
         return share if np.isfinite(divergence) else float("inf")
 
-    every = list(products(whole.graph))
-    spent = SPENT if any(chosen(plan, product).bits == 4 for product in every) else 0.0
-    group = kinds([product.name for product in every]).__getitem__
-    feeds = [text.feed for text in texts]
-    return _to_protect(whole, feeds, plan, room, Measure(group, nearer_of, lost, large=True, spent=spent), weights)
+    return lost
 
 
 def by_rule(model: ir.Model, plan: Plan) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from onnxport.build.estimate import _bytes, _codes, _read, check_room, estimate
+from onnxport.build.estimate import _bytes, _codes, _read, _Tensor, _variant, check_room, estimate
 from onnxport.errors import CheckpointError, OutputError, UsageError
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.schemes import half_scales
@@ -141,3 +141,10 @@ def test_what_is_fitted_lies_beside_the_bundle_where_the_export_is_resumed(
     assert _codes("int4", tensors, fitted=True) - _codes("int4", tensors, fitted=False) == numbers
     monkeypatch.setattr("onnxport.build.estimate.LEAST", 1 << 20)
     assert _codes("int4", tensors, fitted=True) == 0  # so small ones stay in memory
+
+
+def test_a_table_beside_a_projection_of_its_own_is_told_in_four_bits() -> None:
+    table, head = (_Tensor(name, (1000, 64), 2) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    alone, both = (_variant("int4", tensors, {}) for tensors in ([head], [table, head]))
+    eight, four = 1000 * 64 + 2 * 1000, 1000 * 64 // 2 + 1000 * 64 // 32 * (2 + 0.5)
+    assert (alone, both - alone) == (eight, four)

@@ -24,14 +24,15 @@ VOCABULARY, WIDTH, LAYERS = 96, 128, 6
 ROWS = Plan({"layers": "int8-rows"})
 
 
-def made_of_layers(spike: float) -> ir.Model:
+def made_of_layers(spike: float, tied: bool = True) -> ir.Model:
     """Layers x + W x over an embedding that is tied to the logits; what the second reads has channels, other ones for each token, that are
-    `spike` times as large as the rest."""
+    `spike` times as large as the rest. Not tied: a projection of its own gives the logits."""
     random = np.random.default_rng(0)
     weights = {f"layers.{i}.mlp.weight": (random.standard_normal((WIDTH, WIDTH)) / 200).astype(np.float32) for i in range(LAYERS)}
     spikes = np.where(random.random((VOCABULARY, WIDTH)) < 1 / WIDTH, spike, 1).astype(np.float32)  # other channels for each token
     table = (random.standard_normal((VOCABULARY, WIDTH)) / 6).astype(np.float32)
-    constants = weights | {"embedding.weight": table, "spikes": spikes}
+    head = "embedding.weight" if tied else "head.weight"
+    constants = weights | {"embedding.weight": table, "spikes": spikes} | ({} if tied else {head: table[:, ::-1].copy()})
     nodes = [
         helper.make_node("Gather", ["embedding.weight", "input_ids"], ["x0"], axis=0),
         helper.make_node("Gather", ["spikes", "input_ids"], ["spike"], axis=0),
@@ -48,7 +49,7 @@ def made_of_layers(spike: float) -> ir.Model:
     nodes += [
         helper.make_node("Unsqueeze", ["logits_index", "one"], ["places"]),
         helper.make_node("GatherND", [f"x{LAYERS}", "places"], ["last"], batch_dims=1),
-        helper.make_node("Gemm", ["last", "embedding.weight"], ["logits"], transB=1),
+        helper.make_node("Gemm", ["last", head], ["logits"], transB=1),
     ]
     constants["one"] = np.array([1], np.int64)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
@@ -162,6 +163,23 @@ def test_four_bits_leave_eight_to_the_vocabulary(feeds: list[dict[str, np.ndarra
     assert made.plan.schemes["embedding.weight"] == "int8-blocks128"
     assert made.plan.schemes["layers.3.mlp.weight"] == "int4-blocks32-asym-rotated-gptq"
     assert PRECISIONS["int4"].on_texts is not None
+
+
+@pytest.mark.parametrize(("noise", "scheme"), [(0.001, "int4-blocks32-asym"), (1.0, "int8-blocks128")])
+def test_a_table_that_nothing_multiplies_by_has_four_bits_where_little_is_lost(
+    feeds: list[dict[str, np.ndarray]], tmp_path: Path, noise: float, scheme: str
+) -> None:
+    """noise: on values that lie on a grid of 4 bits."""
+    made = {"decoder": made_of_layers(spike=1, tied=False)}
+    table = made["decoder"].graph.initializers["embedding.weight"]
+    random = np.random.default_rng(5)
+    values = random.integers(0, 16, (VOCABULARY, WIDTH)).astype(np.float32)
+    values[:, ::32], values[:, 1::32] = 0, 15
+    values = values / 32 - 0.25 + noise * random.standard_normal(values.shape).astype(np.float32)
+    table.const_value = ir.tensor(values.astype(np.float32), name=table.name)
+    goldens = written(tmp_path, made["decoder"], feeds)
+    plan = make_graphs(Recipe("int4", texts=lambda: {"decoder": feeds}), made, goldens).plan
+    assert plan.schemes["embedding.weight"] == scheme and plan.schemes["head.weight"] == "int8-blocks128"
 
 
 def test_each_golden_text_is_read_as_far_as_it_is_judged(decoder: ir.Model, goldens: Path) -> None:

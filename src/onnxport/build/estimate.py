@@ -25,7 +25,8 @@ from onnxport.graph.lazy import LEAST
 from onnxport.quantize.activation_statistics import Hessian
 from onnxport.quantize.plan import Plan, Scheme
 from onnxport.quantize.precisions import DEFAULT, made_as
-from onnxport.quantize.recipe import VOCABULARY, spares_vocabulary
+from onnxport.quantize.recipe import SMALL_TABLE, VOCABULARY, spares_vocabulary
+from onnxport.quantize.safeguards.sensitive_weights import LARGE
 from onnxport.quantize.schemes.apply import FEWEST_INPUTS
 from onnxport.quantize.schemes.blockwise import block_size
 from onnxport.runtime.bundle.variant_names import CPU, split
@@ -45,7 +46,8 @@ SHORTEST = 1e-4  # seconds: clocks of processors are coarse
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # end the names of classes whose files are known from their headers
 GRAPH = 600  # bytes of a node in a graph file
 NODES = 22  # of a layer
-TOKENS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+HEAD = "lm_head.weight"
+TOKENS = ("embed_tokens.weight", "wte.weight", HEAD)
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,11 @@ def _codes(precision: str, tensors: Sequence[_Tensor], fitted: bool) -> int:
 def _whole_plan(precision: str, tensors: Sequence[_Tensor]) -> Plan:
     """What a precision begins with, and what it leaves a vocabulary."""
     plan = _plan(precision)
-    if spares_vocabulary(plan):
-        return Plan(plan.schemes | {tensor.name: VOCABULARY for tensor in tensors if tensor.is_table})
-    return plan
+    if not spares_vocabulary(plan):
+        return plan
+    tables = [tensor.name for tensor in tensors if tensor.is_table]
+    alone = len(tables) > 1 and sum(tensor.numbers for tensor in tensors) <= LARGE  # of larger models no table is tried in 4 bits
+    return Plan(plan.schemes | {name: SMALL_TABLE if alone and not name.endswith(HEAD) else VOCABULARY for name in tables})
 
 
 def _plan(precision: str) -> Plan:
