@@ -274,7 +274,7 @@ def _with_small_tables(plan: Plan, decoder: Any, texts: Sequence[GoldenText], bo
 
 def _vocabulary(decoder: Any) -> int:
     """How many tokens a decoder scores."""
-    return next(shape[-1] for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
+    return next(int(shape[-1]) for value in decoder.graph.outputs if value.name == LOGITS and (shape := dims(value)))
 
 
 def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:

@@ -223,7 +223,8 @@ class DraftedRows:
 
     def _catch_up(self) -> None:
         """Run what rows have become since; entries of guesses that came true stay."""
-        state, new = self._state, []
+        state = self._state
+        new: list[list[int]] = []
         for place, row in enumerate(self.rows):
             if not state.active[place]:
                 new.append([])
