@@ -2,7 +2,7 @@
 
     python benchmarks/real_tasks.py vectors FOLDER BUNDLE     # all-MiniLM-L6-v2; needs sentence-transformers
     python benchmarks/real_tasks.py entities FOLDER BUNDLE    # a folder with an ONNX file for entities, such as PyPI's rampart
-    python benchmarks/real_tasks.py chat FOLDER BUNDLE        # a language model with a chat template
+    python benchmarks/real_tasks.py chat FOLDER BUNDLE        # a language model; without a chat template it goes on with the question
 
 Each prints a row of a Markdown table for each case.
 """
@@ -46,7 +46,16 @@ QUESTIONS = [
     "What is 7 plus 5?",
     "Name three colours.",
 ]
+FORMS = (
+    "What is {}?",
+    "Write one sentence about {}.",
+    "Name three facts about {}.",
+    "Explain {} to a child.",
+    "Is there anything funny about {}?",
+)
+SUBJECTS = ("the sea", "gravity", "bread", "Berlin", "a violin", "photosynthesis", "chess", "the moon", "rain", "Python")
 NEW = 48  # tokens of an answer
+BEGUN = 8  # tokens that an answer begins with
 
 
 def _variants(bundle: Path) -> list[str]:
@@ -127,7 +136,8 @@ def _onnx_classifier(folder: Path) -> Any:
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-def chat(folder: Path, bundle: Path) -> None:
+@click.option("--many", is_flag=True, help="Ask 50 questions in the place of five.")
+def chat(folder: Path, bundle: Path, many: bool) -> None:
     """Greedy answers to questions, against transformers' `generate` with the folder's template, by token."""
     import torch
     import transformers
@@ -135,22 +145,33 @@ def chat(folder: Path, bundle: Path) -> None:
     transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     original = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    talks = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    questions = [form.format(subject) for form in FORMS for subject in SUBJECTS] if many else QUESTIONS
     wanted, ends = [], original.generation_config.eos_token_id
-    for talk in talks:
-        ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False)
+    for question in questions:
+        talk = [{"role": "user", "content": question}]
+        if tokenizer.chat_template:
+            ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False)
+        else:
+            ids = tokenizer(question).input_ids
         with torch.no_grad():
-            row = original.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)[0, len(ids) :].tolist()
+            row = original.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, repetition_penalty=1.0)[
+                0, len(ids) :
+            ].tolist()
         wanted.append([token for token in row if token not in (ends if isinstance(ends, list) else [ends])])
-    click.echo("| variant | equal answers | equal first tokens | first answer |\n| --- | --- | --- | --- |")
+    click.echo(
+        f"| variant | equal answers | the same {BEGUN} tokens first | equal first tokens | first answer |\n| --- | --- | --- | --- | --- |"
+    )
     for precision in _variants(bundle):
         model = load(bundle, precision=precision)
-        got = [model.chat(talk, max_new_tokens=NEW, temperature=0)[0] for talk in talks]
+        asked = [[{"role": "user", "content": question}] for question in questions] if tokenizer.chat_template else questions
+        answer = model.chat if tokenizer.chat_template else model.generate
+        got = [answer(one, max_new_tokens=NEW, temperature=0, repetition_penalty=1.0)[0] for one in asked]
         pairs = list(zip([list(one.tokens) for one in got], wanted, strict=True))
         first = sum(next((i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(map(len, pair))) for pair in pairs)
         equal = sum(a == b for a, b in pairs)
+        begun = sum(a[:BEGUN] == b[:BEGUN] for a, b in pairs)
         text = got[0].text.replace("\n", " ")[:80]
-        click.echo(f"| {precision} | {equal} of {len(pairs)} | {first} of {sum(len(b) for _, b in pairs)} | {text} |")
+        click.echo(f"| {precision} | {equal} of {len(pairs)} | {begun} | {first} of {sum(len(b) for _, b in pairs)} | {text} |")
 
 
 if __name__ == "__main__":

@@ -369,7 +369,8 @@ def _code(name: str, value: object) -> None:
 def _number(name: str, value: object, least: float, most: float) -> None:
     # Compared as they are, since a huge int has no float; NaN is in no range.
     if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:  # type: ignore[operator]
-        raise UsageError(f"{name} is {value!r}, expected a number from {least:.4g} to {most:.4g}")
+        greedy = "0 for greedy search or " if name == "temperature" else ""
+        raise UsageError(f"{name} is {value!r}, expected {greedy}a number from {least:.4g} to {most:.4g}")
 
 
 def _is_zero(value: object) -> bool:
