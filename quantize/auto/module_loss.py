@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxport.errors import DataError
 from onnxport.graph import search_graphs
 from onnxport.graph.session import opened, real
+from onnxport.runtime.bundle.kept import lost
 from onnxport.runtime.decode.engine import Engine
 from onnxport.runtime.decode.state import NO_IDS, DecoderState
 from onnxport.runtime.sessions import Sessions
@@ -67,7 +68,7 @@ class DivergenceLoss:
                 cross = engine.encode(self._sources)
             total, count = 0.0, 0
             for (shares, logs), found in zip(self._expected, self._logs(engine, cross), strict=True):
-                total += float((shares * (logs - found)).sum(dtype=np.float64))
+                total += float(lost(shares, logs, found).sum(dtype=np.float64))
                 count += len(found)
         return max(total / count, 0.0) if np.isfinite(total) else float("inf")
 

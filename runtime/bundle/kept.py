@@ -72,9 +72,20 @@ class Kept:
         IndexError: an id is not in their vocabulary.
         """
         p, q = self.top_logprobs.astype(np.float64), np.take_along_axis(logprobs, self.top_ids.astype(np.int64), 1)
-        kept = (np.exp(p) * (p - q)).sum(1)
+        kept = lost(np.exp(p), p, q).sum(1)
         rest, other = self.rest.astype(np.float64), 1 - np.exp(q).sum(1)
         return np.asarray(kept + rest * (np.log(np.maximum(rest, _LEAST)) - np.log(np.maximum(other, _LEAST))))
+
+
+def lost(shares: np.ndarray, logs: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """What each id adds to the Kullback-Leibler divergence of one distribution from another.
+
+    shares: of the first, `logs` their logarithms, `others` those of the second's; what has no share adds nothing, though both logarithms
+    are minus infinity.
+    """
+    difference = np.zeros(shares.shape, shares.dtype)
+    np.subtract(logs, others, out=difference, where=shares > 0)
+    return np.asarray(shares * difference)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

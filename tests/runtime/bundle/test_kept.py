@@ -49,3 +49,16 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
         Kept.read(kept.arrays() | {"rest": kept.rest[:3]})
     with pytest.raises(KeyError):
         Kept.read({"top_ids": kept.top_ids})
+
+
+def test_ids_that_never_come_add_nothing() -> None:
+    one, other = RNG.normal(0, 3, (2, 7, 20)).astype(np.float32)
+    narrow = [np.delete(logits, [3, 8], 1) for logits in (one, other)]
+    one[:, [3, 8]] = other[:, [3, 8]] = -np.inf
+    kept = Kept.of(one, np.zeros(7, int))
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(kept.divergence(log_softmax(other)), whole(*narrow), rtol=1e-5)
+    other[:, 5] = -np.inf  # what the first gives a share
+    assert (kept.divergence(log_softmax(other)) == np.inf).all()
+    other[0, 0] = np.nan
+    assert np.isnan(kept.divergence(log_softmax(other))[0])
