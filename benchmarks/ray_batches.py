@@ -1,8 +1,10 @@
-"""Sentences a second of a bundle: one process, then Ray with one actor and with two on two nodes, one of which is killed in the middle.
+"""Sentences a second of a bundle: one process, the server, then Ray with one actor and with two on two nodes, one of which is killed in the
+middle.
 
     python benchmarks/ray_batches.py artifacts/en-de --sentences 20000
 
-It needs the extra `ray`, and two cores. Both nodes are on this machine (ray.cluster_utils): it shows recovery and overhead, not scaling.
+It needs the extras `ray` and `serve`, and two cores. The server is asked in batches, one after the other, over HTTP. Both nodes are on this
+machine (ray.cluster_utils): it shows recovery and overhead, not scaling.
 It ends with exit code 1 where a row is missing, comes twice or out of order, or has another answer than the one process gave.
 """
 
@@ -15,14 +17,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import ray
 from ray.cluster_utils import Cluster
+from serve_load import serving
 
 from onnxport.integrations.ray import Encode, Generate
 from onnxport.runtime import load
 
 MEMORY = 200 << 20  # bytes of a node's object store
+HEADERS = {"Content-Type": "application/json"}
 
 
 def main() -> int:
@@ -46,12 +51,16 @@ def main() -> int:
             part = texts[i : i + options.batch]
             expected += [one.text for one in model.generate(part, **search)] if generates else model.encode(part).tolist()
         figures.append(figure("one process, 1 thread", texts, start))
+    wrong = 0
+    if generates:
+        start, found = served(path, options, texts)
+        figures.append(figure("the server, 1 thread, one client", texts, start))
+        wrong += differences(enumerate(found), expected, generates)
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": MEMORY, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    wrong = 0
     for name, actors in (("Ray, 1 actor of 1 CPU", 1), ("Ray, 2 actors of 1 CPU, one's node killed in the middle", 2)):
         node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY) if actors > 1 else None
         cluster.wait_for_nodes()
@@ -78,6 +87,19 @@ def main() -> int:
     cluster.shutdown()
     print(json.dumps({"sentences": len(texts), "rows_wrong": wrong, "figures": figures}, indent=2))
     return 1 if wrong else 0
+
+
+def served(path: Path, options: argparse.Namespace, texts: list[str]) -> tuple[float, list[str]]:
+    """When the first text was sent to a server in a process of its own, and its answers."""
+    command = [sys.executable, "-m", "onnxport", "serve", f"it={path}", "--port", "0", "--threads", "1", "-q"]
+    command += ["--precision", options.precision] if options.precision else []
+    with serving(command, r"listening on http://127\.0\.0\.1:(\d+)") as (_, port):
+        start, found = time.perf_counter(), []
+        for i in range(0, len(texts), options.batch):
+            request = {"model": "it", "prompt": texts[i : i + options.batch], "max_tokens": options.max_new_tokens, "temperature": 0}
+            with urlopen(Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(request).encode(), HEADERS)) as answer:
+                found += [choice["text"] for choice in json.load(answer)["choices"]]
+        return start, found
 
 
 def figure(name: str, texts: list[str], start: float) -> dict[str, Any]:
