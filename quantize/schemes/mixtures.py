@@ -14,7 +14,7 @@ from onnxport.graph.edit import MICROSOFT, is_op, optional, sizes_of, source
 from onnxport.graph.normalize import parameter_of
 from onnxport.quantize.schemes.linear import Linear, float32_tensor, key_of, linears
 
-UP, DOWN = 2, 4  # places of the weights among the inputs of MoE; a bias follows each
+UP, DOWN, THIRD = 2, 4, 6  # places of the weights among the inputs of MoE; a bias follows each
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ Product = Linear | Mixture  # what computes with weights; a plan's schemes of al
 
 
 def mixtures(graph: Iterable[ir.Node]) -> Iterator[Mixture]:
-    """Every mixture of experts with constant weights, in graph order."""
+    """Every mixture of experts with two constant weights, in graph order; files of others may have one with a third product."""
     for node in list(graph):
-        if not is_op(node, "MoE", MICROSOFT):
+        if not is_op(node, "MoE", MICROSOFT) or optional(node, THIRD) is not None:
             continue
         up, down = (float32_tensor(optional(node, place), 3) for place in (UP, DOWN))
         if up is not None and down is not None:

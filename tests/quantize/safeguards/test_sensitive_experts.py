@@ -48,6 +48,15 @@ def feeds() -> Feeds:
     return expert_layers.feeds()
 
 
+def test_a_mixture_with_a_third_product_stays_as_it_is() -> None:
+    foreign = expert_layers.decoder(2)
+    node = next(mixture.node for mixture in mixtures(foreign.graph))
+    node.resize_inputs(7)
+    node.replace_input_with(6, node.inputs[2])
+    assert [mixture.node is node for mixture in mixtures(foreign.graph)] == [False]
+    assert {n.op_type for n in quantize({"decoder": foreign}, FOUR)[0]["decoder"].graph if "MoE" in n.op_type} == {"MoE", "QMoE"}
+
+
 def bounds(kl: float) -> Bounds:
     return Bounds(0.1, kl=kl, top1_agreement=0.0, perplexity_change=1.0, cosine=0.9, label_agreement=0.9)
 
