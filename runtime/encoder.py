@@ -14,7 +14,7 @@ from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from onnxport.runtime.bundle.manifest import EncodingConfig, Variant
 from onnxport.runtime.bundle.reader import Bundle
-from onnxport.runtime.native import native
+from onnxport.runtime.memory.native import native
 from onnxport.runtime.sessions import NUMPY_TYPES, Sessions
 from onnxport.runtime.tokenizer import Piece, TextTokenizer, check_ids, check_text
 

@@ -13,7 +13,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxport.runtime.native import native
+from onnxport.runtime.memory.native import native
 
 if TYPE_CHECKING:
     import onnxruntime

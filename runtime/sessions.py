@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnxport.errors import BundleError, DeviceError, OnnxportError, UsageError, one_line
 from onnxport.extras import require
-from onnxport.runtime.external_data import out_of_reach
-from onnxport.runtime.mappings import mapped, own
-from onnxport.runtime.native import native
+from onnxport.runtime.memory.external_data import out_of_reach
+from onnxport.runtime.memory.mappings import mapped, own
+from onnxport.runtime.memory.native import native
 from onnxport.runtime.other_names import hint
 from onnxport.runtime.processor import cores, make_exact
 
@@ -80,7 +80,7 @@ SHAPE_ARITHMETIC = frozenset(
 NO_KERNEL = "Failed to find kernel for QLinear"
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _leaked: list[Any] = []
-_loading = threading.Lock()  # files are mapped by one thread at a time, see onnxport.runtime.mappings
+_loading = threading.Lock()  # files are mapped by one thread at a time, see onnxport.runtime.memory.mappings
 
 
 def _leak() -> None:

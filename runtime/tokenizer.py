@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from onnxport.errors import BundleError, TextError, UsageError, one_line
-from onnxport.runtime.native import native
+from onnxport.runtime.memory.native import native
 
 # Marks in a converted tokenizer.json, which no text can match: tokens from the first on have no id of their own and mean the unknown
 # token, whose name follows the second mark in the next entry. They are there because they decide where a text is cut.

@@ -47,7 +47,7 @@ from onnxport.runtime.bundle.interface import (
 )
 
 NAME = "onnxport_cached_and_cross"
-MASKED_SCORE = float(torch.finfo(torch.float32).min)  # see onnxport.quantize.fusion.multi_head_attention
+MASKED_SCORE = float(torch.finfo(torch.float32).min)  # see onnxport.quantize.fusion.attention.multi_head_attention
 SOURCES, SOURCE, ROWS, LENGTH, BEFORE = 3, 7, 6, 4, 5  # sizes of the example: two rows a source, else no two alike
 
 

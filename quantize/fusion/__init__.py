@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants, name_shapes
+from onnxport.quantize.fusion.attention.group_query_attention import bound_cache
 from onnxport.quantize.fusion.check import check_runs
 from onnxport.quantize.fusion.decoder_inputs import drop_mask
-from onnxport.quantize.fusion.group_query_attention import bound_cache
 from onnxport.quantize.fusion.reshaped import name_reshaped
 from onnxport.quantize.fusion.rule import apply
 from onnxport.quantize.fusion.targets import TARGETS, Target, find_target, min_onnxruntime

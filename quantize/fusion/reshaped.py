@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import attribute, dims, is_op, source
 from onnxport.graph.normalize import name_shapes
-from onnxport.quantize.fusion.softmax_attention import extents
+from onnxport.quantize.fusion.attention.softmax_attention import extents
 
 PASSES = 3  # each tells what the next one needs: projections, what attention reads, its answer
 UNKNOWN = "unk__"  # how ONNX's inference names sizes that it does not know

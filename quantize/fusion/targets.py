@@ -10,18 +10,18 @@ import onnx_ir as ir
 from onnxport.errors import UsageError
 from onnxport.graph.edit import optional
 from onnxport.quantize.fusion.activations import Gelu, TanhGelu
+from onnxport.quantize.fusion.attention.folded_heads import FoldedHeads
+from onnxport.quantize.fusion.attention.group_query_attention import LENGTHS, GroupQueryAttention
+from onnxport.quantize.fusion.attention.head_layout import HeadLayout
+from onnxport.quantize.fusion.attention.multi_head_attention import MultiHeadAttention
+from onnxport.quantize.fusion.attention.rotary import PartialRotary, Rotary
+from onnxport.quantize.fusion.attention.sliced_positions import SlicedPositions
+from onnxport.quantize.fusion.attention.softmax_attention import SoftmaxAttention
 from onnxport.quantize.fusion.experts import Experts
-from onnxport.quantize.fusion.folded_heads import FoldedHeads
-from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
-from onnxport.quantize.fusion.head_layout import HeadLayout
-from onnxport.quantize.fusion.layer_norm import LayerNorm
-from onnxport.quantize.fusion.multi_head_attention import MultiHeadAttention
-from onnxport.quantize.fusion.rms_norm import RmsNorm
-from onnxport.quantize.fusion.rotary import PartialRotary, Rotary
+from onnxport.quantize.fusion.norms.layer_norm import LayerNorm
+from onnxport.quantize.fusion.norms.rms_norm import RmsNorm
+from onnxport.quantize.fusion.norms.skip_layer_norm import SkipLayerNorm
 from onnxport.quantize.fusion.rule import Rule
-from onnxport.quantize.fusion.skip_layer_norm import SkipLayerNorm
-from onnxport.quantize.fusion.sliced_positions import SlicedPositions
-from onnxport.quantize.fusion.softmax_attention import SoftmaxAttention
 from onnxport.quantize.fusion.tidy import MaskBroadcast, ReshapeOfReshape, SameShape, SameType
 from onnxport.runtime.sessions import CPU, CUDA
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from onnxport.errors import NotApplicable
 from onnxport.graph.edit import attribute, constant, new_node, optional, remove_dead, source, take_over
-from onnxport.quantize.fusion.group_query_attention import BIAS, GroupQueryAttention
-from onnxport.quantize.fusion.multi_head_attention import MASKED_SCORE
+from onnxport.quantize.fusion.attention.group_query_attention import BIAS, GroupQueryAttention
+from onnxport.quantize.fusion.attention.multi_head_attention import MASKED_SCORE
 from onnxport.runtime.bundle.interface import POSITION_IDS
 
 RULE = GroupQueryAttention.name  # whose work is undone

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import attribute, remove_dead
 from onnxport.graph.normalize import fold_constants, name_shapes
-from onnxport.quantize.fusion.group_query_attention import LENGTHS, GroupQueryAttention
+from onnxport.quantize.fusion.attention.group_query_attention import LENGTHS, GroupQueryAttention
 from onnxport.quantize.fusion.rule import apply
 from onnxport.quantize.fusion.targets import find_target
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS

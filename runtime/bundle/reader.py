@@ -35,7 +35,7 @@ from onnxport.runtime.bundle.manifest import (
     variant,
 )
 from onnxport.runtime.bundle.publish import recover
-from onnxport.runtime.external_data import MOST_OF_GRAPH, locations
+from onnxport.runtime.memory.external_data import MOST_OF_GRAPH, locations
 
 CONFIRMATIONS = "confirmations.json"  # beside the manifest, which does not list it, see `confirmations`
 SIGNATURE = "bundle.sig"  # beside it, too, see `signature`

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxport.errors import UsageError
-from onnxport.runtime.native import native
+from onnxport.runtime.memory.native import native
 from onnxport.runtime.structured import formats
 from onnxport.runtime.tokenizer import TextTokenizer
 

@@ -17,7 +17,7 @@ from onnxport.progress import Progress, silent
 from onnxport.runtime import Model, load
 from onnxport.runtime.bundle.manifest import MANIFEST
 from onnxport.runtime.bundle.publish import publish, recover_output, workspace
-from onnxport.runtime.external_data import locations
+from onnxport.runtime.memory.external_data import locations
 from onnxport.runtime.sessions import is_older
 from onnxport.serve.kserve.interface import Spec, interface
 from onnxport.serve.triton.config import Config

@@ -10,7 +10,7 @@ from onnxport.errors import BundleError
 from onnxport.graph import store
 from onnxport.graph.session import answers, open_file, opened, real
 from onnxport.runtime import sessions
-from onnxport.runtime.mappings import mapped
+from onnxport.runtime.memory.mappings import mapped
 from onnxport.runtime.sessions import Sessions
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)

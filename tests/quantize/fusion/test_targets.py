@@ -5,7 +5,7 @@ import pytest
 
 from onnxport.errors import UsageError
 from onnxport.quantize.fusion import TARGETS, fuse, min_onnxruntime
-from onnxport.quantize.fusion.group_query_attention import LENGTHS
+from onnxport.quantize.fusion.attention.group_query_attention import LENGTHS
 
 SHAPE = ["batch", "length", 8]
 

@@ -7,8 +7,8 @@ import pytest
 from onnxport.errors import NotApplicable
 from onnxport.graph.normalize import name_shapes
 from onnxport.quantize.fusion import fuse
+from onnxport.quantize.fusion.attention.sliced_positions import SlicedPositions
 from onnxport.quantize.fusion.rule import apply
-from onnxport.quantize.fusion.sliced_positions import SlicedPositions
 from onnxport.quantize.targets.float32_attention import written_out
 from onnxport.quantize.targets.kernels import missing, table
 from onnxport.quantize.targets.retarget import retargeted, settled

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxport.graph.normalize import name_shapes
-from onnxport.quantize.fusion.rotary import PartialRotary, Rotary
+from onnxport.quantize.fusion.attention.rotary import PartialRotary, Rotary
 from onnxport.quantize.fusion.rule import apply
 
 HEADS, SIZE, TURNED = 3, 12, 8

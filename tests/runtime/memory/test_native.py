@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxport.runtime.native import NativeCalls
+from onnxport.runtime.memory.native import NativeCalls
 
 BEGIN = "import atexit, os, sys, threading, time\nfrom onnxport.runtime import load\npath = sys.argv[1]\n"
 SERVE = """

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxport.runtime.external_data import locations
+from onnxport.runtime.memory.external_data import locations
 
 
 def outside(location: str, name: str = "w") -> onnx.TensorProto:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxport.graph.edit import Miss, array_of, dims, is_op, new_node, only_use, produced_by, source, take_over
-from onnxport.quantize.fusion.norm_parts import mean_of, no_weight, squared, with_scalar
+from onnxport.quantize.fusion.norms.norm_parts import mean_of, no_weight, squared, with_scalar
 from onnxport.quantize.fusion.rule import Rule
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from onnxport.errors import FusionError
 from onnxport.quantize.fusion import fuse
-from onnxport.quantize.fusion.group_query_attention import GroupQueryAttention
+from onnxport.quantize.fusion.attention.group_query_attention import GroupQueryAttention
 from onnxport.quantize.fusion.rule import apply
 
 RNG = np.random.default_rng(0)

@@ -26,8 +26,8 @@ from onnxport.graph.edit import (
     source,
     take_over,
 )
+from onnxport.quantize.fusion.attention.multi_head_attention import LOW, MASKED_SCORE
 from onnxport.quantize.fusion.factors import number_of, scaled
-from onnxport.quantize.fusion.multi_head_attention import LOW, MASKED_SCORE
 from onnxport.quantize.fusion.rule import Rule
 
 HEADS_BEHIND = (0, 2, 1, 3)  # the Transpose between [batch, length, heads, size] and [batch, heads, length, size]

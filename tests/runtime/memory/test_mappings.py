@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxport.errors import BundleError
-from onnxport.runtime import mappings, sessions
+from onnxport.runtime import sessions
+from onnxport.runtime.memory import mappings
 from onnxport.runtime.sessions import Sessions
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="files stay mapped elsewhere")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.graph.edit import Miss, array_of, constant, dims, is_op, known_dims, new_node, only_use, produced_by, source, take_over
-from onnxport.quantize.fusion.norm_parts import mean_of, no_weight, squared, with_scalar
+from onnxport.quantize.fusion.norms.norm_parts import mean_of, no_weight, squared, with_scalar
 from onnxport.quantize.fusion.rule import Rule
 
 SINCE = 23  # the first opset with RMSNormalization

@@ -28,7 +28,7 @@ from onnxport.graph.edit import (
     source,
     take_over,
 )
-from onnxport.quantize.fusion.multi_head_attention import LOW
+from onnxport.quantize.fusion.attention.multi_head_attention import LOW
 from onnxport.quantize.fusion.rule import Rule
 from onnxport.runtime.bundle.interface import QUERY_LENGTHS, SELF_MASK, SEQLENS, SOURCE_MASK, TOTAL_LENGTH
 

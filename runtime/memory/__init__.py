@@ -1,0 +1,1 @@
+"""Memory that native code shares: mapped weights, the files that a graph names, calls that outlive the interpreter."""
