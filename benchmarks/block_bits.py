@@ -26,7 +26,7 @@ from onnxport.graph.session import opened
 from onnxport.quantize.activation_statistics import Hessian, observe
 from onnxport.quantize.calibration_inputs import golden_texts
 from onnxport.quantize.safeguards.sensitive_weights import kinds
-from onnxport.quantize.schemes.gptq import quantize_gptq
+from onnxport.quantize.schemes.blocks.gptq import quantize_gptq
 from onnxport.quantize.schemes.linear import linears
 from onnxport.runtime.bundle.interface import LOGITS
 from onnxport.runtime.bundle.kept import log_softmax

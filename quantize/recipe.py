@@ -17,9 +17,10 @@ from onnxport.quantize.calibration_inputs import GoldenText, golden_feeds, golde
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Bounds, Precision
 from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
-from onnxport.quantize.schemes import channel_scales, half, half_scales, int8_cache, stored
+from onnxport.quantize.schemes import channel_scales, half, int8_cache
 from onnxport.quantize.schemes.apply import quantize, solve
-from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.blocks import half_scales, stored
+from onnxport.quantize.schemes.blocks.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import linears, lookups

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from onnxport.errors import CheckpointError
 from onnxport.export.attention_interface.positions import NUMBERED
-from onnxport.export.attention_interface.predict_streams import has_streams
+from onnxport.export.attention_interface.with_source.predict_streams import has_streams
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.hugging_face.any_decoder import is_decoder_alone
 from onnxport.export.hugging_face.config_keys import architecture_problems

@@ -7,9 +7,9 @@ from typing import Any
 
 from onnxport.export import golden
 from onnxport.export.attention_interface.decoder import vocabulary
-from onnxport.export.attention_interface.encoder_decoder import find_shapes, trace_decoder, trace_source_encoder
 from onnxport.export.attention_interface.neighbours import attends_to_neighbours
-from onnxport.export.attention_interface.predict_streams import has_streams
+from onnxport.export.attention_interface.with_source.encoder_decoder import find_shapes, trace_decoder, trace_source_encoder
+from onnxport.export.attention_interface.with_source.predict_streams import has_streams
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.exported import Exported
 from onnxport.export.hugging_face.any_seq2seq import sparse

@@ -30,7 +30,7 @@ from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make_graphs, smoothed
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.blockwise import Weights, block_size, named
+from onnxport.quantize.schemes.blocks.blockwise import Weights, block_size, named
 from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.quantize.schemes.experts import fitting
 from onnxport.runtime.bundle.reader import Bundle, sha256

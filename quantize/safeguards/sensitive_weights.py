@@ -25,7 +25,7 @@ from onnxport.quantize.calibration_inputs import GoldenText
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import chosen, quantize
-from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.blocks.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ATTENTIONS
 from onnxport.quantize.schemes.linear import Linear
 from onnxport.quantize.schemes.mixtures import Mixture, Product, products

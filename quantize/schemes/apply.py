@@ -14,7 +14,8 @@ from onnxport.graph.normalize import fold_constants
 from onnxport.graph.pieces import walk
 from onnxport.quantize.activation_statistics import Hessian, Range, observe, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
-from onnxport.quantize.schemes import blockwise, experts, int8
+from onnxport.quantize.schemes import experts, int8
+from onnxport.quantize.schemes.blocks import blockwise
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.mixtures import Mixture, parameters
 from onnxport.quantize.schemes.rotation import Rotations, run_length

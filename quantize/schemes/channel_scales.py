@@ -23,11 +23,11 @@ from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Sample, observe
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes.apply import chosen
-from onnxport.quantize.schemes.blockwise import block_size
+from onnxport.quantize.schemes.blocks.blockwise import block_size
+from onnxport.quantize.schemes.blocks.stored import carrying_scheme
 from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
-from onnxport.quantize.schemes.stored import carrying_scheme
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxport.graph.edit import constant, new_node, optional, source, take_over
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
-from onnxport.quantize.schemes.blockwise import ACCURACY, SIZES, named, rounded
+from onnxport.quantize.schemes.blocks.blockwise import ACCURACY, SIZES, named, rounded
 from onnxport.quantize.schemes.mixtures import DOWN, UP, Mixture, mixtures
 
 EIGHT_BITS = scheme("int8-blocks")  # of experts, in the place of rows: the kernel knows blocks alone

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnxport.graph.edit import constant, dims, new_node, take_over
 from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
+from onnxport.quantize.schemes.blocks.rounding import PIECE, stored_step
 from onnxport.quantize.schemes.linear import Linear, Lookup
-from onnxport.quantize.schemes.rounding import PIECE, stored_step
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
 UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude

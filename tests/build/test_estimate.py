@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from onnxport.build.estimate import _bytes, _codes, _read, _Tensor, _variant, check_room, estimate
 from onnxport.errors import CheckpointError, OutputError, UsageError
 from onnxport.quantize.plan import Plan, scheme
-from onnxport.quantize.schemes import half_scales
 from onnxport.quantize.schemes.apply import quantize
+from onnxport.quantize.schemes.blocks import half_scales
 from support.commands import invoke
 
 N, K = 96, 160

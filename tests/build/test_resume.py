@@ -25,7 +25,8 @@ from onnxport.build.stages import build
 from onnxport.errors import CheckpointError, OutputError
 from onnxport.export import golden
 from onnxport.graph import store
-from onnxport.quantize.schemes import blockwise, channel_scales
+from onnxport.quantize.schemes import channel_scales
+from onnxport.quantize.schemes.blocks import blockwise
 from onnxport.runtime.bundle import publish, writer
 from onnxport.runtime.bundle.publish import workspace
 from onnxport.runtime.bundle.reader import Bundle

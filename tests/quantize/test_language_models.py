@@ -17,7 +17,7 @@ from onnxport.quantize.precisions import PRECISIONS, Bounds
 from onnxport.quantize.recipe import Recipe, make_graphs
 from onnxport.quantize.safeguards.sensitive_weights import of_a_decoder
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.blocks.blockwise import Weights
 from onnxport.runtime.bundle.kept import Kept
 
 VOCABULARY, WIDTH, LAYERS = 96, 128, 6

@@ -28,7 +28,7 @@ from onnxport.quantize.precisions import DEFAULT, made_as
 from onnxport.quantize.recipe import SMALL_TABLE, VOCABULARY, spares_vocabulary
 from onnxport.quantize.safeguards.sensitive_weights import LARGE
 from onnxport.quantize.schemes.apply import FEWEST_INPUTS
-from onnxport.quantize.schemes.blockwise import block_size
+from onnxport.quantize.schemes.blocks.blockwise import block_size
 from onnxport.runtime.bundle.variant_names import CPU, split
 from onnxport.runtime.processor import cores
 from onnxport.runtime.sessions import CUDA

@@ -143,7 +143,7 @@ def _check_loses_nothing(staging: Staging, out: Path) -> None:
 
 def _carrying(options: BuildOptions, fused: FusedGraphs, staging: Staging) -> BuildOptions:
     """The options with the precisions of a model whose weights are codes already, which the manifest notes; else as they are."""
-    from onnxport.quantize.schemes.stored import carrying
+    from onnxport.quantize.schemes.blocks.stored import carrying
 
     name = carrying(fused.graphs)
     if name is None:

@@ -12,7 +12,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from onnxport.export.resolve import resolve
-from onnxport.quantize.schemes.stored import scheme_of
+from onnxport.quantize.schemes.blocks.stored import scheme_of
 from onnxport.runtime.tokenizer import TextTokenizer
 from support.refusals import assert_refused
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onnxport.export.checkpoints.codes import unpack
 from onnxport.export.resolve import resolve
-from onnxport.quantize.schemes.stored import scheme_of
+from onnxport.quantize.schemes.blocks.stored import scheme_of
 from support import quantized_folders as folders
 from support.refusals import assert_refused
 

@@ -15,7 +15,7 @@ from onnxport.build.stages import build
 from onnxport.errors import CheckpointError
 from onnxport.export.onnx_file.stored_weights import to_float
 from onnxport.quantize.precisions import DEFAULT
-from onnxport.quantize.schemes.rounding import stored_step
+from onnxport.quantize.schemes.blocks.rounding import stored_step
 from onnxport.runtime import load
 
 INNER, OUTER = 48, 24

@@ -15,7 +15,7 @@ from onnxport.quantize.modules import Group, MixtureSizes, groups, plan_of
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.recipe import Solved
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.blocks.blockwise import Weights
 from onnxport.quantize.schemes.channel_scales import ChannelScales
 from support import expert_layers
 from support.expert_layers import ATTRIBUTES, EXPERTS, HIDDEN, INNER, TOP

@@ -24,7 +24,7 @@ from onnxport.quantize.safeguards.sensitive_weights import (
     twins,
 )
 from onnxport.quantize.schemes.apply import chosen, quantize
-from onnxport.quantize.schemes.blockwise import Weights
+from onnxport.quantize.schemes.blocks.blockwise import Weights
 from onnxport.quantize.schemes.mixtures import mixtures, products
 from onnxport.runtime.bundle.kept import Kept
 from support import expert_layers

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
+from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, in_blocks, joined
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.mixtures import ExpertWeights, mixtures
-from onnxport.quantize.schemes.rounding import ROUNDED, Blocks, Grid, based_grid, in_blocks, joined
 
 BITS = (4, 8)
 CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxport.quantize.schemes.rounding import Blocks, Grid, better, find_grid, in_blocks
+from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, better, find_grid, in_blocks
 
 P, BETA, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20  # as in the source
 

@@ -16,12 +16,12 @@ import onnx_ir as ir
 from onnxport.graph.edit import constant, new_node, take_over
 from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
+from onnxport.quantize.schemes.blocks.gptq import DAMPING, quantize_gptq
+from onnxport.quantize.schemes.blocks.hqq import quantize_hqq
+from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, from_minimum, quantize_nearest
+from onnxport.quantize.schemes.blocks.stored import stored_blocks
 from onnxport.quantize.schemes.finished import Finished
-from onnxport.quantize.schemes.gptq import DAMPING, quantize_gptq
-from onnxport.quantize.schemes.hqq import quantize_hqq
 from onnxport.quantize.schemes.linear import Linear, Lookup
-from onnxport.quantize.schemes.rounding import Blocks, Grid, from_minimum, quantize_nearest
-from onnxport.quantize.schemes.stored import stored_blocks
 
 SIZES = (128, 64, 32, 16)
 TIED = 10.0  # damping of GPTQ for a weight that is a table too: its rows should stay near themselves, whatever the projection's input is

@@ -6,9 +6,9 @@ import pytest
 
 from onnxport.graph.store import write
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.schemes import half_scales
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.rounding import Grid, quantize_nearest
+from onnxport.quantize.schemes.blocks import half_scales
+from onnxport.quantize.schemes.blocks.rounding import Grid, quantize_nearest
 
 
 def tied(tools, table):

@@ -10,9 +10,9 @@ from onnxport.graph.store import write
 from onnxport.quantize.activation_statistics import Hessian
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.gptq import quantize_gptq
-from onnxport.quantize.schemes.hqq import cost, quantize_hqq
-from onnxport.quantize.schemes.rounding import in_blocks, pack, quantize_nearest
+from onnxport.quantize.schemes.blocks.gptq import quantize_gptq
+from onnxport.quantize.schemes.blocks.hqq import cost, quantize_hqq
+from onnxport.quantize.schemes.blocks.rounding import in_blocks, pack, quantize_nearest
 
 
 def relative(got, expected):

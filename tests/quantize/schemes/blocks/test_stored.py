@@ -9,7 +9,7 @@ import pytest
 
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.stored import own_plan, scheme_of, stored_blocks
+from onnxport.quantize.schemes.blocks.stored import own_plan, scheme_of, stored_blocks
 
 
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.attention_interface.attention import LayerShape, Step, attend, cached_attention, handing_cache, running, running_step
-from onnxport.export.attention_interface.cross_calls import CrossCall, recorded
 from onnxport.export.attention_interface.decoder import logits_at, name_caches, own_names, present_shapes, vocabulary
 from onnxport.export.attention_interface.experts import dense
 from onnxport.export.attention_interface.neighbours import neighbours_in_blocks
 from onnxport.export.attention_interface.own_attention import Call, Scores, Watch, found_scores, watched_cache
 from onnxport.export.attention_interface.positions import positions_of_rows
-from onnxport.export.attention_interface.predict_streams import first_stream
 from onnxport.export.attention_interface.rotation import fixed_rotation
-from onnxport.export.attention_interface.source_caches import WatchedLayer, both_caches
 from onnxport.export.attention_interface.untraced import Untraced
+from onnxport.export.attention_interface.with_source.cross_calls import CrossCall, recorded
+from onnxport.export.attention_interface.with_source.predict_streams import first_stream
+from onnxport.export.attention_interface.with_source.source_caches import WatchedLayer, both_caches
 from onnxport.export.trace.tracer import Shapes, trace
 from onnxport.export.transformers_library import encoder_output
 from onnxport.runtime.bundle.interface import (
