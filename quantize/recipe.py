@@ -204,8 +204,8 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             plan = static_outliers.settle(fused, plan, feeds)
     plan = _without_experts(recipe, plan, fused)
     large = sum(product.values for product in products(decoder.graph)) > sensitive_weights.LARGE
+    texts = [] if recipe.plan is not None or large else golden_texts(goldens, decoder)
     if recipe.plan is None:
-        texts = golden_texts(goldens, decoder)
         plan = _by_rule(plan, fused) if large else _with_small_tables(plan, decoder, texts, precision.bounds)
     finished = recipe.finished
     scales, weights = ChannelScales(decoder, data, finished), Weights(finished)
