@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # before ray is imported; by default its workers yield to all else on the machine
 
 import ray
 from ray.cluster_utils import Cluster
