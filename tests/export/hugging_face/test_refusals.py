@@ -41,7 +41,11 @@ def change(folder: Path, file: str = "config.json", **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("folder", "changes", "parts"),
     [
-        ("marian", {"model_type": "nosuch"}, ["model_type 'nosuch'", '"model_type": "marian"', '"model_type": "bart"', '"architecture"']),
+        (
+            "marian",
+            {"model_type": "nosuch"},
+            ["model_type 'nosuch'", "does not know", '"architecture": "torch.nn', "an encoder-decoder"],
+        ),
         ("marian", {"model_type": "opt"}, ["is_encoder_decoder is True, expected a decoder alone", "expected one of OPTForCausalLM"]),
         ("marian", {"model_type": ["marian"]}, ["model_type ['marian']"]),
         ("marian", {"quantization_config": {"bits": 4}}, ["quantization_config has the quant_method None, expected one of gptq"]),
