@@ -12,7 +12,7 @@ Those of plain modules are made in `routes.direct`, those of ONNX files in `onnx
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice, takewhile
 from typing import TYPE_CHECKING, Any
@@ -75,21 +75,25 @@ class Inputs:
 
     def rows(self, vocabulary: int, lengths: list[int], pad: int, start: int | None = None) -> Tensor:
         """int64 [rows, longest], padded on the right; each row begins with `start` where one is given."""
-        usual = np.array([i for i in range(vocabulary) if i not in self.special] or list(range(vocabulary)))
         ids = np.full((len(lengths), max(lengths)), pad, dtype=np.int64)
-        for row, length in zip(ids, lengths, strict=True):
-            row[:length] = self._row(usual, length)
+        drawn = self._random(vocabulary, lengths) if self.texts is None else [_beginning(self.texts, length) for length in lengths]
+        for row, length, values in zip(ids, lengths, drawn, strict=True):
+            row[:length] = values
             if start is not None:
                 row[0] = start
         return torch.from_numpy(ids)
 
-    def _row(self, usual: np.ndarray, length: int) -> np.ndarray | list[int]:
-        if self.texts is None:
-            return self.random.choice(usual, length)
-        row: list[int] = []
-        while len(row) < length:
-            row += next(self.texts)
-        return row[:length]
+    def _random(self, vocabulary: int, lengths: list[int]) -> list[np.ndarray]:
+        usual = np.array([i for i in range(vocabulary) if i not in self.special] or list(range(vocabulary)))
+        return [self.random.choice(usual, length) for length in lengths]
+
+
+def _beginning(texts: Iterator[list[int]], length: int) -> np.ndarray:
+    """The first ids of the next text, or of several where it is shorter."""
+    row: list[int] = []
+    while len(row) < length:
+        row += next(texts)
+    return np.array(row[:length])
 
 
 def real(lengths: list[int]) -> Tensor:
@@ -128,10 +132,8 @@ def seq2seq_goldens(
     pad, start = ids["pad_id"], ids["decoder_start_id"]
     source_rows, target_rows = model.source_rows, model.target_rows
     most = max_length if max_source_length is None else max_source_length
-    read = Inputs(20240229, special(ids), [] if source is None else _sample_rows(source, "source", golden_texts(), most, source_rows))
-    written = Inputs(
-        20240301, special(ids), [] if source is None else _sample_rows(source, "target", golden_texts(), max_length, target_rows)
-    )
+    read = Inputs(20240229, special(ids), _golden_rows(source, "source", most, source_rows))
+    written = Inputs(20240301, special(ids), _golden_rows(source, "target", max_length, target_rows))
     result: dict[str, np.ndarray] = {}
     long = [] if longest is None else [([longest, max(1, longest // 3)], [2, 1])]
     for i, (sources, targets) in enumerate([*SEQ2SEQ_SHAPES, *long]):
@@ -174,7 +176,7 @@ def _answered_texts(
     {} where the model makes no more of any text, after itself as a source, than a guess would: its own answers cannot tell, for they are
     what it holds most probable.
     """
-    rows = sorted(_sample_rows(source, "source", golden_texts(), most, model.source_rows), key=len)[:SOURCES]
+    rows = sorted(_golden_rows(source, "source", most, model.source_rows), key=len)[:SOURCES]
     if not any(_knows_text(model, ids, source, sample, most, max_length) for sample in golden_texts()):
         return {}
     ends, count = special({"eos_id": ids["eos_id"]}), min(ANSWER, max_length - 1 if max_length is not None else ANSWER)
@@ -242,7 +244,7 @@ def _language_rows(source: Source, max_length: int | None, vocabulary: int) -> l
     """The texts that a language model is judged on: the kit's, and those of the source's user."""
     most = LONG if max_length is None else min(LONG, max_length)
     own = _sample_rows(source, "source", [Sample("", text) for text in source.texts], most, vocabulary)
-    return [row for row in _sample_rows(source, "source", golden_texts(), max_length, vocabulary) + own if len(row) > 1]
+    return [row for row in _golden_rows(source, "source", max_length, vocabulary) + own if len(row) > 1]
 
 
 def _foretold(model: CausalOriginal, row: list[int], places: range) -> list[Kept]:
@@ -266,6 +268,11 @@ def _scored(row: list[int]) -> range:
     first = max(1, len(row) - SCORED)
     first = first if len(row) > LONG else min(first, BEFORE)
     return range(first, min(first + SCORED, len(row)))
+
+
+def _golden_rows(source: Source | None, side: str, most: int | None, vocabulary: int) -> list[list[int]]:
+    """The kit's golden texts as the model reads them on a side; [] without a source or a tokenizer."""
+    return [] if source is None else _sample_rows(source, side, golden_texts(), most, vocabulary)
 
 
 def _sample_rows(source: Source, side: str, samples: Sequence[Sample], most: int | None, vocabulary: int) -> list[list[int]]:

@@ -204,13 +204,15 @@ def _language_model(recipe: Recipe, fused: Graphs, feeds: Feeds, goldens: Path) 
             plan = static_outliers.settle(fused, plan, feeds)
     plan = _without_experts(recipe, plan, fused)
     large = sum(product.values for product in products(decoder.graph)) > sensitive_weights.LARGE
-    texts = [] if recipe.plan is not None or large else golden_texts(goldens, decoder)
-    if recipe.plan is None:
-        plan = _by_rule(plan, fused) if large else _with_small_tables(plan, decoder, texts, precision.bounds)
+    if recipe.plan is None and large:
+        plan = _by_rule(plan, fused)
+    texts = golden_texts(goldens, decoder) if recipe.plan is None and not large else None  # where weights are tried one by one
+    if texts is not None:
+        plan = _with_small_tables(plan, decoder, texts, precision.bounds)
     finished = recipe.finished
     scales, weights = ChannelScales(decoder, data, finished), Weights(finished)
     scaled = scales.scaled(even := _before_protection(plan, decoder))
-    if recipe.plan is None and not large:
+    if texts is not None:
         solve({"decoder": scaled}, plan, feeds, weights)
         sensitive = sensitive_weights.of_a_decoder(scaled, texts, plan, precision.bounds, ROOM, weights)
         if sensitive:

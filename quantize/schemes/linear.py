@@ -19,17 +19,15 @@ from onnxport.graph.normalize import parameter_of
 ROTATION = "hadamard_"  # begins the names of what rotates channels: no weight of the model
 
 
-@dataclass(frozen=True)
-class Linear:
-    """x [..., K] times a weight, plus a bias: the nodes, and what they mean."""
+class _OfOneWeight:
+    """What is called as its only weight."""
 
-    node: ir.Node  # MatMul or Gemm
-    tensor: ir.TensorProtocol  # the weight as it is stored
     parameter: str  # PyTorch's name of the weight
-    bias: ir.Value | None  # [N]
-    output: ir.Value  # of the Add if there is one
-    transposed: bool = False  # stored as [N, K]
-    places: ClassVar[tuple[int, ...]] = (1,)  # of the weights among the node's inputs
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the weight."""
+        raise NotImplementedError
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -45,6 +43,19 @@ class Linear:
     def values(self) -> int:
         """How many numbers the weight has."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Linear(_OfOneWeight):
+    """x [..., K] times a weight, plus a bias: the nodes, and what they mean."""
+
+    node: ir.Node  # MatMul or Gemm
+    tensor: ir.TensorProtocol  # the weight as it is stored
+    parameter: str  # PyTorch's name of the weight
+    bias: ir.Value | None  # [N]
+    output: ir.Value  # of the Add if there is one
+    transposed: bool = False  # stored as [N, K]
+    places: ClassVar[tuple[int, ...]] = (1,)  # of the weights among the node's inputs
 
     @property
     def x(self) -> ir.Value:
@@ -75,28 +86,13 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(_OfOneWeight):
     """Rows of a table, chosen by token ids."""
 
     node: ir.Node  # Gather
     ids: ir.Value
     tensor: ir.TensorProtocol  # the table
     parameter: str
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """PyTorch's names of all weights."""
-        return (self.parameter,)
-
-    @property
-    def name(self) -> str:
-        """What it is called: as its weight."""
-        return self.parameter
-
-    @property
-    def values(self) -> int:
-        """How many numbers the table has."""
-        return math.prod(self.shape)
 
     @property
     def rows(self) -> np.ndarray:
