@@ -14,13 +14,13 @@ import onnx_ir as ir
 from onnxport.compare.data import Dataset, read_data
 from onnxport.compare.texts import calibration_texts, token_rows
 from onnxport.errors import DataError, one_line
-from onnxport.graph.edit import attribute
+from onnxport.graph.edit import attribute, dims
 from onnxport.graph.search_graphs import remove_choice
 from onnxport.graph.session import answers
 from onnxport.runtime.arrays import read_npz
 from onnxport.runtime.bundle import golden, interface
 from onnxport.runtime.bundle.kept import Kept
-from onnxport.runtime.bundle.manifest import GenerationConfig
+from onnxport.runtime.bundle.manifest import EncodingConfig, GenerationConfig
 from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.decode.cache import buffer_shapes
 from onnxport.runtime.decode.engine import Engine
@@ -185,6 +185,21 @@ def kit_feeds(generation: GenerationConfig, tokenizer: Path, chat: ChatTemplate 
     most = min(TOKENS, generation.max_length or TOKENS)
     rows = token_rows(calibration_texts(), TextTokenizer(tokenizer), chat, most, generation.vocab_size)
     return {"decoder": [prefill_feed(decoder, np.array(row)) for row in rows]}
+
+
+def kit_encoder_feeds(encoding: EncodingConfig, tokenizer: Path, encoder: ir.Model) -> list[Feed]:
+    """Inputs of an encoder of texts, made of the kit's own texts: each text a batch of its own.
+
+    Empty where the tokenizer knows none of them, or the graph reads what texts do not give. tokenizer: a tokenizer.json. encoder: fused.
+    """
+    sizes = {str(value.name): dims(value) for value in encoder.graph.inputs}
+    if not set(sizes) <= set(interface.TEXT_INPUTS) or any(isinstance(size, int) for shape in sizes.values() for size in shape or ()):
+        return []
+    most = min(TOKENS, encoding.max_length or TOKENS)
+    rows = token_rows(calibration_texts(), TextTokenizer(tokenizer), None, most, encoding.vocab_size)
+    assumed = {interface.ATTENTION_MASK: 1, interface.TOKEN_TYPE_IDS: 0}
+    made = ({name: np.full((1, len(row)), assumed.get(name, 0), np.int64) for name in sizes} for row in rows)
+    return [feed | {interface.INPUT_IDS: np.array([row], np.int64)} for feed, row in zip(made, rows, strict=True)]
 
 
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:

@@ -16,7 +16,7 @@ from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import GoldenText, golden_feeds, golden_texts
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Bounds, Precision
-from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
+from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_norms, static_outliers
 from onnxport.quantize.schemes import channel_scales, half, int8_cache
 from onnxport.quantize.schemes.apply import quantize, solve
 from onnxport.quantize.schemes.blocks import half_scales, stored
@@ -50,11 +50,11 @@ class Recipe:
     """How a variant is made.
 
     precision: its name. plan: carried out as it stands, in place of the precision's own; None lets safeguards leave parts more precise.
-    feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for a language model
-    that knows their language. kv: what the key/value cache becomes where the plan does not say it, see `plan.CACHES`. positions: of
-    the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web". solved: of a language
-    model and these feeds, what is known already. finished: keeps what is fitted to inputs, for an export that goes on where this one may
-    stop.
+    feeds: gives calibration inputs of each graph; None where there is no data. texts: the same of the kit's own texts, for an encoder of
+    texts and for a language model that knows their language. kv: what the key/value cache becomes where the plan does not say it, see
+    `plan.CACHES`. positions: of the model's longest text; None: there is no end. target: what the graphs run on, "cpu", "cuda" or "web".
+    solved: of a language model and these feeds, what is known already. finished: keeps what is fitted to inputs, for an export that goes
+    on where this one may stop.
     """
 
     precision: str
@@ -138,7 +138,7 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
     if recipe.plan is None and PRECISIONS[recipe.precision].by_rule:
         plan = Plan(_by_rule(plan, fused).schemes | stored.own_plan(plan, fused).schemes)
         return quantize(fused, _without_experts(recipe, plan, fused))
-    if recipe.texts is not None and not stored.carries(recipe.own_plan, fused):
+    if recipe.texts is not None and set(fused) == {"decoder"} and not stored.carries(recipe.own_plan, fused):
         return _language_model(recipe, fused, recipe.texts() if recipe.feeds is None else recipe.feeds(), goldens)
     return _integers(recipe, plan, fused, goldens)
 
@@ -151,14 +151,40 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     if recipe.plan is None:
         plan = stored.own_plan(plan, fused)
     plan = _without_experts(recipe, plan, fused)
-    if plan.rounds_activations:
-        fused = smoothed(fused, feeds, goldens)
-    if recipe.plan is None and not plan.needs and (role := _reads_texts(fused)):
+    role, needs = _reads_texts(fused), plan.needs
+    if role is not None and plan.rounds_activations:
+        fused, plan, feeds = _encoder(recipe, plan, fused, goldens, role)
+    if role is not None and recipe.plan is None and not needs:
         most = ROOM * PRECISIONS[recipe.precision].relative_error
-        plan = Plan(plan.schemes | sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most))
-    if recipe.plan is None and feeds is not None and "range" in plan.needs:
+        seen = None if feeds is None else feeds[role]
+        sensitive = sensitive_weights.of_an_encoder(fused[role], golden_feeds(goldens, fused)[role], plan, most, seen)
+        plan = Plan(plan.schemes | sensitive)
+    if recipe.plan is None and feeds is not None and "range" in needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds, Weights(recipe.finished))
+
+
+def _encoder(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path, role: str) -> tuple[Graphs, Plan, Feeds | None]:
+    """An encoder of texts that reads scaled channels, its plan, where one scale may serve inputs that norms make, and its calibration
+    inputs: the given ones, else those of the kit's texts, else None."""
+    given = recipe.feeds or recipe.texts
+    feeds = given() if given is not None else None
+    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))[role]
+    if not seen:
+        return fused, plan, feeds
+    scales = ChannelScales(fused[role], seen)
+    if recipe.plan is None and feeds is not None and "range" not in plan.needs:
+        plan = static_norms.settle(fused[role], plan, scales)
+    return {role: scales.scaled(_for_scales(plan, fused[role]))}, plan, feeds
+
+
+def _for_scales(plan: Plan, model: Any) -> Plan:
+    """The schemes that channels of an encoder are scaled for: all by rows, but for what one scale serves that holds all that was seen.
+
+    So a weight that is left in float32 afterwards, or gets rows in the place of one scale, changes nothing for the others.
+    """
+    found = {linear.parameter: plan.of(linear.parameter) for linear in linears(model.graph)}
+    return Plan({name: one.name if one.kind == "static" and one.range == "minmax" else "int8-rows" for name, one in found.items()})
 
 
 def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:

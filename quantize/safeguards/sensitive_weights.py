@@ -62,19 +62,21 @@ class Measure:
     spent: float = 0.0
 
 
-def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float) -> dict[str, str]:
+def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float, calibration: Feeds | None = None) -> dict[str, str]:
     """PyTorch names of weights → "fp32": what `plan` has to leave as it is for a relative error of the answers of at most `most`.
 
-    Empty where the plan's own graph is within `most`, which two runs of the feeds tell. model: float32, fused; feeds: inputs by name. The
-    error is the root mean square of the difference over that of the answers about their mean, of the worst output and feed; positions that
-    an `attention_mask` leaves out do not count. Where nothing helps, every product is kept.
+    Empty where the plan's own graph is within `most`, which two runs of the feeds tell. model: float32, fused; feeds: inputs by name;
+    calibration: those that schemes of the plan are calibrated on. The error is the root mean square of the difference over that of the
+    answers about their mean, of the worst output and feed; positions that an `attention_mask` leaves out do not count. Where nothing
+    helps, every product is kept.
     """
     expected = answers(model, feeds)
 
     def squared(found: Iterator[Feed], places: Sequence[int]) -> float:
         return _error(list(found), expected, feeds) ** 2
 
-    return _to_protect(model, feeds, plan, most**2, Measure(lambda name: name, lambda *_: FP32.name, squared))
+    measure = Measure(lambda name: name, lambda *_: FP32.name, squared)
+    return _to_protect(model, feeds, plan, most**2, measure, calibration=calibration)
 
 
 def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds, room: float, weights: Weights) -> dict[str, str]:
@@ -185,16 +187,25 @@ def nearer_of(product: Product, found: Scheme) -> str:
     return "int8-blocks32" if larger else nearer(found)
 
 
-def _to_protect(model: ir.Model, feeds: Feeds, plan: Plan, most: float, measure: Measure, weights: Weights | None = None) -> dict[str, str]:
+def _to_protect(
+    model: ir.Model,
+    feeds: Feeds,
+    plan: Plan,
+    most: float,
+    measure: Measure,
+    weights: Weights | None = None,
+    calibration: Feeds | None = None,
+) -> dict[str, str]:
     every = range(len(feeds))
+    given = None if calibration is None else {ROLE: calibration}
 
     def whole(kept: Mapping[str, str]) -> float:
-        with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}))[0][ROLE]}) as runners:
+        with opened({ROLE: quantize({ROLE: model}, Plan({**plan.schemes, **kept}), given)[0][ROLE]}) as runners:
             return measure.loss(runners[ROLE].run(feeds), every)
 
     if not measure.large and whole({}) <= most:
         return {}
-    both, groups = twins(model, plan, measure, weights)
+    both, groups = twins(model, plan, measure, weights, calibration)
     names, sizes = list(groups), np.array([group.size for group in groups.values()])
     few = every[::FEWER] if measure.large else every
     with opened({ROLE: both}) as runners:
@@ -260,7 +271,9 @@ def _joined(groups: Iterable[Twins]) -> dict[str, str]:
     return {parameter: better for group in groups for parameter, better in group.nearer.items()}
 
 
-def twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None) -> tuple[ir.Model, dict[str, Twins]]:
+def twins(
+    model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None, calibration: Feeds | None = None
+) -> tuple[ir.Model, dict[str, Twins]]:
     """A graph with an input `switches` bool [groups]: true where products are the plan's, else by the nearer scheme; and the groups."""
     both = model.clone()
     graph = both.graph
@@ -283,7 +296,9 @@ def twins(model: ir.Model, plan: Plan, measure: Measure, weights: Weights | None
     for parameters, some in uses.items():
         for use, product in enumerate(some):
             _twin(graph, product, switches, list(groups).index(places[parameters]), f"/{use}" if use else "")
-    return quantize({ROLE: both}, Plan(schemes), weights=weights)[0][ROLE], groups
+    off = np.zeros(len(groups), bool)
+    given = None if calibration is None else {ROLE: [{**feed, SWITCHES: off} for feed in calibration]}
+    return quantize({ROLE: both}, Plan(schemes), given, weights)[0][ROLE], groups
 
 
 def _twin(graph: ir.Graph, product: Product, switches: ir.Value, place: int, use: str) -> None:

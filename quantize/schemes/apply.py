@@ -217,7 +217,7 @@ class _Kernels:
     def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range], weights: blockwise.Weights) -> None:
         self.graph, self.ranges, self.weights = graph, ranges, weights
         self.by_rows: dict[ir.Value, int8.Quantized] = {}
-        self.by_range: dict[tuple[ir.Value, str], ir.Value] = {}
+        self.by_range: dict[tuple[ir.Value, str], int8.Activation] = {}
 
     def keep(self, part: Linear | Lookup, scheme: Scheme) -> str:
         return FP32.name

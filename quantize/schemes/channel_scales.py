@@ -11,7 +11,7 @@ values of an attention. Elsewhere it is a node of its own, which has to pay for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,11 +26,13 @@ from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blocks.blockwise import block_size
 from onnxport.quantize.schemes.blocks.stored import carrying_scheme
 from onnxport.quantize.schemes.finished import Finished
+from onnxport.quantize.schemes.int8 import FULL, REDUCED, Sides, grid, sides_of
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 EXPONENTS = (0.3, 0.45, 0.6)  # a: how far activations are evened out
+PEAKS = (2.0, 3.0, 4.0)  # times the median of the channels' largest magnitudes that no channel is above, where one scale is for all rows
 ROWS = 96  # of an input, that scales are tried on
 COLUMNS = 512  # of a weight: more tell little more
 PAYS = 0.8  # a node of its own has to leave at most this share of the error
@@ -48,18 +50,19 @@ ATTENTIONS = ("GroupQueryAttention", "MultiHeadAttention")
 
 @dataclass
 class Inputs:
-    """Some rows of a value, and the mean and largest magnitude of each channel over all."""
+    """Some rows of a value, and of each channel the mean magnitude and the limits over all."""
 
     some: Sample = field(default_factory=lambda: Sample(2 * ROWS))
     total: np.ndarray | float = 0.0
-    largest: np.ndarray | float = 0.0
+    low: np.ndarray | float = 0.0
+    high: np.ndarray | float = 0.0
     count: int = 0
 
     def add(self, rows: np.ndarray) -> None:
         """As activation_statistics.Collector."""
-        size = np.abs(rows)
-        self.total = self.total + size.sum(0, dtype=np.float64)
-        self.largest = np.maximum(self.largest, size.max(0, initial=0))
+        self.total = self.total + np.abs(rows).sum(0, dtype=np.float64)
+        self.low = np.minimum(self.low, rows.min(0, initial=0))
+        self.high = np.maximum(self.high, rows.max(0, initial=0))
         self.count += len(rows)
         self.some.add(rows)
 
@@ -69,13 +72,30 @@ class Inputs:
         found: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
         return found
 
+    @property
+    def largest(self) -> np.ndarray:
+        """The largest |x| of each channel, [K]."""
+        return np.maximum(-np.asarray(self.low), self.high)
+
+    def limits(self, scale: np.ndarray | float = 1.0) -> tuple[float, float]:
+        """The least and the greatest value of all channels divided by `scale`."""
+        return float(np.min(self.low / scale)), float(np.max(self.high / scale))
+
     def magnitudes(self) -> Iterator[np.ndarray]:
         """The usual and the largest |x| of each channel, float32 [K]; none counts as much smaller than half of those that were met: a unit
         that was silent may speak on the next text."""
-        for found in (np.asarray(self.total) / max(self.count, 1), np.asarray(self.largest)):
+        for found in (np.asarray(self.total) / max(self.count, 1), self.largest):
             met = found[found > 0]
             floor = max(float(np.median(met)) / 10 if met.size else 0.0, SMALLEST)
             yield np.maximum(found, floor).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an input of a product can be rounded. sides: by rows; limits: of all values, by one scale."""
+
+    sides: Sides
+    limits: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class ChannelScales:
         self._model, self._feeds, self._finished = model, feeds, finished
         self._seen: dict[str, Inputs] = {}
         self._best: dict[str, np.ndarray | None] = {}
+        self._losses: dict[str, float] = {}
 
     def scaled(self, plan: Plan) -> ir.Model:
         """A copy whose products read scaled channels, as far as `plan` loses less so.
@@ -132,10 +153,24 @@ class ChannelScales:
         embeddings are, or holds a checkpoint's own codes.
         """
         copy = self._model.clone()
-        graph = copy.graph
-        fold_constants(graph)
+        groups, keys = self._groups(copy, plan)
+        for x, group in groups.items():
+            self._scale(copy.graph, x, group, keys[x])
+        return copy
+
+    def losses(self, plan: Plan) -> dict[str, float]:
+        """Name of an input → what the products that read it lose by `plan` on the best scale, as a mean square relative to them."""
+        groups, keys = self._groups(self._model.clone(), plan)
+        for x, group in groups.items():
+            if keys[x] not in self._losses:
+                self._best[keys[x]], self._losses[keys[x]] = self._found(x, group)
+        return {str(x.name): self._losses[key] for x, key in keys.items()}
+
+    def _groups(self, copy: ir.Model, plan: Plan) -> tuple[dict[ir.Value, list[tuple[Linear, Scheme]]], dict[ir.Value, str]]:
+        """The products of each input that can be scaled, with their schemes, and what tells them from others; inputs are observed."""
+        fold_constants(copy.graph)
         groups: dict[ir.Value, list[tuple[Linear, Scheme]]] = {}
-        for linear in linears(graph):
+        for linear in linears(copy.graph):
             groups.setdefault(linear.x, []).append((linear, chosen(plan, linear)))
         groups = {
             x: group for x, group in groups.items() if all(_fits(*one) for one in group) and any(s.kind != FP32.kind for _, s in group)
@@ -146,9 +181,7 @@ class ChannelScales:
             new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
             observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
             self._seen |= new
-        for x, group in groups.items():
-            self._scale(graph, x, group, keys[x])
-        return copy
+        return groups, keys
 
     def _take_over(self, key: str) -> bool:
         """Whether the scale of a group is known, also from before this export began."""
@@ -156,12 +189,14 @@ class ChannelScales:
             self._best[key] = arrays.get(SCALE)
         return key in self._best
 
+    def _found(self, x: ir.Value, group: Sequence[tuple[Linear, Scheme]]) -> tuple[np.ndarray | None, float]:
+        inputs = self._seen[str(x.name)]
+        return _best(group, inputs, sides_of(x), _maker_of(x, group)) if inputs.count else (None, 0.0)
+
     def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], key: str) -> None:
-        alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
-        maker = _maker(x, group[0][0].shape[0]) if alone else None
+        maker = _maker_of(x, group)
         if key not in self._best:
-            inputs = self._seen[str(x.name)]
-            found = _best(group, inputs, maker) if inputs.count else None
+            found, _ = self._found(x, group)
             if self._finished is not None:
                 self._finished.keep(key, {} if found is None else {SCALE: found})
             self._best[key] = found
@@ -188,8 +223,8 @@ def _fits(linear: Linear, scheme: Scheme) -> bool:
     return scheme.kind in PRODUCTS and own and not (scheme.kind == "blocks" and carrying_scheme(linear) is not None)
 
 
-def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, maker: Maker | None) -> np.ndarray | None:
-    """The scale float32 [K] whose rounded products come nearest to those in float32; None where none is worth it."""
+def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, sides: Sides, maker: Maker | None) -> tuple[np.ndarray | None, float]:
+    """The scale float32 [K] whose rounded products come nearest to those in float32, and how near; None where none is worth it."""
     rows = inputs.sample()
     some, largest = [], np.zeros(group[0][0].shape[0], np.float32)
     for linear, scheme in group:
@@ -201,23 +236,51 @@ def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, maker: Maker |
 
     def error(scale: np.ndarray | None) -> float:
         """Mean over rows of the squared error over the square of the products; rows that are small beside others count less."""
-        total = 0.0
+        total, factor = 0.0, np.ones(1, np.float32) if scale is None else scale
+        reading = Reading(sides.divided(float(1 / factor.min())), inputs.limits(factor))
         for (weight, product, scheme), y in zip(some, right, strict=True):
-            found = product(*_read((rows, weight) if scale is None else (rows / scale, weight * scale[:, None]), scheme), scheme)
+            pair = (rows, weight) if scale is None else (rows / scale, weight * scale[:, None])
+            found = product(*_read(pair, scheme), scheme, reading)
             power = np.square(y).sum(1)
             total += float((np.square(found - y).sum(1) / (power + np.median(power) + 1e-30)).mean())
         return total
 
-    best, least = None, error(None) * (1 if maker is not None else PAYS)
+    plain = error(None)
+    best, least = _least(error, _evened(inputs, largest, maker), None, plain * (1 if maker is not None else PAYS))
+    if any(scheme.kind == "static" for _, scheme in group):
+        best, least = _least(error, _without_peaks(inputs, np.ones_like(largest) if best is None else best, maker), best, least)
+    return best, plain if best is None else least
+
+
+def _least(
+    error: Callable[[np.ndarray], float], scales: Iterable[np.ndarray], best: np.ndarray | None, least: float
+) -> tuple[np.ndarray | None, float]:
+    """The scale of the least error below `least`, which is that of `best`, and that error."""
+    for scale in scales:
+        if (found := error(scale)) < least:
+            best, least = scale, found
+    return best, least
+
+
+def _evened(inputs: Inputs, largest: np.ndarray, maker: Maker | None) -> Iterator[np.ndarray]:
+    """Scales by powers of the activations' magnitudes and of the weights' largest."""
     for magnitude in inputs.magnitudes():
         for exponent in EXPONENTS:
             for other in (0.0, 1 - exponent):
-                scale = magnitude**exponent / largest**other
-                scale = scale if maker is None else maker.shared(scale)
-                scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
-                if (found := error(scale)) < least:
-                    best, least = scale, found
-    return best
+                yield _centred(magnitude**exponent / largest**other, maker)
+
+
+def _without_peaks(inputs: Inputs, scale: np.ndarray, maker: Maker | None) -> Iterator[np.ndarray]:
+    """A scale with more for the few channels that are far above the others."""
+    peaks = inputs.largest / scale
+    for most in PEAKS:
+        yield _centred(scale * np.maximum(peaks / (most * max(float(np.median(peaks)), SMALLEST)), 1), maker)
+
+
+def _centred(scale: np.ndarray, maker: Maker | None) -> np.ndarray:
+    """A scale that what makes the channels can take, around 1."""
+    scale = scale if maker is None else maker.shared(scale)
+    return (scale / np.exp(np.log(scale).mean())).astype(np.float32)
 
 
 def _read(pair: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
@@ -261,6 +324,12 @@ def _multiply(graph: ir.Graph, node: ir.Node, index: int, factor: np.ndarray) ->
         name = str(old.name)
         del graph.initializers[name]
         new.name = name
+
+
+def _maker_of(x: ir.Value, group: Sequence[tuple[Linear, Scheme]]) -> Maker | None:
+    """`_maker` of an input that nothing but its products reads."""
+    alone = all(use.node in {linear.node for linear, _ in group} for use in x.uses()) and not x.is_graph_output()
+    return _maker(x, group[0][0].shape[0]) if alone else None
 
 
 def _maker(x: ir.Value, width: int) -> Maker | None:
@@ -373,14 +442,26 @@ def _values(node: ir.Node) -> Maker | None:
     return Maker(parts, (kv, heads // kv, size)) if size * kv == parts[0].count else None
 
 
-def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
-    levels = 64 if scheme.reduced else 127
-    step = np.maximum(np.abs(weight).max(0, keepdims=True), 1e-30) / levels
-    rounded: np.ndarray = _rounded_rows(x) @ (np.rint(weight / step) * step)
+def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
+    sides = Sides() if scheme.rotated else reading.sides
+    rounded: np.ndarray = sides.rounded(x) @ _rounded_columns(weight, scheme)
     return rounded
 
 
-def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+def _by_range(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
+    step, zero = grid(reading.limits)
+    codes = (np.rint(x / step) + np.float32(zero)).clip(0, 255) - np.float32(zero)
+    rounded: np.ndarray = (codes * step) @ _rounded_columns(weight, scheme)
+    return rounded
+
+
+def _rounded_columns(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    step = np.maximum(np.abs(weight).max(0, keepdims=True), 1e-30) / (REDUCED if scheme.reduced else FULL)
+    rounded: np.ndarray = np.rint(weight / step) * step
+    return rounded
+
+
+def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
     k, n = weight.shape
     size = block_size(k, scheme.block)
     padding = -k % size
@@ -397,21 +478,19 @@ def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
         step = np.where(high > low, (high - low) / most, 1)
         zero = np.rint(-low / step)
         values = ((np.rint(blocks / step) + zero).clip(0, most) - zero) * step
-    product: np.ndarray = _rounded_rows(activations).reshape(len(x), -1) @ values.reshape(-1, n).astype(np.float32)
+    product: np.ndarray = Sides().rounded(activations).reshape(len(x), -1) @ values.reshape(-1, n).astype(np.float32)
     return product
 
 
-def _rounded_rows(x: np.ndarray) -> np.ndarray:
-    """x [..., K] in 8 bits with a scale for each of the rows, in float32."""
-    step = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30) / 127
-    rounded: np.ndarray = (np.rint(x / step) * step).astype(np.float32)
-    return rounded
-
-
-def _exact(x: np.ndarray, weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+def _exact(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
     product: np.ndarray = x @ weight
     return product
 
 
 # Kind of a scheme → its product, x [M, K] and weight [K, N] → [M, N], with the same rounding; quick, not exact to the bit.
-PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray, Scheme], np.ndarray]] = {"rows": _by_rows, "blocks": _in_blocks, "fp32": _exact}
+PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray, Scheme, Reading], np.ndarray]] = {
+    "rows": _by_rows,
+    "static": _by_range,
+    "blocks": _in_blocks,
+    "fp32": _exact,
+}

@@ -1,25 +1,94 @@
 """INT8 weights with a scale per column, and activations with a scale per row or one that calibration gives.
 
-By rows, a row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone.
-The kernel multiplies uint8 (zero point 128) by int8. Processors without VNNI may add pairs of products in 16 bits, which saturate at
+By rows, a row's answer does not depend on the rows beside it, to the last bit: its scale is made of itself alone. What an activation
+function made is nowhere far below zero, so that nearly all codes are for values above it: see `Sides`.
+The kernel multiplies uint8 by int8. Processors without VNNI may add pairs of products in 16 bits, which saturate at
 extreme values: 2 * 255 * 127 > 32767. Int8 activations would avoid that, but are many times slower where VNNI exists; weights of a
 reduced range, -64..64, avoid it everywhere, for 2 * 255 * 64 = 32640.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import constant, dims, new_node, take_over
+from onnxport.graph.edit import array_of, constant, dims, new_node, take_over
 from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.blocks.rounding import PIECE, stored_step
 from onnxport.quantize.schemes.linear import Linear, Lookup
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
-UNIT = np.float32(1 / 127)  # of an activation once its row is divided by its largest magnitude
-Quantized = tuple[ir.Value, ir.Value]  # uint8 [..., K] and the largest magnitude of each row, float [..., 1]
+LITTLE = 32  # codes below zero, where an activation function leaves little there
+# Activation function → how far below zero its values can be; that of x times its sigmoid is SILU.
+LEAST = {"Relu": 0.0, "Sigmoid": 0.0, "Softmax": 0.0, "Gelu": 0.1701, "FastGelu": 0.1701, "BiasGelu": 0.1701, "QuickGelu": 0.1637}
+SILU = 0.2785
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How uint8 holds a row that was divided by its largest value: `zero` codes are below zero, and all others above.
+
+    least: how far below zero a value can be; None where there is no such bound, and the largest value is the largest magnitude.
+    """
+
+    least: float | None = None
+
+    @property
+    def zero(self) -> int:
+        """The code of zero."""
+        return 128 if self.least is None else LITTLE if self.least else 0
+
+    @property
+    def steps(self) -> int:
+        """Codes from zero to the largest value."""
+        return 255 - self.zero
+
+    @property
+    def floor(self) -> float:
+        """What the largest value of a row counts as at least, so that what is below zero has codes too."""
+        return self.least * self.steps / self.zero if self.least else 0.0
+
+    def divided(self, factor: float) -> Sides:
+        """Those of values that are multiplied by positive numbers up to `factor`."""
+        return self if self.least is None else Sides(self.least * factor)
+
+    def rounded(self, x: np.ndarray) -> np.ndarray:
+        """x [..., K] as it is after rounding, float32."""
+        largest = np.abs(x).max(-1, keepdims=True) if self.least is None else np.maximum(x.max(-1, keepdims=True), self.floor)
+        step = np.maximum(largest, np.float32(1e-30)) / self.steps
+        found: np.ndarray = (np.rint(x / step).clip(-self.zero, 255 - self.zero) * step).astype(np.float32)
+        return found
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An activation in 8 bits: uint8 [..., K], and the largest value of each row, float [..., 1]."""
+
+    codes: ir.Value
+    largest: ir.Value
+    sides: Sides
+
+
+def sides_of(x: ir.Value) -> Sides:
+    """By what makes x: an activation function, perhaps with its channels multiplied by positive constants."""
+    node = x.producer()
+    if node is None:
+        return Sides()
+    if node.op_type in LEAST:
+        return Sides(LEAST[node.op_type])
+    if node.op_type != "Mul":
+        return Sides()
+    given = [value for value in node.inputs if value is not None]
+    for value, other in (given, given[::-1]):
+        factor, gate = array_of(other), other.producer()
+        if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is value:
+            return Sides(SILU)
+        if factor is not None and (factor > 0).all():
+            return sides_of(value).divided(float(factor.max()))
+    return Sides()
 
 
 def quantize_columns(weight: np.ndarray, chosen: Scheme) -> tuple[np.ndarray, np.ndarray]:
@@ -58,41 +127,47 @@ def stored(graph: ir.Graph, linear: Linear, weight: np.ndarray) -> ir.Value:
 
 
 def quantize_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> Quantized:
-    """Nodes that turn x [..., K] into uint8 around 128 and its largest magnitude per row; to be shared by all products that read x.
+    """Nodes that turn x [..., K] into uint8 and the largest value of each row; to be shared by all products that read x.
 
-    A row of zeros divides 0 by 0; whatever integers come of that, its scale 0 makes the product 0 again.
+    A row of zeros may divide 0 by 0; whatever integers come of that, its scale 0 makes the product 0 again.
     """
-    shape = dims(x)
+    shape, sides = dims(x), sides_of(x)
     row = ir.Shape([*x.shape[:-1], 1]) if shape is not None and x.shape is not None else None
 
-    def step(op: str, inputs: list[ir.Value], suffix: str, **attributes: object) -> ir.Value:
+    def step(op: str, inputs: list[ir.Value], suffix: str, like: ir.Shape | None, **attributes: object) -> ir.Value:
         kind = ir.TensorType(ir.DataType.UINT8 if suffix == "uint8" else ir.DataType.FLOAT)
-        like = ir.Value(name=f"{x.name}/rows/{suffix}", type=kind, shape=row if suffix == "largest" else x.shape)
-        return new_node(graph, before, op, inputs, attributes, [like], domain="").outputs[0]
+        value = ir.Value(name=f"{x.name}/rows/{suffix}", type=kind, shape=like)
+        return new_node(graph, before, op, inputs, attributes, [value], domain="").outputs[0]
 
     last = constant(graph, "axis_last", np.array([-1], np.int64))
-    largest = step("ReduceMax", [step("Abs", [x], "magnitude"), last], "largest", keepdims=1)
-    unit, zero = constant(graph, "row_unit", UNIT), constant(graph, "row_zero", np.uint8(128))
-    return step("QuantizeLinear", [step("Div", [x, largest], "ratio"), unit, zero], "uint8"), largest
+    sized = x if sides.least is not None else step("Abs", [x], "magnitude", x.shape)
+    largest = step("ReduceMax", [sized, last], "largest", row, keepdims=1)
+    if sides.floor:
+        floor = constant(graph, f"{x.name}/rows/floor", np.float32(sides.floor))
+        largest = step("Max", [largest, floor], "at_least", row)
+    unit, zero = _unit(graph, sides)
+    return Quantized(step("QuantizeLinear", [step("Div", [x, largest], "ratio", x.shape), unit, zero], "uint8", x.shape), largest, sides)
+
+
+def _unit(graph: ir.Graph, sides: Sides) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point of a row that was divided by its largest value."""
+    unit, zero = constant(graph, f"row_unit/{sides.steps}", np.float32(1 / sides.steps)), np.uint8(sides.zero)
+    return unit, constant(graph, f"row_zero/{sides.zero}", zero)
 
 
 def replace_rows(graph: ir.Graph, linear: Linear, quantized: Quantized, chosen: Scheme) -> None:
     """Put a product of integers in the place of a product."""
     weight, scale = quantize_columns(linear.weight, chosen)
     name = linear.node.outputs[0].name
-    inputs = [
-        quantized[0],
-        stored(graph, linear, weight),
-        constant(graph, "row_unit", UNIT),
-        constant(graph, f"{name}/column_scale", scale),
-        constant(graph, "row_zero", np.uint8(128)),
-    ]
+    unit, zero = _unit(graph, quantized.sides)
+    columns = constant(graph, f"{name}/column_scale", scale)
+    inputs = [quantized.codes, stored(graph, linear, weight), unit, columns, zero]
     out = linear.output
     kind = ir.TensorType(ir.DataType.FLOAT)
     product = ir.Value(name=f"{name}/product", type=kind, shape=out.shape)
     y = new_node(graph, linear.node, "MatMulIntegerToFloat", inputs, {}, [product]).outputs[0]
     scaled = out if linear.bias is None else ir.Value(name=f"{name}/scaled", type=kind, shape=out.shape)
-    y = new_node(graph, linear.node, "Mul", [y, quantized[1]], {}, [scaled], domain="").outputs[0]
+    y = new_node(graph, linear.node, "Mul", [y, quantized.largest], {}, [scaled], domain="").outputs[0]
     if linear.bias is not None:
         y = new_node(graph, linear.node, "Add", [y, linear.bias], {}, [out], domain="").outputs[0]
     take_over(out, y)
@@ -117,6 +192,15 @@ def replace_lookup(graph: ir.Graph, lookup: Lookup, chosen: Scheme) -> None:
     take_over(out, y.outputs[0])
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An activation in 8 bits by one scale: uint8 [..., K], its scale and its zero point."""
+
+    codes: ir.Value
+    scale: ir.Value
+    zero: ir.Value
+
+
 def grid(limits: tuple[float, float]) -> tuple[np.float32, np.uint8]:
     """The step and the zero point of 8 bits that hold `limits` and 0."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
@@ -124,30 +208,24 @@ def grid(limits: tuple[float, float]) -> tuple[np.float32, np.uint8]:
     return step, np.uint8(np.clip(np.rint(-low / step), 0, 255))
 
 
-def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> ir.Value:
-    """x as uint8 and back, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
+def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> Activation:
+    """x as uint8, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
     step, zero = grid(limits)
     name = f"{x.name}/{method}"
     scale, point = constant(graph, f"{name}/scale", step), constant(graph, f"{name}/zero", zero)
-    small = ir.Value(name=f"{name}/uint8", type=ir.TensorType(ir.DataType.UINT8), shape=x.shape)
-    y = new_node(graph, before, "QuantizeLinear", [x, scale, point], {}, [small], domain="").outputs[0]
-    back = ir.Value(name=f"{name}/float", type=ir.TensorType(ir.DataType.FLOAT), shape=x.shape)
-    return new_node(graph, before, "DequantizeLinear", [y, scale, point], {}, [back], domain="").outputs[0]
+    codes = ir.Value(name=f"{name}/uint8", type=ir.TensorType(ir.DataType.UINT8), shape=x.shape)
+    return Activation(new_node(graph, before, "QuantizeLinear", [x, scale, point], {}, [codes], domain="").outputs[0], scale, point)
 
 
-def replace_static(graph: ir.Graph, linear: Linear, x: ir.Value, chosen: Scheme) -> None:
-    """Put a product of what was quantized in the place of a product."""
+def replace_static(graph: ir.Graph, linear: Linear, x: Activation, chosen: Scheme) -> None:
+    """Put a product of what was quantized in the place of a product; the kernel adds the bias as it writes the result."""
     weight, scale = quantize_columns(linear.weight, chosen)
     name = linear.node.outputs[0].name
     scales = constant(graph, f"{name}/column_scale", scale if chosen.per_channel else scale[0])
-    back = ir.Value(name=f"{name}/weight", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(weight.shape))
     # Zero points are told: where ONNX Runtime makes weights uint8 (see onnxport.runtime.processor) it would add one for all columns.
-    zeros = constant(graph, f"{name}/column_zero", np.zeros_like(scales.const_value.numpy(), np.int8))
-    inputs, attributes = [stored(graph, linear, weight), scales, zeros], {"axis": 1} if chosen.per_channel else {}
-    w = new_node(graph, linear.node, "DequantizeLinear", inputs, attributes, [back], domain="").outputs[0]
+    zeros = constant(graph, f"{name}/column_zero", np.zeros_like(scale if chosen.per_channel else scale[0], np.int8))
+    inputs: list[ir.Value | None] = [x.codes, stored(graph, linear, weight), x.scale, scales, x.zero, zeros]
     out = linear.output
-    like = out if linear.bias is None else ir.Value(name=f"{name}/product", type=ir.TensorType(ir.DataType.FLOAT), shape=out.shape)
-    y = new_node(graph, linear.node, "MatMul", [x, w], {}, [like], domain="").outputs[0]
-    if linear.bias is not None:
-        y = new_node(graph, linear.node, "Add", [y, linear.bias], {}, [out], domain="").outputs[0]
-    take_over(out, y)
+    product = ir.Value(name=f"{name}/product", type=ir.TensorType(ir.DataType.FLOAT), shape=out.shape)
+    bias = [] if linear.bias is None else [linear.bias]
+    take_over(out, new_node(graph, linear.node, "MatMulIntegerToFloat", [*inputs, *bias], {}, [product]).outputs[0])

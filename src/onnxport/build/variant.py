@@ -154,23 +154,32 @@ class VariantBuilder:
         return self._feeds[rows]
 
     def _texts(self) -> Callable[[], Feeds] | None:
-        """What gives calibration inputs made of the kit's texts; None but for language models that know their language."""
-        graphs = self.fused.graphs
-        if set(graphs) != {"decoder"} or not self._knows_texts:
-            return None
+        """What gives calibration inputs made of the kit's texts; None but for encoders of texts and language models that know them."""
+        if set(self.fused.graphs) == {"decoder"}:
+            return self._kit_of_a_decoder if self._knows_texts else None
+        return (lambda: self._kit_of_an_encoder) if self._kit_of_an_encoder else None
 
-        def feeds() -> Feeds:
-            if self._kit is None:
-                manifest, folder = self.staging.manifest, self.staging.path
-                assert manifest is not None
-                generation, chat = parse.generation(manifest["generation"]), parse.chat(manifest["chat"])
-                assert generation is not None
-                template = None if chat is None else ChatTemplate.parse((folder / chat.template).read_bytes(), chat.tokens)
-                tokenizer = folder / next(iter(manifest["tokenizers"].values()))
-                self._kit = calibration_inputs.kit_feeds(generation, tokenizer, template, graphs["decoder"])
-            return self._kit
+    @cached_property
+    def _kit_of_an_encoder(self) -> Feeds:
+        manifest = self.staging.manifest
+        assert manifest is not None
+        names = list(manifest["tokenizers"].values())
+        if len(self.fused.graphs) > 1 or not names or manifest["task"] == "question-answering":
+            return {}
+        ((role, model),) = self.fused.graphs.items()
+        found = calibration_inputs.kit_encoder_feeds(parse.encoding(manifest["encoding"]), self.staging.path / names[0], model)
+        return {role: found} if found else {}
 
-        return feeds
+    def _kit_of_a_decoder(self) -> Feeds:
+        if self._kit is None:
+            manifest, folder = self.staging.manifest, self.staging.path
+            assert manifest is not None
+            generation, chat = parse.generation(manifest["generation"]), parse.chat(manifest["chat"])
+            assert generation is not None
+            template = None if chat is None else ChatTemplate.parse((folder / chat.template).read_bytes(), chat.tokens)
+            tokenizer = folder / next(iter(manifest["tokenizers"].values()))
+            self._kit = calibration_inputs.kit_feeds(generation, tokenizer, template, self.fused.graphs["decoder"])
+        return self._kit
 
     @property
     def _positions(self) -> int | None:
