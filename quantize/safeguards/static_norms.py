@@ -14,11 +14,12 @@ from onnxport.quantize.schemes.channel_scales import NORMS, ChannelScales
 from onnxport.quantize.schemes.linear import Linear, linears
 
 STATIC = "int8-static-minmax"  # nothing that was seen is cut
-MORE = 0.25  # of what all products lose by rows, that may be lost beside it
+SMALL = 1.5e-4  # of a product's square, that it may lose in any case,
+MORE = 0.25  # and of what all products lose by rows, that others may lose beside it
 
 
 def settle(model: ir.Model, plan: Plan, scales: ChannelScales) -> Plan:
-    """The plan with STATIC in the place of rows for weights whose inputs norms make: as many as lose little more, least first.
+    """The plan with STATIC in the place of rows for weights whose inputs norms make: those that lose little, least first.
 
     model: a text encoder in float32, fused. scales: of the same model, on texts. Losses of products are squared errors relative to them,
     which add up about as independent noise does.
@@ -36,8 +37,8 @@ def settle(model: ir.Model, plan: Plan, scales: ChannelScales) -> Plan:
     more = {inputs: sum(static[x] - rows[x] for x in inputs) for inputs in groups if all(x in static for x in inputs)}
     left, chosen = MORE * sum(rows.values()), dict[str, str]()
     for inputs in sorted(more, key=more.__getitem__):
-        if (left := left - max(more[inputs], 0.0)) < 0:
-            break
+        if any(static[x] > SMALL for x in inputs) and (left := left - max(more[inputs], 0.0)) < 0:
+            continue
         chosen |= {name: wanted[name] for name in groups[inputs]}
     return Plan(plan.schemes | chosen)
 

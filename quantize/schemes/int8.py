@@ -21,7 +21,7 @@ from onnxport.quantize.schemes.blocks.rounding import PIECE, stored_step
 from onnxport.quantize.schemes.linear import Linear, Lookup
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
-LITTLE = 32  # codes below zero, where an activation function leaves little there
+LITTLE = 64  # codes below zero, where an activation function leaves little there: fewer would cost rows of small values too much
 # Activation function → how far below zero its values can be; that of x times its sigmoid is SILU.
 LEAST = {"Relu": 0.0, "Sigmoid": 0.0, "Softmax": 0.0, "Gelu": 0.1701, "FastGelu": 0.1701, "BiasGelu": 0.1701, "QuickGelu": 0.1637}
 SILU = 0.2785
