@@ -4,13 +4,17 @@
     python benchmarks/real_tasks.py entities FOLDER BUNDLE    # a folder with an ONNX file for entities, such as PyPI's rampart
     python benchmarks/real_tasks.py chat FOLDER BUNDLE        # a language model; without a chat template it goes on with the question
 
-Each prints a row of a Markdown table for each case.
+Each prints a row of a Markdown table for each case. `chat --llama PYTHON` asks llama.cpp's files of the same weights too; PYTHON is that of
+`benchmarks/setup.py llama_cpp`, and FOLDER one that benchmarks/peers/llama_cpp.py reads.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 import click
 import numpy as np
 
+from onnxport.compare.protocol.client import Client
 from onnxport.runtime import load
 
+HERE = Path(__file__).resolve().parent
+LLAMA = ("f32", "q8_0", "q4_0")
 TEXTS = ["How do I reset my password?", "I forgot my login.", "The weather is fine today.", "Wie setze ich mein Passwort zurück?"]
 WISHES: list[dict[str, Any]] = [
     {},
@@ -137,7 +144,8 @@ def _onnx_classifier(folder: Path) -> Any:
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--many", is_flag=True, help="Ask 50 questions in the place of five.")
-def chat(folder: Path, bundle: Path, many: bool) -> None:
+@click.option("--llama", type=click.Path(path_type=Path), help="Python of an environment with llama-cpp-python")
+def chat(folder: Path, bundle: Path, many: bool, llama: Path | None) -> None:
     """Greedy answers to questions, against transformers' `generate` with the folder's template, by token."""
     import torch
     import transformers
@@ -146,7 +154,9 @@ def chat(folder: Path, bundle: Path, many: bool) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     original = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     questions = [form.format(subject) for form in FORMS for subject in SUBJECTS] if many else QUESTIONS
-    wanted, ends = [], original.generation_config.eos_token_id
+    ends = original.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    prompts, wanted = [], []
     for question in questions:
         talk = [{"role": "user", "content": question}]
         if tokenizer.chat_template:
@@ -154,10 +164,9 @@ def chat(folder: Path, bundle: Path, many: bool) -> None:
         else:
             ids = tokenizer(question).input_ids
         with torch.no_grad():
-            row = original.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, repetition_penalty=1.0)[
-                0, len(ids) :
-            ].tolist()
-        wanted.append([token for token in row if token not in (ends if isinstance(ends, list) else [ends])])
+            row = original.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, repetition_penalty=1.0)
+        prompts.append(list(ids))
+        wanted.append(_until(row[0, len(ids) :].tolist(), ends))
     click.echo(
         f"| variant | equal answers | the same {BEGUN} tokens first | equal first tokens | first answer |\n| --- | --- | --- | --- | --- |"
     )
@@ -166,12 +175,42 @@ def chat(folder: Path, bundle: Path, many: bool) -> None:
         asked = [[{"role": "user", "content": question}] for question in questions] if tokenizer.chat_template else questions
         answer = model.chat if tokenizer.chat_template else model.generate
         got = [answer(one, max_new_tokens=NEW, temperature=0, repetition_penalty=1.0)[0] for one in asked]
-        pairs = list(zip([list(one.tokens) for one in got], wanted, strict=True))
-        first = sum(next((i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(map(len, pair))) for pair in pairs)
-        equal = sum(a == b for a, b in pairs)
-        begun = sum(a[:BEGUN] == b[:BEGUN] for a, b in pairs)
-        text = got[0].text.replace("\n", " ")[:80]
-        click.echo(f"| {precision} | {equal} of {len(pairs)} | {begun} | {first} of {sum(len(b) for _, b in pairs)} | {text} |")
+        _tell(precision, [list(one.tokens) for one in got], wanted, got[0].text)
+    if llama is not None:
+        for kind, rows in _of_llama(folder, llama, prompts):
+            found = [_until(row, ends) for row in rows]
+            _tell(f"llama.cpp {kind}", found, wanted, tokenizer.decode(found[0]))
+
+
+def _until(row: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends an answer."""
+    return list(row[: next((i for i, token in enumerate(row) if token in ends), len(row))])
+
+
+def _tell(name: str, got: list[list[int]], wanted: list[list[int]], text: str) -> None:
+    pairs = list(zip(got, wanted, strict=True))
+    first = sum(next((i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(map(len, pair))) for pair in pairs)
+    equal = sum(a == b for a, b in pairs)
+    begun = sum(a[:BEGUN] == b[:BEGUN] for a, b in pairs)
+    shown = text.replace("\n", " ")[:80]
+    click.echo(f"| {name} | {equal} of {len(pairs)} | {begun} | {first} of {sum(len(b) for _, b in pairs)} | {shown} |")
+
+
+def _of_llama(folder: Path, python: Path, prompts: list[list[int]]) -> Any:
+    """Kind of file, and llama.cpp's greedy tokens after each prompt, one prompt after the other."""
+    with tempfile.TemporaryDirectory(prefix="llama-cpp-") as made:
+        files = Path(made) / "files"
+        subprocess.run([python, "-m", "peers.llama_cpp", folder.resolve(), files], check=True, cwd=HERE)
+        for kind in LLAMA:
+            options = {"folder": str(files), "precision": kind, "threads": os.cpu_count()}
+            spec = {"kind": "class", "class": "peers.llama_cpp:Peer", "options": options}
+            side = Client(f"llama.cpp {kind}", spec, timeout=3600, paths=[str(HERE)], python=str(python))
+            try:
+                side.load()
+                answers = [side.call("generate", [ids], max_new_tokens=NEW, min_new_tokens=NEW)[0][0]["tokens"] for ids in prompts]
+            finally:
+                side.close()
+            yield kind, answers
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
 from onnxport.quantize.calibration_inputs import GoldenText, golden_feeds, golden_texts
+from onnxport.quantize.encoder_scales import EncoderScales, reads_texts
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Bounds, Precision
-from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_norms, static_outliers
-from onnxport.quantize.schemes import channel_scales, half, int8_cache
+from onnxport.quantize.safeguards import half_overflow, sensitive_weights, static_outliers
+from onnxport.quantize.schemes import half, int8_cache
 from onnxport.quantize.schemes.apply import quantize, solve
 from onnxport.quantize.schemes.blocks import half_scales, stored
 from onnxport.quantize.schemes.blocks.blockwise import Weights
@@ -145,15 +146,20 @@ def _graphs(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[
 
 def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
     """Graphs with weights of 8 or 4 bits of a model that is not judged by texts it continues."""
-    if plan.needs and recipe.feeds is None:
+    role, needs = reads_texts(fused), plan.needs
+    kit = recipe.texts if role is not None and (recipe.plan is not None or not needs) else None
+    given = recipe.feeds or kit
+    if needs and given is None:
         raise UsageError(f"{recipe.precision} is calibrated on data, and there is none: give --calibrate FILE")
-    feeds = recipe.feeds() if recipe.feeds is not None else None
+    feeds = given() if given is not None else None
     if recipe.plan is None:
         plan = stored.own_plan(plan, fused)
     plan = _without_experts(recipe, plan, fused)
-    role, needs = _reads_texts(fused), plan.needs
     if role is not None and plan.rounds_activations:
-        fused, plan, feeds = _encoder(recipe, plan, fused, goldens, role)
+        scales = EncoderScales(fused, feeds, goldens)
+        if recipe.plan is None and feeds is not None and not needs:
+            plan = scales.with_static_norms(plan)
+        fused = scales.graphs(plan)
     if role is not None and recipe.plan is None and not needs:
         most = ROOM * PRECISIONS[recipe.precision].relative_error
         seen = None if feeds is None else feeds[role]
@@ -164,35 +170,12 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     return quantize(fused, plan, feeds, Weights(recipe.finished))
 
 
-def _encoder(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path, role: str) -> tuple[Graphs, Plan, Feeds | None]:
-    """An encoder of texts that reads scaled channels, its plan, where one scale may serve inputs that norms make, and its calibration
-    inputs: the given ones, else those of the kit's texts, else None."""
-    given = recipe.feeds or recipe.texts
-    feeds = given() if given is not None else None
-    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))[role]
-    if not seen:
-        return fused, plan, feeds
-    scales = ChannelScales(fused[role], seen)
-    if recipe.plan is None and feeds is not None and "range" not in plan.needs:
-        plan = static_norms.settle(fused[role], plan, scales)
-    return {role: scales.scaled(_for_scales(plan, fused[role]))}, plan, feeds
-
-
-def _for_scales(plan: Plan, model: Any) -> Plan:
-    """The schemes that channels of an encoder are scaled for: all by rows, but for what one scale serves that holds all that was seen.
-
-    So a weight that is left in float32 afterwards, or gets rows in the place of one scale, changes nothing for the others.
-    """
-    found = {linear.parameter: plan.of(linear.parameter) for linear in linears(model.graph)}
-    return Plan({name: one.name if one.kind == "static" and one.range == "minmax" else "int8-rows" for name, one in found.items()})
-
-
 def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:
     """Graphs of a plan that a search found, for the CPU alone."""
     feeds = recipe.feeds() if recipe.feeds is not None else None
     if feeds is not None and set(fused) == {"decoder"}:
         return _language_model(recipe, fused, feeds, goldens)
-    return quantize(smoothed(fused, feeds, goldens), plan, feeds)
+    return quantize(EncoderScales(fused, feeds, goldens).graphs(plan), plan, feeds)
 
 
 def _for_cuda(recipe: Recipe, fused: Graphs, goldens: Path) -> tuple[Graphs, dict[str, str]]:
@@ -323,22 +306,3 @@ def _half(recipe: Recipe, plan: Plan, half_precision: Precision, fused: Graphs, 
     if recipe.plan is None and plan.half == "fp16":  # bfloat16 has the range of float32
         plan = half_overflow.safe(fused, plan, recipe.feeds() if recipe.feeds is not None else golden_feeds(goldens, fused))
     return {role: half.to_half(graph, plan) for role, graph in fused.items()}, dict(plan.schemes)
-
-
-def smoothed(fused: Graphs, feeds: Feeds | None, goldens: Path) -> Graphs:
-    """The graph of a text encoder with activations that are easier to quantize; other graphs as they are.
-
-    feeds: calibration inputs by role; None takes the inputs of the golden answers.
-    """
-    if (role := _reads_texts(fused)) is None:
-        return fused
-    seen = (feeds if feeds is not None else golden_feeds(goldens, fused))[role]
-    return {role: channel_scales.scaled(fused[role], Plan({"*": "int8-rows"}), seen)} if seen else fused
-
-
-def _reads_texts(fused: Graphs) -> str | None:
-    """The role of the only graph, where it encodes texts: it is called so, or reads token ids by their usual name and is no decoder."""
-    if len(fused) != 1 or "decoder" in fused:
-        return None
-    ((role, model),) = fused.items()
-    return role if role == "encoder" or any(value.name == "input_ids" for value in model.graph.inputs) else None

@@ -25,10 +25,12 @@ from onnxport.quantize.auto.decoding import KindLosses, kind_of
 from onnxport.quantize.auto.journal import Journal
 from onnxport.quantize.auto.knapsack import Picks
 from onnxport.quantize.calibration_inputs import Feeds
+from onnxport.quantize.encoder_scales import EncoderScales
 from onnxport.quantize.modules import Group, groups, plan_of
 from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.precisions import Bounds
-from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make_graphs, smoothed
+from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make_graphs
+from onnxport.quantize.safeguards.static_norms import STATIC, after_norms
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blocks.blockwise import Weights, block_size, named
 from onnxport.quantize.schemes.channel_scales import ChannelScales
@@ -50,7 +52,7 @@ DECODING = (
     "int4-blocks-asym-rotated-gptq",
 )
 TABLE = "int8-rows"  # of a table that nothing multiplies by
-ANSWERING = ("int8-rows", "int8-static")
+ANSWERING = ("int8-rows", STATIC, "int8-static")
 BATCH = 8  # of models that answer in one pass; answers are generated one by one
 ROUNDS, SECONDS = 40, 6.0  # of the last check of speed, a plan
 TRIAL = "auto-trial"  # name of the variant that is measured
@@ -116,12 +118,16 @@ class Measurements:
             recipe = replace(recipe, solved=self.solved)
             make: Make = lambda plan: make_graphs(replace(recipe, plan=plan), fused, goldens)  # noqa: E731
         else:
-            self.graphs = smoothed(fused, feeds, goldens)
-            make = lambda plan: _quantized(self.graphs, plan, feeds)  # noqa: E731
+            self.graphs, self.scales = fused, EncoderScales(fused, feeds, goldens)
+            make = lambda plan: _quantized(self.scales.graphs(plan), plan, feeds)  # noqa: E731
         self.trials = TrialVariants(staging, make, release_weights)
         self.groups = groups(fused, kind_of(fused["decoder"])) if self.decodes else groups(fused)
         self.schemes = ANSWERING if self.bundle.generation is None else DECODING if self.decodes else GENERATING
-        self.options = [(FP32.name, *_options(self.schemes, group)) for group in self.groups]
+        self.after_norms = set[str]() if self.decodes else {name for model in fused.values() for name in after_norms(model.graph)}
+        self.options = [
+            (FP32.name, *(name for name in _options(self.schemes, group) if name != STATIC or group.parameters & self.after_norms))
+            for group in self.groups
+        ]
         self.journal = Journal(options.folder, self._key(options, recipe.cache))
         self.batch = 1 if work.generates else BATCH
 
@@ -162,9 +168,9 @@ class Measurements:
         meter = cache(self._graph_meter)
 
         def loss(group: Group, scheme: str) -> float:
-            graphs = {role: self.graphs[role] for role in sorted(group.roles)}
-            few = {role: feeds[:4] for role, feeds in self.feeds.items()}
-            return meter().loss(quantize(graphs, plan_of({group.name: scheme}, [group]), few)[0])
+            plan, few = self._carried(plan_of({group.name: scheme}, [group])), {role: feeds[:4] for role, feeds in self.feeds.items()}
+            scaled = self.scales.graphs(plan)
+            return meter().loss(quantize({role: scaled[role] for role in sorted(group.roles)}, plan, few)[0])
 
         yield loss
 
@@ -247,12 +253,20 @@ class Measurements:
 
     def plan(self, picks: Picks) -> Plan:
         """The plan of picks, by names of weights."""
-        return plan_of({g.name: names[p] for g, names, p in zip(self.groups, self.options, picks, strict=True)}, self.groups)
+        return self._carried(plan_of({g.name: names[p] for g, names, p in zip(self.groups, self.options, picks, strict=True)}, self.groups))
+
+    def _carried(self, plan: Plan) -> Plan:
+        """The plan with rows for what has one scale where no norm makes the inputs: of a module the two are one option."""
+        return Plan({name: self._of_weight(scheme, name) for name, scheme in plan.schemes.items()})
+
+    def _of_weight(self, scheme: str, parameter: str) -> str:
+        return "int8-rows" if scheme == STATIC and parameter not in self.after_norms else scheme
 
     def uniform(self, name: str) -> Picks:
         """One scheme wherever it fits; of a language model, tables that nothing multiplies by get theirs beside it."""
         wanted = [_sized(name, group) if group.uses or not self.decodes else TABLE for group in self.groups]
-        return tuple(names.index(one) if one in names else 0 for one, names in zip(wanted, self.options, strict=True))
+        instead = "int8-rows" if name == STATIC else FP32.name
+        return tuple(names.index(one if one in names else instead) for one, names in zip(wanted, self.options, strict=True))
 
     def variants(self) -> dict[str, Picks]:
         """The bundle's own variants whose plans are picks, by name: what a search has to beat."""
@@ -262,13 +276,14 @@ class Measurements:
         return {name: picks for name, picks in found.items() if picks is not None}
 
     def _picks(self, plan: Mapping[str, str]) -> Picks | None:
-        """The picks of a plan that was carried out; None where it gives a group what is no option of it, or several schemes."""
+        """The picks of a plan that was carried out; None where it gives a group what is no option of it."""
         picks = []
         for group, names in zip(self.groups, self.options, strict=True):
-            schemes = {plan.get(parameter, FP32.name) for parameter in group.parameters}
-            if len(schemes) != 1 or not schemes <= {*names}:
+            found = {parameter: plan.get(parameter, FP32.name) for parameter in group.parameters}
+            fitting = [i for i, one in enumerate(names) if found == {parameter: self._of_weight(one, parameter) for parameter in found}]
+            if not fitting:
                 return None
-            picks.append(names.index(schemes.pop()))
+            picks.append(fitting[0])
         return tuple(picks)
 
     def short(self, picks: Picks) -> str:

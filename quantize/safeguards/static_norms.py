@@ -43,6 +43,12 @@ def settle(model: ir.Model, plan: Plan, scales: ChannelScales) -> Plan:
     return Plan(plan.schemes | chosen)
 
 
+def after_norms(graph: ir.Graph) -> set[str]:
+    """PyTorch names of the weights all of whose inputs norms make."""
+    uses = [(linear.parameter, _after_a_norm(linear)) for linear in linears(graph)]
+    return {name for name, _ in uses} - {name for name, after in uses if not after}
+
+
 def _static(plan: Plan, parameter: str) -> str:
     return f"{STATIC}-reduced" if plan.of(parameter).reduced else STATIC
 
