@@ -1,8 +1,8 @@
 """An export that is killed again and again, and goes on with --resume: python benchmarks/resume.py FOLDER [--precision int4] [--kills 3]
 
-The export runs whole once, in a process group of its own. Then it runs again into another place and gets SIGKILL, with all processes that it
-started, at evenly spaced moments of that time, and is started again with `--resume`. Prints the seconds of the whole run and of each part,
-and whether the bundle that came of the parts is the same, byte for byte. Needs room for two bundles, under --out.
+The export runs whole once. Then it runs again into another place: it and all that it started get SIGKILL at evenly spaced moments
+of that time, and it is started again with `--resume`. Prints the seconds of the whole run and of each part, and whether the bundle that
+came of the parts is the same, byte for byte. Needs room for two bundles, under --out.
 """
 
 from __future__ import annotations
