@@ -75,7 +75,8 @@ class Inputs:
     @property
     def largest(self) -> np.ndarray:
         """The largest |x| of each channel, [K]."""
-        return np.maximum(-np.asarray(self.low), self.high)
+        found: np.ndarray = np.maximum(-np.asarray(self.low), self.high)
+        return found
 
     def limits(self, scale: np.ndarray | float = 1.0) -> tuple[float, float]:
         """The least and the greatest value of all channels divided by `scale`."""
@@ -280,7 +281,8 @@ def _without_peaks(inputs: Inputs, scale: np.ndarray, maker: Maker | None) -> It
 def _centred(scale: np.ndarray, maker: Maker | None) -> np.ndarray:
     """A scale that what makes the channels can take, around 1."""
     scale = scale if maker is None else maker.shared(scale)
-    return (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+    centred: np.ndarray = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+    return centred
 
 
 def _read(pair: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
