@@ -23,11 +23,12 @@ from onnxport.graph.normalize import PARAMETER, fold_constants
 from onnxport.graph.session import answers, opened, real
 from onnxport.quantize.calibration_inputs import GoldenText
 from onnxport.quantize.plan import FP32, Plan, Scheme
+from onnxport.quantize.plan import scheme as plan_scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.schemes.apply import chosen, quantize
-from onnxport.quantize.schemes.blocks.blockwise import Weights
+from onnxport.quantize.schemes.blocks.blockwise import Weights, block_size
 from onnxport.quantize.schemes.channel_scales import ATTENTIONS
-from onnxport.quantize.schemes.linear import Linear
+from onnxport.quantize.schemes.linear import Linear, Lookup, lookups
 from onnxport.quantize.schemes.mixtures import Mixture, Product, products
 from onnxport.runtime.arrays import relative_error
 from onnxport.runtime.bundle.interface import LOGITS
@@ -39,7 +40,11 @@ TWIN, SWITCHES = "@quantized", "switches"
 ROLE = "graph"
 FEWER = 5  # one of so many texts of a language model tells which weights are more sensitive than others
 TAKEN_BACK = 6  # groups that are tried again once enough is protected
-SPENT = 0.2  # of the weights of 4 bits: the bytes of llama.cpp's Q4_K_M, which has 6 bits for half of its most sensitive kinds
+SPENT = 0.2  # of the weights of 4 bits that are made nearer in any case
+# Bits of a weight in llama.cpp's Q4_K_M (`llama_tensor_get_type` and its fallbacks in llama-quant.cpp): whether 256 divides its inputs →
+# those of most weights, and those of the projection to the vocabulary and of half of the products that narrow.
+Q4_K_M = {True: (4.5, 6.5625), False: (5.5, 8.5)}
+NEARLY = 0.98  # of its bytes: a bundle holds a graph besides
 BETWEEN = {"Add", "Split", "Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization", "RMSNormalization"}
 LARGE = 2**30  # weights: more take hours to try
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
@@ -52,7 +57,8 @@ class Measure:
 
     group: of a product's name, those that are tried together. better: of a product and its scheme, one that is nearer to it. loss: of
     the answers to the feeds at some places, which adds up over layers. large: what the twins lose is taken for what the graph as it would
-    be loses, and weights are tried on one of FEWER feeds. spent: the share of weights of 4 bits that are made nearer in any case.
+    be loses, and weights are tried on one of FEWER feeds. spent: the share of weights of 4 bits that are made nearer in any case; most:
+    the share that is not passed beyond that.
     """
 
     group: Callable[[str], str]
@@ -60,6 +66,7 @@ class Measure:
     loss: Callable[[Iterator[Feed], Sequence[int]], float]
     large: bool = False
     spent: float = 0.0
+    most: float = 0.0
 
 
 def of_an_encoder(model: ir.Model, feeds: Feeds, plan: Plan, most: float, calibration: Feeds | None = None) -> dict[str, str]:
@@ -83,16 +90,41 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     """PyTorch names of weights → a scheme nearer to them, so that a language model loses at most the share `room` of its `bounds`.
 
     What is lost: see `_lost`. Weights of one kind in a fifth of the layers are tried together; see `nearer`. Of weights of 4 bits those
-    that lose most are made nearer in any case, up to the share SPENT. model: float32, fused; texts: what the variant is judged by;
-    weights: what the plan solves by inputs of products.
+    that lose most are made nearer in any case, up to the share SPENT, and beyond it as far as llama.cpp's Q4_K_M has bytes left.
+    model: float32, fused; texts: what the variant is judged by; weights: what the plan solves by inputs of products.
     """
     whole = logits_alone(model)
     every = list(products(whole.graph))
     spent = SPENT if any(chosen(plan, product).bits == 4 for product in every) else 0.0
+    most = _left_by_q4_k_m(every, list(lookups(whole.graph)), plan) if spent else 0.0
     group = kinds([product.name for product in every]).__getitem__
     feeds = [text.feed for text in texts]
-    measure = Measure(group, nearer_of, _lost(texts, bounds), large=True, spent=spent)
+    measure = Measure(group, nearer_of, _lost(texts, bounds), large=True, spent=spent, most=most)
     return _to_protect(whole, feeds, plan, room, measure, weights)
+
+
+def _left_by_q4_k_m(every: Sequence[Product], tables: Sequence[Lookup], plan: Plan) -> float:
+    """The share of weights of 4 bits that can be made nearer until a graph has the bytes of llama.cpp's Q4_K_M."""
+    vocabulary = max((table.shape[0] for table in tables), default=0)
+    parts = {part.name: part for part in [*tables, *every] if not isinstance(part, Mixture)}  # a tied table is a product
+    room = more = 0.0
+    for part in parts.values():
+        width, outputs = part.shape[::-1] if isinstance(part, Lookup) else part.shape
+        usual, better = Q4_K_M[width % 256 == 0]
+        theirs = better if outputs == vocabulary else (usual + better) / 2 if width > outputs else usual
+        found = chosen(plan, part)
+        bits = _bits(found, width)
+        room += part.values * (NEARLY * (usual if isinstance(part, Lookup) else theirs) - bits)
+        if found.bits == 4 and not isinstance(part, Lookup):
+            more += part.values * (_bits(plan_scheme(nearer(found)), width) - bits)
+    return max(room, 0.0) / more if more else 0.0
+
+
+def _bits(scheme: Scheme, width: int) -> float:
+    """Bits of a weight with its share of its block's scale and zero point."""
+    if scheme.kind != "blocks":
+        return scheme.bits
+    return scheme.bits + (16 + (0 if scheme.symmetric else scheme.bits)) / block_size(width, scheme.block)
 
 
 def loss_of(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bounds: Bounds) -> float:
@@ -230,7 +262,7 @@ def _to_protect(
             for i in order[: max(count - 1, 0)][::-1][:TAKEN_BACK]:  # the last step may have gone far
                 on[i] = True
                 on[i] = loss(on, every) <= most
-            _spend(on, order, np.array([group.size if group.bits == 4 else 0 for group in groups.values()]), measure.spent)
+            _spend(on, order, np.array([group.size if group.bits == 4 else 0 for group in groups.values()]), measure)
             kept = _joined(groups[name] for at, name in enumerate(names) if not on[at])
             if measure.large or whole(kept) <= most:
                 return kept
@@ -238,12 +270,12 @@ def _to_protect(
     return _joined(groups.values())
 
 
-def _spend(on: np.ndarray, order: np.ndarray, sizes: np.ndarray, share: float) -> None:
-    """Switches off further groups, in their order, until those that are off have a share of all sizes. Sizes of 0 stay as they are."""
+def _spend(on: np.ndarray, order: np.ndarray, sizes: np.ndarray, measure: Measure) -> None:
+    """Switches off further groups, in their order, until those that are off have the share `spent` of all sizes, then those that fit into
+    the share `most`. Groups of size 0 stay as they are."""
     for i in order:
-        if sizes[~on].sum() >= share * sizes.sum():
-            return
-        on[i] &= not sizes[i]
+        if sizes[~on].sum() + sizes[i] <= max(measure.most, 0) * sizes.sum() or sizes[~on].sum() < measure.spent * sizes.sum():
+            on[i] &= not sizes[i]
 
 
 def _least(first: int, last: int, enough: Callable[[int], bool]) -> int:
