@@ -148,3 +148,12 @@ def test_a_table_beside_a_projection_of_its_own_is_told_in_four_bits() -> None:
     alone, both = (_variant("int4", tensors, {}) for tensors in ([head], [table, head]))
     eight, four = 1000 * 64 + 2 * 1000, 1000 * 64 // 2 + 1000 * 64 // 32 * (2 + 0.5)
     assert (alone, both - alone) == (eight, four)
+
+
+def test_experts_in_one_tensor_count_as_their_matrices() -> None:
+    experts = [_Tensor("model.layers.0.mlp.experts.gate_up_proj", (8, 64, 32), 2)]
+    apart = [_Tensor(f"model.layers.0.mlp.experts.{i}.gate_up_proj.weight", (64, 32), 2) for i in range(8)]
+    for name in ("int8", "int4", "fp16"):
+        assert _variant(name, experts, {}) == _variant(name, apart, {})
+    kernel = _Tensor("model.layers.0.conv.conv.weight", (32, 1, 3), 2)  # a convolution over positions is none
+    assert _variant("int8", [kernel], {}) == 4 * 32 * 3

@@ -83,8 +83,13 @@ class _Tensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether schemes are for it."""
-        return len(self.shape) == 2 and self.shape[1] >= FEWEST_INPUTS
+        """Whether schemes are for it: a matrix, or those of all experts of a layer."""
+        return len(self.shape) in (2, 3) and min(self.shape[1:]) >= FEWEST_INPUTS
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and inputs of a matrix; those of experts stand below each other."""
+        return self.numbers // self.shape[-1], self.shape[-1]
 
 
 def estimate(source: Any, precisions: Sequence[str] | None = None, targets: Sequence[str] = (CPU,)) -> Estimate:
@@ -222,7 +227,7 @@ def _shares_weights(name: str, names: Sequence[str]) -> str | None:
 def _variant(precision: str, tensors: Sequence[_Tensor], config: Mapping[str, Any]) -> int:
     plan = _whole_plan(precision, tensors)
     half = 2 if plan.half is not None else 4
-    total = sum(_bytes(plan.of(tensor.name), *tensor.shape) if tensor.is_matrix else half * tensor.numbers for tensor in tensors)
+    total = sum(_bytes(plan.of(tensor.name), *tensor.sizes) if tensor.is_matrix else half * tensor.numbers for tensor in tensors)
     return total + half * _rotations(config)
 
 
@@ -297,7 +302,7 @@ def _seconds(names: Sequence[str], tensors: Sequence[_Tensor], tokenizer: Path) 
     if tokenizer.is_file():
         known = TextTokenizer(tokenizer.read_bytes())
         read, fitted = (IDS + sum(map(len, token_rows(texts, known, None, None))) for texts in (golden_texts(), calibration_texts()))
-    weights = sum(tensor.numbers for tensor in tensors if len(tensor.shape) == 2)
+    weights = sum(tensor.numbers for tensor in tensors if tensor.is_matrix)
     total = ORIGINAL * read * weights
     for plan in map(_plan, names):
         total += CHECKS * read * weights
