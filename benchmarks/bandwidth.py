@@ -29,7 +29,7 @@ def weight_bytes(decoder: Path, rows: int = 1) -> int:
             read[name] = max(read.get(name, 0.0), rows if lookup else float("inf"))
     total = 0
     for tensor in graph.initializer:
-        if tensor.name in read and tensor.dims:
+        if tensor.name in read and tensor.dims and all(tensor.dims):
             size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * int(np.prod(tensor.dims))
             total += int(min(1.0, read[tensor.name] / tensor.dims[0]) * size)
     return total
