@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from onnxport.compare.measure import idle
 from onnxport.compare.measure.machine import describe
 from onnxport.compare.measure.timing import alternate, ratio, timed_call
 from onnxport.compare.protocol.client import Client
@@ -51,7 +52,7 @@ def main(bundle: Path, source: Path, threads: int, batches: tuple[int, ...], new
             side.load()
         for batch in batches:
             run = timed_call("generate", [[ids] * batch], min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-            timed = alternate(sides, run, rounds=rounds, least=rounds, budget_s=0)
+            timed = alternate(sides, run, rounds=rounds, least=rounds, budget_s=0, after=idle.wait)
             click.echo(f"\nbatch {batch}, {len(ids)} source tokens, {new_tokens} new tokens, {threads} threads")
             click.echo(f"{'':<16}{'tokens/s':>10}{'to eager':>20}{'to cached':>20}")
             rows = {}

@@ -13,6 +13,7 @@ import sides
 from bandwidth import read_speed, weight_bytes
 
 from onnxport.compare.data import Dataset, read_data
+from onnxport.compare.measure import idle
 from onnxport.compare.measure.timing import Timed, alternate, ratio
 from onnxport.compare.protocol.client import Client
 
@@ -34,7 +35,7 @@ class Bench:
     cpu: bool = False
 
     def alternate(self, run: Callable[[Client, int], tuple[float, int]], rounds: int, warm_up: int = 1) -> dict[str, Timed]:
-        return alternate(self.clients, run, rounds=rounds, least=rounds, budget_s=0, warm_up=warm_up)
+        return alternate(self.clients, run, rounds=rounds, least=rounds, budget_s=0, warm_up=warm_up, after=idle.wait)
 
     def texts(self) -> Dataset:
         """The sentences of --data; of pairs, a row a sentence with all its references."""

@@ -12,6 +12,7 @@ from handbuilt import SCHEMES
 from rows import Bench, Row, add_floor, best_batching, make_row, ours
 
 from onnxport.compare.data import Dataset
+from onnxport.compare.measure import idle
 from onnxport.compare.measure.timing import alternate, ratio
 from onnxport.compare.metrics import agreement, translation
 from onnxport.compare.protocol.client import Client
@@ -145,7 +146,7 @@ def ceiling(bench: Bench) -> Iterator[Row]:
                 many, one = (side.time("generate", ids, min_new_tokens=n, max_new_tokens=n)[0] for n in (NEW_TOKENS + 1, 1))
                 return many[0] - one[0], many[1] - one[1]
 
-            timed = alternate(clients, run, rounds=bench.rounds, least=bench.rounds, budget_s=0)
+            timed = alternate(clients, run, rounds=bench.rounds, least=bench.rounds, budget_s=0, after=idle.wait)
             row = make_row(bench, "ceiling", f"batch {batch}, greedy", "tokens/s", timed)
             for name, precision in ours(bench).items():
                 like = [built_by for built_by in built if (built_by.split()[1] == "fp32") == (precision == "fp32")]

@@ -47,6 +47,7 @@ class Peer:
         )
         self.names = [one.name for one in self.session.get_inputs()]
         self.tokenizer = Tokenizer.from_file(str(self.folder / "plain" / "tokenizer.json"))
+        self.tokenizer.no_padding()  # some pad every text to a length of their own
 
     def about(self) -> dict[str, Any]:
         """Version."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxport.compare import metrics, scores, speed
-from onnxport.compare.measure import energy, timing
+from onnxport.compare.measure import energy, idle, timing
 from onnxport.compare.protocol.client import Client
 from onnxport.compare.workload import SideRequest, Workload
 from onnxport.errors import TextError
@@ -273,7 +273,7 @@ def throughput(
     meters: by side, where there are any.  options: of `timing.alternate`.
     """
     run = timing.timed_call(work.method, work.batches(batch, rounds), **work.fixed)
-    return timing.alternate(sides, run, rounds=rounds, budget_s=budget_s, meters=meters, **options)
+    return timing.alternate(sides, run, rounds=rounds, budget_s=budget_s, meters=meters, after=idle.wait, **options)
 
 
 def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_s: float, **options: Any) -> dict[str, timing.Timed]:
@@ -281,4 +281,5 @@ def latency(sides: Mapping[str, Client], work: Workload, *, rounds: int, budget_
     batches = work.batches(1, rounds)
     run = timing.timed_call(work.method, batches, **work.natural)
     least, fewest = min(20, rounds), min(10, rounds)
-    return timing.alternate(sides, run, rounds=max(len(batches), 20), least=least, fewest=fewest, budget_s=budget_s, **options)
+    rounds = max(len(batches), 20)
+    return timing.alternate(sides, run, rounds=rounds, least=least, fewest=fewest, budget_s=budget_s, after=idle.wait, **options)

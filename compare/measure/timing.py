@@ -53,13 +53,15 @@ def alternate(
     meters: Mapping[str, Meter] | None = None,
     enough: Callable[[Mapping[str, Timed]], bool] | None = None,
     on_round: Callable[[int, int], None] | None = None,
+    after: Callable[[Client], None] | None = None,
 ) -> dict[str, Timed]:
     """Runs every side once a round, in an order that changes from round to round, so that none always runs after the same other.
 
     run: (side, round) -> (seconds, units). Rounds end early when `budget_s` is spent, but not before `least` of them, or before
     `fewest` when a side is so slow that twice the budget is spent. meters: by side, of the energy that is spent while it runs.
     enough: whether what was taken suffices, asked after `least` rounds, twice as many, and so on: each look is a chance to be misled.
-    on_round: called before each round with how many are done and about how many there will be.
+    on_round: called before each round with how many are done and about how many there will be. after: called after each run, where there
+    are several sides, such as `idle.wait`.
     """
     names = list(sides)
     joules: dict[str, list[float]] = {name: [] for name in names}
@@ -80,14 +82,20 @@ def alternate(
         if on_round is not None and number >= 0:
             on_round(number, max(number + 1, min(rounds, round(budget_s * number / spent)) if number and spent else rounds))
         for name in _order(names, number):
-            meter = (meters or {}).get(name)
-            before = meter.joules() if meter is not None else 0.0
-            sample = run(sides[name], max(number, 0))
+            sample, spent_joules = _run(sides[name], run, number, (meters or {}).get(name))
             if number >= 0:
                 samples[name].append(sample)
-                if meter is not None:
-                    joules[name].append(meter.joules() - before)
+                joules[name] += spent_joules
+            if after is not None and len(names) > 1:
+                after(sides[name])
     return taken()
+
+
+def _run(side: Client, run: Callable[[Client, int], Sample], number: int, meter: Meter | None) -> tuple[Sample, list[float]]:
+    """A run, and the joules of it where there is a meter."""
+    before = meter.joules() if meter is not None else 0.0
+    sample = run(side, max(number, 0))
+    return sample, [] if meter is None else [meter.joules() - before]
 
 
 def _order(names: Sequence[str], number: int) -> list[str]:
