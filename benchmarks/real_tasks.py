@@ -144,7 +144,7 @@ def _onnx_classifier(folder: Path) -> Any:
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--many", is_flag=True, help="Ask 50 questions in the place of five.")
-@click.option("--llama", type=click.Path(path_type=Path), help="Python of an environment with llama-cpp-python")
+@click.option("--llama", type=click.Path(exists=True, path_type=Path), help="Python of an environment with llama-cpp-python")
 def chat(folder: Path, bundle: Path, many: bool, llama: Path | None) -> None:
     """Greedy answers to questions, against transformers' `generate` with the folder's template, by token."""
     import torch
@@ -200,11 +200,11 @@ def _of_llama(folder: Path, python: Path, prompts: list[list[int]]) -> Any:
     """Kind of file, and llama.cpp's greedy tokens after each prompt, one prompt after the other."""
     with tempfile.TemporaryDirectory(prefix="llama-cpp-") as made:
         files = Path(made) / "files"
-        subprocess.run([python, "-m", "peers.llama_cpp", folder.resolve(), files], check=True, cwd=HERE)
+        subprocess.run([python.absolute(), "-m", "peers.llama_cpp", folder.resolve(), files], check=True, cwd=HERE)
         for kind in LLAMA:
             options = {"folder": str(files), "precision": kind, "threads": os.cpu_count()}
             spec = {"kind": "class", "class": "peers.llama_cpp:Peer", "options": options}
-            side = Client(f"llama.cpp {kind}", spec, timeout=3600, paths=[str(HERE)], python=str(python))
+            side = Client(f"llama.cpp {kind}", spec, timeout=3600, paths=[str(HERE)], python=str(python.absolute()))
             try:
                 side.load()
                 answers = [side.call("generate", [ids], max_new_tokens=NEW, min_new_tokens=NEW)[0][0]["tokens"] for ids in prompts]

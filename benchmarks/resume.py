@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +27,13 @@ CHUNK = 1 << 20
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/resume"))
 def main(folder: Path, precision: str, kills: int, out: Path) -> None:
     """Print one line for each part, and the outcome."""
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists():
+        raise SystemExit(f"{out} is there already; remove it, or name another place with --out")
     out.mkdir(parents=True)
     command = [sys.executable, "-m", "onnxport", "export", str(folder), "--precision", precision, "--quiet", "--resume", "--out"]
-    whole, _ = _run([*command, str(out / "whole")], None)
+    whole, code = _run([*command, str(out / "whole")], None)
+    if code:
+        raise SystemExit(code)
     click.echo(f"whole: {whole:.0f} s")
     spent = 0.0
     for number in range(kills + 1):
@@ -40,11 +42,11 @@ def main(folder: Path, precision: str, kills: int, out: Path) -> None:
         spent += seconds
         kept = sum(file.stat().st_size for file in (out / ".parts.work").rglob("*") if file.is_file()) / 1e6
         click.echo(f"part {number + 1}: {seconds:.0f} s, status {code}, {kept:.0f} MB kept")
-        if code == 0:
+        if code >= 0:
             break
         if (out / "parts").exists():
             raise SystemExit("a bundle stands where none was finished")
-    same = _hashes(out / "whole") == _hashes(out / "parts")
+    same = code == 0 and _hashes(out / "whole") == _hashes(out / "parts")
     left = sorted(path.name for path in out.iterdir() if path.name not in ("whole", "parts"))
     click.echo(f"parts together: {spent:.0f} s, {spent / whole:.2f} of the whole; the same bytes: {same}; left beside: {left or 'nothing'}")
     if not same or left:

@@ -188,18 +188,29 @@ def kit_feeds(generation: GenerationConfig, tokenizer: Path, chat: ChatTemplate 
 
 
 def kit_encoder_feeds(encoding: EncodingConfig, tokenizer: Path, encoder: ir.Model) -> list[Feed]:
-    """Inputs of an encoder of texts, made of the kit's own texts: each text a batch of its own.
+    """Inputs of an encoder of texts, made of the kit's own texts: each a batch of its own, then every two neighbours as a pair.
 
     Empty where the tokenizer knows none of them, or the graph reads what texts do not give. tokenizer: a tokenizer.json. encoder: fused.
     """
     sizes = {str(value.name): dims(value) for value in encoder.graph.inputs}
     if not set(sizes) <= set(interface.TEXT_INPUTS) or any(isinstance(size, int) for shape in sizes.values() for size in shape or ()):
         return []
+    reader = TextTokenizer(tokenizer)
+    texts = [sample.text.lower() if encoding.lower else sample.text for sample in calibration_texts() if token_rows([sample], reader)]
+    pairs: list[tuple[str, str | None]] = [*((text, None) for text in texts), *zip(texts, texts[1:], strict=False)]
     most = min(TOKENS, encoding.max_length or TOKENS)
-    rows = token_rows(calibration_texts(), TextTokenizer(tokenizer), None, most, encoding.vocab_size)
-    assumed = {interface.ATTENTION_MASK: 1, interface.TOKEN_TYPE_IDS: 0}
-    made = ({name: np.full((1, len(row)), assumed.get(name, 0), np.int64) for name in sizes} for row in rows)
-    return [feed | {interface.INPUT_IDS: np.array([row], np.int64)} for feed, row in zip(made, rows, strict=True)]
+    found = []
+    for read in reader.read(pairs):
+        rows = np.array([read.ids, read.type_ids], np.int64)
+        rows = rows[:, rows[0] < (encoding.vocab_size or np.inf)]
+        rows = np.concatenate([rows[:, : most - 1], rows[:, -1:]], 1) if rows.shape[1] > most else rows  # ends as every text does
+        given = {
+            interface.INPUT_IDS: rows[:1],
+            interface.ATTENTION_MASK: np.ones_like(rows[:1]),
+            interface.TOKEN_TYPE_IDS: rows[1:] if encoding.token_types else np.zeros_like(rows[:1]),
+        }
+        found.append({name: given[name] for name in sizes})
+    return found
 
 
 def golden_feeds(path: Path, models: Mapping[str, ir.Model]) -> dict[str, list[Feed]]:

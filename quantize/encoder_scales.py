@@ -54,4 +54,4 @@ def _for_scales(plan: Plan, model: Any) -> Plan:
     So a weight that is left in float32 afterwards, or gets rows in the place of one scale, changes nothing for the others.
     """
     found = {linear.parameter: plan.of(linear.parameter) for linear in linears(model.graph)}
-    return Plan({name: one.name if one.kind == "static" and one.range == "minmax" else "int8-rows" for name, one in found.items()})
+    return Plan({name: one.name if one.kind == "static" and one.range == "minmax" else static_norms.ROWS for name, one in found.items()})

@@ -11,7 +11,8 @@ from onnxport.graph.edit import optional, sizes_of
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import changeable
-from onnxport.quantize.schemes.linear import Lookup, lookups
+from onnxport.quantize.schemes.channel_scales import made_by_norm
+from onnxport.quantize.schemes.linear import Linear, Lookup, lookups
 from onnxport.quantize.schemes.mixtures import UP, Mixture, Product, products
 
 
@@ -54,10 +55,11 @@ class MixtureSizes:
 
 @dataclass(frozen=True)
 class Use:
-    """What `role`'s graph computes with weights of a group."""
+    """What `role`'s graph computes with weights of a group. after_norm: on what a norm gives."""
 
     role: str
     sizes: ProductSizes | MixtureSizes
+    after_norm: bool = False
 
 
 @dataclass
@@ -131,7 +133,7 @@ def groups(models: Mapping[str, ir.Model], module: Callable[[Product | Lookup], 
         fold_constants(copy.graph)
         for product in products(copy.graph):
             if changeable(product):
-                of(product).uses.append(Use(role, _sizes(product)))
+                of(product).uses.append(Use(role, _sizes(product), isinstance(product, Linear) and made_by_norm(product.x)))
         for lookup in lookups(copy.graph):
             if changeable(lookup):
                 of(lookup).tables.add(role)

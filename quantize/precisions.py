@@ -60,7 +60,8 @@ class Precision:
     plan: the schemes of the weights; None where a search finds them. on_texts: those of a language model that knows the kit's texts, which
     can be fitted to them; None for `plan`.
     bounds: what the parity of a variant may be.
-    calibration: whether calibration data is needed, useful (golden inputs serve where there is none) or unused.
+    calibration: whether calibration data is needed, useful (where there is none, the kit's texts serve models that read text, and golden
+    inputs all others) or unused.
     device: the only device that has its kernels; None for any.
     generates: whether models that generate can have it: their caches need a type that NumPy has.
     default: an export makes it where no precision is named.

@@ -13,7 +13,7 @@ import numpy as np
 from onnxport.errors import UsageError
 from onnxport.graph import search_graphs
 from onnxport.graph.edit import dims
-from onnxport.quantize.calibration_inputs import GoldenText, golden_feeds, golden_texts
+from onnxport.quantize.calibration_inputs import FEWEST, GoldenText, golden_feeds, golden_texts
 from onnxport.quantize.encoder_scales import EncoderScales, reads_texts
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import PRECISIONS, Bounds, Precision
@@ -157,7 +157,7 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     plan = _without_experts(recipe, plan, fused)
     if role is not None and plan.rounds_activations:
         scales = EncoderScales(fused, feeds, goldens)
-        if recipe.plan is None and feeds is not None and not needs:
+        if recipe.plan is None and feeds is not None and _rows(feeds[role]) >= FEWEST and not needs:
             plan = scales.with_static_norms(plan)
         fused = scales.graphs(plan)
     if role is not None and recipe.plan is None and not needs:
@@ -168,6 +168,11 @@ def _integers(recipe: Recipe, plan: Plan, fused: Graphs, goldens: Path) -> tuple
     if recipe.plan is None and feeds is not None and "range" in needs:
         plan = static_outliers.settle(fused, plan, feeds)
     return quantize(fused, plan, feeds, Weights(recipe.finished))
+
+
+def _rows(feeds: Sequence[Mapping[str, np.ndarray]]) -> int:
+    """How many texts, or other items, calibration inputs hold."""
+    return sum(len(next(iter(feed.values()))) for feed in feeds)
 
 
 def _searched(recipe: Recipe, fused: Graphs, plan: Plan, goldens: Path) -> tuple[Graphs, dict[str, str]]:

@@ -25,7 +25,14 @@ def wait(side: Client) -> None:
 def computes(pid: int) -> bool:
     """Whether a thread of a process runs, or waits for a processor to run on; False where that cannot be told."""
     try:
-        states = [(task / "stat").read_text(encoding="utf-8", errors="replace") for task in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:  # none, or one that has just ended
+        return any(map(_runs, Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
         return False
-    return any(state.rpartition(")")[2].split()[:1] == [RUNNING] for state in states)
+
+
+def _runs(task: Path) -> bool:
+    try:
+        state = (task / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has just ended
+        return False
+    return state.rpartition(")")[2].split()[:1] == [RUNNING]

@@ -26,6 +26,7 @@ from onnxport.graph.edit import MICROSOFT, constant
 from onnxport.graph.session import open_file
 from onnxport.quantize.modules import Group, MixtureSizes, ProductSizes, Use
 from onnxport.quantize.plan import FP32, Plan, scheme
+from onnxport.quantize.safeguards import static_norms
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.runtime.sessions import Sessions
 
@@ -87,9 +88,9 @@ class Shape:
 Times = Mapping[str, Mapping[str, float]]  # Shape.key -> scheme -> seconds
 
 
-def shapes_of(group: Group, loads: Sequence[Load]) -> list[tuple[Shape, float]]:
-    """What a group computes for one answer, and how often."""
-    return [(Shape(use.sizes, _rows(use, load)), load.times) for use in group.uses for load in loads if load.role == use.role]
+def shapes_of(group: Group, loads: Sequence[Load]) -> list[tuple[Use, Shape, float]]:
+    """What a group computes for one answer, in which shape, and how often."""
+    return [(use, Shape(use.sizes, _rows(use, load)), load.times) for use in group.uses for load in loads if load.role == use.role]
 
 
 def _rows(use: Use, load: Load) -> int:
@@ -99,8 +100,8 @@ def _rows(use: Use, load: Load) -> int:
 
 def seconds(group: Group, scheme_name: str, loads: Sequence[Load], times: Times) -> float:
     """Seconds of a group in one answer, plus as good as nothing for its bytes."""
-    chosen = scheme(scheme_name)
-    run = sum(count * times[shape.key][chosen.kernel] for shape, count in shapes_of(group, loads))
+    chosen, others = scheme(scheme_name), scheme(static_norms.instead(scheme_name))
+    run = sum(count * times[shape.key][(chosen if use.after_norm else others).kernel] for use, shape, count in shapes_of(group, loads))
     return run + BYTE * group.values * chosen.bytes_per_weight
 
 

@@ -30,7 +30,7 @@ from onnxport.quantize.modules import Group, groups, plan_of
 from onnxport.quantize.plan import FP32, Plan, scheme
 from onnxport.quantize.precisions import Bounds
 from onnxport.quantize.recipe import Graphs, Recipe, Solved, VariantGraphs, make_graphs
-from onnxport.quantize.safeguards.static_norms import STATIC, after_norms
+from onnxport.quantize.safeguards.static_norms import ROWS, STATIC, after_norms, instead
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blocks.blockwise import Weights, block_size, named
 from onnxport.quantize.schemes.channel_scales import ChannelScales
@@ -51,8 +51,8 @@ DECODING = (
     "int4-blocks32-asym-rotated-gptq",
     "int4-blocks-asym-rotated-gptq",
 )
-TABLE = "int8-rows"  # of a table that nothing multiplies by
-ANSWERING = ("int8-rows", STATIC, "int8-static")
+TABLE = ROWS  # of a table that nothing multiplies by
+ANSWERING = (ROWS, STATIC, "int8-static")
 BATCH = 8  # of models that answer in one pass; answers are generated one by one
 ROUNDS, SECONDS = 40, 6.0  # of the last check of speed, a plan
 TRIAL = "auto-trial"  # name of the variant that is measured
@@ -128,6 +128,8 @@ class Measurements:
             (FP32.name, *(name for name in _options(self.schemes, group) if name != STATIC or group.parameters & self.after_norms))
             for group in self.groups
         ]
+        offered = {name for names in self.options for name in names}
+        self.schemes = tuple(name for name in self.schemes if name != STATIC or name in offered)
         self.journal = Journal(options.folder, self._key(options, recipe.cache))
         self.batch = 1 if work.generates else BATCH
 
@@ -198,7 +200,7 @@ class Measurements:
         loads, values = self._loads(), sum(group.values for group in self.groups)
         timed: dict[str, tuple[kernel_times.Shape, set[str]]] = {}
         for group, names in zip(self.groups, self.options, strict=True):
-            for shape, _ in kernel_times.shapes_of(group, loads):
+            for _, shape, _ in kernel_times.shapes_of(group, loads):
                 timed.setdefault(shape.key, (shape, set()))[1].update(names)
         times, told = {}, counted(self.progress, stage)
         for number, (key, (shape, schemes)) in enumerate(timed.items()):
@@ -260,13 +262,13 @@ class Measurements:
         return Plan({name: self._of_weight(scheme, name) for name, scheme in plan.schemes.items()})
 
     def _of_weight(self, scheme: str, parameter: str) -> str:
-        return "int8-rows" if scheme == STATIC and parameter not in self.after_norms else scheme
+        return scheme if parameter in self.after_norms else instead(scheme)
 
     def uniform(self, name: str) -> Picks:
         """One scheme wherever it fits; of a language model, tables that nothing multiplies by get theirs beside it."""
         wanted = [_sized(name, group) if group.uses or not self.decodes else TABLE for group in self.groups]
-        instead = "int8-rows" if name == STATIC else FP32.name
-        return tuple(names.index(one if one in names else instead) for one, names in zip(wanted, self.options, strict=True))
+        other = ROWS if name == STATIC else FP32.name
+        return tuple(names.index(one if one in names else other) for one, names in zip(wanted, self.options, strict=True))
 
     def variants(self) -> dict[str, Picks]:
         """The bundle's own variants whose plans are picks, by name: what a search has to beat."""

@@ -104,18 +104,24 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
 
 
 def _left_by_q4_k_m(every: Sequence[Product], tables: Sequence[Lookup], plan: Plan) -> float:
-    """The share of weights of 4 bits that can be made nearer until a graph has the bytes of llama.cpp's Q4_K_M."""
+    """The share of weights of 4 bits that can be made nearer until a graph has the bytes of llama.cpp's Q4_K_M; 0 with experts."""
+    if any(isinstance(part, Mixture) for part in every):
+        return 0.0
     vocabulary = max((table.shape[0] for table in tables), default=0)
-    parts = {part.name: part for part in [*tables, *every] if not isinstance(part, Mixture)}  # a tied table is a product
+    parts: dict[str, Linear | Lookup] = {part.name: part for part in tables}
+    parts |= {part.name: part for part in every if isinstance(part, Linear)}  # a tied table is a product
     room = more = 0.0
     for part in parts.values():
         width, outputs = part.shape[::-1] if isinstance(part, Lookup) else part.shape
         usual, better = Q4_K_M[width % 256 == 0]
-        theirs = better if outputs == vocabulary else (usual + better) / 2 if width > outputs else usual
+        theirs = usual
+        if isinstance(part, Linear):
+            narrowing = width > outputs and not _at_attention(part)
+            theirs = better if outputs == vocabulary else (usual + better) / 2 if narrowing else usual
         found = chosen(plan, part)
         bits = _bits(found, width)
-        room += part.values * (NEARLY * (usual if isinstance(part, Lookup) else theirs) - bits)
-        if found.bits == 4 and not isinstance(part, Lookup):
+        room += part.values * (NEARLY * theirs - bits)
+        if found.bits == 4 and isinstance(part, Linear):
             more += part.values * (_bits(plan_scheme(nearer(found)), width) - bits)
     return max(room, 0.0) / more if more else 0.0
 

@@ -1,4 +1,4 @@
-"""Where one scale for all rows will do: inputs of products that a norm made.
+"""Inputs of products that norms make get one scale for all rows, where products hardly lose by it.
 
 A norm gives each row the same size, so that the largest values of rows are alike, whatever the text. A scale that calibration finds then
 loses hardly more than one for each row, and saves the passes that find and use that. Answers still do not depend on who shares a batch.
@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.plan import Plan
-from onnxport.quantize.schemes.channel_scales import NORMS, ChannelScales
+from onnxport.quantize.schemes.channel_scales import ChannelScales, made_by_norm
 from onnxport.quantize.schemes.linear import Linear, linears
 
 STATIC = "int8-static-minmax"  # nothing that was seen is cut
-SMALL = 1.5e-4  # of a product's square, that it may lose in any case,
+ROWS = "int8-rows"
+SMALL = 1.5e-4  # of its square, that a product may lose in any case,
 MORE = 0.25  # and of what all products lose by rows, that others may lose beside it
 
 
@@ -29,7 +30,8 @@ def settle(model: ir.Model, plan: Plan, scales: ChannelScales) -> Plan:
     uses: dict[str, list[Linear]] = {}
     for linear in linears(copy.graph):
         uses.setdefault(linear.parameter, []).append(linear)
-    wanted = {name: _static(plan, name) for name, some in uses.items() if plan.of(name).kind == "rows" and all(map(_after_a_norm, some))}
+    by_rows = {name for name in after_norms(copy.graph) if plan.of(name).kind == "rows"}
+    wanted = {name: _static(plan, name) for name in uses if name in by_rows}
     rows, static = scales.losses(plan), scales.losses(Plan(plan.schemes | wanted))
     groups: dict[tuple[str, ...], list[str]] = {}  # inputs → weights that read them
     for name in wanted:
@@ -43,16 +45,16 @@ def settle(model: ir.Model, plan: Plan, scales: ChannelScales) -> Plan:
     return Plan(plan.schemes | chosen)
 
 
+def instead(scheme: str) -> str:
+    """The scheme of weights whose inputs no norm makes, where a module has a scheme: a module's STATIC is ROWS for them."""
+    return ROWS if scheme == STATIC else scheme
+
+
 def after_norms(graph: ir.Graph) -> set[str]:
     """PyTorch names of the weights all of whose inputs norms make."""
-    uses = [(linear.parameter, _after_a_norm(linear)) for linear in linears(graph)]
+    uses = [(linear.parameter, made_by_norm(linear.x)) for linear in linears(graph)]
     return {name for name, _ in uses} - {name for name, after in uses if not after}
 
 
 def _static(plan: Plan, parameter: str) -> str:
     return f"{STATIC}-reduced" if plan.of(parameter).reduced else STATIC
-
-
-def _after_a_norm(linear: Linear) -> bool:
-    maker = linear.x.producer()
-    return maker is not None and maker.op_type in NORMS and maker.outputs[0] is linear.x

@@ -160,11 +160,15 @@ class ChannelScales:
         return copy
 
     def losses(self, plan: Plan) -> dict[str, float]:
-        """Name of an input → what the products that read it lose by `plan` on the best scale, as a mean square relative to them."""
-        groups, keys = self._groups(self._model.clone(), plan)
+        """Name of an input → what a product that reads it loses by `plan` on the best scale: the mean square of its error over its own."""
+        copy = self._model.clone()
+        groups, keys = self._groups(copy, plan)
+        self._observe(copy, [x for x, key in keys.items() if key not in self._losses])
         for x, group in groups.items():
             if keys[x] not in self._losses:
-                self._best[keys[x]], self._losses[keys[x]] = self._found(x, group)
+                found, loss = self._found(x, group)
+                self._keep(keys[x], found)
+                self._losses[keys[x]] = loss / len(group)
         return {str(x.name): self._losses[key] for x, key in keys.items()}
 
     def _groups(self, copy: ir.Model, plan: Plan) -> tuple[dict[ir.Value, list[tuple[Linear, Scheme]]], dict[ir.Value, str]]:
@@ -179,10 +183,20 @@ class ChannelScales:
         keys = {x: " ".join([str(x.name), *(f"{scheme.name} {linear.key}" for linear, scheme in group)]) for x, group in groups.items()}
         known = [self._take_over(key) for key in keys.values()]  # each is looked for, for it would be found again
         if not all(known):
-            new = {str(x.name): Inputs() for x in groups if str(x.name) not in self._seen}
-            observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
-            self._seen |= new
+            self._observe(copy, groups)
         return groups, keys
+
+    def _observe(self, copy: ir.Model, values: Iterable[ir.Value]) -> None:
+        """Sees values that were not seen yet."""
+        new = {str(x.name): Inputs() for x in values if str(x.name) not in self._seen}
+        observe(copy, {name: [inputs] for name, inputs in new.items()}, self._feeds if new else ())
+        self._seen |= new
+
+    def _keep(self, key: str, found: np.ndarray | None) -> None:
+        """Remembers the scale of a group, also for an export that goes on."""
+        if self._finished is not None and key not in self._best:
+            self._finished.keep(key, {} if found is None else {SCALE: found})
+        self._best[key] = found
 
     def _take_over(self, key: str) -> bool:
         """Whether the scale of a group is known, also from before this export began."""
@@ -197,10 +211,7 @@ class ChannelScales:
     def _scale(self, graph: ir.Graph, x: ir.Value, group: Sequence[tuple[Linear, Scheme]], key: str) -> None:
         maker = _maker_of(x, group)
         if key not in self._best:
-            found, _ = self._found(x, group)
-            if self._finished is not None:
-                self._finished.keep(key, {} if found is None else {SCALE: found})
-            self._best[key] = found
+            self._keep(key, self._found(x, group)[0])
         best = self._best[key]
         if best is None:
             return
@@ -238,7 +249,7 @@ def _best(group: Sequence[tuple[Linear, Scheme]], inputs: Inputs, sides: Sides, 
     def error(scale: np.ndarray | None) -> float:
         """Mean over rows of the squared error over the square of the products; rows that are small beside others count less."""
         total, factor = 0.0, np.ones(1, np.float32) if scale is None else scale
-        reading = Reading(sides.divided(float(1 / factor.min())), inputs.limits(factor))
+        reading = Reading(sides.scaled_by(float(1 / factor.min())), inputs.limits(factor))
         for (weight, product, scheme), y in zip(some, right, strict=True):
             pair = (rows, weight) if scale is None else (rows / scale, weight * scale[:, None])
             found = product(*_read(pair, scheme), scheme, reading)
@@ -341,11 +352,17 @@ def _maker(x: ir.Value, width: int) -> Maker | None:
     return found if places == width else None
 
 
+def made_by_norm(x: ir.Value) -> bool:
+    """Whether a value is what a norm gives."""
+    node = x.producer()
+    return node is not None and node.op_type in NORMS and node.outputs[0] is x
+
+
 def _any_maker(x: ir.Value) -> Maker | None:
     node = x.producer()
     if node is None:
         return None
-    if node.op_type in NORMS and node.outputs[0] is x:
+    if made_by_norm(x):
         places = [i for i in NORMS[node.op_type] if optional(node, i) is not None]
         own = all(_own(node.inputs[i]) for i in places) and len({_last(node, i) for i in places}) == 1
         return Maker(tuple(Part(node, i, 0, _last(node, i)) for i in places)) if own else None

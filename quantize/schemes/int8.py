@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxport.graph.edit import array_of, constant, dims, new_node, take_over
+from onnxport.graph.edit import array_of, attribute, constant, dims, new_node, take_over
 from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.blocks.rounding import PIECE, stored_step
 from onnxport.quantize.schemes.linear import Linear, Lookup
 
 FULL, REDUCED = 127, 64  # the largest magnitude of a weight
-LITTLE = 64  # codes below zero, where an activation function leaves little there: fewer would cost rows of small values too much
-# Activation function → how far below zero its values can be; that of x times its sigmoid is SILU.
-LEAST = {"Relu": 0.0, "Sigmoid": 0.0, "Softmax": 0.0, "Gelu": 0.1701, "FastGelu": 0.1701, "BiasGelu": 0.1701, "QuickGelu": 0.1637}
-SILU = 0.2785
+BELOW_ZERO = 64  # codes below zero, where an activation function leaves little there: fewer would cost rows of small values too much
+SILU = 0.2785  # how far below zero x times its sigmoid can be
+# The same of other activation functions.
+LOWEST = {"Relu": 0.0, "Sigmoid": 0.0, "Softmax": 0.0, "Gelu": 0.1701, "FastGelu": 0.1701, "BiasGelu": 0.1701}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sides:
     @property
     def zero(self) -> int:
         """The code of zero."""
-        return 128 if self.least is None else LITTLE if self.least else 0
+        return 128 if self.least is None else BELOW_ZERO if self.least else 0
 
     @property
     def steps(self) -> int:
@@ -51,7 +51,7 @@ class Sides:
         """What the largest value of a row counts as at least, so that what is below zero has codes too."""
         return self.least * self.steps / self.zero if self.least else 0.0
 
-    def divided(self, factor: float) -> Sides:
+    def scaled_by(self, factor: float) -> Sides:
         """Those of values that are multiplied by positive numbers up to `factor`."""
         return self if self.least is None else Sides(self.least * factor)
 
@@ -77,8 +77,10 @@ def sides_of(x: ir.Value) -> Sides:
     node = x.producer()
     if node is None:
         return Sides()
-    if node.op_type in LEAST:
-        return Sides(LEAST[node.op_type])
+    if node.op_type in LOWEST:
+        return Sides(LOWEST[node.op_type])
+    if node.op_type == "QuickGelu":  # x times the sigmoid of alpha times x
+        return Sides(SILU / float(attribute(node, "alpha", 1.702)))
     if node.op_type != "Mul":
         return Sides()
     given = [value for value in node.inputs if value is not None]
@@ -87,7 +89,7 @@ def sides_of(x: ir.Value) -> Sides:
         if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is value:
             return Sides(SILU)
         if factor is not None and (factor > 0).all():
-            return sides_of(value).divided(float(factor.max()))
+            return sides_of(value).scaled_by(float(factor.max()))
     return Sides()
 
 

@@ -137,13 +137,13 @@ def linears(graph: Iterable[ir.Node]) -> Iterator[Linear]:
         if weight is None or tensor is None or str(weight.name).startswith(ROTATION):
             continue
         bias, transposed = None, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
+        width = sizes_of(tensor)[0 if transposed else 1]
         if node.op_type == "Gemm":
             bias = optional(node, 2)
             plain = attribute(node, "alpha", 1.0) == 1 and attribute(node, "transA", 0) == 0
             scaled = bias is not None and attribute(node, "beta", 1.0) != 1
-            if not plain or scaled or (bias is not None and (array_of(bias) is None or len(dims(bias) or ()) != 1)):
+            if not plain or scaled or (bias is not None and (array_of(bias) is None or dims(bias) != (width,))):
                 continue
-        width = sizes_of(tensor)[0 if transposed else 1]
         output = node.outputs[0]
         if bias is None and only_use(output) and is_op(add := output.uses()[0].node, "Add"):
             other = source(add, 1 - output.uses()[0].idx)

@@ -87,6 +87,11 @@ class _Tensor:
         return len(self.shape) in (2, 3) and min(self.shape[1:]) >= FEWEST_INPUTS
 
     @property
+    def is_experts(self) -> bool:
+        """Whether it is a matrix for each expert of a layer; these are rounded to nearest, and their codes lie in memory."""
+        return len(self.shape) == 3
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Rows and inputs of a matrix; those of experts stand below each other."""
         return self.numbers // self.shape[-1], self.shape[-1]
@@ -236,7 +241,7 @@ def _codes(precision: str, tensors: Sequence[_Tensor], fitted: bool) -> int:
     plan, total = _whole_plan(precision, tensors), 0
     for tensor in tensors:
         scheme = plan.of(tensor.name)
-        if tensor.is_matrix and scheme.kind not in ("fp32", "half"):
+        if tensor.is_matrix and not tensor.is_experts and scheme.kind not in ("fp32", "half"):
             sizes = [tensor.numbers * scheme.bits // 8] + [tensor.numbers] * (fitted and scheme.needs == "hessian")
             total += sum(size for size in sizes if size >= LEAST)
     return total
@@ -309,7 +314,8 @@ def _seconds(names: Sequence[str], tensors: Sequence[_Tensor], tokenizer: Path) 
         if plan.half is None and set(plan.schemes.values()) != {"fp32"}:
             total += RUNS * fitted * weights
         if "hessian" in plan.needs:
-            total += sum(tensor.numbers * min(tensor.shape[-1], Hessian.WIDEST) for tensor in tensors if not tensor.is_table)
+            fitted_ones = [tensor for tensor in tensors if not tensor.is_table and not tensor.is_experts]
+            total += sum(tensor.numbers * min(tensor.shape[-1], Hessian.WIDEST) for tensor in fitted_ones)
     return 2 * total / _speed()
 
 

@@ -95,7 +95,7 @@ class VariantBuilder:
             precision.name,
             plan or self._plan_for_cpu(name, precision),
             feeds,
-            self._texts(),
+            None if feeds is not None and not self._is_language_model else self._texts(),
             kv,
             self._positions,
             split(name)[1],
@@ -139,7 +139,7 @@ class VariantBuilder:
         sensitive does not depend on the target, and takes most of the time to tell."""
         assert self.staging.manifest is not None
         made = self.staging.manifest["variants"].get(precision.name)
-        if made is None or name == precision.name or precision.on_texts is None or self._texts() is None:
+        if made is None or name == precision.name or precision.on_texts is None or not self._is_language_model or self._texts() is None:
             return None
         return Plan({weight: scheme for weight, scheme in made["plan"].items() if weight != KV})
 
@@ -155,16 +155,20 @@ class VariantBuilder:
 
     def _texts(self) -> Callable[[], Feeds] | None:
         """What gives calibration inputs made of the kit's texts; None but for encoders of texts and language models that know them."""
-        if set(self.fused.graphs) == {"decoder"}:
+        if self._is_language_model:
             return self._kit_of_a_decoder if self._knows_texts else None
         return (lambda: self._kit_of_an_encoder) if self._kit_of_an_encoder else None
+
+    @property
+    def _is_language_model(self) -> bool:
+        return set(self.fused.graphs) == {"decoder"}
 
     @cached_property
     def _kit_of_an_encoder(self) -> Feeds:
         manifest = self.staging.manifest
         assert manifest is not None
         names = list(manifest["tokenizers"].values())
-        if len(self.fused.graphs) > 1 or not names or manifest["task"] == "question-answering":
+        if len(self.fused.graphs) > 1 or not names:
             return {}
         ((role, model),) = self.fused.graphs.items()
         found = calibration_inputs.kit_encoder_feeds(parse.encoding(manifest["encoding"]), self.staging.path / names[0], model)

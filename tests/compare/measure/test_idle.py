@@ -36,9 +36,16 @@ def test_a_process_that_spins_computes(process) -> None:
     assert idle.computes(running.pid) == spins
 
 
-def test_nobody_waits_for_ever(process, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idle, "MOST_S", 0.05)
-    idle.wait(SimpleNamespace(pid=process[0].pid))
+def test_a_process_that_spins_is_waited_for_up_to_a_limit(process, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, spins = process
+    deadline = time.monotonic() + 30
+    while idle.computes(running.pid) != spins and time.monotonic() < deadline:
+        time.sleep(0.01)
+    monkeypatch.setattr(idle, "MOST_S", 0.5 if spins else 60.0)
+    begun = time.monotonic()
+    idle.wait(SimpleNamespace(pid=running.pid))
+    waited = time.monotonic() - begun
+    assert waited >= 0.5 if spins else waited < 30
 
 
 def test_a_process_that_has_ended_is_idle() -> None:

@@ -8,16 +8,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxport.graph.edit import new_node, take_over
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.int8 import LEAST, LITTLE, SILU, Sides, sides_of
+from onnxport.quantize.schemes.int8 import BELOW_ZERO, LOWEST, SILU, Sides, sides_of
 
 ROWS = Plan({"*": "int8-rows"})
 SILU_NODES = [("Sigmoid", ["x"], ["s"]), ("Mul", ["x", "s"], ["a"])]
 ACTIVATIONS = {
     "Relu": ([("Relu", ["x"], ["a"])], lambda x: np.maximum(x, 0)),
     "Gelu": ([("Gelu", ["x"], ["a"])], lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2),
-    "SiLU": (SILU_NODES, lambda x: x / (1 + np.exp(-x))),
+    "SiLU": (SILU_NODES, lambda x: x / (1 + np.exp(-x.clip(-700)))),
 }
 WEIGHT = np.random.default_rng(0).standard_normal((64, 24)).astype(np.float32)
 
@@ -43,7 +44,7 @@ def of_two_sides(a: np.ndarray) -> np.ndarray:
 def test_the_least_value_is_that_of_the_function(name: str) -> None:
     _, function = ACTIVATIONS[name]
     least = -function(np.linspace(-8, 8, 200_001)).min()
-    bound = SILU if name == "SiLU" else LEAST[name]
+    bound = SILU if name == "SiLU" else LOWEST[name]
     assert least <= bound < least + 1e-3
 
 
@@ -68,7 +69,7 @@ def test_rows_of_any_size(session, tools, name: str, size: float) -> None:
     x[0], x[1] = 0, -np.abs(x[1])  # nothing above zero
     found = tools.run(session(made(tools, nodes)), {"x": x})["y"]
     a = function(x.astype(np.float64))
-    sides = Sides(SILU if name == "SiLU" else LEAST[name])
+    sides = Sides(SILU if name == "SiLU" else LOWEST[name])
     step = np.maximum(a.max(1, keepdims=True), sides.floor) / sides.steps
     assert np.isfinite(found).all()
     assert (np.abs(found - a @ WEIGHT) <= (step / 2 * np.abs(WEIGHT).sum(0) + np.abs(a).sum(1, keepdims=True) * 0.02) + 1e-6).all()
@@ -88,10 +89,22 @@ def test_channels_that_are_multiplied_move_the_bound(tools) -> None:
     nodes = [("Gelu", ["x"], ["g"]), ("Mul", ["g", "factor"], ["a"]), ("MatMul", ["a", "w.weight"], ["y"])]
     model = tools.build(nodes, {"x": ["n", 64]}, {"y": ["n", 24]}, {"w.weight": WEIGHT, "factor": factor})
     *_, product = model.graph
-    assert sides_of(product.inputs[0]) == Sides(LEAST["Gelu"] * 4)
+    assert sides_of(product.inputs[0]) == Sides(LOWEST["Gelu"] * 4)
     negative = tools.build(nodes, {"x": ["n", 64]}, {"y": ["n", 24]}, {"w.weight": WEIGHT, "factor": -factor})
     *_, product = negative.graph
     assert sides_of(product.inputs[0]) == Sides()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.702])
+def test_a_sigmoid_gate_of_another_steepness_has_a_bound_of_its_own(session, tools, alpha: float) -> None:
+    model = tools.build([("Identity", ["x"], ["a"])], {"x": ["n", 64]}, {"a": ["n", 64]})
+    (node,) = model.graph
+    like = ir.Value(name="gated", type=node.outputs[0].type, shape=node.outputs[0].shape)
+    gate = new_node(model.graph, node, "QuickGelu", [node.inputs[0]], {"alpha": alpha}, [like])
+    take_over(node.outputs[0], gate.outputs[0])
+    x = np.linspace(-8, 8, 6400, dtype=np.float32).reshape(-1, 64)
+    values, bound = tools.run(session(model), {"x": x})["a"], sides_of(gate.outputs[0]).least
+    assert bound is not None and -values.min() <= bound < 1.01 * -values.min()
 
 
 def test_gated_values_have_two_sides(session, tools) -> None:
@@ -107,4 +120,4 @@ def test_zero_is_a_code_and_the_ends_are_held() -> None:
         rounded = sides.rounded(x)
         assert rounded[0, 0] == 0
         assert np.abs(rounded - x).max() <= max(5.0, sides.floor) / sides.steps / 2 + 1e-6
-    assert (Sides(0.0).zero, Sides(0.17).zero, Sides().zero) == (0, LITTLE, 128)
+    assert (Sides(0.0).zero, Sides(0.17).zero, Sides().zero) == (0, BELOW_ZERO, 128)

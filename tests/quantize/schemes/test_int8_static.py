@@ -139,3 +139,15 @@ def test_a_sample_is_bounded_and_from_all_that_was_met():
         sample.add(np.arange(start, min(start + 37, 10_000), dtype=np.float32)[:, None])
     kept = np.stack(sample.kept)[:, 0]
     assert ROWS / 2 < len(kept) <= ROWS and set(np.diff(kept)) == {sample.stride} and kept[-1] > 9_900
+
+
+def test_a_bias_of_one_number_stays_a_sum_of_its_own(session, tools):
+    """The kernel reads as many numbers of a bias as there are outputs."""
+    weights = {"a.weight": RNG.standard_normal((64, 96)), "b.weight": RNG.standard_normal((96, 48)), "c": np.array([0.5]), "d": np.ones(48)}
+    nodes = [("Gemm", ["x", "a.weight", "c"], ["h"]), ("Gemm", ["h", "b.weight", "d"], ["y"])]
+    graph = tools.build(nodes, {"x": ["n", 64]}, {"y": ["n", 48]}, {name: value.astype(np.float32) for name, value in weights.items()})
+    x = RNG.standard_normal((32, 64)).astype(np.float32)
+    made, became = quantize({"encoder": graph}, Plan({"*": "int8-static-minmax"}), {"encoder": [{"x": x}]})
+    assert became == {"b.weight": "int8-static-minmax"}
+    expected, found = (tools.run(session(one), {"x": x})["y"] for one in (graph, made["encoder"]))
+    assert relative(found, expected) < 0.02
