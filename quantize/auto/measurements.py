@@ -122,7 +122,7 @@ class Measurements:
             make = lambda plan: _quantized(self.scales.graphs(plan), plan, feeds)  # noqa: E731
         self.trials = TrialVariants(staging, make, release_weights)
         self.groups = groups(fused, kind_of(fused["decoder"])) if self.decodes else groups(fused)
-        self.schemes = ANSWERING if self.bundle.generation is None else DECODING if self.decodes else GENERATING
+        self.schemes: tuple[str, ...] = ANSWERING if self.bundle.generation is None else DECODING if self.decodes else GENERATING
         self.after_norms = set[str]() if self.decodes else {name for model in fused.values() for name in after_norms(model.graph)}
         self.options = [
             (FP32.name, *(name for name in _options(self.schemes, group) if name != STATIC or group.parameters & self.after_norms))
