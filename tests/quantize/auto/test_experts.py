@@ -81,8 +81,9 @@ def test_times_are_of_the_kernel_with_the_chosen_experts() -> None:
     assert Shape(SIZES, 1).values == TOP * 3 * HIDDEN * INNER
     (group,) = of_mixtures(groups({"decoder": expert_layers.decoder(1)}))
     loads = [Load("decoder", 7, 1, head=HIDDEN, head_rows=1), Load("decoder", 1, 20)]
-    assert shapes_of(group, loads) == [(Shape(SIZES, 7), 1), (Shape(SIZES, 1), 20)], "a mixture is no projection to a vocabulary"
-    times = {shape.key: {"fp32": 1.0, "int4-blocks64-asym": 0.25} for shape, _ in shapes_of(group, loads)}
+    found = [(shape, count) for _, shape, count in shapes_of(group, loads)]
+    assert found == [(Shape(SIZES, 7), 1), (Shape(SIZES, 1), 20)], "a mixture is no projection to a vocabulary"
+    times = {shape.key: {"fp32": 1.0, "int4-blocks64-asym": 0.25} for shape, _ in found}
     assert len(times) == 2
     assert seconds(group, "fp32", loads, times) == pytest.approx(21)
     assert seconds(group, "int4-blocks64-asym-hqq", loads, times) == pytest.approx(21 / 4)
@@ -98,7 +99,7 @@ def test_every_scheme_is_timed(biased: bool, values: int) -> None:
 
 def test_a_bundles_own_plan_is_a_pick() -> None:
     found = object.__new__(measurements.Measurements)
-    found.groups = of_mixtures(groups({"decoder": expert_layers.decoder(2)}))
+    found.groups, found.after_norms = of_mixtures(groups({"decoder": expert_layers.decoder(2)})), set()
     found.options = [("fp32", *measurements._options(DECODING, group)) for group in found.groups]
     became = quantize({"decoder": expert_layers.decoder(2)}, Plan({"*": "fp32", "*experts*": "int4-blocks32-asym-rotated-gptq"}))[1]
     found.bundle = SimpleNamespace(variants={"int4": SimpleNamespace(plan=became)})
