@@ -1,15 +1,17 @@
 """What each variant of a language model loses on a text, beside llama.cpp's files of the same weights, all on the same ids.
 
-    python benchmarks/language_precision.py BUNDLE TEXT.txt [--rows 12] [--length 128] [--llama PYTHON --source FOLDER]
+    python benchmarks/language_precision.py BUNDLE TEXT.txt [--rows 12] [--length 128] [--llama PYTHON --source FOLDER] [--genai FOLDER]
 
 TEXT is plain text; rows are taken from its paragraphs, evenly spaced, each with as many tokens. PYTHON: of an environment with
 llama-cpp-python, numpy, gguf and safetensors, in which F32, Q8_0, Q4_K_M and Q4_0 are made of FOLDER by llama.cpp's own quantizer (Llama,
-Qwen2 and Gemma 3). Prints a Markdown table: bytes of weights, perplexity with its change, the mean divergence (KL) of next tokens from the
-float32 ones in nats with the interval of a bootstrap over rows, and the share of equal first choices.
+Qwen2 and Gemma 3). --genai: what onnxruntime-genai's builder wrote, such as `genai/int4-32` of benchmarks/run.py, which runs in ONNX
+Runtime here; again for more. Prints a Markdown table: bytes of weights, perplexity with its change, the mean divergence (KL) of next tokens
+from the float32 ones in nats with the interval of a bootstrap over rows, and the share of equal first choices.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +39,8 @@ DRAWS = 1000
 @click.option("--length", default=128, help="tokens of a row")
 @click.option("--llama", type=click.Path(path_type=Path), help="Python of an environment with llama-cpp-python")
 @click.option("--source", type=click.Path(path_type=Path), help="the Hugging Face folder that llama.cpp's files are made of")
-def main(bundle: Path, text: Path, rows: int, length: int, llama: Path | None, source: Path | None) -> None:
+@click.option("--genai", multiple=True, type=click.Path(exists=True, path_type=Path), help="a folder of onnxruntime-genai's builder")
+def main(bundle: Path, text: Path, rows: int, length: int, llama: Path | None, source: Path | None, genai: tuple[Path, ...]) -> None:
     """Print the table."""
     opened_bundle = Bundle.open(bundle)
     tokenizer = TextTokenizer(opened_bundle.file(next(iter(opened_bundle.tokenizers.values()))))
@@ -49,6 +52,9 @@ def main(bundle: Path, text: Path, rows: int, length: int, llama: Path | None, s
     for name, variant in opened_bundle.variants.items():
         size = sum((bundle / file).stat().st_size for file in variant.files)
         _print(name, size, ids, expected, _of_variant(opened_bundle, name, ids))
+    for folder in genai:
+        size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+        _print(f"genai {folder.name}", size, ids, expected, _of_genai(folder, ids))
     if llama is not None and source is not None:
         with tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder:
             np.save(f"{folder}/ids.npy", ids)
@@ -80,6 +86,19 @@ def _of_variant(bundle: Bundle, name: str, ids: np.ndarray) -> Iterator[np.ndarr
     with opened({"decoder": every_position(model)}) as runners:
         for found in runners["decoder"].run((prefill_feed(model, row) for row in ids), ["logits"]):
             yield _log_softmax(found["logits"])
+
+
+def _of_genai(folder: Path, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """The same of the graph that onnxruntime-genai's builder wrote."""
+    import onnxruntime  # after onnxport, which turns its telemetry off
+
+    head = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    caches = {value.name: value.shape[1] for value in session.get_inputs() if value.name.startswith("past")}
+    for row in ids:
+        feed = {name: np.zeros((1, heads, 0, head), np.float32) for name, heads in caches.items()}
+        feed |= {"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)}
+        yield _log_softmax(session.run(["logits"], feed)[0][0])
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
