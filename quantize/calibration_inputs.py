@@ -187,8 +187,8 @@ def kit_feeds(generation: GenerationConfig, tokenizer: Path, chat: ChatTemplate 
     return {"decoder": [prefill_feed(decoder, np.array(row)) for row in rows]}
 
 
-def kit_encoder_feeds(encoding: EncodingConfig, tokenizer: Path, encoder: ir.Model) -> list[Feed]:
-    """Inputs of an encoder of texts, made of the kit's own texts: each a batch of its own, then every two neighbours as a pair.
+def kit_encoder_feeds(encoding: EncodingConfig, tokenizer: Path, encoder: ir.Model, pairs: bool) -> list[Feed]:
+    """Inputs of an encoder of texts, made of the kit's own texts: each a batch of its own; with `pairs` every two neighbours, too.
 
     Empty where the tokenizer knows none of them, or the graph reads what texts do not give. tokenizer: a tokenizer.json. encoder: fused.
     """
@@ -197,10 +197,11 @@ def kit_encoder_feeds(encoding: EncodingConfig, tokenizer: Path, encoder: ir.Mod
         return []
     reader = TextTokenizer(tokenizer)
     texts = [sample.text.lower() if encoding.lower else sample.text for sample in calibration_texts() if token_rows([sample], reader)]
-    pairs: list[tuple[str, str | None]] = [*((text, None) for text in texts), *zip(texts, texts[1:], strict=False)]
+    given_texts: list[tuple[str, str | None]] = [(text, None) for text in texts]
+    given_texts += zip(texts, texts[1:], strict=False) if pairs else ()
     most = min(TOKENS, encoding.max_length or TOKENS)
     found = []
-    for read in reader.read(pairs):
+    for read in reader.read(given_texts):
         rows = np.array([read.ids, read.type_ids], np.int64)
         rows = rows[:, rows[0] < (encoding.vocab_size or np.inf)]
         rows = np.concatenate([rows[:, : most - 1], rows[:, -1:]], 1) if rows.shape[1] > most else rows  # ends as every text does

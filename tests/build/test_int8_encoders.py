@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxport.build.stages import add_variant, build
+from onnxport.quantize.calibration_inputs import kit_encoder_feeds
 from onnxport.runtime import load
+from onnxport.runtime.bundle.manifest import EncodingConfig
 from onnxport.runtime.bundle.reader import Bundle, sha256
 from support import encoder_folders
 
@@ -49,3 +52,15 @@ def test_without_a_tokenizer_every_row_keeps_its_own_scale(tmp_path: Path) -> No
     source = encoder_folders.write(tmp_path / "source", encoder_folders.make("bert"), "bert", text=False)
     build(source, tmp_path / "made", precision=("fp32", "int8"))
     assert STATIC not in Bundle.open(tmp_path / "made").variants["int8"].plan.values()
+
+
+def test_models_that_read_two_texts_at_once_are_calibrated_on_pairs_too(tmp_path: Path) -> None:
+    encoder_folders.tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
+    given = ("input_ids", "attention_mask", "token_type_ids")
+    ends = [ir.Value(name=name, shape=ir.Shape(["n", "m"]), type=ir.TensorType(ir.DataType.INT64)) for name in given]
+    encoder = ir.Model(ir.Graph(ends, [], nodes=[], opset_imports={"": 23}), ir_version=10)
+    config = EncodingConfig(max_length=48, vocab_size=61)
+    alone, both = (kit_encoder_feeds(config, tmp_path / "tokenizer.json", encoder, pairs) for pairs in (False, True))
+    assert not any(feed["token_type_ids"].any() for feed in alone)
+    assert len(both) == 2 * len(alone) - 1 and any(feed["token_type_ids"].any() for feed in both)
+    assert {int(feed["input_ids"][0, -1]) for feed in both} == {2} and max(feed["input_ids"].shape[1] for feed in both) == 48

@@ -43,6 +43,8 @@ NO_TEXTS = (
     "--calibrate FILE finds them on texts"
 )
 
+READS_PAIRS = ("classification", "multiple-choice", "question-answering")  # tasks whose models may read two texts at once
+
 
 @dataclass(frozen=True)
 class FusedGraphs:
@@ -171,7 +173,8 @@ class VariantBuilder:
         if len(self.fused.graphs) > 1 or not names:
             return {}
         ((role, model),) = self.fused.graphs.items()
-        found = calibration_inputs.kit_encoder_feeds(parse.encoding(manifest["encoding"]), self.staging.path / names[0], model)
+        encoding, pairs = parse.encoding(manifest["encoding"]), manifest["task"] in READS_PAIRS
+        found = calibration_inputs.kit_encoder_feeds(encoding, self.staging.path / names[0], model, pairs)
         return {role: found} if found else {}
 
     def _kit_of_a_decoder(self) -> Feeds:
