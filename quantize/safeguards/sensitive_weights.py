@@ -44,7 +44,7 @@ SPENT = 0.2  # of the weights of 4 bits that are made nearer in any case
 # Bits of a weight in llama.cpp's Q4_K_M (`llama_tensor_get_type` and its fallbacks in llama-quant.cpp): whether 256 divides its inputs →
 # those of most weights, and those of the projection to the vocabulary and of half of the products that narrow.
 Q4_K_M = {True: (4.5, 6.5625), False: (5.5, 8.5)}
-NEARLY = 0.98  # of its bytes: a bundle holds a graph besides
+NEARLY = 0.982  # of its bytes: a bundle holds a graph besides
 BETWEEN = {"Add", "Split", "Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization", "RMSNormalization"}
 LARGE = 2**30  # weights: more take hours to try
 STRETCHES = 5  # of a model's layers: the first and the last are often more sensitive than those between
@@ -96,21 +96,25 @@ def of_a_decoder(model: ir.Model, texts: Sequence[GoldenText], plan: Plan, bound
     whole = logits_alone(model)
     every = list(products(whole.graph))
     spent = SPENT if any(chosen(plan, product).bits == 4 for product in every) else 0.0
-    most = _left_by_q4_k_m(every, list(lookups(whole.graph)), plan) if spent else 0.0
+    constants = sum(value.const_value.nbytes for value in whole.graph.initializers.values() if value.const_value is not None)
+    most = _left_by_q4_k_m(every, list(lookups(whole.graph)), plan, constants) if spent else 0.0
     group = kinds([product.name for product in every]).__getitem__
     feeds = [text.feed for text in texts]
     measure = Measure(group, nearer_of, _lost(texts, bounds), large=True, spent=spent, most=most)
     return _to_protect(whole, feeds, plan, room, measure, weights)
 
 
-def _left_by_q4_k_m(every: Sequence[Product], tables: Sequence[Lookup], plan: Plan) -> float:
-    """The share of weights of 4 bits that can be made nearer until a graph has the bytes of llama.cpp's Q4_K_M; 0 with experts."""
+def _left_by_q4_k_m(every: Sequence[Product], tables: Sequence[Lookup], plan: Plan, whole: int) -> float:
+    """The share of weights of 4 bits that can be made nearer until a graph has the bytes of llama.cpp's Q4_K_M; 0 with experts.
+
+    whole: bytes of all constants of the graph in float32; what is no weight, such as tables of rotary positions, keeps them.
+    """
     if any(isinstance(part, Mixture) for part in every):
         return 0.0
     vocabulary = max((table.shape[0] for table in tables), default=0)
     parts: dict[str, Linear | Lookup] = {part.name: part for part in tables}
     parts |= {part.name: part for part in every if isinstance(part, Linear)}  # a tied table is a product
-    room = more = 0.0
+    room, more = -8.0 * (whole - 4 * sum(part.values for part in parts.values())), 0.0
     for part in parts.values():
         width, outputs = part.shape[::-1] if isinstance(part, Lookup) else part.shape
         usual, better = Q4_K_M[width % 256 == 0]

@@ -13,8 +13,8 @@ from onnxport.quantize.schemes.mixtures import products
 FOUR, TABLE = "int4-blocks32-asym", "int8-blocks"
 
 
-def left(tools, width: int, inner: int) -> float:
-    """Of a decoder with a tied table of 400 tokens and one layer."""
+def left(tools, width: int, inner: int, others: int = 0) -> float:
+    """Of a decoder with a tied table of 400 tokens and one layer. others: bytes of what is no weight."""
     shapes = {"table": (400, width), "up": (width, inner), "down": (inner, width)}
     weights = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
     nodes = [
@@ -25,7 +25,8 @@ def left(tools, width: int, inner: int) -> float:
     ]
     graph = tools.build(nodes, {"ids": ("int64", ["n"])}, {"logits": ["n", 400]}, weights).graph
     found = list(products(graph))
-    return _left_by_q4_k_m(found, list(lookups(graph)), Plan({"*": FOUR, "table.weight": TABLE}))
+    size = others + 4 * sum(map(np.size, weights.values()))
+    return _left_by_q4_k_m(found, list(lookups(graph)), Plan({"*": FOUR, "table.weight": TABLE}), size)
 
 
 def test_what_its_quantizer_spends_on_rows_that_256_does_not_divide_is_left(tools) -> None:
@@ -37,6 +38,7 @@ def test_what_its_quantizer_spends_on_rows_that_256_does_not_divide_is_left(tool
     more = up * (8 + 16 / 64 - 4 - 20 / 32) + down * (8 + 16 / 128 - 4 - 20 / 32)
     assert ours + share * more == pytest.approx(NEARLY * theirs)
     assert share > 0.2
+    assert left(tools, width, inner, others=1000) == pytest.approx(share - 8 * 1000 / more)
 
 
 def test_nothing_is_left_where_256_divides_all(tools) -> None:
