@@ -284,7 +284,7 @@ def _spend(on: np.ndarray, order: np.ndarray, sizes: np.ndarray, measure: Measur
     """Switches off further groups, in their order, until those that are off have the share `spent` of all sizes, then those that fit into
     the share `most`. Groups of size 0 stay as they are."""
     for i in order:
-        if sizes[~on].sum() + sizes[i] <= max(measure.most, 0) * sizes.sum() or sizes[~on].sum() < measure.spent * sizes.sum():
+        if sizes[~on].sum() + sizes[i] <= measure.most * sizes.sum() or sizes[~on].sum() < measure.spent * sizes.sum():
             on[i] &= not sizes[i]
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxport.graph.normalize import fold_constants
 from onnxport.quantize.activation_statistics import Collector, Range, Sample, observe
 from onnxport.quantize.plan import Plan, Scheme
-from onnxport.quantize.schemes.int8 import grid, quantize_columns
+from onnxport.quantize.schemes.int8 import Sides, quantize_columns, rounded
 from onnxport.quantize.schemes.linear import Linear, linears
 
 ROWS = 512  # of a value that errors are measured on
@@ -55,13 +55,10 @@ def errors(weight: np.ndarray, scheme: Scheme, seen: Range, x: np.ndarray) -> tu
     """
     small, scale = quantize_columns(weight, scheme)
     back, exact = small * scale, x @ weight
-    step, zero = grid(seen.limits(scheme.range))
-    static = (np.clip(np.rint(x / step) + zero, 0, 255) - np.float32(zero)) * step
-    largest = np.maximum(np.abs(x).max(1, keepdims=True), np.finfo(np.float32).tiny) / 127
     size = np.square(exact, dtype=np.float64).sum(1)
     real = size > 0
     found = []
-    for given in (static, np.rint(x / largest) * largest):
+    for given in (rounded(x, seen.limits(scheme.range)), Sides().rounded(x)):
         lost = np.square(given @ back - exact, dtype=np.float64).sum(1)
         found.append(float(np.sqrt((lost[real] / size[real]).mean())) if real.any() else 0.0)
     return found[0], found[1]

@@ -26,7 +26,7 @@ from onnxport.quantize.schemes.apply import chosen
 from onnxport.quantize.schemes.blocks.blockwise import block_size
 from onnxport.quantize.schemes.blocks.stored import carrying_scheme
 from onnxport.quantize.schemes.finished import Finished
-from onnxport.quantize.schemes.int8 import FULL, REDUCED, Sides, grid, sides_of
+from onnxport.quantize.schemes.int8 import FULL, REDUCED, Sides, rounded, sides_of
 from onnxport.quantize.schemes.linear import Linear, linears
 from onnxport.quantize.schemes.rotation import rotated
 
@@ -221,11 +221,6 @@ class ChannelScales:
             _insert(graph, x, group, best)
         for linear, _ in group:
             _multiply(graph, linear.node, 1, best if linear.transposed else best[:, None])
-
-
-def scaled(model: ir.Model, plan: Plan, feeds: Feeds) -> ir.Model:
-    """`ChannelScales.scaled` of a single plan."""
-    return ChannelScales(model, feeds).scaled(plan)
 
 
 def _fits(linear: Linear, scheme: Scheme) -> bool:
@@ -463,21 +458,19 @@ def _values(node: ir.Node) -> Maker | None:
 
 def _by_rows(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
     sides = Sides() if scheme.rotated else reading.sides
-    rounded: np.ndarray = sides.rounded(x) @ _rounded_columns(weight, scheme)
-    return rounded
+    product: np.ndarray = sides.rounded(x) @ _rounded_columns(weight, scheme)
+    return product
 
 
 def _by_range(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:
-    step, zero = grid(reading.limits)
-    codes = (np.rint(x / step) + np.float32(zero)).clip(0, 255) - np.float32(zero)
-    rounded: np.ndarray = (codes * step) @ _rounded_columns(weight, scheme)
-    return rounded
+    product: np.ndarray = rounded(x, reading.limits) @ _rounded_columns(weight, scheme)
+    return product
 
 
 def _rounded_columns(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
     step = np.maximum(np.abs(weight).max(0, keepdims=True), 1e-30) / (REDUCED if scheme.reduced else FULL)
-    rounded: np.ndarray = np.rint(weight / step) * step
-    return rounded
+    found: np.ndarray = np.rint(weight / step) * step
+    return found
 
 
 def _in_blocks(x: np.ndarray, weight: np.ndarray, scheme: Scheme, reading: Reading) -> np.ndarray:

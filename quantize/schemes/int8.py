@@ -210,6 +210,13 @@ def grid(limits: tuple[float, float]) -> tuple[np.float32, np.uint8]:
     return step, np.uint8(np.clip(np.rint(-low / step), 0, 255))
 
 
+def rounded(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """x as it is after rounding to the codes that hold `limits`, float32."""
+    step, zero = grid(limits)
+    found: np.ndarray = ((np.rint(x / step) + np.float32(zero)).clip(0, 255) - np.float32(zero)) * step
+    return found
+
+
 def quantize_activation(graph: ir.Graph, before: ir.Node, x: ir.Value, limits: tuple[float, float], method: str) -> Activation:
     """x as uint8, with one scale and zero point for `limits`; to be shared by all products that read x by this method."""
     step, zero = grid(limits)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.channel_scales import scaled
+from onnxport.quantize.schemes.channel_scales import ChannelScales
 
 ROWS, BLOCKS = Plan({"*": "int8-rows"}), Plan({"*": "int4-blocks32-asym"})
 
@@ -84,7 +84,7 @@ def error(session, tools, plain: ir.Model, other: ir.Model, plan: Plan) -> float
 @pytest.mark.parametrize(("nodes", "weights"), [(GATED, gated), (JOINED, joined)], ids=["two products", "one product"])
 def test_norms_and_factors_take_the_division(session, tools, nodes, weights, plan: Plan, share: float) -> None:
     model = build(tools, nodes, weights())
-    other = scaled(model, plan, [feed()])
+    other = ChannelScales(model, [feed()]).scaled(plan)
     assert [node.op_type for node in other.graph] == [node.op_type for node in model.graph]
     x = feed(9)
     np.testing.assert_allclose(tools.run(session(other), x)["y"], tools.run(session(model), x)["y"], rtol=1e-4, atol=2e-2)
@@ -101,7 +101,7 @@ def same(one: ir.Value, other: ir.Value) -> bool:
 
 def test_a_bias_is_divided_with_its_weight(tools) -> None:
     model = build(tools, GATED, gated())
-    other = scaled(model, ROWS, [feed()])
+    other = ChannelScales(model, [feed()]).scaled(ROWS)
     ratio = {
         name: other.graph.initializers[name].const_value.numpy() / model.graph.initializers[name].const_value.numpy()
         for name in ("up.bias", "down.weight")
@@ -143,7 +143,7 @@ def test_heads_that_share_values_share_scales() -> None:
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     model = ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=10))
     x = feed(12) | {"seqlens_k": np.array([11], np.int32), "total": np.array(12, np.int32)}
-    other = scaled(model, ROWS, [x])
+    other = ChannelScales(model, [x]).scaled(ROWS)
     scale = other.graph.initializers["o.weight"].const_value.numpy() / weights["o.weight"]
     scale = scale.mean(1).reshape(2, 2, 8)
     np.testing.assert_allclose(scale[:, 0], scale[:, 1], rtol=1e-4)
@@ -156,7 +156,7 @@ def test_what_something_else_reads_stays(session, tools) -> None:
     """The norm's result goes on beside the products: a division of its own has to pay, and here it does."""
     nodes = [*GATED[:-1], ("MatMul", ["m", "down.weight"], ["d"]), ("Add", ["d", "n"], ["y"])]
     model = build(tools, nodes, gated())
-    other = scaled(model, ROWS, [feed()])
+    other = ChannelScales(model, [feed()]).scaled(ROWS)
     assert same(other.graph.initializers["norm.weight"], model.graph.initializers["norm.weight"])
     assert [node.op_type for node in other.graph].count("Mul") == 2
     x = feed(9)
@@ -166,12 +166,12 @@ def test_what_something_else_reads_stays(session, tools) -> None:
 def test_even_channels_get_no_node(tools) -> None:
     nodes = [("MatMul", ["x", "a.weight"], ["y"])]
     model = build(tools, nodes, {"a.weight": weight(32, 32)})
-    assert [node.op_type for node in scaled(model, ROWS, [feed()]).graph] == ["MatMul"]
+    assert [node.op_type for node in ChannelScales(model, [feed()]).scaled(ROWS).graph] == ["MatMul"]
 
 
 def test_tied_and_float_weights_stay(tools) -> None:
     model = build(tools, GATED, gated())
-    other = scaled(model, Plan({"down": "int8-rows"}), [feed()])
+    other = ChannelScales(model, [feed()]).scaled(Plan({"down": "int8-rows"}))
     assert same(other.graph.initializers["norm.weight"], model.graph.initializers["norm.weight"])
     assert not same(other.graph.initializers["down.weight"], model.graph.initializers["down.weight"])
 
@@ -189,7 +189,7 @@ def test_what_has_other_channels_takes_no_division(session, tools, nodes, more) 
     some = [NORM, GATED[1], GATED[2], *nodes, ("Mul", ["g", "u"], ["m"]), GATED[-1]]
     weights = {name: array for name, array in (gated() | more).items() if name != "up.bias"}
     model = build(tools, some, weights)
-    other = scaled(model, ROWS, [feed()])
+    other = ChannelScales(model, [feed()]).scaled(ROWS)
     x = feed(9)
     expected = tools.run(session(model), x)["y"]
     assert np.abs(tools.run(session(other), x)["y"] - expected).max() < 1e-4 * np.abs(expected).max()
@@ -201,5 +201,5 @@ def test_blocks_are_those_of_the_kernel(tools) -> None:
     for seed in range(5):
         weights = {"norm.weight": spiky(192), "a.weight": weight(192, 32, seed=seed)}
         model = tools.build([norm, ("MatMul", ["n", "a.weight"], ["y"])], {"x": [1, "n", 192]}, {"y": [1, "n", 32]}, weights)
-        one, other = (scaled(model, Plan({"*": name}), [feed(width=192)]) for name in ("int8-blocks", "int8-blocks64"))
+        one, other = (ChannelScales(model, [feed(width=192)]).scaled(Plan({"*": name})) for name in ("int8-blocks", "int8-blocks64"))
         assert same(one.graph.initializers["norm.weight"], other.graph.initializers["norm.weight"])

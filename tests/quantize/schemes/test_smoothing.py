@@ -9,12 +9,12 @@ import pytest
 from onnxport.graph.normalize import PARAMETER
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
-from onnxport.quantize.schemes.channel_scales import scaled
+from onnxport.quantize.schemes.channel_scales import ChannelScales
 from onnxport.quantize.schemes.linear import linears
 
 
 def smooth(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> ir.Model:
-    return scaled(model, Plan({"*": "int8-rows"}), feeds)
+    return ChannelScales(model, feeds).scaled(Plan({"*": "int8-rows"}))
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
