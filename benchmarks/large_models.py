@@ -2,27 +2,36 @@
 
     python benchmarks/large_models.py make /usr/share/common-licenses/GPL-3 --out build/large/llama-1b --size 1b
     python benchmarks/large_models.py measure --folder build/large/llama-1b -- onnxport export build/large/llama-1b --out build/large/out
+    python benchmarks/large_models.py table build/large/llama-1b --out build/large/made --genai PYTHON --llama PYTHON SCRIPT
 
 `make` writes a Llama in bfloat16, tensor by tensor, of weights that 4 bits hold (see shapes.py). `measure` runs any command, and samples
-the anonymous memory of all its processes: pages of mapped files, which the system takes back whenever it likes, do not count.
+the anonymous memory of all its processes: pages of mapped files, which the system takes back whenever it likes, do not count. `table` does
+so for our exports and those of other tools, one after the other; what one wrote is deleted before the next one begins.
+
+Each PYTHON is an interpreter with that tool: onnxruntime-genai (benchmarks/setup.py), optimum-onnx, or gguf, torch and transformers, with
+SCRIPT the path of llama.cpp's convert_hf_to_gguf.py, which knows published tokenizers only: `make --tokenizer FILE` takes one of those.
 """
 
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 SIZES = {  # hidden, inner, layers, heads, key and value heads, vocabulary
     "0.1b": (768, 2048, 12, 12, 4, 32_000),
     "0.3b": (1024, 4096, 16, 16, 8, 64_000),
+    "0.5b": (896, 4864, 24, 14, 2, 151_936),  # Qwen2.5-0.5B, without its biases
     "1b": (2048, 8192, 16, 32, 8, 128_256),  # Llama-3.2-1B
     "7b": (3584, 18944, 28, 28, 4, 152_064),  # Qwen2.5-7B, without its biases
 }
@@ -42,7 +51,8 @@ def main() -> None:
 @click.option("--size", type=click.Choice(sorted(SIZES)), required=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--gain", type=float, default=2.0, show_default=True)
-def make(text: Path, out: Path, size: str, seed: int, gain: float) -> None:
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), help="A tokenizer.json in place of one that is trained.")
+def make(text: Path, out: Path, size: str, seed: int, gain: float, tokenizer: Path | None) -> None:
     """A Llama with random weights in shards, and a tokenizer trained on the lines of TEXT."""
     import torch  # not for `measure`, which should take no time from what it measures
     from safetensors.torch import save_file
@@ -52,6 +62,8 @@ def make(text: Path, out: Path, size: str, seed: int, gain: float) -> None:
     torch.manual_seed(seed)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
     save_tokenizer(byte_level(read_lines(text), min(vocabulary, LEARNED)), out, settings | {"model_max_length": 2048})
+    if tokenizer is not None:
+        shutil.copy(tokenizer, out / "tokenizer.json")
     _fill(out / "tokenizer.json", vocabulary)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
@@ -133,31 +145,120 @@ def _weight(name: str, shape: tuple[int, ...], gain: float) -> Any:
 @click.argument("command", nargs=-1, required=True)
 def measure(folder: Path | None, every: float, command: tuple[str, ...]) -> None:
     """What COMMAND takes, and the most after each line that it writes to its standard error."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else None
-    begun, stages = time.perf_counter(), [Stage("start")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        os.set_blocking(process.stderr.fileno(), False)
-        while process.poll() is None:
-            pids = tree(process.pid)
-            stages[-1].memory = max(stages[-1].memory, sum(map(anonymous, pids)))
-            stages[-1].end = sum(map(processor_time, pids)) or stages[-1].end
-            for line in process.stderr.readline().splitlines():
-                stages.append(Stage(line.strip(), end=stages[-1].end))
-            time.sleep(every)
-        stages += [Stage(line.strip(), end=stages[-1].end) for line in (process.stderr.read() or "").splitlines()]
-    most = max(stage.memory for stage in stages)
-    in_copies = f", {most / size:.2f} times the folder" if size else ""
+    size = _stored(folder) if folder else None
+    found = _watch(command, every)
+    in_copies = f", {found.memory / size:.2f} times the folder" if size else ""
     click.echo(
-        f"rc {process.returncode}, {time.perf_counter() - begun:.1f} s, {stages[-1].end:.1f} s of processors, "
-        f"{most / 2**20:.0f} MiB of anonymous memory{in_copies}"
+        f"rc {found.code}, {found.seconds:.1f} s, {found.stages[-1].end:.1f} s of processors, "
+        f"{found.memory / 2**20:.0f} MiB of anonymous memory{in_copies}"
     )
     click.echo("| up to the line | MiB at most | times the folder | seconds of processors |\n| --- | ---: | ---: | ---: |")
     before = 0.0
-    for stage, after in zip(stages, [*stages[1:], Stage("the end")], strict=True):
+    for stage, after in zip(found.stages, [*found.stages[1:], Stage("the end")], strict=True):
         times = f"{stage.memory / size:.2f}" if size else ""
         click.echo(f"| {after.line} | {stage.memory / 2**20:.0f} | {times} | {stage.end - before:.1f} |")
         before = stage.end
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for what is written; what is in it goes.")
+@click.option("--genai", help="An interpreter with onnxruntime-genai.")
+@click.option("--optimum", help="An interpreter with optimum-onnx.")
+@click.option("--llama", nargs=2, help="An interpreter, and the path of convert_hf_to_gguf.py.")
+@click.option("--precisions", default="int8 int4-rtn int4", show_default=True, help="Of our exports, one after the other.")
+@click.option("--every", type=float, default=0.5, show_default=True, help="Seconds between samples.")
+def table(
+    folders: tuple[Path, ...],
+    out: Path,
+    genai: str | None,
+    optimum: str | None,
+    llama: tuple[str, str] | None,
+    precisions: str,
+    every: float,
+) -> None:
+    """What exports of FOLDERS take, by ours and by other tools."""
+    click.echo(
+        "| folder | GB | what | minutes | processors | memory | times the folder | written |\n"
+        + "| --- | ---: | --- "
+        + "| ---: " * 5
+        + "|"
+    )
+    for folder in folders:
+        size = _stored(folder)
+        for name, command in _exports(folder, out, genai, optimum, llama, precisions.split()):
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            found = _watch(command, every, silent=True)
+            written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+            result = (
+                f"{found.seconds / 60:.2f} | {found.stages[-1].end:.0f} s | {found.memory / 2**20:,.0f} MiB | {found.memory / size:.2f} | "
+                f"{written / 1e9:.2f} GB"
+            )
+            failed = f"failed ({found.code}) after " if found.code else ""
+            click.echo(f"| {folder.name} | {size / 1e9:.2f} | {name} | {failed}{result} |")
+            if found.code:
+                click.echo("\n".join(stage.line for stage in found.stages[-3:]), err=True)
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def _exports(
+    folder: Path, out: Path, genai: str | None, optimum: str | None, llama: tuple[str, str] | None, precisions: list[str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names and commands."""
+    for precision in precisions:
+        yield (
+            f"onnxport {precision}",
+            (str(Path(sys.executable).with_name("onnxport")), "export", str(folder), "--out", str(out / "made"), "--precision", precision),
+        )
+    if genai:
+        made = ("-m", str(folder), "-o", str(out / "made"), "-p", "int4", "-e", "cpu", "-c", str(out / "cache"))
+        yield "onnxruntime-genai int4", (genai, "-m", "onnxruntime_genai.models.builder", *made)
+    if optimum:
+        cli = str(Path(optimum).with_name("optimum-cli"))
+        yield "optimum float32", (cli, "export", "onnx", "-m", str(folder), "--task", "text-generation-with-past", str(out / "made"))
+    if llama:
+        for kind in ("q8_0", "bf16"):
+            yield f"llama.cpp's converter {kind}", (*llama, str(folder), "--outfile", str(out / "made.gguf"), "--outtype", kind)
+
+
+def _stored(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@dataclass
+class Watched:
+    """A command that has ended. seconds: by the clock. memory: the most anonymous memory of all its processes, in bytes."""
+
+    code: int
+    seconds: float
+    stages: list["Stage"]
+
+    @property
+    def memory(self) -> int:
+        return max(stage.memory for stage in self.stages)
+
+
+def _watch(command: tuple[str, ...], every: float, silent: bool = False) -> Watched:
+    """Runs a command, and samples what it takes. silent: its standard output is nobody's."""
+    begun, stages = time.perf_counter(), [Stage("start")]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL if silent else None, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        reader = threading.Thread(target=_read_stages, args=(process.stderr, stages))
+        reader.start()
+        while process.poll() is None:
+            pids, stage = tree(process.pid), stages[-1]
+            stage.memory = max(stage.memory, sum(map(anonymous, pids)))
+            stage.end = sum(map(processor_time, pids)) or stage.end
+            time.sleep(every)
+        reader.join()
+    return Watched(process.returncode, time.perf_counter() - begun, stages)
+
+
+def _read_stages(lines: IO[str], stages: list["Stage"]) -> None:
+    for line in lines:
+        stages.append(Stage(line.strip(), end=stages[-1].end))
 
 
 @dataclass

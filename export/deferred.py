@@ -91,7 +91,7 @@ def defer(parameter: nn.Parameter, shape: torch.Size, values: Values) -> None:
 def defer_all(module: nn.Module) -> None:
     """Makes all floating parameters of a module stand-ins for what they are in float32; tied ones stay tied."""
     for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+        if parameter.is_floating_point():
             stored = parameter.data
             parameter.data = torch.empty(0)
             defer(parameter, stored.shape, stored.float)

@@ -135,20 +135,22 @@ def seq2seq_goldens(
     read = Inputs(20240229, special(ids), _golden_rows(source, "source", most, source_rows))
     written = Inputs(20240301, special(ids), _golden_rows(source, "target", max_length, target_rows))
     result: dict[str, np.ndarray] = {}
+    calls: list[Callable[[], Any]] = []
     long = [] if longest is None else [([longest, max(1, longest // 3)], [2, 1])]
     for i, (sources, targets) in enumerate([*SEQ2SEQ_SHAPES, *long]):
         sources, targets = fit(sources, most), fit(scaled(targets, target_rows), max_length)
         rows, mask = read.rows(source_rows, sources, pad), real(sources)
         target = written.rows(target_rows, targets, pad, start)
-        logits = model.forward(rows, mask, target)
-        if not i:
-            check_alike("the model", [logits], [model.forward(rows, mask, target)])
-        logits = logits * real(targets)[:, :, None]
+        calls.append(partial(model.forward, rows, mask, target))
         result |= {f"seq{i}/source_ids": rows.numpy(), f"seq{i}/source_mask": mask.numpy(), f"seq{i}/target_ids": target.numpy()}
-        result |= {f"seq{i}/target_lengths": np.array(targets), f"seq{i}/logits": logits.numpy()}
+        result[f"seq{i}/target_lengths"] = np.array(targets)
     lengths = fit(GREEDY_SHAPES, most)
     rows, mask = read.rows(source_rows, lengths, pad), real(lengths)
-    answers = greedy_seq2seq(model, rows, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
+    greedy = partial(greedy_seq2seq, model, rows, mask, ids, min(GREEDY_TOKENS, max_length or GREEDY_TOKENS))
+    answers, again, *found = in_step(model.modules, [greedy, calls[0], *calls])
+    check_alike("the model", [found[0]], [again])
+    for i, logits in enumerate(found):
+        result[f"seq{i}/logits"] = (logits * real(result[f"seq{i}/target_lengths"].tolist())[:, :, None]).numpy()
     result |= {"greedy/source_ids": rows.numpy(), "greedy/source_mask": mask.numpy()} | _answers(answers, pad)
     return result | (_answered_texts(model, ids, source, most, max_length) if source is not None else {})
 
@@ -177,21 +179,25 @@ def _answered_texts(
     what it holds most probable.
     """
     rows = sorted(_golden_rows(source, "source", most, model.source_rows), key=len)[:SOURCES]
-    if not any(_knows_text(model, ids, source, sample, most, max_length) for sample in golden_texts()):
+    knows = [partial(_knows_text, model, ids, source, sample, most, max_length) for sample in golden_texts()]
+    if not any(in_step(model.modules, knows)):
         return {}
     ends, count = special({"eos_id": ids["eos_id"]}), min(ANSWER, max_length - 1 if max_length is not None else ANSWER)
-    targets: list[list[int]] = []
-    found: list[Kept] = []
-    for begin in range(0, len(rows), SOURCE_ROWS):
-        batch = rows[begin : begin + SOURCE_ROWS]
+
+    def answered(batch: list[list[int]]) -> list[tuple[list[int], list[Kept]]]:
         read, mask = map(torch.from_numpy, padded(batch, ids["pad_id"]))
         written = _greedy_targets(model, read, mask, ids, count)
         logits = model.forward(read, mask, written)
+        found = []
         for row, scores in zip(written.tolist(), logits, strict=True):
             length = 1 + min(len(until(row[1:], ends)) + 1, count)  # with its end
-            targets.append(row[:length])
-            found += _kept(scores[: length - 1], row[1:length])
-    return _text_case(targets, [range(1, len(target)) for target in targets], found, ids["pad_id"], rows)
+            found.append((row[:length], _kept(scores[: length - 1], row[1:length])))
+        return found
+
+    batches = [rows[begin : begin + SOURCE_ROWS] for begin in range(0, len(rows), SOURCE_ROWS)]
+    found = [one for answers in in_step(model.modules, [partial(answered, batch) for batch in batches]) for one in answers]
+    targets, kept = [target for target, _ in found], [one for _, distributions in found for one in distributions]
+    return _text_case(targets, [range(1, len(target)) for target in targets], kept, ids["pad_id"], rows)
 
 
 def _knows_text(
@@ -335,11 +341,12 @@ def encoder_goldens(model: EncoderModel, tokenizer: bytes | None = None, longest
     if longest is not None:
         most = min(longest, _longest_text(model) or longest)
         cases["long"] = _plain_inputs(inputs, model, [most, max(1, most // 3)])
-    check_alike("the model", list(model.answer(cases["case0"]).values()), list(model.answer(cases["case0"]).values()))
+    again, *answers = in_step(model.modules, [partial(model.answer, arrays) for arrays in (cases["case0"], *cases.values())])
+    check_alike("the model", list(answers[0].values()), list(again.values()))
     result: dict[str, np.ndarray] = {}
-    for case, arrays in cases.items():
+    for (case, arrays), answer in zip(cases.items(), answers, strict=True):
         result |= {f"{case}/in/{name}": tensor.numpy() for name, tensor in arrays.items()}
-        result |= {f"{case}/out/{name}": tensor.numpy() for name, tensor in model.answer(arrays).items()}
+        result |= {f"{case}/out/{name}": tensor.numpy() for name, tensor in answer.items()}
     return result
 
 

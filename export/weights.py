@@ -168,9 +168,9 @@ def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], 
     return problems
 
 
-def half_types(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The types of tensors of 16 bits, by name."""
-    return {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype in (torch.bfloat16, torch.float16)}
+def held_types(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The types of tensors that a model holds as its files do, by name: those of 16 bits, and float32."""
+    return {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)}
 
 
 def without_values(part: nn.Module | Tensor) -> list[str]:

@@ -79,8 +79,9 @@ def _head(model: Any) -> nn.Module:
     named: nn.Module = model.get_output_embeddings()
     if not isinstance(named, nn.Embedding):
         return named
-    shape = named.weight.shape
-    return next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear) and module.weight.shape == shape)
+    shape = (named.num_embeddings, named.embedding_dim)
+    linear = (module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear))
+    return next(module for module in linear if (module.out_features, module.in_features) == shape)
 
 
 def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:

@@ -1,5 +1,6 @@
 """Canonical graphs of a model: their check against the original's golden answers, and their trace to ONNX."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,11 +60,15 @@ class CanonicalModel:
 def check_seq2seq(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:
     """ParityError unless the canonical graphs give the golden logits, by prefill and by cached steps."""
     names = ("source_ids", "source_mask", "target_ids", "target_lengths", "logits")
-    for case in golden.teacher_forced(goldens):
+
+    def check(case: Mapping[str, np.ndarray]) -> None:
         source, mask, ids, lengths, logits = (torch.from_numpy(case[name]) for name in names)
         flat = canonical.graphs["encoder"].module(source, mask)
         memory = {SOURCE_MASK: mask, "cross": list(zip(flat[::2], flat[1::2], strict=True))}
         _check_decoding(canonical, ids, lengths, logits, memory)
+
+    modules = [graph.module for graph in canonical.graphs.values()]
+    in_step(modules, [partial(check, case) for case in golden.teacher_forced(goldens)])
 
 
 def check_causal(canonical: CanonicalModel, goldens: dict[str, np.ndarray]) -> None:

@@ -15,7 +15,7 @@ from onnxport.export.canonical.encoder import Encoder, HeadShape, SourceEncoder,
 from onnxport.export.canonical.position import Embedding
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import Row, WeightTable
-from onnxport.export.deferred import defer, deferred, read_deferred, values_of
+from onnxport.export.deferred import defer, deferred, parameter, read_deferred, values_of
 from onnxport.export.trace.tracer import Names
 from onnxport.export.weights import page_out
 
@@ -141,6 +141,10 @@ def _joined(row: Row, layer: Layer, *tensors: Tensor) -> Tensor:
     return row.transform(tensors[0] if len(tensors) == 1 else torch.cat(tensors), layer)
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _Loader:
     """Assigns tensors to a canonical module's parameters and fills its `Names`."""
 
@@ -148,23 +152,23 @@ class _Loader:
         self.module, self.names = module, Names()
         self.seen: set[str] = set()
 
-    def put(self, canonical: str, source: str, *tensors: Tensor, make: Callable[..., Tensor] = lambda value: value) -> None:
+    def put(self, canonical: str, source: str, *tensors: Tensor, make: Callable[..., Tensor] = _as_it_is) -> None:
         """Assigns the parameter `canonical`, which is called `source` in PyTorch, what `make` makes of the tensors; of deferred ones later.
 
         AssertionError when shapes differ.
         """
-        parameter = self.module.get_parameter(canonical)
+        ours = self.module.get_parameter(canonical)
 
         def value() -> Tensor:
             made = make(*map(values_of, tensors)).detach().contiguous()
-            if parameter.shape != made.shape:
-                raise AssertionError(f"{source} {tuple(made.shape)} does not fit {canonical} {tuple(parameter.shape)}")
+            if ours.shape != made.shape:
+                raise AssertionError(f"{source} {tuple(made.shape)} does not fit {canonical} {tuple(ours.shape)}")
             return made
 
         if any(deferred(tensor) is not None for tensor in tensors):
-            defer(parameter, parameter.shape, value)
+            defer(ours, ours.shape, value)
         else:
-            parameter.data = value()
+            ours.data = value()
         self.names.parameters[canonical] = source
         self.seen.add(canonical)
 
@@ -220,9 +224,9 @@ class _Loader:
             name, module = named
             kept = isinstance(module, nn.LayerNorm) or (head.tokens and ours == "head.out")
             if f"{ours}.weight" in there:
-                self.put(f"{ours}.weight", f"{name}.weight", module.weight if kept else module.weight.t())
+                self.put(f"{ours}.weight", f"{name}.weight", parameter(module, "weight"), make=_as_it_is if kept else torch.t)
             if module.bias is not None:
-                self.put(f"{ours}.bias", f"{name}.bias", module.bias)
+                self.put(f"{ours}.bias", f"{name}.bias", parameter(module, "bias"))
             self.names.modules[ours] = name
 
     def done(self, stack: Stack) -> CanonicalGraph:

@@ -14,6 +14,7 @@ from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, linear, merged, norm, packed, transposed
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, optional
+from onnxport.export.deferred import parameter
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, FLAG, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
 from onnxport.export.hugging_face.generation_settings import KNOWN
@@ -117,7 +118,7 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
         config, head = self.model.config, self.model.lm_head
         encoder, decoder = self._stack_weights("encoder", cross=False), self._stack_weights("decoder", cross=True)
         scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-        canonical = load_weights.decoder(decoder, ("lm_head.weight", head.weight), None, scale)
+        canonical = load_weights.decoder(decoder, ("lm_head.weight", parameter(head, "weight")), None, scale)
         return CanonicalModel({"encoder": load_weights.source_encoder(encoder, decoder), "decoder": canonical})
 
     def _stack_weights(self, name: str, cross: bool) -> StackWeights:
@@ -144,8 +145,8 @@ class HuggingFaceT5(HuggingFaceSeq2Seq):
             final_bias=False,
             relative=distances if cross else 2 * distances - 1,
         )
-        tokens = part.embed_tokens.weight
-        tied = load_weights.same_storage(self.model.shared.weight, tokens)
+        tokens = parameter(part.embed_tokens, "weight")
+        tied = load_weights.same_storage(parameter(self.model.shared, "weight"), tokens)
         named = ("shared" if tied else f"{name}.embed_tokens", tokens)
         relative = (f"{name}.block.0.{SELF}.relative_attention_bias", self._biases(part, cross))
         return StackWeights(stack, TABLE, name, state, named, None, 1.0, {"norm": "final_layer_norm"}, "block", relative=relative)

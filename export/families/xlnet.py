@@ -19,6 +19,7 @@ from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import Row, WeightTable, linear, norm
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, number, one_of, read_json
+from onnxport.export.deferred import parameter, values_of
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, always
 from onnxport.export.hugging_face.encoder import QUESTIONS, TOKENS, EncoderFamily, HeadNames, HuggingFaceEncoder
@@ -171,7 +172,7 @@ class XLNetEncoder(HuggingFaceEncoder):
         path = "" if self.head is None else self.family.base
         state = dict(base.named_parameters(remove_duplicate=False))
         # one more row of what makes queries, so that it can be joined with the keys of token types
-        state |= {name: tensor[None] for name, tensor in state.items() if name.endswith(".r_s_bias")}
+        state |= {name: values_of(tensor)[None] for name, tensor in state.items() if name.endswith(".r_s_bias")}
         layer = Layer(
             heads=config.n_head,
             inner=config.d_inner,
@@ -184,7 +185,7 @@ class XLNetEncoder(HuggingFaceEncoder):
         )
         positions = self.max_length
         stack = Stack(config.d_model, (layer,) * config.n_layer, False, None, distances=positions)
-        tokens = (f"{path}.word_embedding" if path else "word_embedding", base.word_embedding.weight)
+        tokens = (f"{path}.word_embedding" if path else "word_embedding", parameter(base.word_embedding, "weight"))
         relative = ("relative_positions", _distances(config, positions))
         return StackWeights(stack, self.family.table, path, state, tokens, None, 1.0, {}, "layer", relative=relative)
 

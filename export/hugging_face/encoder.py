@@ -16,6 +16,7 @@ from onnxport.export.canonical.load_weights import HeadParts, StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import DEPTH, LENGTH, ROWS, WIDTH, Key, integer, named_class, number, one_of
+from onnxport.export.deferred import parameter
 from onnxport.export.description import EncoderModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, IGNORED, always, architecture_problems, read_config
 from onnxport.export.hugging_face.family import Decoding
@@ -259,7 +260,7 @@ class HuggingFaceEncoder:
         assert isinstance(norm, nn.LayerNorm)
         kinds, padding = 0 if types is None else len(types[1]), int(config.pad_token_id) if family.counted else None
         stack = Stack(config.hidden_size, tuple(layers), False, None, embedding_eps=norm.eps, types=kinds, padding=padding)
-        tokens = base.get_submodule(paths["tokens"]).weight
+        tokens = parameter(base.get_submodule(paths["tokens"]), "weight")
         below = f"{path}." if path else ""
         positions = (f"{below}{paths['positions']}", table)
         norms_around = {"embedding.norm": paths["norm"]}
@@ -268,9 +269,9 @@ class HuggingFaceEncoder:
 
     def _positions(self, base: Any) -> tuple[Any, tuple[str, Any] | None]:
         """The table of positions, and that of token types; a single type is added to all positions."""
-        table, place = base.get_submodule(self.family.paths["positions"]).weight, self.family.paths.get("types")
+        table, place = parameter(base.get_submodule(self.family.paths["positions"]), "weight"), self.family.paths.get("types")
         if place is None:
             return table, None
-        types = base.get_submodule(place).weight
+        types = parameter(base.get_submodule(place), "weight")
         path = place if self.head is None else f"{self.family.base}.{place}"
         return table, (path, types)

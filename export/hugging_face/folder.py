@@ -22,7 +22,7 @@ from onnxport.export.sentence_transformers import has_modules, read_modules, sco
 from onnxport.export.source import Source
 from onnxport.export.tokenizers.folder import hugging_face
 from onnxport.export.transformers_library import import_transformers, quiet, refusing
-from onnxport.export.weights import file_hash, half_types, read_hugging_face_weights, weight_problems
+from onnxport.export.weights import file_hash, held_types, read_hugging_face_weights, weight_problems
 
 Shapes = dict[str, list[int]]
 
@@ -55,12 +55,12 @@ def read(family: Family, folder: Path, config: dict[str, Any], allow_pickle: boo
         decoding = decoding._replace(search=decoding.search | {"languages": tokenizers.languages})
     if problems := [*problems, *setting_problems, *tokenizers.problems(sizes)]:
         raise CheckpointError(f"{folder} does not agree with its config.json: {'; '.join(problems)}")
-    paths, halves = files.paths, half_types(tensors) if family.kind == "causal" else {}
+    paths, types = files.paths, held_types(tensors)
     del files, tensors  # transformers reads them again
     texts = read_modules(whole or folder, tokenizers.gives_types, tokenizers.longest)
     arrays, layer_files = pooled_layers.read(texts, model_config.hidden_size, allow_pickle) if texts.layers else ((), {})
     texts = replace(texts, mask_id=tokenizers.mask_id, unknown_id=tokenizers.unknown_id, arrays=arrays)
-    adapter = family.adapter(_load(cls, folder, model_config, paths, halves, optional_tensors, unread), folder, decoding, texts)
+    adapter = family.adapter(_load(cls, folder, model_config, paths, types, optional_tensors, unread), folder, decoding, texts)
     hashes = {path.name: file_hash(path) for path in sorted({*used, *tokenizers.files})} | layer_files
     plain = {name: value for name, value in sorted(config.items()) if name in family.settings}
     task = "tensor" if family.kind == "encoder" and not tokenizers.by_side else family.task(config)
@@ -182,6 +182,15 @@ def _is_converted(shell: Any) -> bool:
     return bool(get_model_conversion_mapping(shell, add_legacy=False))
 
 
+def _joined(shell: Any) -> list[str]:
+    """Parts of names of the parameters that transformers makes of several tensors of a file, such as those of all experts of a layer."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    found = [one for one in get_model_conversion_mapping(shell, add_legacy=False) if isinstance(one, WeightConverter)]
+    return [str(target) for one in found for target in one.target_patterns if "*" not in str(target)]
+
+
 def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without integers: tables of positions and their like, which classes make themselves."""
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
@@ -207,19 +216,18 @@ def _load(
     folder: Path,
     config: Any,
     paths: list[Path],
-    halves: Mapping[str, torch.dtype],
+    types: Mapping[str, torch.dtype],
     optional_tensors: tuple[str, ...],
     unread: tuple[str, ...],
 ) -> Any:
     """transformers' own way from the folder to a model in float32; its report must be empty but for `optional_tensors` and `unread` ones.
 
-    config: transformers' own, of what was made of config.json. halves: types of 16 bits, by the class's names of parameters: in safetensors
-    such ones stay in their mapped files, and are deferred.
+    config: transformers' own, of what was made of config.json. types: of tensors that stay as they are in their files, which are mapped but
+    for pickles of old versions of PyTorch; their parameters are deferred.
     """
     from_files = any(path.suffix == ".safetensors" for path in paths)
-    held = halves if from_files else {}
     with quiet(), refusing(folder):
-        model, report = (_holding(cls, held) if held else cls).from_pretrained(
+        model, report = _holding(cls, types).from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -232,21 +240,27 @@ def _load(
     if gaps := [f"{name} {sorted(found)}" for name, found in left.items() if found]:
         raise CheckpointError(f"transformers could not load all of {folder}: {'; '.join(gaps)[:300]}")
     model.requires_grad_(False)
-    if held:
-        model.__class__ = cls
-        defer_all(model)
+    model.__class__ = cls
+    defer_all(model)
     return model
 
 
 def _holding(cls: Any, types: Mapping[str, torch.dtype]) -> Any:
-    """The class with parameters of the types of their tensors, which transformers hands on without a copy then; all else of it, such as
-    buffers and what no file has, is made in float32."""
+    """The class with parameters of the types of their tensors, which transformers hands on without a copy then.
+
+    All else of it, such as buffers and what no file has, is made in float32. types: by the names of parameters; those that transformers
+    joins out of several tensors are of the type that all tensors have.
+    """
+    every = set(types.values())
+    of_joined = every.pop() if len(every) == 1 else torch.float32
 
     class Holding(cls):
         def __init__(self, config: Any, *args: Any, **named: Any) -> None:
             super().__init__(config, *args, **named)
+            joined = _joined(self)
             for name, parameter in self.named_parameters():
-                parameter.data = parameter.data.to(types.get(name, parameter.dtype))
+                kind = of_joined if any(part in name for part in joined) else parameter.dtype
+                parameter.data = parameter.data.to(types.get(name, kind))
 
     Holding.__name__, Holding.__qualname__, Holding.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Holding

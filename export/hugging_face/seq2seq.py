@@ -15,6 +15,7 @@ from onnxport.export.canonical.load_weights import StackWeights
 from onnxport.export.canonical.settings import Layer, Stack
 from onnxport.export.canonical.weight_table import WeightTable, existing
 from onnxport.export.config_checks import Key
+from onnxport.export.deferred import parameter
 from onnxport.export.description import Seq2SeqModel
 from onnxport.export.hugging_face.config_keys import ACTIVATIONS, config_problems
 from onnxport.export.hugging_face.family import Decoding
@@ -96,7 +97,7 @@ class HuggingFaceSeq2Seq:
         """The canonical encoder and decoder, over the same tensors where their layout allows it."""
         encoder, decoder = self._stack_weights("encoder", cross=False), self._stack_weights("decoder", cross=True)
         bias = self.model.final_logits_bias[0]
-        head = ("lm_head.weight", self.model.lm_head.weight)
+        head = ("lm_head.weight", parameter(self.model.lm_head, "weight"))
         named = ("final_logits_bias", bias) if bias.any() else None  # zeros where a checkpoint has none
         return CanonicalModel(
             {"encoder": load_weights.source_encoder(encoder, decoder), "decoder": load_weights.decoder(decoder, head, named)}
@@ -121,8 +122,8 @@ class HuggingFaceSeq2Seq:
         norm = self.family.norms.get("embedding.norm")
         stack = Stack(config.d_model, layers, cross, None, embedding_eps=getattr(part, norm).eps if norm else None)
         shared = getattr(self.model.model, "shared", None)
-        tokens = part.embed_tokens.weight
-        tied = shared is not None and load_weights.same_storage(shared.weight, tokens)
+        tokens = parameter(part.embed_tokens, "weight")
+        tied = shared is not None and load_weights.same_storage(parameter(shared, "weight"), tokens)
         positions = part.embed_positions.weight[self.family.offset :]
         scale = config.d_model**0.5 if config.scale_embedding else 1.0
         return StackWeights(

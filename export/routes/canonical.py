@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from onnxport.export.canonical.graphs import (
     trace_source_encoder,
     trace_text_encoder,
 )
+from onnxport.export.deferred import in_step
 from onnxport.export.description import CausalModel, EncoderModel, Seq2SeqModel
 from onnxport.export.exported import Exported
 from onnxport.export.routes.generation import generation_config
@@ -78,9 +80,11 @@ def export_encoder(source: Source, model: EncoderModel, task: str, opset: int, p
 
 
 def _check_encoder(canonical: CanonicalModel, model: EncoderModel, goldens: Mapping[str, np.ndarray]) -> None:
-    for case in by_case(goldens).values():
+    encoder = canonical.graphs["encoder"].module
+
+    def check(case: Mapping[str, np.ndarray]) -> None:
         arrays = inputs(case)
-        results = canonical.graphs["encoder"].module(*(torch.from_numpy(arrays[name]) for name in TEXT_INPUTS if name in arrays))
+        results = encoder(*(torch.from_numpy(arrays[name]) for name in TEXT_INPUTS if name in arrays))
         results = results if isinstance(results, tuple) else (results,)
         for output, result in zip(model.outputs, results, strict=True):
             answers = torch.from_numpy(outputs(case)[output])
@@ -88,6 +92,8 @@ def _check_encoder(canonical: CanonicalModel, model: EncoderModel, goldens: Mapp
                 real = torch.from_numpy(arrays[ATTENTION_MASK]) > 0
                 answers, result = answers[real], result[real]
             agree(answers, result, output)
+
+    in_step([encoder], [partial(check, case) for case in by_case(goldens).values()])
 
 
 def _release(source: Source, original: Sequence[nn.Module], canonical: CanonicalModel) -> None:

@@ -1,20 +1,21 @@
-"""Weights of 16 bits stay in their file; the export is the one of a model that is in memory as float32, bit for bit."""
+"""Weights stay in their file; the export is the one of a model that is in memory as float32, bit for bit."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from onnxport.export import deferred, stages
-from onnxport.export.canonical.graphs import CanonicalModel
 from onnxport.export.hugging_face import folder as hugging_face
-from onnxport.export.routes import canonical
 from onnxport.graph import store
-from support import causal_folders
+from support import causal_folders, encoder_folders, hf_folders
 
 
 class Blocks(nn.Module):
@@ -78,27 +79,74 @@ def test_an_error_in_one_call_ends_all() -> None:
         deferred.in_step([model], [lambda: model(torch.arange(3)), lambda: model(torch.tensor([9]))])
 
 
-def test_a_checkpoint_in_bfloat16_exports_as_if_it_were_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = causal_folders.write(tmp_path / "llama", "llama", num_hidden_layers=1)
-    file = source / "model.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+def _llama(folder: Path) -> Path:
+    return causal_folders.write(folder, "llama", num_hidden_layers=1)
+
+
+def _roberta(folder: Path) -> Path:
+    return encoder_folders.write(folder, encoder_folders.make("roberta", "single"), "roberta")
+
+
+def _xlnet(folder: Path) -> Path:
+    config = transformers.XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=24)
+    return _saved(transformers.XLNetModel(config), folder)
+
+
+def _t5(folder: Path) -> Path:
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    return _saved(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)), folder)
+
+
+def _mixtral(folder: Path) -> Path:
+    """Traced as its own class, with experts that are joined."""
+    return causal_folders.write(folder, "mixtral", num_hidden_layers=1)
+
+
+def _saved(model: Any, folder: Path) -> Path:
+    causal_folders.randomize(model)
+    model.eval().save_pretrained(folder)
+    return folder
+
+
+def _stored_as(folder: Path, kind: torch.dtype, pickled: bool) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(file).items()}
+    if pickled:
+        file.unlink()
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("write", [_llama, _roberta, _xlnet, hf_folders.marian, hf_folders.bart, _t5, _mixtral], ids=lambda f: f.__name__)
+def test_a_checkpoint_exports_as_if_it_were_in_memory(
+    write: Callable[[Path], Path], kind: torch.dtype, pickled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "model")
+    _stored_as(source, kind, pickled)
+    lazy = stages.export(source, allow_pickle=pickled)
+    monkeypatch.setattr(hugging_face, "held_types", lambda tensors: {})
+    monkeypatch.setattr(hugging_face, "defer_all", lambda module: None)
+    plain = stages.export(source, allow_pickle=pickled)
+    assert plain.goldens.keys() == lazy.goldens.keys()
+    assert all(np.array_equal(array, lazy.goldens[name]) for name, array in plain.goldens.items())
+    for role, graph in plain.graphs.items():
+        found, held = lazy.graphs[role].graph.initializers, graph.graph.initializers
+        assert [*found] == [*held]
+        for name, value in held.items():
+            assert np.array_equal(value.const_value.numpy(), found[name].const_value.numpy()), name
+        large = [value.const_value for value in found.values() if value.const_value.size > 100]
+        assert any(isinstance(tensor, ir.LazyTensor) for tensor in large)
+
+
+def test_what_is_written_is_what_recipes_make(tmp_path: Path) -> None:
+    source = _llama(tmp_path / "llama")
     lazy = stages.export(source)
     found = {name: value.const_value for name, value in lazy.graphs["decoder"].graph.initializers.items()}
     weights = [name for name, tensor in found.items() if isinstance(tensor, ir.LazyTensor)]
     assert len(weights) == 9  # a table, a head, four products and three norms
-    whole: dict[str, Tensor] = {}
-
-    def no_trace(model: CanonicalModel, opset: int) -> ir.Model:
-        graph = model.graphs["decoder"]
-        whole.update({graph.names.parameters[name]: tensor for name, tensor in graph.module.named_parameters()})
-        return lazy.graphs["decoder"]
-
-    monkeypatch.setattr(hugging_face, "half_types", lambda tensors: {})
-    monkeypatch.setattr(canonical, "trace_decoder", no_trace)
-    plain = stages.export(source)
-    assert plain.goldens.keys() == lazy.goldens.keys()
-    assert all(np.array_equal(array, lazy.goldens[name]) for name, array in plain.goldens.items())
-    assert all(np.array_equal(tensor, found[name].numpy()) for name, tensor in whole.items())
     store.write(lazy.graphs, tmp_path / "written")
     read = {tensor.name: tensor for tensor in ir.load(tmp_path / "written/decoder.onnx").graph.initializers.values()}
-    assert all(np.array_equal(tensor, read[name].const_value.numpy()) for name, tensor in whole.items())
+    assert all(np.array_equal(found[name].numpy(), read[name].const_value.numpy()) for name in weights)
