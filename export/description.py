@@ -40,8 +40,11 @@ class CausalOriginal(Protocol):
     modules: list[Any]
     rows: int
 
-    def causal(self, ids: Tensor) -> Tensor:
-        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
+    def causal(self, ids: Tensor, last: int | None = None) -> Tensor:
+        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks.
+
+        last: only this many positions at the end of the rows are answered.
+        """
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def _language_rows(source: Source, max_length: int | None, vocabulary: int) -> l
 
 def _foretold(model: CausalOriginal, row: list[int], places: range) -> list[Kept]:
     """What a model says comes next at some places of a text; [] where it is no better than a guess."""
-    logits = model.causal(torch.tensor([row[: places.stop - 1]]))[0, places.start - 1 :]
+    logits = model.causal(torch.tensor([row[: places.stop - 1]]), last=len(places))[0]
     kept = _kept(logits, row[places.start : places.stop])
     return kept if _knows(kept, logits.shape[-1]) else []
 
@@ -319,7 +319,7 @@ def greedy_causal(model: CausalOriginal, prompt: Tensor, eos: int | list[int] | 
     """Plain greedy continuation of one prompt [length], without a cache."""
     row = prompt[None]
     for _ in range(count):
-        row = torch.cat([row, model.causal(row)[:, -1].argmax(-1)[:, None]], 1)
+        row = torch.cat([row, model.causal(row, last=1)[:, -1].argmax(-1)[:, None]], 1)
     return until(row[0, len(prompt) :].tolist(), special({"eos_id": eos}))
 
 

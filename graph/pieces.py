@@ -47,6 +47,10 @@ class Piece:
             yield {name: values[name] if name in values else feed[name] for name in names}
         self._made = self._made or made
 
+    def close(self) -> None:
+        """Lets the graph go: whoever has the piece still would hold it in memory beside the next one."""
+        self._runner = None
+
     def hand_on(self) -> list[Values]:
         """What later pieces read, by input."""
         if not self._made:
@@ -73,13 +77,14 @@ def walk(model: ir.Model, feeds: Iterable[Feed], wanted: Iterable[str]) -> Itera
         reads = [{**feed, **values} for feed, values in zip(every, carried, strict=True)]
         outputs = here | set(handed)
         with opened({PIECE: _part(model, begin, carried[0], outputs)} if outputs else {}) as runners:
-            piece = Piece(made if begin else made | inputs, reads, runners.get(PIECE), handed)
+            piece = Piece(made if begin else made | inputs, reads, runners.pop(PIECE, None), handed)
             yield piece
             if left:
                 carried = [
                     {name: found[name] for name in crossing if name in found}
                     for found in ({**old, **new} for old, new in zip(carried, piece.hand_on(), strict=True))
                 ]
+            piece.close()
 
 
 def cuts(model: ir.Model, least: int = LEAST) -> list[tuple[int, int, frozenset[str]]]:

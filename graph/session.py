@@ -58,7 +58,7 @@ def opened(
         names = set(outputs)
         graphs = {role: _with_outputs(model, names) for role, model in graphs.items()}
     with tempfile.TemporaryDirectory(prefix="onnxport-") as folder:
-        files = write(dict(graphs), folder)
+        files = write(dict(graphs), folder, temporary=True)
         yield {role: open_file(Path(folder) / file, sessions, steady=steady, optimize=optimize) for role, file in files.items()}
 
 

@@ -33,10 +33,11 @@ INLINE_BYTES = 256  # shapes, axes and scalars stay in the graph, where ONNX Run
 PAGE, LINE = 4096, 64  # large tensors start on a page, small ones on a cache line
 
 
-def write(models: dict[str, ir.Model], folder: str | Path, most: int | None = None) -> dict[str, str]:
+def write(models: dict[str, ir.Model], folder: str | Path, most: int | None = None, *, temporary: bool = False) -> dict[str, str]:
     """Write `<role>.onnx` for every model and one `weights.bin` into `folder` (made if absent); returns role -> file name.
 
     most: bytes of a file of weights, where there may be several; a single larger weight has a file of its own. None: there is one file.
+    temporary: files that are read at once, and then go; nothing waits until the disk has them.
     The same models give the same bytes. Raises `OutputError` if the files cannot be written; files begun are removed then.
     """
     folder = Path(folder)
@@ -46,7 +47,8 @@ def write(models: dict[str, ir.Model], folder: str | Path, most: int | None = No
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_WeightFiles(folder, most, made)) as weights:
             protos = {role: _proto(model, weights) for role, model in sorted(models.items())}
-            weights.sync()
+            if not temporary:
+                weights.sync()
         for role, proto in protos.items():
             made.append(folder / files[role])
             (folder / files[role]).write_bytes(proto.SerializeToString(deterministic=True))

@@ -1,5 +1,6 @@
 """Hugging Face's models behind plain functions of ids: transformers' own classes, and their own `generate`."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -160,11 +161,13 @@ class TransformersCausal:
     def __init__(self, model: Any, ids: dict[str, Any]) -> None:
         self.model, self.ids, self.modules = model, ids, [model]
         self.rows = min(model.get_input_embeddings().num_embeddings, model.get_output_embeddings().out_features)
+        self._takes_fewer = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def causal(self, ids: Tensor) -> Tensor:
-        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
-        logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return logits
+    def causal(self, ids: Tensor, last: int | None = None) -> Tensor:
+        """int64 [batch, length] → logits [batch, length or `last`, vocabulary]; rows are padded on the right, where nothing real looks."""
+        fewer = {} if last is None or not self._takes_fewer else {"logits_to_keep": last}
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **fewer).logits
+        return logits if last is None else logits[:, -last:]
 
     def generate(self, prompts: list[list[int]], most: int, least: int | None, beam: int) -> list[tuple[list[int], float]]:
         """(new tokens without the end, score) a prompt, by the folder's own settings and a cache; see TransformersSeq2Seq."""

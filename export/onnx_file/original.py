@@ -53,7 +53,7 @@ class Original:
     def rewritten(cls, model: ir.Model, name: Path) -> Original:
         """Of the nodes of `model`, as files of their own."""
         with tempfile.TemporaryDirectory() as folder:
-            (file,) = write({"model": model}, folder).values()
+            (file,) = write({"model": model}, folder, temporary=True).values()
             return cls(Path(folder) / file, name)
 
     def answer(self, inputs: Arrays) -> Arrays:

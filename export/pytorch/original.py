@@ -99,9 +99,10 @@ class OriginalEncoder:
         y = self.transformer(x if first else x.transpose(0, 1), **masks)
         return y if first else y.transpose(0, 1)
 
-    def causal(self, ids: Tensor) -> Tensor:
-        """int64 [batch, length] → logits [batch, length, vocabulary]; rows are padded on the right, where nothing real looks."""
+    def causal(self, ids: Tensor, last: int | None = None) -> Tensor:
+        """int64 [batch, length] → logits [batch, length or `last`, vocabulary]; rows are padded on the right, where nothing real looks."""
         hidden = self._run(ids, mask=causal_mask(ids.shape[1]))
+        hidden = hidden if last is None else hidden[:, -last:]
         return self.head(hidden) if self.head is not None else F.linear(hidden, self.embedding.weight)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:

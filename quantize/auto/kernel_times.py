@@ -141,7 +141,7 @@ def _written(shape: Shape, scheme_name: str, copies: int, x: np.ndarray, folder:
     if scheme_name != FP32.name:
         (model,) = quantize({KERNEL: model}, Plan({"*": scheme_name}), {KERNEL: [{"x": x}]})[0].values()
     if copies == 1:  # whose weights may be more than a graph's own file holds
-        return folder / store.write({KERNEL: model}, folder)[KERNEL]
+        return folder / store.write({KERNEL: model}, folder, temporary=True)[KERNEL]
     folder.mkdir()
     file = folder / f"{KERNEL}.onnx"
     file.write_bytes(_copied(ir.to_proto(model), copies))  # `store` would keep equal weights once

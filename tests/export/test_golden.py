@@ -48,8 +48,8 @@ class Pairs:
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def causal(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
+    def causal(self, ids: Tensor, last: int | None = None) -> Tensor:
+        return self.table[ids if last is None else ids[:, -last:]]
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         return ids[:, :, None].float()
