@@ -12,7 +12,8 @@ const web = await import("onnxruntime-web");
 const { load } = await import("../src/index.js");
 const { TextTokenizer } = await import("../src/tokenizer.js");
 const { ANSWERS, TEXTS, bundle, cosine, distance } = await import("./answers.js");
-const { chromium, serve } = await import("./server.js");
+const { chromium } = await import("./chromium.js");
+const { serve } = await import("./server.js");
 
 /** Answers of a model to cases, with seconds to load and to answer. It runs in the page too. */
 async function answers([load, place, options, cases]) {
@@ -59,10 +60,11 @@ async function tokenizers(name) {
   failed ||= same.length < TEXTS[name].length;
 }
 
+const executablePath = chromium();
 const server = await serve();
-const browser = chromium && (await playwright.launch({ executablePath: chromium, args: ["--no-sandbox"] }));
-const page = browser && (await browser.newPage());
-await page?.goto(`${server.url}/javascript/tests/wasm.html`);
+const browser = await playwright.launch({ executablePath, args: ["--no-sandbox"] });
+const page = await browser.newPage();
+await page.goto(`${server.url}/javascript/tests/wasm.html`);
 console.log("| bundle | where | same answers | largest distance | load | speed |\n| --- | --- | --- | --- | --- | --- |");
 for (const [name, all] of Object.entries(ANSWERS)) {
   await tokenizers(name);
@@ -70,12 +72,11 @@ for (const [name, all] of Object.entries(ANSWERS)) {
     const cases = all.filter((one) => one.precision === precision);
     tell(name, precision, "Node, onnxruntime-node", cases, await answers([load, bundle(name), { precision, threads, verify: true }, cases]));
     tell(name, precision, "Node, onnxruntime-web", cases, await answers([load, bundle(name), { precision, ort: web, threads }, cases]));
-    if (!page) continue;
     const body = `async ([place, options, cases]) => (${answers})([(await import("onnxport")).load, place, options, cases])`;
     const found = await page.evaluate(`(${body})(${JSON.stringify([`/bundles/${name}`, { precision, verify: true }, cases])})`);
     tell(name, precision, "Chromium, WebAssembly", cases, found);
   }
 }
-await browser?.close();
+await browser.close();
 await server.close();
 process.exit(failed ? 1 : 0);
