@@ -1,16 +1,17 @@
 """The lm-evaluation-harness over bundles of a language model, beside its own `hf` over the folder that they were made of.
 
     make build/lm-eval/ready
-    build/lm-eval/bin/python benchmarks/lm_eval_beside.py FOLDER BUNDLE...
+    build/lm-eval/bin/python benchmarks/lm_eval_beside.py FOLDER BUNDLE... [--chat]
 
 The tasks are those of examples/lm-eval, which need no download. It prints a row of a Markdown table for each task and each variant for the
-CPU: the metrics, and how far the samples' log-likelihoods, greedy flags and written answers are from those of `hf` in float32.
+CPU: the metrics, and how far the samples' log-likelihoods, greedy flags and written answers are from those of `hf` in float32. With --chat
+prompts go through the model's chat template.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ BATCH = 8
 THREADS = 2
 
 
-def evaluated(model: Any) -> dict[str, Any]:
-    """The harness's results and samples of all tasks."""
+def evaluated(model: Any, chat: bool) -> dict[str, Any]:
+    """The harness's results and samples of all tasks. chat: prompts go through the chat template."""
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-    found = lm_eval.simple_evaluate(model=model, tasks=NAMES, task_manager=manager, bootstrap_iters=0)
+    found = lm_eval.simple_evaluate(model=model, tasks=NAMES, task_manager=manager, bootstrap_iters=0, apply_chat_template=chat)
     assert found is not None
     return found
 
@@ -61,16 +62,21 @@ def beside(ours: list[Any], theirs: list[Any]) -> str:
 
 def main() -> None:
     """Prints the table."""
-    folder, *bundles = (Path(path).resolve() for path in sys.argv[1:])
+    parser = argparse.ArgumentParser(description="The lm-evaluation-harness over bundles, beside its own hf.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--chat", action="store_true")
+    given = parser.parse_args()
+    folder, bundles = given.folder.resolve(), [bundle.resolve() for bundle in given.bundles]
     os.chdir(TASKS)  # the tasks name their data by paths from here
-    theirs = evaluated(HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=BATCH))
+    theirs = evaluated(HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=BATCH), given.chat)
     print("| task | variant | metrics | beside `hf` |\n| --- | --- | --- | --- |")
     for task in NAMES:
         print(f"| {task} | `hf`, float32 | {metrics(theirs, task)} | |")
     for bundle in bundles:
         for variant in (name for name in Bundle.open(bundle).variants if "@" not in name):
             model = OnnxportLM(bundle, precision=variant, batch_size=BATCH, threads=THREADS)
-            found = evaluated(model)
+            found = evaluated(model, given.chat)
             model.model.close()
             for task in NAMES:
                 row = metrics(found, task), beside(answers(found, task), answers(theirs, task))
