@@ -23,7 +23,7 @@ LONG = "The dog lay by the door of the house while the cat sat on a mat. " * 12
 
 def cases(bundle: Bundle) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """What a bundle is asked: (call, input, options)."""
-    if bundle.manifest.task == "embedding":
+    if bundle.task == "embedding":
         yield from (("encode", text, {}) for text in (*SENTENCES, *ODD, LONG))
         return
     greedy = golden.read_answers(bundle)[golden.GREEDY]
