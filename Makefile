@@ -105,8 +105,9 @@ build/ray/ready: pyproject.toml Makefile
 test-ray: build/ray/ready
 	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 build/ray/bin/python -m pytest --timeout 300 --confcutdir tests/on_ray tests/on_ray
 
-# The module for JavaScript against Python's answers, in Node and, where there is a Chromium, in a browser. It needs node and npm.
+# The module for JavaScript against Python's answers, in Node and in a browser. It needs node, npm and a Chromium (CHROMIUM=PATH), and fails at once without.
 test-js: .venv/ready
+	node javascript/tests/chromium.js
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.javascript_bundles build/javascript
 	cd javascript && npm ci --no-audit --no-fund --loglevel=error && npm test
 

@@ -58,15 +58,23 @@ def load(
 ) -> Model:
     """Load a bundle.
 
-    precision: a variant's name; None is the bundle's default. device: "cpu" or "cuda", whose own variant is taken where there is one: int8
-    means int8@cuda there. threads: of one operator; None is all this process may use. verify: check every file's hash too. draft: another
-    variant, which guesses tokens that this one checks: the same answers, sooner where it is much smaller. prefix_cache_mb: memory (MiB) in
-    which a language model keeps keys and values of prompts and answers, so that a prompt that begins as another did is read from where they
-    part; None keeps none. batch_rows, batch_cache_mb: of a model that generates, the most rows (texts times beams) that decode together in
-    one batch, and memory (MiB) that their keys and values may come to; what is more waits, and a text that is over a bound by itself is
-    answered alone. None: a call's batch_size bounds them.
-    Errors: BundleError (damaged or foreign bundle, or it needs a newer onnxruntime), UsageError (unknown precision or device), DeviceError
-    (the device cannot be had).
+    Args:
+        path: the bundle's folder.
+        precision: a variant's name; None is the bundle's default.
+        device: "cpu" or "cuda", whose own variant is taken where there is one: int8 means int8@cuda there.
+        threads: of one operator; None is all this process may use.
+        verify: check every file's hash too.
+        draft: another variant, which guesses tokens that this one checks: the same answers, sooner where it is much smaller.
+        prefix_cache_mb: memory (MiB) in which a language model keeps keys and values of prompts and answers, so that a prompt that begins
+            as another did is read from where they part; None keeps none.
+        batch_rows: of a model that generates, the most rows (texts times beams) that decode together in one batch; what is more waits, and
+            a text that is over a bound by itself is answered alone. None: a call's batch_size bounds them.
+        batch_cache_mb: memory (MiB) that the keys and values of these rows may come to, likewise.
+
+    Raises:
+        BundleError: the bundle is damaged or foreign, or needs a newer onnxruntime.
+        UsageError: the precision or the device is unknown.
+        DeviceError: the device cannot be had.
     """
     memory = Memory(prefix_cache_mb, batch_rows, batch_cache_mb)
     return unreplaced([path], lambda: _loaded(path, precision, device, threads, verify, draft, memory))
@@ -195,11 +203,22 @@ class Model:
         Greedy, beams with `beam` > 1, sampling when temperature (0 is greedy), top_k or top_p is given. None leaves an option to the model:
         the search is then that of transformers' `generate` with the model's generation config; beam=1 makes it greedy. The options are
         those of onnxport.runtime.options.SearchOptions.
-        prefix: what answers begin with (texts or ids; not part of the result). n_best: beams to give, the others as `alternatives`.
-        long: how texts beyond the model's positions are translated or summarized: "segments" of whole sentences as long as the model takes,
-        or "sentences" one by one (for models that were trained so); the answers are put together with the text's own lines and paragraphs.
-        batch_size: inputs that decode together. timeout (seconds) raises GenerationTimeout, cancel (an Event) Cancelled, between steps.
-        Errors: UsageError (a parameter), TextError (an input).
+
+        Args:
+            inputs: a text, or texts and lists of token ids.
+            prefix: what answers begin with (texts or ids; not part of the result).
+            n_best: beams to give, the others as `alternatives`.
+            long: how texts beyond the model's positions are translated or summarized: "segments" of whole sentences as long as the model
+                takes, or "sentences" one by one (for models that were trained so); the answers are put together with the text's own lines
+                and paragraphs.
+            batch_size: inputs that decode together.
+            timeout: seconds, after which GenerationTimeout is raised between steps.
+            cancel: an Event; Cancelled is raised between steps once it is set.
+            options: of the search.
+
+        Raises:
+            UsageError: a parameter is wrong.
+            TextError: an input cannot be read.
         """
         watch = Watch(timeout, cancel)
         job = self._job(inputs, watch, prefix=prefix, n_best=n_best, long=long, batch_size=batch_size, **options)

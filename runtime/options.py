@@ -75,21 +75,35 @@ class SearchOptions(TypedDict, total=False):
     """The options that every way to generate takes; None or absent leaves one to the model.
 
     Sampling when `temperature`, `top_k` or `top_p` is given and temperature is not 0; else greedy, or beams with `beam` > 1.
-    max_new_tokens: by default the bundle's or 128; always within the positions. no_repeat_ngram: n-grams of that size come once (0: any
-    number). seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in the inputs only. (Scores move
-    in their last digits with the batch, so that a draw near a boundary can differ.) stop: texts that end an answer. length_penalty and
-    early_stopping (True, False, "never") mean what they mean in transformers: a finished hypothesis scores
-    sum of log-probabilities / (new tokens with eos) ** length_penalty.
-    src_lang, tgt_lang: languages of source and answer, by their codes, of a model that has several; token ids are read as they are.
-    Without src_lang it is the tokenizer's own, without tgt_lang what the model's generation config says, if anything.
-    lookup, draft: tokens are guessed, and several checked in one pass of the model; answers stay the same (onnxport.runtime.decode.
-    speculation). lookup: at most so many, each time, from what the text said before. draft: another loaded model with the same vocabulary,
-    such as a smaller variant, guesses; by default the one that `load` was given, False for none.
-    response_format: what answers must be, as OpenAI's option of that name: {"type": "json_schema", "json_schema": {...}} (a schema, or one
-    under "schema"), {"type": "json_object"}, {"type": "regex", "regex": ...} or {"type": "grammar", "grammar": ...} in Lark's notation; a
-    list has one for each input, None for none. An answer ends where its format does (finish_reason "stop"). stop_token_ids: ids that end an
-    answer, which are no part of it. logit_bias: what is added to the logits of tokens, {id or text of one token: number}.
-    top_logprobs: so many of the model's best tokens are told for each new one, with their log-probabilities before all rules.
+
+    Attributes:
+        beam: how many hypotheses are kept; 1 is greedy.
+        max_new_tokens: by default the bundle's or 128; always within the positions.
+        min_new_tokens: no end before so many.
+        temperature: of sampling; 0 is greedy.
+        top_k: only so many of the most probable tokens are sampled from.
+        top_p: only the most probable tokens that come to this probability are sampled from.
+        repetition_penalty: above 1 makes tokens that came before less probable.
+        no_repeat_ngram: n-grams of that size come once (0: any number).
+        seed: makes sampling repeatable: a row's random numbers depend on it and on the row's place in the inputs only. (Scores move in
+            their last digits with the batch, so that a draw near a boundary can differ.)
+        stop: texts that end an answer.
+        length_penalty: means what it means in transformers: a finished hypothesis scores sum of log-probabilities / (new tokens with eos)
+            ** length_penalty.
+        early_stopping: True, False or "never", as in transformers.
+        src_lang: the source's language, by its code, of a model that has several; token ids are read as they are. Without, it is the
+            tokenizer's own.
+        tgt_lang: the answer's. Without, it is what the model's generation config says, if anything.
+        lookup: at most so many tokens are guessed each time from what the text said before, and checked in one pass of the model; answers
+            stay the same.
+        draft: another loaded model with the same vocabulary, such as a smaller variant, guesses, likewise; by default the one that `load`
+            was given, False for none.
+        response_format: what answers must be, as OpenAI's option of that name: {"type": "json_schema", "json_schema": {...}} (a schema, or
+            one under "schema"), {"type": "json_object"}, {"type": "regex", "regex": ...} or {"type": "grammar", "grammar": ...} in Lark's
+            notation; a list has one for each input, None for none. An answer ends where its format does (finish_reason "stop").
+        stop_token_ids: ids that end an answer, which are no part of it.
+        logit_bias: what is added to the logits of tokens, {id or text of one token: number}.
+        top_logprobs: so many of the model's best tokens are told for each new one, with their log-probabilities before all rules.
     """
 
     beam: int | None

@@ -37,20 +37,19 @@ def verify(path: str | Path, threads: int | None = None, device: str | None = No
 
     device: on which variants are run, those alone that are for it; None for all, each on the device that it was checked on when made.
 
-    signed_by: a public key, that the bundle must be signed by; see `bundle.signature`.
+    signed_by: a public key, or certificates of authorities, that the bundle must be signed by; see `bundle.signature`.
 
-    Returns {"path", "signed_by" (the key, or None), "files" (how many), "unlisted" (files the manifest does not name), "search" (they
-    load), "variants": name → parity found now}. BundleError for a changed, missing or unloadable file, or a signature; DeviceError for
-    a variant whose device cannot be had; ParityError when golden answers are not reproduced within the bounds
-    that the manifest records.
+    Returns {"path", "signed_by" (that file, or None), "signer" (the name in the certificate that signed, or None), "files" (how many),
+    "unlisted" (files the manifest does not name), "search" (they load), "variants": name → parity found now}. BundleError for a changed,
+    missing or unloadable file, or a signature; DeviceError for a variant whose device cannot be had; ParityError when golden answers are
+    not reproduced within the bounds that the manifest records.
     """
     return unreplaced([path], lambda: _verified(path, threads, device, signed_by))
 
 
 def _verified(path: str | Path, threads: int | None, device: str | None, signed_by: str | Path | None) -> dict[str, Any]:
     bundle = Bundle.open(path, verify=True)
-    if signed_by is not None:
-        signature.check(bundle, signed_by)
+    signer = None if signed_by is None else signature.check(bundle, signed_by)
     sessions = Sessions.on(device or CPU.name, threads)
     for file in bundle.search.values():  # those for other devices load on the CPU too
         sessions.open(bundle.file(file))
@@ -61,9 +60,8 @@ def _verified(path: str | Path, threads: int | None, device: str | None, signed_
         variants[name] = replay(bundle, name, device or _checked_on(variant), threads)
         check_bounds(name, variant.parity.get("bounds", {}), variants[name])
     return {
-        "path": str(bundle.path), "signed_by": None if signed_by is None else str(signed_by), "files": len(bundle.files),
-        "unlisted": bundle.unlisted(), "search": sorted(bundle.search),
-        "variants": variants,
+        "path": str(bundle.path), "signed_by": None if signed_by is None else str(signed_by), "signer": signer,
+        "files": len(bundle.files), "unlisted": bundle.unlisted(), "search": sorted(bundle.search), "variants": variants,
     }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class Models:
     ) -> Models:  # fmt: skip
         """Load bundles, `PATH` or `NAME=PATH`, and check every file's hash. prefix_cache_mb: for those that are language models.
         batch_rows, batch_cache_mb: for those that generate.
-        require_signature: a public key that every bundle must be signed by.
+        require_signature: a public key, or certificates of authorities, that every bundle must be signed by.
 
         Errors: as `onnxport.runtime.load`; UsageError for a name that comes twice.
         """

@@ -55,11 +55,15 @@ def test_every_public_name_has_a_docstring(module: str) -> None:
             assert inspect.getdoc(value), f"{module}.{name}"
 
 
+IN_SIGNATURES = {"onnxport.runtime.options.SearchOptions"}  # public functions take it by its keys
+
+
 @pytest.mark.parametrize("module", [name for name in PUBLIC if "." in name])
 def test_every_public_name_is_in_the_reference(module: str) -> None:
     page = (ROOT / "docs" / "reference" / f"{module.split('.')[1]}.md").read_text(encoding="utf-8")
     names = getattr(importlib.import_module(module), "__all__", None)
-    assert set(re.findall(r"^::: (\S+)$", page, re.MULTILINE)) == ({f"{module}.{name}" for name in names} if names else {module})
+    shown = set(re.findall(r"^::: (\S+)$", page, re.MULTILINE)) - IN_SIGNATURES
+    assert shown == ({f"{module}.{name}" for name in names} if names else {module})
 
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

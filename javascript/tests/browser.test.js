@@ -4,14 +4,16 @@ import { after, before, describe, test } from "node:test";
 import { chromium as playwright } from "playwright-core";
 
 import { ANSWERS, distance } from "./answers.js";
-import { chromium, serve } from "./server.js";
+import { chromium } from "./chromium.js";
+import { serve } from "./server.js";
 
-describe("in a browser", { skip: !chromium && "no Chromium; say where one is with CHROMIUM=PATH" }, () => {
+describe("in a browser", () => {
   let [server, browser, page] = [];
   before(async () => {
+    const executablePath = chromium();
     server = await serve();
     const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]; // on the processor
-    browser = await playwright.launch({ executablePath: chromium, args: ["--no-sandbox", ...webgpu] });
+    browser = await playwright.launch({ executablePath, args: ["--no-sandbox", ...webgpu] });
   });
   after(async () => {
     await browser?.close();
@@ -86,10 +88,10 @@ describe("in a browser", { skip: !chromium && "no Chromium; say where one is wit
     });
   }
 
-  test("a language model on WebGPU gives Python's answers, and keeps its caches there", async (context) => {
+  test("a language model on WebGPU gives Python's answers, and keeps its caches there", async () => {
     const opened = await open("/javascript/tests/webgpu.html");
     const adapter = await opened.evaluate(async () => Boolean(await navigator.gpu?.requestAdapter()));
-    if (!adapter) return context.skip("this Chromium has no adapter for WebGPU");
+    assert.ok(adapter, "this Chromium has no adapter for WebGPU on the processor (SwiftShader); take another one with CHROMIUM=PATH");
     const { input, options, answer } = ANSWERS.chat.findLast((one) => one.precision === "fp32" && one.options.minNewTokens === one.answer.tokens.length);
     const found = await opened.evaluate(
       async ([input, options]) => {

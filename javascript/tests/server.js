@@ -1,5 +1,4 @@
-/** A server of static files, and a Chromium, for tests. */
-import { existsSync } from "node:fs";
+/** A server of static files, for tests. */
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { extname } from "node:path";
@@ -9,10 +8,6 @@ import { FOLDER } from "./answers.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json" };
-const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-
-/** The path of a Chromium: that of the environment, or one in a usual place. */
-export const chromium = process.env.CHROMIUM ?? PLACES.find(existsSync);
 
 /** Serves the repository, and the tests' bundles under /bundles/. asked: the paths that were asked for. */
 export async function serve() {

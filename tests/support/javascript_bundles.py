@@ -1,6 +1,7 @@
 """Bundles for the tests of javascript/, with Python's answers; `PYTHONPATH=tests python -m support.javascript_bundles FOLDER` writes them.
 
 `answers.json` holds the cases of each bundle: precision, the call, what it was given, with options by JavaScript's names, and the answer.
+WebAssembly has no kernels that round activations beside weights in blocks: where Python's do, `unrounded` is its answer without.
 `texts.json` holds texts, their ids, and the text of these.
 """
 
@@ -8,14 +9,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from onnxport.build.stages import build
 from onnxport.runtime import Model, load
+from onnxport.runtime.bundle.reader import Bundle
 from onnxport.runtime.tokenizer import TextTokenizer
 from support import causal_folders, encoder_folders, hf_folders, structured_bundles
 from support.paths import ROOT
@@ -57,6 +64,9 @@ SEARCHES: list[dict[str, Any]] = [
 ]
 
 VECTORS: list[dict[str, Any]] = [{}, {"promptName": "document"}, {"prompt": "see what: "}, {"truncateDim": 7, "normalize": True}]
+BLOCKWISE = "MatMulNBits"  # the operator that rounds activations, where its accuracy_level says so
+EXACT = 1  # float32
+Case = tuple[str, Any, dict[str, Any]]
 LONG = {"minNewTokens": 135, "maxNewTokens": 135}  # longer than the cache is at first
 
 
@@ -66,7 +76,7 @@ class Kind:
 
     write: Callable[[Path], Path]
     precisions: tuple[str, ...]
-    cases: list[tuple[str, Any, dict[str, Any]]]
+    cases: list[Case]
 
 
 def _chat(folder: Path) -> Path:
@@ -132,12 +142,40 @@ def answered(model: Model, call: str, given: Any, options: dict[str, Any]) -> di
     return answer | ({"prompt": model.prompt(given)} if call == "chat" else {})
 
 
-def _cases(bundle: Path, kind: Kind) -> Iterator[dict[str, Any]]:
-    for precision in kind.precisions:
-        with load(bundle, precision=f"{precision}@web") as model:
-            for call, given, options in kind.cases:
-                answer = answered(model, call, given, options)
-                yield {"precision": precision, "call": call, "input": given, "options": options, "answer": answer}
+def unrounded(bundle: Bundle, variant: str, out: Path) -> Path | None:
+    """A copy of a bundle with one variant whose products do not round activations; None where none does."""
+    files = bundle.variants[variant].graphs.values()
+    graphs = {file: onnx.load(bundle.file(file), load_external_data=False) for file in files}
+    levels = [
+        attribute
+        for graph in graphs.values()
+        for node in graph.graph.node if node.op_type == BLOCKWISE
+        for attribute in node.attribute if attribute.name == "accuracy_level"
+    ]  # fmt: skip
+    if not levels:
+        return None
+    for attribute in levels:
+        attribute.i = EXACT
+    shutil.copytree(bundle.path, out, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    for file, graph in graphs.items():
+        (out / file).unlink()
+        (out / file).write_bytes(graph.SerializeToString())
+        manifest["files"][file]["bytes"] = (out / file).stat().st_size
+    (out / "bundle.json").unlink()
+    (out / "bundle.json").write_text(json.dumps(manifest))
+    return out
+
+
+def answers_of(bundle: Bundle, variant: str, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """The cases of a variant with Python's answers."""
+    with tempfile.TemporaryDirectory() as folder, load(bundle.path, precision=variant) as model:
+        other = unrounded(bundle, variant, Path(folder, "unrounded"))
+        with nullcontext() if other is None else load(other, precision=variant) as exact:
+            for call, given, options in cases:
+                case = {"precision": variant.removesuffix("@web"), "call": call, "input": given, "options": options}
+                case["answer"] = answered(model, call, given, options)
+                yield case if exact is None else case | {"unrounded": answered(exact, call, given, options)}
 
 
 def texts(bundle: Path) -> Iterator[list[Any]]:
@@ -153,9 +191,11 @@ def write(folder: Path) -> None:
     """All bundles, with `answers.json` and `texts.json` beside them."""
     answers = {}
     for name, kind in KINDS_FOR_JAVASCRIPT.items():
+        shutil.rmtree(folder / "sources" / name, ignore_errors=True)  # of an earlier run
         source = kind.write(folder / "sources" / name)
         build(str(source), folder / name, precision=kind.precisions, target=("web",), force=True)
-        answers[name] = list(_cases(folder / name, kind))
+        bundle = Bundle.open(folder / name)
+        answers[name] = [case for precision in kind.precisions for case in answers_of(bundle, f"{precision}@web", kind.cases)]
         print(name, flush=True)
     (folder / "answers.json").write_text(json.dumps(answers))
     (folder / "texts.json").write_text(json.dumps({name: list(texts(folder / name)) for name in ("translator", "chat", "embedder")}))

@@ -12,24 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxport.runtime import load
+from onnxport.runtime.bundle import golden
 from onnxport.runtime.bundle.reader import Bundle
-from support.javascript_bundles import ODD, SENTENCES, answered, texts
+from support.javascript_bundles import ODD, SENTENCES, answers_of, texts
 
 CHATS = ("What is the capital of France?", "Write one sentence about the sea.", "List three colours.", "Was ist 2 + 2?")
 TEXTS = ("The train to Berlin leaves at", "Once upon a time there was", "Ünïcödé — 日本 🙂, 1,234.56 €: ")
 LONG = "The dog lay by the door of the house while the cat sat on a mat. " * 12
 
 
-def cases(task: str, talks: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """What a bundle of a task is asked: (call, input, options)."""
-    if task == "embedding":
+def cases(bundle: Bundle) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """What a bundle is asked: (call, input, options)."""
+    if bundle.task == "embedding":
         yield from (("encode", text, {}) for text in (*SENTENCES, *ODD, LONG))
         return
+    greedy = golden.read_answers(bundle)[golden.GREEDY]
+    for ids in golden.sources(greedy):
+        yield "generate", list(map(int, ids)), {"maxNewTokens": greedy["tokens"].shape[1]}
     for text in (*TEXTS, LONG):
         yield "generate", text, {"maxNewTokens": 16}
     yield "generate", TEXTS[1], {"maxNewTokens": 16, "temperature": 0.8, "topP": 0.9, "seed": 7}
-    for text in CHATS if talks else ():
+    for text in CHATS if bundle.chat is not None else ():
         yield "chat", [{"role": "user", "content": text}], {"maxNewTokens": 24}
 
 
@@ -38,13 +41,10 @@ def write(folder: Path) -> None:
     answers: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(one.parent for one in folder.glob("*/bundle.json")):
         bundle = Bundle.open(path)
-        answers[path.name] = []
-        for name in (name for name in bundle.variants if name.endswith("@web")):
-            with load(path, precision=name) as model:
-                for call, given, options in cases(model.task, bundle.chat is not None):
-                    asked = {"precision": name.removesuffix("@web"), "call": call, "input": given, "options": options}
-                    answers[path.name].append(asked | {"answer": answered(model, call, given, options)})
-            print(path.name, name, len(answers[path.name]), flush=True)
+        answers[path.name] = [
+            case for name in bundle.variants if name.endswith("@web") for case in answers_of(bundle, name, list(cases(bundle)))
+        ]
+        print(path.name, len(answers[path.name]), flush=True)
     (folder / "answers.json").write_text(json.dumps(answers))
     (folder / "texts.json").write_text(json.dumps({name: list(texts(folder / name)) for name in answers}))
 

@@ -513,7 +513,12 @@ def inspect(bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.option(
     "--device", type=Device(), help="Run the variants that are for this device there; default: each where it was checked when made."
 )
-@click.option("--signature", type=click.Path(path_type=Path), metavar="KEY", help="Public key that the bundle must be signed by.")
+@click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Public key, or certificates of authorities, that the bundle must be signed by.",
+)
 @click.option("--record", is_flag=True, help="Write what the device confirmed to confirmations.json beside bundle.json.")
 @click.option("--json", "as_json", is_flag=True)
 @common
@@ -538,7 +543,7 @@ def verify(bundle: Path, device: str | None, signature: Path | None, record: boo
     else:
         emit(f"{bundle}: {result['files']} files, {', '.join(result['variants'])}: hashes, graphs and golden answers are right")
         if signature is not None:
-            emit(f"signed by {signature}")
+            emit(f"signed by {signature}" if result["signer"] is None else f"signed by {result['signer']}, whom {signature} vouches for")
         for name, parity in result["variants"].items():
             emit(f"{name}: {parity_line(parity)}")
         for name in result["unlisted"]:
@@ -547,20 +552,27 @@ def verify(bundle: Path, device: str | None, signature: Path | None, record: boo
 
 @command("""
     onnxport sign artifacts/en-de --key team.pem
+    onnxport sign artifacts/en-de --key release.pem --certificate release.crt
 """)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="Private key, PEM of an elliptic curve, without a password.")
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PEM with the certificate of that key, then those between it and its authority.",
+)
 @click.option("--force", is_flag=True, help="Replace the signature if the bundle has one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @common
-def sign(bundle: Path, key: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+def sign(bundle: Path, key: Path, certificate: Path | None, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Sign BUNDLE: bundle.sig beside bundle.json, whose hashes cover all other files.
 
     Every hash is checked before. It needs no network.
     """
     from onnxport.runtime.bundle import signature
 
-    place = signature.sign(bundle, key, force)
+    place = signature.sign(bundle, key, force, certificate)
     emit_json({"path": str(bundle), "signature": place.name}) if as_json else emit(str(place))
 
 
@@ -589,7 +601,12 @@ def _record(path: Path, device: str, found: dict[str, Any]) -> None:
 @click.option("--prefix-cache-mb", type=click.IntRange(1), help="MiB for each language model's kept prompts; default: none is kept.")
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows (texts times beams) that decode together; default: 32 texts.")
 @click.option("--batch-cache-mb", type=click.IntRange(1), help="MiB of a batch's keys and values; default: no bound.")
-@click.option("--require-signature", type=click.Path(path_type=Path), metavar="KEY", help="Public key that bundles must be signed by.")
+@click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Public key, or certificates of authorities, that bundles must be signed by.",
+)
 @click.option("--max-requests", type=click.IntRange(1), help="Requests at once; more are refused (429); default: 256.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of a request, prompts and answers together; default: 262144.")
 @click.option("--max-body-mb", type=click.IntRange(1), help="MiB of a request's body; default: 16.")
