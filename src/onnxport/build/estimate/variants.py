@@ -1,0 +1,120 @@
+"""Files of variants and their bytes: graphs, weights by their schemes, and codes that lie in temporary files until they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxport.build.estimate.model import HEAD, Model
+from onnxport.build.estimate.weights import Tensor
+from onnxport.graph.lazy import LEAST
+from onnxport.quantize.plan import FP32, Plan, Scheme
+from onnxport.quantize.precisions import made_as
+from onnxport.quantize.recipe import SMALL_TABLE, VOCABULARY, spares_vocabulary
+from onnxport.quantize.safeguards.sensitive_weights import LARGE
+from onnxport.quantize.schemes.blocks.blockwise import block_size
+from onnxport.runtime.bundle.variant_names import CPU, split
+from onnxport.runtime.sessions import CUDA
+
+WEIGHTS = "weights.bin"
+LAYER = {  # bytes of a layer in a graph file: of floats, of weights in blocks, and of products of integers
+    "causal": {"decoder": (13_200, 13_200, 13_200)},
+    "seq2seq": {"encoder": (5_500, 8_000, 13_200), "decoder": (7_200, 10_200, 17_200)},
+    "encoder": {"encoder": (4_800, 6_400, 12_100)},
+}
+AROUND = {"causal": 0, "seq2seq": 5_500, "encoder": 2_500}  # bytes of what is around the layers
+
+
+def files(names: Sequence[str], model: Model) -> dict[str, int]:
+    """Files of variants, and their bytes."""
+    found: dict[str, int] = {}
+    for name in names:
+        same = _shares_weights(name, names)
+        plan = own_plan(name, model)
+        kernels = 2 if plan.rounds_activations else 1 if rounds(plan) else 0
+        end = ".onnx" if same is None else f"@{split(name)[1]}.onnx"
+        for role in model.roles:
+            found[f"{same or name}/{role}{end}"] = AROUND[model.kind] + LAYER[model.kind][role][kernels] * model.layers(role)
+        if same is None:
+            found[f"{name}/{WEIGHTS}"] = weights(name, model)
+    return found
+
+
+def _shares_weights(name: str, names: Sequence[str]) -> str | None:
+    """The variant whose file of weights a variant for another target has too, where it is made as that one is; see `shared_files`."""
+    target = split(name)[1]
+    if target == CPU or (target == CUDA.name and made_as(name).plan != Plan({"*": "fp32"})):
+        return None
+    before = sorted(names, key=lambda one: split(one)[1] != CPU)
+    return next((one for one in before[: before.index(name)] if split(one)[1] != CUDA.name and made_as(one) == made_as(name)), None)
+
+
+def weights(precision: str, model: Model) -> int:
+    """Bytes of a variant's weights."""
+    plan = whole_plan(precision, model)
+    width = 2 if plan.half is not None else FP32.bits // 8
+    total = width * model.made_positions
+    for tensor in model.tensors:
+        if model.takes_schemes(tensor):
+            found = plan.of(tensor.name)
+            total += _bytes(found, *tensor.sizes) * (1 if found.kind == "blocks" else model.copies(tensor))
+        else:
+            total += width * tensor.numbers
+    return total
+
+
+def codes(precision: str, model: Model, fitted: bool) -> int:
+    """Bytes of temporary files at least: codes until they are written and, with `fitted`, those that were fitted to inputs."""
+    plan, total = whole_plan(precision, model), 0
+    for tensor in model.tensors:
+        if (scheme := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
+            sizes = [tensor.numbers * scheme.bits // 8] + [tensor.numbers] * (fitted and scheme.needs == "hessian")
+            total += sum(size for size in sizes if size >= LEAST)
+    return total
+
+
+def codes_of_uses(precision: str, model: Model) -> int:
+    """Bytes of temporary files while a variant is checked: each use of a weight has codes of its own until they are written."""
+    plan, total = whole_plan(precision, model), 0
+    for tensor in model.tensors:
+        if (scheme := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
+            total += tensor.numbers * scheme.bits // 8 * model.uses(tensor) + tensor.numbers * (scheme.needs == "hessian")
+    return total
+
+
+def _lies_in_files(tensor: Tensor, model: Model) -> bool:
+    """Whether codes of a weight lie in files; those of experts lie in memory."""
+    return model.takes_schemes(tensor) and not tensor.is_experts
+
+
+def whole_plan(precision: str, model: Model) -> Plan:
+    """What a precision begins with, and what it leaves a language model's vocabulary."""
+    plan = own_plan(precision, model)
+    if model.kind != "causal" or not spares_vocabulary(plan):
+        return plan
+    tables = [tensor.name for tensor in model.tensors if model.is_table(tensor)]
+    alone = len(tables) > 1 and model.parameters <= LARGE  # of larger models no table is tried in 4 bits
+    return Plan(plan.schemes | {name: SMALL_TABLE if alone and not name.endswith(HEAD) else VOCABULARY for name in tables})
+
+
+def own_plan(precision: str, model: Model) -> Plan:
+    """What a precision begins with, in a language model in one that knows the kit's texts."""
+    row = made_as(precision)
+    fitted = row.on_texts if model.kind == "causal" else None
+    return fitted or row.plan or Plan({"*": "int8-rows"})  # a search's own is among those of its size
+
+
+def rounds(plan: Plan) -> bool:
+    """Whether weights become integers."""
+    return plan.half is None and set(plan.schemes.values()) != {FP32.name}
+
+
+def _bytes(scheme: Scheme, rows: int, inputs: int) -> int:
+    """Of a weight [rows, inputs] with its scales."""
+    if scheme.kind in ("fp32", "half"):
+        return scheme.bits // 8 * rows * inputs
+    if scheme.kind in ("rows", "static"):
+        return rows * inputs + 4 * rows
+    size = block_size(inputs, scheme.block)
+    blocks = rows * -(-inputs // size)
+    zero = 0 if scheme.symmetric else blocks * scheme.bits // 8
+    return blocks * size * scheme.bits // 8 + zero + (8 if scheme.minimum else 2) * blocks  # scales are stored in float16 where they can be
