@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxport.build.estimate.model import Model
 from onnxport.build.estimate.shared import GOLDEN
-from onnxport.build.estimate.variants import WEIGHTS, codes_of_uses, own_plan, rounds
+from onnxport.build.estimate.variants import WEIGHTS, codes_of_uses, finds_sensitive, own_plan, rounds
 from onnxport.build.request import in_making_order
 from onnxport.compare.texts import calibration_texts, golden_texts, token_rows
 from onnxport.graph.pieces import LEAST as PIECE
@@ -19,16 +19,26 @@ from onnxport.runtime.processor import cores
 from onnxport.runtime.tokenizer import TextTokenizer
 
 LIBRARIES = 700 * 2**20  # bytes that the packages of an export take by themselves
+STARTED = 450 * 2**20  # of that, before a graph runs in half precision and in float32 beside it
+HALVED = {"causal": 3.6, "encoder": 3.6, "seq2seq": 4.5}  # bytes that this takes for each byte of the graph in float32
 KEPT = 2**28  # bytes of weights of the original that are kept at least, for all texts that it reads
 COSTS = 2**29  # bytes of what errors of weights cost, of which as many are held at once
 IDS = 600  # tokens of random ids, and of their answers
 ORIGINAL, CHECKS, RUNS = 1.3, 1.0, 2.0  # how often the golden texts are read by the original and a variant, and those of fits by float32
 SHORTEST = 1e-4  # seconds: clocks of processors are coarse
-START, TRACED, MADE, TRIED = 8.0, 1.2, 0.4, 1.2  # seconds: of packages, and of a layer that is traced, made in floats, made otherwise
+START = 8.0  # seconds that packages take
+TRACED, MADE, TRIED, SEARCHED = 1.2, 0.4, 1.2, 6.0  # seconds of a layer that is traced, made in float32, made otherwise, tried by itself
 
 
 def memory(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
-    """The most of what the original and the variants take: the widest weight in float32, once more as it is changed, and what is kept."""
+    """The most of what the original and the variants take."""
+    graph = max(map(model.float32, model.roles))
+    halved = HALVED[model.kind] * graph if any(own_plan(name, model).half is not None for name in names) else 0
+    return max(_of_weights(names, model, files), round(STARTED + halved))
+
+
+def _of_weights(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
+    """The widest weight in float32, once more as it is changed, and what is kept; where weights are not mapped, all of them twice."""
     whole = model.float32()
     if not model.mapped:
         return LIBRARIES + 2 * whole
@@ -68,9 +78,10 @@ def seconds(names: Sequence[str], model: Model) -> float:
     layers = sum(map(model.layers, model.roles))
     weights = sum(tensor.numbers for tensor in model.tensors if tensor.is_matrix)
     total, apart = ORIGINAL * read * weights, START + TRACED * layers
-    for plan in (own_plan(name, model) for name in names):
+    for name in names:
+        plan = own_plan(name, model)
         total += CHECKS * read * weights
-        apart += (TRIED if rounds(plan) or plan.half is not None else MADE) * layers
+        apart += (SEARCHED if finds_sensitive(name, model) else TRIED if rounds(plan) or plan.half is not None else MADE) * layers
         if rounds(plan):
             total += RUNS * fitted * weights
         if "hessian" in plan.needs:

@@ -78,11 +78,6 @@ class Model:
         return sum(tensor.numbers for tensor in self.tensors)
 
     @cached_property
-    def vocabulary(self) -> int:
-        """Tokens that it knows."""
-        return self.number("vocab_size")
-
-    @cached_property
     def width(self) -> int:
         """Numbers of a token between the layers; 0 where the config has none of its own."""
         return self.number(*WIDTHS)

@@ -12,8 +12,9 @@ GOLDEN, LAYERS, TOKENIZER = "golden.npz", "layers.npz", "tokenizer.json"
 COMPRESSED = 0.94  # of floats: they hardly get smaller
 CASES = 5_000  # bytes of names, shapes and ids
 LARGE, SMALL = 100_000, 1_000  # vocabularies of which fewer, or more, positions are kept
-TARGETS = 14  # positions of golden answers of an encoder-decoder; of a small vocabulary more, and fewer of a large one
-ANSWERS = 250_000  # bytes of what is kept of an encoder-decoder's answers to texts
+# positions of golden answers of models that generate, by vocabulary: of a small one, of others, of a large one
+POSITIONS = {"causal": (30, 16, 10), "seq2seq": (26, 14, 9)}
+KNOWN = {"causal": 800_000, "seq2seq": 250_000}  # bytes of what is kept of their answers to texts
 IDS, TEXTS = 27, 280  # tokens of golden answers of an encoder without a tokenizer, and of its texts beside the kit's
 SHORT, WIDE, WIDE_TEXTS = 32, 4096, 41  # tokens of one of the kit's; numbers of an answer a token, above which so many are kept
 # files that a tokenizer.json is made of, and how many of its bytes each byte becomes
@@ -52,12 +53,10 @@ def _grown(model: Model, name: str, factor: float) -> int:
 
 def _goldens(model: Model) -> int:
     """Answers at a few positions."""
-    if model.kind == "causal":
-        return 4 * model.vocabulary * (12 if model.vocabulary > LARGE else 22)
-    if model.kind == "seq2seq":
+    if model.kind != "encoder":
         rows = model.number("decoder_vocab_size", "vocab_size")
-        positions = TARGETS * (2 if rows <= SMALL else 1 if rows <= LARGE else 0.6)
-        return math.ceil(COMPRESSED * 4 * rows * positions) + CASES + (ANSWERS if model.tokenizer is not None else 0)
+        positions = POSITIONS[model.kind][0 if rows <= SMALL else 1 if rows <= LARGE else 2]
+        return math.ceil(COMPRESSED * 4 * rows * positions) + CASES + (KNOWN[model.kind] if model.tokenizer is not None else 0)
     width = _width(model)
     return math.ceil(COMPRESSED * 4 * width * _positions(model, width)) + CASES
 
@@ -67,7 +66,8 @@ def _width(model: Model) -> int:
     if not model.name:
         return model.width
     labels = model.config.get("id2label")
-    return model.vocabulary if model.ends(MASKED) else model.number("num_labels") or len(labels if isinstance(labels, dict) else "") or 2
+    known = len(labels) if isinstance(labels, dict) else 0
+    return model.number("vocab_size") if model.ends(MASKED) else model.number("num_labels") or known or 2
 
 
 def _positions(model: Model, width: int) -> int:

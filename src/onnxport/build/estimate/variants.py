@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnxport.build.estimate.model import HEAD, Model
 from onnxport.build.estimate.weights import Tensor
 from onnxport.graph.lazy import LEAST
-from onnxport.quantize.plan import FP32, Plan, Scheme
+from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
 from onnxport.quantize.precisions import made_as
 from onnxport.quantize.recipe import SMALL_TABLE, VOCABULARY, spares_vocabulary
 from onnxport.quantize.safeguards.sensitive_weights import LARGE
@@ -17,11 +17,12 @@ from onnxport.runtime.sessions import CUDA
 
 WEIGHTS = "weights.bin"
 LAYER = {  # bytes of a layer in a graph file: of floats, of weights in blocks, and of products of integers
-    "causal": {"decoder": (13_200, 13_200, 13_200)},
+    "causal": {"decoder": (3_900, 6_000, 11_000)},
     "seq2seq": {"encoder": (5_500, 8_000, 13_200), "decoder": (7_200, 10_200, 17_200)},
     "encoder": {"encoder": (4_800, 6_400, 12_100)},
 }
-AROUND = {"causal": 0, "seq2seq": 5_500, "encoder": 2_500}  # bytes of what is around the layers
+EXACT = 0.25  # share of the products in an encoder's `int4` that stays in float32: that of all-MiniLM-L6-v2
+AROUND = {"causal": 2_500, "seq2seq": 5_500, "encoder": 2_500}  # bytes of what is around the layers
 
 
 def files(names: Sequence[str], model: Model) -> dict[str, int]:
@@ -49,25 +50,35 @@ def _shares_weights(name: str, names: Sequence[str]) -> str | None:
 
 
 def weights(precision: str, model: Model) -> int:
-    """Bytes of a variant's weights."""
+    """Bytes of a variant's weights. Of an encoder's products of 4 bits some stay in float32: how many is found by trying, of a model that
+    reads texts."""
     plan = whole_plan(precision, model)
     width = 2 if plan.half is not None else FP32.bits // 8
+    exact = EXACT if finds_sensitive(precision, model) else 0.0
     total = width * model.made_positions
     for tensor in model.tensors:
         if model.takes_schemes(tensor):
             found = plan.of(tensor.name)
-            total += _bytes(found, *tensor.sizes) * (1 if found.kind == "blocks" else model.copies(tensor))
+            size = _bytes(found, *tensor.sizes) * (1 if found.kind == "blocks" else model.copies(tensor))
+            total += size if model.is_table(tensor) else round((1 - exact) * size + exact * width * tensor.numbers)
         else:
             total += width * tensor.numbers
     return total
+
+
+def finds_sensitive(precision: str, model: Model) -> bool:
+    """Whether weights of 4 bits are tried one by one in an encoder, and those that cost most stay in float32."""
+    plan = own_plan(precision, model)
+    tried = model.kind == "encoder" and model.tokenizer is not None and not plan.needs and not made_as(precision).by_rule
+    return tried and {scheme(name).bits for name in plan.schemes.values()} == {4}
 
 
 def codes(precision: str, model: Model, fitted: bool) -> int:
     """Bytes of temporary files at least: codes until they are written and, with `fitted`, those that were fitted to inputs."""
     plan, total = whole_plan(precision, model), 0
     for tensor in model.tensors:
-        if (scheme := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
-            sizes = [tensor.numbers * scheme.bits // 8] + [tensor.numbers] * (fitted and scheme.needs == "hessian")
+        if (found := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
+            sizes = [tensor.numbers * found.bits // 8] + [tensor.numbers] * (fitted and found.needs == "hessian")
             total += sum(size for size in sizes if size >= LEAST)
     return total
 
@@ -76,8 +87,8 @@ def codes_of_uses(precision: str, model: Model) -> int:
     """Bytes of temporary files while a variant is checked: each use of a weight has codes of its own until they are written."""
     plan, total = whole_plan(precision, model), 0
     for tensor in model.tensors:
-        if (scheme := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
-            total += tensor.numbers * scheme.bits // 8 * model.uses(tensor) + tensor.numbers * (scheme.needs == "hessian")
+        if (found := plan.of(tensor.name)).kind in ("rows", "static", "blocks") and _lies_in_files(tensor, model):
+            total += tensor.numbers * found.bits // 8 * model.uses(tensor) + tensor.numbers * (found.needs == "hessian")
     return total
 
 
@@ -108,13 +119,13 @@ def rounds(plan: Plan) -> bool:
     return plan.half is None and set(plan.schemes.values()) != {FP32.name}
 
 
-def _bytes(scheme: Scheme, rows: int, inputs: int) -> int:
+def _bytes(found: Scheme, rows: int, inputs: int) -> int:
     """Of a weight [rows, inputs] with its scales."""
-    if scheme.kind in ("fp32", "half"):
-        return scheme.bits // 8 * rows * inputs
-    if scheme.kind in ("rows", "static"):
+    if found.kind in ("fp32", "half"):
+        return found.bits // 8 * rows * inputs
+    if found.kind in ("rows", "static"):
         return rows * inputs + 4 * rows
-    size = block_size(inputs, scheme.block)
+    size = block_size(inputs, found.block)
     blocks = rows * -(-inputs // size)
-    zero = 0 if scheme.symmetric else blocks * scheme.bits // 8
-    return blocks * size * scheme.bits // 8 + zero + (8 if scheme.minimum else 2) * blocks  # scales are stored in float16 where they can be
+    zero = 0 if found.symmetric else blocks * found.bits // 8
+    return blocks * size * found.bits // 8 + zero + (8 if found.minimum else 2) * blocks  # scales are stored in float16 where they can be
