@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 from onnxport.build.estimate import check_room, estimate
-from onnxport.build.estimate.model import Model, read
+from onnxport.build.estimate.folder import read
+from onnxport.build.estimate.model import Model
 from onnxport.build.estimate.variants import _bytes, codes, weights
 from onnxport.build.estimate.weights import Tensor
 from onnxport.errors import CheckpointError, OutputError, UsageError

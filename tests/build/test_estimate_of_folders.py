@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from onnxport.build import build
 from onnxport.build.estimate import check_room, estimate
-from onnxport.build.estimate.model import read
+from onnxport.build.estimate.folder import read
 from onnxport.errors import CheckpointError, OutputError, UsageError
-from support import encoder_folders, hf_folders
+from support import causal_folders, encoder_folders, hf_folders
 from support.commands import assert_refused, invoke
 
 SIZES = {"vocab_size": 2000, "intermediate_size": 512}
@@ -139,3 +139,21 @@ def test_sources_that_are_no_folders_of_hugging_face_are_refused(tmp_path: Path)
     for source in (tmp_path / "model.onnx", tmp_path / "empty", ours, "mymodel:build", lambda: None):
         with pytest.raises(UsageError, match=r"--dry-run: .* is no folder.*: leave --dry-run out"):
             estimate(source)
+
+
+def test_disk_counts_what_lies_beside_the_bundle(tmp_path: Path) -> None:
+    folder = bert(tmp_path / "bert", "bare")
+    single, half, rounded = (estimate(folder, (name,)) for name in ("fp32", "fp16", "int8"))
+    whole = 4 * single.parameters  # weights that are not mapped lie beside the bundle
+    assert single.disk == sum(single.files.values()) + whole
+    assert half.disk == sum(size for name, size in half.files.items() if not name.endswith(".bin")) + 3 * whole
+    assert rounded.disk > sum(rounded.files.values()) + 2 * whole
+
+
+def test_weights_that_are_mapped_take_no_copy(tmp_path: Path) -> None:
+    folder = causal_folders.write(tmp_path / "llama", "llama", vocab_size=4000)
+    held = estimate(folder, ("fp32",))
+    path = folder / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    mapped = estimate(folder, ("fp32",))
+    assert mapped.files == held.files and mapped.disk == held.disk - 4 * held.parameters and mapped.memory < held.memory

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxport.build.estimate import costs, model, shared, variants
+from onnxport.build.estimate import costs, folder, shared, variants
 from onnxport.build.estimate.room import check_room
 from onnxport.build.request import BuildOptions
 from onnxport.build.request import variants as variants_of
@@ -48,7 +48,7 @@ def estimate(
     """
     names, _ = variants_of(precisions or DEFAULT, targets)
     BuildOptions(names).check()
-    found = model.read(source, allow_pickle, task)
+    found = folder.read(source, allow_pickle, task)
     files = shared.files(found) | variants.files(names, found)
     return Estimate(
         files=files,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxport.build.estimate import model as models
-from onnxport.build.estimate import variants
+from onnxport.build.estimate import folder, variants
+from onnxport.build.estimate.model import Model
 from onnxport.build.estimate.variants import WEIGHTS
 from onnxport.build.request import in_making_order
 from onnxport.build.work import FUSED
@@ -28,7 +28,7 @@ def check_room(
     resume: what is fitted lies beside `out`. Other sources, and those that an export refuses, pass.
     """
     try:
-        model = models.read(source, allow_pickle, task)
+        model = folder.read(source, allow_pickle, task)
         files = variants.files(precisions, model)
     except (OnnxportError, OSError, ValueError, TypeError, LookupError, AttributeError):
         return
@@ -52,7 +52,7 @@ def check_room(
         _check_free(scratch, codes, "temporary files of a variant take", "free space, or set TMPDIR to a folder with room")
 
 
-def _counts(path: Path, model: models.Model) -> bool:
+def _counts(path: Path, model: Model) -> bool:
     """Whether a file of weights in `.OUT.work` is one that this export would write: the fused graphs' is, where weights are not mapped."""
     return path.parent.name != FUSED or not model.mapped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxport.build.estimate.model import HEAD, Model
+from onnxport.build.estimate.model import SCORES, Model
 from onnxport.build.estimate.weights import Tensor
 from onnxport.graph.lazy import LEAST
 from onnxport.quantize.plan import FP32, Plan, Scheme, scheme
@@ -104,7 +104,7 @@ def whole_plan(precision: str, model: Model) -> Plan:
         return plan
     tables = [tensor.name for tensor in model.tensors if model.is_table(tensor)]
     alone = len(tables) > 1 and model.parameters <= LARGE  # of larger models no table is tried in 4 bits
-    return Plan(plan.schemes | {name: SMALL_TABLE if alone and not name.endswith(HEAD) else VOCABULARY for name in tables})
+    return Plan(plan.schemes | {name: SMALL_TABLE if alone and not SCORES.search(name) else VOCABULARY for name in tables})
 
 
 def own_plan(precision: str, model: Model) -> Plan:
