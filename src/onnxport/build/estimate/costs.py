@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from onnxport.build.estimate.model import Model
-from onnxport.build.estimate.shared import GOLDEN
+from onnxport.build.estimate.shared import GOLDEN, longest
 from onnxport.build.estimate.variants import WEIGHTS, codes_of_uses, finds_sensitive, own_plan, rounds
 from onnxport.build.request import in_making_order
 from onnxport.compare.texts import calibration_texts, golden_texts, token_rows
@@ -21,20 +21,29 @@ from onnxport.runtime.tokenizer import TextTokenizer
 LIBRARIES = 700 * 2**20  # bytes that the packages of an export take by themselves
 STARTED = 450 * 2**20  # of that, before a graph runs in half precision and in float32 beside it
 HALVED = {"causal": 3.6, "encoder": 3.6, "seq2seq": 4.5}  # bytes that this takes for each byte of the graph in float32
+VALUES = 24  # numbers of a layer for each head and pair of tokens of a text, in both graphs
 KEPT = 2**28  # bytes of weights of the original that are kept at least, for all texts that it reads
 COSTS = 2**29  # bytes of what errors of weights cost, of which as many are held at once
 IDS = 600  # tokens of random ids, and of their answers
 ORIGINAL, CHECKS, RUNS = 1.3, 1.0, 2.0  # how often the golden texts are read by the original and a variant, and those of fits by float32
 SHORTEST = 1e-4  # seconds: clocks of processors are coarse
-START = 8.0  # seconds that packages take
-TRACED, MADE, TRIED, SEARCHED = 1.2, 0.4, 1.2, 6.0  # seconds of a layer that is traced, made in float32, made otherwise, tried by itself
+START = 9.0  # seconds that packages take
+TRACED, MADE, TRIED, SEARCHED = 1.2, 0.4, 1.5, 6.0  # seconds of a layer that is traced, made in float32, made otherwise, tried by itself
 
 
 def memory(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     """The most of what the original and the variants take."""
     graph = max(map(model.float32, model.roles))
-    halved = HALVED[model.kind] * graph if any(own_plan(name, model).half is not None for name in names) else 0
-    return max(_of_weights(names, model, files), round(STARTED + halved))
+    halves = any(own_plan(name, model).half is not None for name in names)
+    return max(_of_weights(names, model, files), round(STARTED + HALVED[model.kind] * graph + _of_a_long_text(model)) if halves else 0)
+
+
+def _of_a_long_text(model: Model) -> float:
+    """What all values take that a long golden text shows: attentions are of each token to each."""
+    if not model.traced or model.kind != "encoder":
+        return 0.0
+    heads = model.number("num_attention_heads", "n_heads", "encoder_attention_heads")
+    return VALUES * 4 * model.layers("encoder") * heads * longest(model) ** 2
 
 
 def _of_weights(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxport.build.estimate.weights import Tensor
+from onnxport.export.families import MODULES
 
 Kind = Literal["causal", "seq2seq", "encoder"]
 ROLES: dict[str, tuple[str, ...]] = {"causal": ("decoder",), "seq2seq": ("encoder", "decoder"), "encoder": ("encoder",)}
@@ -42,6 +43,16 @@ class Model:
     folder: Path
     whole: Path
     embeds: bool = False
+
+    @property
+    def traced(self) -> bool:
+        """Whether it is of no family whose model is written anew: the class's own code is traced."""
+        return self.config.get("model_type") not in MODULES
+
+    @property
+    def shifts(self) -> bool:
+        """Whether an encoder-decoder reads a text on both sides and answers at once: its decoder's ids are made inside of the graph."""
+        return self.kind == "encoder" and bool(self.config.get("is_encoder_decoder")) and bool(self.name)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -101,9 +112,10 @@ class Model:
         return 4 * sum(tensor.numbers * self.copies(tensor) for tensor in (self.tensors if role is None else self.of(role)))
 
     def layers(self, role: str) -> int:
-        """Layers of a graph, by the names of its tensors and, of a single graph, by the config."""
-        found = [int(match[1]) + 1 for tensor in self.of(role) if (match := NUMBER.search(tensor.name))]
-        return max([*found, self.number(*LAYERS) if len(self.roles) == 1 else 0])
+        """Layers of a graph, by the names of its tensors and, of a single graph, the config: some share their weights."""
+        names = [tensor.name for tensor in self.of(role) if CROSS.search(tensor.name) is None]
+        found = {name[: match.end()] for name in names if (match := NUMBER.search(name))}
+        return max(len(found), self.number(*LAYERS) if len(self.roles) == 1 else 0)
 
     @property
     def made_positions(self) -> int:

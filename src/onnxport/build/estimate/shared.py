@@ -10,13 +10,14 @@ from onnxport.runtime.tokenizer import TextTokenizer
 
 GOLDEN, LAYERS, TOKENIZER = "golden.npz", "layers.npz", "tokenizer.json"
 COMPRESSED = 0.94  # of floats: they hardly get smaller
-CASES = 5_000  # bytes of names, shapes and ids
+CASES, OF_TEXTS = 2_500, 2_500  # bytes of names, shapes and ids, and of those of texts
 LARGE, SMALL = 100_000, 1_000  # vocabularies of which fewer, or more, positions are kept
 # positions of golden answers of models that generate, by vocabulary: of a small one, of others, of a large one
 POSITIONS = {"causal": (30, 16, 10), "seq2seq": (26, 14, 9)}
 KNOWN = {"causal": 800_000, "seq2seq": 250_000}  # bytes of what is kept of their answers to texts
 IDS, TEXTS = 27, 280  # tokens of golden answers of an encoder without a tokenizer, and of its texts beside the kit's
 SHORT, WIDE, WIDE_TEXTS = 32, 4096, 41  # tokens of one of the kit's; numbers of an answer a token, above which so many are kept
+LONGEST, SECOND, LONG_WIDE = 1024, 1.5, 12  # tokens of a long text, how many with a second one, and where answers are wide
 # files that a tokenizer.json is made of, and how many of its bytes each byte becomes
 SOURCES = {
     "vocab.txt": 2.05,
@@ -58,7 +59,7 @@ def _goldens(model: Model) -> int:
         positions = POSITIONS[model.kind][0 if rows <= SMALL else 1 if rows <= LARGE else 2]
         return math.ceil(COMPRESSED * 4 * rows * positions) + CASES + (KNOWN[model.kind] if model.tokenizer is not None else 0)
     width = _width(model)
-    return math.ceil(COMPRESSED * 4 * width * _positions(model, width)) + CASES
+    return math.ceil(COMPRESSED * 4 * width * _positions(model, width)) + CASES + (OF_TEXTS if model.tokenizer is not None else 0)
 
 
 def _width(model: Model) -> int:
@@ -75,6 +76,12 @@ def _positions(model: Model, width: int) -> int:
     texts = [] if model.tokenizer is None else token_rows(golden_texts(), TextTokenizer(model.tokenizer.read_bytes()), None, None)
     if model.ends(*POOLED):
         return len(texts) + 6
+    own = 0 if not model.traced else LONG_WIDE if width > WIDE else round(SECOND * longest(model))
     if not texts:
-        return IDS
-    return WIDE_TEXTS if width > WIDE else TEXTS + sum(min(SHORT, len(text)) for text in texts)
+        return IDS + own
+    return own + (WIDE_TEXTS if width > WIDE else TEXTS + sum(min(SHORT, len(text)) for text in texts))
+
+
+def longest(model: Model) -> int:
+    """Tokens of the long golden text of a class whose own code is traced."""
+    return min(LONGEST, model.number("max_position_embeddings") or LONGEST)

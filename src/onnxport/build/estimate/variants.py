@@ -21,6 +21,7 @@ LAYER = {  # bytes of a layer in a graph file: of floats, of weights in blocks, 
     "seq2seq": {"encoder": (5_500, 8_000, 13_200), "decoder": (7_200, 10_200, 17_200)},
     "encoder": {"encoder": (4_800, 6_400, 12_100)},
 }
+CODE = 1.9  # times as many, where a class's own code is traced
 EXACT = 0.25  # share of the products in an encoder's `int4` that stays in float32: that of all-MiniLM-L6-v2
 AROUND = {"causal": 2_500, "seq2seq": 5_500, "encoder": 2_500}  # bytes of what is around the layers
 
@@ -34,7 +35,8 @@ def files(names: Sequence[str], model: Model) -> dict[str, int]:
         kernels = 2 if plan.rounds_activations else 1 if rounds(plan) else 0
         end = ".onnx" if same is None else f"@{split(name)[1]}.onnx"
         for role in model.roles:
-            found[f"{same or name}/{role}{end}"] = AROUND[model.kind] + LAYER[model.kind][role][kernels] * model.layers(role)
+            layer = LAYER[model.kind][role][kernels] * (CODE if model.traced else 1)
+            found[f"{same or name}/{role}{end}"] = AROUND[model.kind] + round(layer * model.layers(role))
         if same is None:
             found[f"{name}/{WEIGHTS}"] = weights(name, model)
     return found
@@ -60,6 +62,7 @@ def weights(precision: str, model: Model) -> int:
         if model.takes_schemes(tensor):
             found = plan.of(tensor.name)
             size = _bytes(found, *tensor.sizes) * (1 if found.kind == "blocks" else model.copies(tensor))
+            size += width * tensor.numbers if model.shifts and model.is_table(tensor) and found != FP32 and plan.half is None else 0
             total += size if model.is_table(tensor) else round((1 - exact) * size + exact * width * tensor.numbers)
         else:
             total += width * tensor.numbers
