@@ -15,7 +15,7 @@ from onnxport.errors import CheckpointError, OutputError, UsageError
 from support import causal_folders, encoder_folders, hf_folders
 from support.commands import assert_refused, invoke
 
-SIZES = {"vocab_size": 2000, "intermediate_size": 512}
+SIZES = {"vocab_size": 2000, "intermediate_size": 512, "num_hidden_layers": 1}
 
 
 def bert(folder: Path, head: str, family: str = "bert", **options: object) -> Path:
@@ -31,16 +31,19 @@ def assert_told(folder: Path, out: Path, *precisions: str, allow_pickle: bool = 
     assert told == pytest.approx({name: made[name] for name in told}, rel=0.2)
 
 
+@pytest.mark.timeout(300)  # it exports
 def test_files_of_an_encoder(tmp_path: Path) -> None:
     assert_told(bert(tmp_path / "bert", "bare"), tmp_path / "out", "fp32", "fp16", "int8")
 
 
+@pytest.mark.timeout(300)  # it exports
 def test_files_of_an_encoder_decoder(tmp_path: Path) -> None:
-    sizes = {"vocab_size": 3000, "d_model": 128, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "max_position_embeddings": 64}
+    sizes = {"vocab_size": 3000, "d_model": 128, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
     folder = hf_folders.marian(tmp_path / "marian", **sizes)
     assert_told(folder, tmp_path / "out", "fp32", "int8")
 
 
+@pytest.mark.timeout(300)  # it exports
 def test_files_of_a_pickle(tmp_path: Path) -> None:
     folder = bert(tmp_path / "bert", "masked")
     path = folder / "model.safetensors"
@@ -80,7 +83,7 @@ def test_weights_of_any_float_type_make_the_same_files(tmp_path: Path) -> None:
 def test_a_pooler_that_the_class_does_not_read_is_left_out(head: str, lost: bool, tmp_path: Path) -> None:
     folder = bert(tmp_path / "bert", head)
     state = load_file(folder / "model.safetensors")
-    width = encoder_folders.COMMON["num_hidden_layers"] * 64
+    width = 128
     name = "pooler.dense.weight" if head == "bare" else "bert.pooler.dense.weight"
     save_file(state | {name: torch.zeros(width, width)}, folder / "model.safetensors")
     assert (name not in {tensor.name for tensor in read(folder).tensors}) == lost
