@@ -21,6 +21,7 @@ GRAPHS = {  # bytes of a graph file around the layers; of a layer of floats, of 
     "seq2seq": {"encoder": (2_300, 6_200, 8_600, 13_600), "decoder": (5_500, 7_200, 10_200, 17_200)},
     "encoder": {"encoder": (2_500, 4_800, 6_400, 12_100)},
 }
+HEAD = 2_500  # of an encoder's head
 CODE = 1.9  # times as many, where a class's own code is traced
 EXACT = 0.25  # share of the products in an encoder's `int4` that stays in float32: that of all-MiniLM-L6-v2
 
@@ -36,7 +37,8 @@ def files(names: Sequence[str], model: Model) -> dict[str, int]:
         for role in model.roles:
             sizes = GRAPHS[model.kind][role]
             inside = sizes[kernels] * model.layers(role) * (CODE if model.traced else 1)
-            found[f"{same or name}/{role}{end}"] = sizes[0] + round(inside)
+            head = HEAD if model.kind == "encoder" and model.name else 0
+            found[f"{same or name}/{role}{end}"] = sizes[0] + head + round(inside)
         if same is None:
             found[f"{name}/{WEIGHTS}"] = weights(name, model)
     return found
