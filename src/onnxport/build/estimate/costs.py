@@ -42,7 +42,7 @@ def _of_a_long_text(model: Model) -> float:
     """What all values take that a long golden text shows: attentions are of each token to each."""
     if not model.traced or model.kind != "encoder":
         return 0.0
-    heads = model.number("num_attention_heads", "n_heads", "encoder_attention_heads")
+    heads = model.number("num_attention_heads", "num_heads", "n_heads", "encoder_attention_heads")
     return VALUES * 4 * model.layers("encoder") * heads * longest(model) ** 2
 
 

@@ -20,6 +20,7 @@ SHARED = "shared.weight"  # as encoder-decoders call that of both sides
 TABLE = re.compile(r"(^|\.)(embed_tokens|wte|shared|word_embeddings?|tok_embeddings|embeddings)\.weight$")
 SCORES = re.compile(r"(^|\.)(lm_head|decoder|vocab_projector|generator_lm_head|pred_layer\.proj)\.weight$")  # of tokens
 PLACES = re.compile(r"(^|[._])(wpe|position\w*|embed_positions|relative\w*|token_type\w*|\w*distance\w*)[._]")
+ENCODERS = ("bert", "distilbert", "roberta")  # modules of families that are encoders
 NUMBER = re.compile(r"\.(\d+)\.")
 SIDE, CROSS = re.compile(r"^(model\.)?(encoder|decoder)\."), re.compile(r"\.(encoder_attn\.[kv]_proj|EncDecAttention\.[kv])\.")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -47,7 +48,8 @@ class Model:
     @property
     def traced(self) -> bool:
         """Whether it is of no family whose model is written anew: the class's own code is traced."""
-        return self.config.get("model_type") not in MODULES
+        module = MODULES.get(str(self.config.get("model_type")))
+        return module is None or (self.kind == "encoder" and module not in ENCODERS)
 
     @property
     def shifts(self) -> bool:
