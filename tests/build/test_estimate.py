@@ -11,7 +11,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from onnxport.build.estimate import _bytes, _codes, _read, _Tensor, _variant, check_room, estimate
+from onnxport.build.estimate import check_room, estimate
+from onnxport.build.estimate.folder import read
+from onnxport.build.estimate.model import Model
+from onnxport.build.estimate.variants import _bytes, codes, weights
+from onnxport.build.estimate.weights import Tensor
 from onnxport.errors import CheckpointError, OutputError, UsageError
 from onnxport.quantize.plan import Plan, scheme
 from onnxport.quantize.schemes.apply import quantize
@@ -19,6 +23,11 @@ from onnxport.quantize.schemes.blocks import half_scales
 from support.commands import invoke
 
 N, K = 96, 160
+
+
+def language_model(*tensors: Tensor) -> Model:
+    """One without a config."""
+    return Model("causal", "LlamaForCausalLM", {}, tensors, True, Path(), Path())
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8-rows", "int8-blocks", "int4-blocks32-asym", "int4-blocks64", "int4-blocks32-min"])
@@ -67,11 +76,18 @@ def test_the_command_makes_nothing(folder: Path, tmp_path: Path) -> None:
         estimate(tmp_path / "nothing")
 
 
-def test_a_folder_that_is_no_language_model_has_no_estimate(folder: Path) -> None:
+def test_what_files_cannot_be_told_of_has_no_estimate(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    for name in ("BertModel", "T5ForConditionalGeneration"):
+    for name in ("ViTForImageClassification", "LlavaForConditionalGeneration"):
         (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
         with pytest.raises(UsageError, match=f"--dry-run: .* holds a {name}, expected a language model"):
+            estimate(folder)
+    for more, what in (
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+        ({"architecture": "x"}, "no folder of Hugging"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | more))
+        with pytest.raises(UsageError, match=f"--dry-run: .* {what}.*: leave --dry-run out"):
             estimate(folder)
 
 
@@ -119,11 +135,11 @@ def test_temporary_files_count_on_their_own_disk_or_beside_the_bundle(
     free = {place: float("inf"), scratch: float("inf")}
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[Path(path)]))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(scratch))
-    monkeypatch.setattr("onnxport.build.estimate.LEAST", 0)
+    monkeypatch.setattr("onnxport.build.estimate.variants.LEAST", 0)
     free[place] = weights + codes // 2
     with pytest.raises(OutputError, match=rf"{place} has .* with temporary files, .*; free space, or set TMPDIR"):
         check_room(folder, place / "out", ("int8",))
-    monkeypatch.setattr("onnxport.build.estimate._device", lambda path: path == scratch)
+    monkeypatch.setattr("onnxport.build.estimate.room._device", lambda path: path == scratch)
     check_room(folder, place / "out", ("int8",))
     free[scratch] = codes // 2
     with pytest.raises(OutputError, match=f"{scratch} has .* temporary files of a variant take .*; free space, or set TMPDIR"):
@@ -135,25 +151,25 @@ def test_temporary_files_count_on_their_own_disk_or_beside_the_bundle(
 def test_what_is_fitted_lies_beside_the_bundle_where_the_export_is_resumed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tensors = list(_read(folder, {}))
-    monkeypatch.setattr("onnxport.build.estimate.LEAST", 0)
+    model = read(folder)
+    monkeypatch.setattr("onnxport.build.estimate.variants.LEAST", 0)
     numbers = 32 * 64  # of the one product: the vocabulary's table is not fitted
-    assert _codes("int4", tensors, fitted=True) - _codes("int4", tensors, fitted=False) == numbers
-    monkeypatch.setattr("onnxport.build.estimate.LEAST", 1 << 20)
-    assert _codes("int4", tensors, fitted=True) == 0  # so small ones stay in memory
+    assert codes("int4", model, fitted=True) - codes("int4", model, fitted=False) == numbers
+    monkeypatch.setattr("onnxport.build.estimate.variants.LEAST", 1 << 20)
+    assert codes("int4", model, fitted=True) == 0  # so small ones stay in memory
 
 
 def test_a_table_beside_a_projection_of_its_own_is_told_in_four_bits() -> None:
-    table, head = (_Tensor(name, (1000, 64), 2) for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    alone, both = (_variant("int4", tensors, {}) for tensors in ([head], [table, head]))
+    table, head = (Tensor(name, (1000, 64), 2) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    alone, both = (weights("int4", language_model(*tensors)) for tensors in ([head], [table, head]))
     eight, four = 1000 * 64 + 2 * 1000, 1000 * 64 // 2 + 1000 * 64 // 32 * (2 + 0.5)
     assert (alone, both - alone) == (eight, four)
 
 
 def test_experts_in_one_tensor_count_as_their_matrices() -> None:
-    experts = [_Tensor("model.layers.0.mlp.experts.gate_up_proj", (8, 64, 32), 2)]
-    apart = [_Tensor(f"model.layers.0.mlp.experts.{i}.gate_up_proj.weight", (64, 32), 2) for i in range(8)]
+    experts = [Tensor("model.layers.0.mlp.experts.gate_up_proj", (8, 64, 32), 2)]
+    apart = [Tensor(f"model.layers.0.mlp.experts.{i}.gate_up_proj.weight", (64, 32), 2) for i in range(8)]
     for name in ("int8", "int4", "fp16"):
-        assert _variant(name, experts, {}) == _variant(name, apart, {})
-    kernel = _Tensor("model.layers.0.conv.conv.weight", (32, 1, 3), 2)  # a convolution over positions is none
-    assert _variant("int8", [kernel], {}) == 4 * 32 * 3
+        assert weights(name, language_model(*experts)) == weights(name, language_model(*apart))
+    kernel = Tensor("model.layers.0.conv.conv.weight", (32, 1, 3), 2)  # a convolution over positions is none
+    assert weights("int8", language_model(kernel)) == 4 * 32 * 3

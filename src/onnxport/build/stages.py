@@ -94,7 +94,7 @@ def build(
     from onnxport.quantize.calibration_inputs import judged_texts
 
     check_opset(opset)
-    check_room(source, Path(out), options.precisions, resume)
+    check_room(source, Path(out), options.precisions, resume, allow_pickle, task)
     reading: dict[str, Any] = {"task": task, "opset": opset, "allow_pickle": allow_pickle}
     reading |= {name: value for name, value in (("lora", adapter), ("route", route)) if value is not None}
     reading |= {"allow_remote_code": True} if allow_remote_code else {}

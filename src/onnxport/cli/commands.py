@@ -228,7 +228,7 @@ def export(
         require("onnx_ir", "export")
         from onnxport.build.estimate import estimate
 
-        found = estimate(source, precision, target)
+        found = estimate(source, precision, target, task=task, allow_pickle=allow_pickle)
         emit_json(found.as_dict()) if as_json else emit(estimated(found.as_dict()))
         return
     with StageLines(quiet) as progress:
