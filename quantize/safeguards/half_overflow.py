@@ -8,13 +8,15 @@ which a layer's result is far from float32's while what it read is near.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.errors import NotApplicable
-from onnxport.graph.edit import array_of, constant
-from onnxport.graph.session import opened
+from onnxport.graph.edit import constant, tensor_of
+from onnxport.graph.lazy import derived
+from onnxport.graph.pieces import Piece, walk
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.half import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, halved, owners, prepared
 from onnxport.runtime.bundle.interface import PRESENT
@@ -93,15 +95,15 @@ def _peaks(model: ir.Model, feeds: Iterable[Feed]) -> dict[str, float]:
     graph, names = watched.graph, {}
     zero, masked = constant(graph, "peak/zero", np.float32(0)), constant(graph, "peak/masked", np.float32(MASKED))
     for value in [v for v in [*graph.inputs, *(v for node in list(graph) for v in node.outputs)] if _whole(v)]:
-        magnitude = graph_node(graph, "Abs", [value], FLOAT)
-        real = graph_node(graph, "Less", [magnitude, masked], ir.DataType.BOOL)
-        peak = graph_node(graph, "ReduceMax", [graph_node(graph, "Where", [real, magnitude, zero], FLOAT)], FLOAT, keepdims=0)
+        magnitude = _behind(graph, "Abs", [value], FLOAT)
+        real = _behind(graph, "Less", [magnitude, masked], ir.DataType.BOOL)
+        peak = _behind(graph, "ReduceMax", [_behind(graph, "Where", [real, magnitude, zero], FLOAT)], FLOAT, keepdims=0)
         peak.name, peak.shape = f"{value.name}/peak", ir.Shape([])
         names[peak.name] = str(value.name)
         graph.outputs.append(peak)
     found = dict.fromkeys(names.values(), 0.0)
-    with opened({"model": watched}) as runners:
-        for values in runners["model"].run(feeds, list(names)):
+    for piece in walk(watched, feeds, names):
+        for values in piece.run(piece.names & names.keys()):
             for peak_name, value in values.items():
                 found[names[peak_name]] = max(found[names[peak_name]], float(value))
     return found
@@ -114,11 +116,15 @@ def _whole(value: ir.Value) -> bool:
     return value.dtype == FLOAT and bool(value.name) and not cache
 
 
-def graph_node(graph: ir.Graph, op: str, inputs: list[ir.Value], kind: ir.DataType, **attributes: int) -> ir.Value:
-    """A node at the end of the graph."""
+def _behind(graph: ir.Graph, op: str, inputs: list[ir.Value], kind: ir.DataType, **attributes: int) -> ir.Value:
+    """A node right behind what makes its first input that is made; a large graph is cut between nodes."""
     node = ir.node(op, inputs, attributes)
     node.outputs[0].name, node.outputs[0].type = f"{inputs[-2 if op == 'Where' else 0].name}/{op}", ir.TensorType(kind)
-    graph.append(node)
+    before = next((producer for value in inputs if (producer := value.producer()) is not None), None)
+    if before is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(before, node)
     return node.outputs[0]
 
 
@@ -155,9 +161,9 @@ def rounded(model: ir.Model, plan: Plan) -> ir.Model:
     graph = copy.graph
     exact = exact_nodes(graph, plan)
     for name, weight in [(name, v) for name, v in graph.initializers.items() if v.dtype == FLOAT]:
-        array = array_of(weight)
-        if array is not None and any(use.node not in exact for use in weight.uses()):
-            own = constant(graph, f"{name}/rounded", halved(array, HALF).astype(np.float32))
+        tensor = tensor_of(weight)
+        if tensor is not None and any(use.node not in exact for use in weight.uses()):
+            own = constant(graph, f"{name}/rounded", derived(tensor, lambda array: halved(array, HALF).astype(np.float32)))
             for node, index in [use for use in weight.uses() if use.node not in exact]:
                 node.replace_input_with(index, own)
     for value in [*graph.inputs, *(v for node in list(graph) for v in node.outputs)]:
@@ -190,13 +196,22 @@ def _round(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _errors(model: ir.Model, half: ir.Model, feeds: Sequence[Feed]) -> dict[str, float]:
     """Relative error (root mean square) of every float value of `half`; infinite where it is not finite and the model's own is."""
-    names = [str(v.name) for node in model.graph for v in node.outputs if _whole(v)]
-    worst = dict.fromkeys(names, 0.0)
-    with opened({"plain": model, "half": half}, names) as runners:
-        for expected, got in zip(runners["plain"].run(feeds, names), runners["half"].run(feeds, names), strict=True):
-            for name in names:
-                worst[name] = max(worst[name], _error(expected[name], got[name]))
+    worst = {str(v.name): 0.0 for node in model.graph for v in node.outputs if _whole(v)}
+    alone: dict[tuple[str, int], np.ndarray] = {}  # values that the other graph has in another piece, by feed
+    for plain, other in zip_longest(walk(model, feeds, worst), walk(half, feeds, worst)):
+        for i, (expected, got) in enumerate(zip(_values(plain, worst, feeds), _values(other, worst, feeds), strict=True)):
+            for name in expected.keys() | got.keys():
+                values = [values[name] if name in values else alone.pop((name, i), None) for values in (expected, got)]
+                if values[0] is None or values[1] is None:
+                    alone[name, i] = next(value for value in values if value is not None)
+                else:
+                    worst[name] = max(worst[name], _error(values[0], values[1]))
     return worst
+
+
+def _values(piece: Piece | None, names: Iterable[str], feeds: Sequence[Feed]) -> Iterable[Mapping[str, np.ndarray]]:
+    """What of some values a piece has, by feed; nothing of no piece."""
+    return [{} for _ in feeds] if piece is None else piece.run(piece.names & set(names))
 
 
 def _error(expected: np.ndarray, got: np.ndarray) -> float:
