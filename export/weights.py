@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,16 @@ def read_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
         )
     if len(paths) > 1:
         raise CheckpointError(f"{folder} has several pickled weight files ({names}); keep one")
-    return _unwrapped(WeightFiles(_pickle(paths[0]), paths))
+    return _unwrapped(WeightFiles(read_pickle(paths[0]), paths))
 
 
 def read_hugging_face_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
     """Every tensor of the files that transformers would read: one file or shards with an index. Errors: CheckpointError."""
-    for name, read in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickle)):
+    for name, read in (("model.safetensors", _safetensors), ("pytorch_model.bin", read_pickle)):
         single, index = folder / name, folder / f"{name}.index.json"
         if not single.is_file() and not index.is_file():
             continue
-        if read is _pickle and not allow_pickle:
+        if read is read_pickle and not allow_pickle:
             raise CheckpointError(
                 f"{folder} has only pickled weights ({name}); save them as model.safetensors, or allow pickles (--allow-pickle)"
             )
@@ -83,7 +84,7 @@ def read_adapter_weights(folder: Path, allow_pickle: bool) -> WeightFiles:
         raise CheckpointError(
             f"{folder} has only pickled weights ({pickled.name}); save them as {path.name}, or allow pickles (--allow-pickle)"
         )
-    return WeightFiles(_pickle(pickled), [pickled])
+    return WeightFiles(read_pickle(pickled), [pickled])
 
 
 def _unwrapped(files: WeightFiles) -> WeightFiles:
@@ -132,9 +133,10 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {one_line(error)}; copy it again") from error
 
 
-def _pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Tensors of a pickle by name, mapped from the file where it is a zip archive. CheckpointError."""
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can make any kind
         raise CheckpointError(f"{path} cannot be read as weights only: {one_line(error)}; save a state_dict") from error
     for wrapper in ("state_dict", "model"):

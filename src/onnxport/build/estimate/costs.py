@@ -47,34 +47,31 @@ def _of_a_long_text(model: Model) -> float:
 
 
 def _of_weights(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
-    """The widest weight in float32, once more as it is changed, and what is kept; where weights are not mapped, all of them twice."""
+    """The widest weight in float32, once more as it is changed, and what is kept."""
     whole = model.float32()
-    if not model.mapped:
-        return LIBRARIES + 2 * whole
     largest = 4 * max((tensor.numbers for tensor in model.tensors), default=0)
     costs = COSTS if any("hessian" in own_plan(name, model).needs for name in names) else 0
-    return LIBRARIES + largest * 3 // 2 + min(whole, KEPT) + min(2 * whole, costs) + files[GOLDEN]
+    return LIBRARIES + model.held + largest * 3 // 2 + min(whole, KEPT) + min(2 * whole, costs) + files[GOLDEN]
 
 
 def disk(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     """The most that is taken at any time: the bundle as far as it is made, and temporary files beside it.
 
-    Of these there are all weights in float32 where they are in memory as that; codes, and one graph in float32 that a variant is compared
-    with; for half precision one graph twice, as it is and with rounded values.
+    Of these there are codes, and one graph in float32 that a variant is compared with; for half precision pieces of it twice, as they are
+    and with rounded values.
     """
     written = sum(size for name, size in files.items() if not name.endswith(WEIGHTS))
-    held = 0 if model.mapped else model.float32()
     graph = max(map(model.float32, model.roles))
     most = 0
     for name in in_making_order(names):
         plan, own = own_plan(name, model), files.get(f"{name}/{WEIGHTS}", 0)
-        beside = 2 * graph if plan.half is not None else 0
+        beside = 2 * min(graph, PIECE) if plan.half is not None else 0
         written += own
         if rounds(plan):
             beside = min(graph, PIECE) + codes_of_uses(name, model) * (2 if model.kind == "encoder" else 1)
             most = max(most, written + beside)
         most = max(most, written, written - own + beside)
-    return most + held
+    return most
 
 
 def seconds(names: Sequence[str], model: Model) -> float:

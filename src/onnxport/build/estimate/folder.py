@@ -24,6 +24,7 @@ AT_ONCE = (MASKED, *POOLED, "ForTokenClassification", "ForQuestionAnswering")  #
 BARE = ("EncoderModel", "ForPreTraining", "ForNextSentencePrediction", "Model")  # without a head, or with one for training
 WRITES = (*TOKENS, "lm_head.weight")  # of which a decoder has one
 POOLER, NEXT_SENTENCE = re.compile(r"(^|\.)pooler\."), re.compile(r"^cls\.seq_relationship\.")
+EXPERT = re.compile(r"\.experts\.\d+\.")
 HEADS = re.compile(  # of classes whose other names begin with no name of their own
     r"^(cls|lm_head|classifier|pre_classifier|qa_outputs|vocab_\w+|predictions|\w+_predictions|pred_layer|head|decoder)\."
 )
@@ -53,16 +54,16 @@ def read(source: Any, allow_pickle: bool = False, task: str | None = None) -> Mo
     if kind == "encoder":
         head = not embeds and not (task == "embedding" and name.endswith(MASKED)) and _has_head(name, config, tensors)
         name, tensors = (name, _with_head(name, tensors)) if head else ("", _without_head(name, config, tensors))
-    return Model(kind, name, config, tuple(_once(kind, config, tensors)), _mapped(kind, headers), folder, whole, embeds)
+    return Model(kind, name, config, tuple(_once(kind, config, tensors)), _held(headers), folder, whole, embeds)
 
 
 def _refused(what: str) -> UsageError:
     return UsageError(f"--dry-run: {what}; it tells of folders of Hugging Face with plain weights: leave --dry-run out")
 
 
-def _mapped(kind: Kind, headers: weights.Headers) -> bool:
-    """Whether an export reads weights from their files whenever it asks for them, and holds no copy in float32."""
-    return kind == "causal" and not headers.pickled and all(tensor.width == 2 for tensor in headers.tensors)
+def _held(headers: weights.Headers) -> int:
+    """Bytes of weights that an export holds in memory: those of pickles of old, and experts that lie apart and are joined."""
+    return sum(tensor.width * tensor.numbers for tensor in headers.tensors if not headers.mapped or EXPERT.search(tensor.name))
 
 
 def _kind(config: Mapping[str, Any], tensors: Iterable[Tensor], embeds: bool, source: Any) -> Kind:

@@ -32,15 +32,15 @@ class Model:
     """A folder's model.
 
     name: of its class; of an encoder "" where hidden states are asked for. tensors: of floats that the bundle holds, tied ones once.
-    mapped: weights are read from their files whenever they are asked for. folder: where config.json is. whole: sentence-transformers'
-    folder around it, else itself. embeds: such files say that its hidden states are pooled.
+    held: bytes of weights that are in memory; all others are read from their files whenever they are asked for. folder: where config.json
+    is. whole: sentence-transformers' folder around it, else itself. embeds: such files say that its hidden states are pooled.
     """
 
     kind: Kind
     name: str
     config: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
-    mapped: bool
+    held: int
     folder: Path
     whole: Path
     embeds: bool = False

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from onnxport.build.estimate import folder, variants
-from onnxport.build.estimate.model import Model
 from onnxport.build.estimate.variants import WEIGHTS
 from onnxport.build.request import in_making_order
 from onnxport.build.work import FUSED
@@ -24,8 +23,8 @@ def check_room(
     """OutputError where the weights of a folder of Hugging Face, as their headers tell them, do not fit the disk of `out`, or the codes of
     a variant, until it is written, that of temporary files (TMPDIR).
 
-    Weights that are not mapped lie beside `out` in float32, too. What `.OUT.work` and a bundle at `out` hold takes its room already.
-    resume: what is fitted lies beside `out`. Other sources, and those that an export refuses, pass.
+    What `.OUT.work` and a bundle at `out` hold takes its room already. resume: what is fitted lies beside `out`. Other sources, and those
+    that an export refuses, pass.
     """
     try:
         model = folder.read(source, allow_pickle, task)
@@ -33,9 +32,8 @@ def check_room(
     except (OnnxportError, OSError, ValueError, TypeError, LookupError, AttributeError):
         return
     kept = out.absolute().with_name(f".{out.absolute().name}.work")
-    there = {path: path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file()}
-    begun = {path.parent.name for path in there}
-    written = (0 if model.mapped else model.float32()) - sum(size for path, size in there.items() if _counts(path, model)) / ROOM
+    there = {path: path.stat().st_size for path in kept.rglob(f"*/{WEIGHTS}") if path.is_file() and path.parent.name != FUSED}
+    begun, written = {path.parent.name for path in there}, -sum(there.values()) / ROOM
     codes = both = 0.0
     for name in in_making_order([name for name in precisions if f"{name}/{WEIGHTS}" in files]):
         own = 0 if name in begun else variants.codes(name, model, fitted=not resume)
@@ -50,11 +48,6 @@ def check_room(
         _check_free(place, both, f"{weights} take, with temporary files,", "free space, or set TMPDIR to a folder of another disk")
     else:
         _check_free(scratch, codes, "temporary files of a variant take", "free space, or set TMPDIR to a folder with room")
-
-
-def _counts(path: Path, model: Model) -> bool:
-    """Whether a file of weights in `.OUT.work` is one that this export would write: the fused graphs' is, where weights are not mapped."""
-    return path.parent.name != FUSED or not model.mapped
 
 
 def _check_free(place: Path, need: float, what: str, advice: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnxport.errors import CheckpointError, one_line
 from onnxport.export.config_checks import read_json, repeated_names
@@ -48,10 +48,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of a folder's weights tell. pickled: the weights are a pickle's."""
+    """What the headers of a folder's weights tell. mapped: values are read from the files whenever they are asked for."""
 
     tensors: tuple[Tensor, ...]
-    pickled: bool = False
+    mapped: bool = True
 
 
 def has_weights(folder: Path) -> bool:
@@ -73,7 +73,7 @@ def read(folder: Path, allow_pickle: bool = False) -> Headers:
                 f"{folder} has only pickled weights ({name}); save them as {SAFETENSORS}, or allow pickles (--allow-pickle)"
             )
         found = tensors_of(single)[1] if single.is_file() else [*_of_shards(index, tensors_of)]
-        return Headers(tuple(found), name == PICKLE)
+        return Headers(tuple(found), name != PICKLE or all(map(zipfile.is_zipfile, folder.glob("pytorch_model*.bin"))))
     raise CheckpointError(f"{folder} has no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json")
 
 
@@ -114,7 +114,10 @@ def _of_safetensors(path: Path) -> tuple[Names, list[Tensor]]:
 
 def _of_pickle(path: Path) -> tuple[Names, list[Tensor]]:
     """Names of all tensors, and those of floats; of tensors that are one, as tied tables are, the first."""
-    state = _state(path)
+    require("torch", "export")
+    from onnxport.export.weights import read_pickle
+
+    state = read_pickle(path)
     names, found, known = set(state), list[Tensor](), set[Hashable]()
     for name, tensor in state.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
@@ -122,22 +125,3 @@ def _of_pickle(path: Path) -> tuple[Names, list[Tensor]]:
             known.add(place)
             found.append(Tensor(name, tuple(tensor.shape), tensor.element_size()))
     return names, found
-
-
-def _state(path: Path) -> dict[str, Any]:
-    """Tensors of a pickle by name, mapped from the file where it is a zip archive; else their values are read. CheckpointError."""
-    require("torch", "export")
-    import zipfile
-
-    import torch
-
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle can make any kind
-        raise CheckpointError(f"{path} cannot be read as weights only: {one_line(error)}; save a state_dict") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a state_dict of tensors by name")
-    return state
