@@ -128,7 +128,8 @@ class TokenScores(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """[..., hidden], and the embedding's table [vocabulary, hidden] → [..., vocabulary]."""
-        return F.linear(x, table if self.weight is None else self.weight, self.bias)
+        rows = x.flatten(0, -2)  # of two dimensions: Gemm takes them, where a product of more would hold the table once more, turned
+        return F.linear(rows, table if self.weight is None else self.weight, self.bias).unflatten(0, x.shape[:-1])
 
 
 class TextEncoder(nn.Module):

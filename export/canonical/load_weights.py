@@ -83,7 +83,7 @@ class HeadParts:
         """Its sizes; the last projection may be `table`, the embedding's own."""
         out, dense = self.out[1], self.dense
         sizes = None if dense is None else (dense[1].in_features, dense[1].out_features)
-        tied: Literal["tied", "own"] = "tied" if same_storage(out.weight, table) else "own"
+        tied: Literal["tied", "own"] = "tied" if same_storage(parameter(out, "weight"), table) else "own"
         return HeadShape(
             out.in_features,
             out.out_features,

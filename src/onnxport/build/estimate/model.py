@@ -106,8 +106,8 @@ class Model:
         return max(1, len(self._roles_of(tensor))) + (1 if scored else 0)
 
     def copies(self, tensor: Tensor) -> int:
-        """How often a graph in float32 holds it: the head of an encoder that reads a tied table holds it once more, turned."""
-        return self.uses(tensor) if self.kind == "encoder" else 1
+        """How often a graph in float32 holds it: the head of an encoder that is traced holds a tied table once more, turned."""
+        return self.uses(tensor) if self.kind == "encoder" and self.traced else 1
 
     def float32(self, role: str | None = None) -> int:
         """Bytes of the tensors of a graph, or of all, in float32."""
