@@ -18,6 +18,7 @@ from onnxport.graph.edit import constant, tensor_of
 from onnxport.graph.lazy import derived
 from onnxport.graph.pieces import Piece, walk
 from onnxport.quantize.plan import Plan
+from onnxport.quantize.schemes.blocks.rounding import PIECE
 from onnxport.quantize.schemes.half import ATTENTION, FLOAT, LARGEST, MASKED, exact_nodes, halved, owners, prepared
 from onnxport.runtime.bundle.interface import PRESENT
 
@@ -163,7 +164,7 @@ def rounded(model: ir.Model, plan: Plan) -> ir.Model:
     for name, weight in [(name, v) for name, v in graph.initializers.items() if v.dtype == FLOAT]:
         tensor = tensor_of(weight)
         if tensor is not None and any(use.node not in exact for use in weight.uses()):
-            own = constant(graph, f"{name}/rounded", derived(tensor, lambda array: halved(array, HALF).astype(np.float32)))
+            own = constant(graph, f"{name}/rounded", derived(tensor, _rounded))
             for node, index in [use for use in weight.uses() if use.node not in exact]:
                 node.replace_input_with(index, own)
     for value in [*graph.inputs, *(v for node in list(graph) for v in node.outputs)]:
@@ -183,6 +184,16 @@ def rounded(model: ir.Model, plan: Plan) -> ir.Model:
             result.name = name
     graph.sort()
     return copy
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    """A weight in float32 as float16 holds it, row by row: a table of tokens in one go would take memory three times."""
+    if array.size <= PIECE or array.ndim < 2:
+        return halved(array, HALF).astype(np.float32)
+    found, step = np.empty_like(array, order="C"), max(1, PIECE * len(array) // array.size)
+    for i in range(0, len(array), step):
+        found[i : i + step] = halved(array[i : i + step], HALF)
+    return found
 
 
 def _round(graph: ir.Graph, value: ir.Value) -> ir.Value:
