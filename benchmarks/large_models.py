@@ -9,7 +9,7 @@ the anonymous memory of all its processes: pages of mapped files, which the syst
 so for our exports and those of other tools, one after the other; what one wrote is deleted before the next one begins.
 
 Each PYTHON is an interpreter with that tool: onnxruntime-genai (benchmarks/setup.py), optimum-onnx, or gguf, torch and transformers, with
-SCRIPT the path of llama.cpp's convert_hf_to_gguf.py, which knows published tokenizers only: `make --tokenizer FILE` takes one of those.
+SCRIPT the path of llama.cpp's convert_hf_to_gguf.py, which knows published tokenizers only: `make --tokenizer FOLDER` takes one of those.
 """
 
 import json
@@ -29,7 +29,7 @@ from typing import IO, Any
 import click
 
 SIZES = {  # hidden, inner, layers, heads, key and value heads, vocabulary
-    "0.1b": (768, 2048, 12, 12, 4, 32_000),
+    "0.1b": (768, 2048, 12, 12, 4, 49_152),
     "0.3b": (1024, 4096, 16, 16, 8, 64_000),
     "0.5b": (896, 4864, 24, 14, 2, 151_936),  # Qwen2.5-0.5B, without its biases
     "1b": (2048, 8192, 16, 32, 8, 128_256),  # Llama-3.2-1B
@@ -51,7 +51,7 @@ def main() -> None:
 @click.option("--size", type=click.Choice(sorted(SIZES)), required=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--gain", type=float, default=2.0, show_default=True)
-@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), help="A tokenizer.json in place of one that is trained.")
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), help="A folder whose tokenizer is taken, in place of one that is trained.")
 def make(text: Path, out: Path, size: str, seed: int, gain: float, tokenizer: Path | None) -> None:
     """A Llama with random weights in shards, and a tokenizer trained on the lines of TEXT."""
     import torch  # not for `measure`, which should take no time from what it measures
@@ -63,7 +63,8 @@ def make(text: Path, out: Path, size: str, seed: int, gain: float, tokenizer: Pa
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
     save_tokenizer(byte_level(read_lines(text), min(vocabulary, LEARNED)), out, settings | {"model_max_length": 2048})
     if tokenizer is not None:
-        shutil.copy(tokenizer, out / "tokenizer.json")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tokenizer / name, out / name)
     _fill(out / "tokenizer.json", vocabulary)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
