@@ -51,7 +51,7 @@ def main() -> None:
 @click.option("--size", type=click.Choice(sorted(SIZES)), required=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--gain", type=float, default=2.0, show_default=True)
-@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), help="A folder whose tokenizer is taken, in place of one that is trained.")
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), help="A folder whose tokenizer is taken.")
 def make(text: Path, out: Path, size: str, seed: int, gain: float, tokenizer: Path | None) -> None:
     """A Llama with random weights in shards, and a tokenizer trained on the lines of TEXT."""
     import torch  # not for `measure`, which should take no time from what it measures

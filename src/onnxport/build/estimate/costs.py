@@ -21,8 +21,10 @@ from onnxport.runtime.tokenizer import TextTokenizer
 LIBRARIES = 700 * 2**20  # bytes that the packages of an export take by themselves
 STARTED = 450 * 2**20  # of that, before a graph runs in half precision and in float32 beside it
 HALVED = {"causal": 3.6, "encoder": 3.6, "seq2seq": 4.5}  # bytes that this takes for each byte of the graph in float32
+CHECKED = 1.3  # the same while answers are checked on the CPU, which has no kernels for halves and holds weights in float32
 VALUES = 24  # numbers of a layer for each head and pair of tokens of a text, in both graphs
-KEPT = 2**28  # bytes of weights of the original that are kept at least, for all texts that it reads
+KEPT = 2**28  # bytes of weights of each side of the original that are kept at least, for all texts that it reads
+CHANGED = 1.1  # of the widest weight in float32: what becomes of it is made in pieces
 COSTS = 2**29  # bytes of what errors of weights cost, of which as many are held at once
 IDS = 600  # tokens of random ids, and of their answers
 ORIGINAL, CHECKS, RUNS = 1.3, 1.0, 2.0  # how often the golden texts are read by the original and a variant, and those of fits by float32
@@ -35,7 +37,8 @@ def memory(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     """The most of what the original and the variants take."""
     graph = max(map(model.float32, model.roles))
     halves = any(own_plan(name, model).half is not None for name in names)
-    return max(_of_weights(names, model, files), round(STARTED + HALVED[model.kind] * graph + _of_a_long_text(model)) if halves else 0)
+    of_halves = max(HALVED[model.kind] * min(graph, PIECE) + _of_a_long_text(model), CHECKED * graph)
+    return max(_of_weights(names, model, files), round(STARTED + of_halves) if halves else 0)
 
 
 def _of_a_long_text(model: Model) -> float:
@@ -47,11 +50,12 @@ def _of_a_long_text(model: Model) -> float:
 
 
 def _of_weights(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
-    """The widest weight in float32, once more as it is changed, and what is kept."""
+    """The widest weight in float32 as it is changed, and what is kept."""
     whole = model.float32()
     largest = 4 * max((tensor.numbers for tensor in model.tensors), default=0)
     costs = COSTS if any("hessian" in own_plan(name, model).needs for name in names) else 0
-    return LIBRARIES + model.held + largest * 3 // 2 + min(whole, KEPT) + min(2 * whole, costs) + files[GOLDEN]
+    kept = min(whole, KEPT * len(model.roles))
+    return LIBRARIES + model.held + round(CHANGED * largest) + kept + min(2 * whole, costs) + files[GOLDEN]
 
 
 def disk(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
