@@ -76,6 +76,13 @@ def parameter(module: nn.Module, name: str) -> Tensor:
     return found
 
 
+def weight_shape(module: nn.Module) -> torch.Size:
+    """The shape of a module's `weight`, for which no values are made; of none, that of no dimension."""
+    found = dict.get(module._parameters, "weight")
+    found = getattr(module, "weight", None) if found is None else found
+    return found.shape if isinstance(found, Tensor) else torch.Size()
+
+
 def values_of(parameter: Tensor) -> Tensor:
     """The values of a parameter, whether it is a stand-in or not."""
     make = deferred(parameter)

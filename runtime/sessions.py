@@ -71,7 +71,7 @@ NUMPY_TYPES = {
 }  # fmt: skip
 
 MOST_THREADS = 1024
-LARGE = 3 * 2**28  # bytes of a graph's folder
+LARGE = 3 * 2**28  # bytes of a graph's files
 PACKED = b"MatMulNBits"  # without packed weights another kernel computes it, which holds them as float32
 SPIN_US = 1000
 SHAPE_ARITHMETIC = frozenset(

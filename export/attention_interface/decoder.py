@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onnxport.errors import CheckpointError
 from onnxport.export.attention_interface.attention import LayerShape, Step
 from onnxport.export.attention_interface.ways import Way
+from onnxport.export.deferred import weight_shape
 from onnxport.export.trace.tracer import Names, Shapes, trace
 from onnxport.graph.edit import is_op
 from onnxport.runtime.bundle.interface import (
@@ -149,4 +150,4 @@ def name_caches(graph: ir.Graph, shapes: Sequence[LayerShape]) -> None:
 
 def vocabulary(model: Any) -> int:
     """Width of the logits."""
-    return int(model.get_output_embeddings().weight.shape[0])
+    return int(weight_shape(model.get_output_embeddings())[0])

@@ -27,6 +27,7 @@ from onnxport.export.attention_interface.own_attention import (
 from onnxport.export.attention_interface.positions import NUMBERED, positions_of_rows
 from onnxport.export.attention_interface.rotation import fixed_rotation
 from onnxport.export.attention_interface.untraced import Untraced
+from onnxport.export.deferred import weight_shape
 from onnxport.runtime.bundle.interface import ATTENTION_MASK, POSITION_IDS
 
 FEW, SOME, MANY = 12, 1024, 4096  # ids of a trial; of a bias that may be a slope; positions of one that is none
@@ -183,7 +184,7 @@ def _ids(model: Any, length: int, rows: int = 2) -> Tensor:
     config = model.config.get_text_config()
     stated = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     special = {i for value in stated for i in (value if isinstance(value, list) else [value])}
-    count = min(512, int(model.get_input_embeddings().weight.shape[0]))
+    count = min(512, int(weight_shape(model.get_input_embeddings())[0]))
     usual = torch.tensor([i for i in range(count) if i not in special] or [0])
     return usual[torch.randint(len(usual), (rows, length), generator=torch.Generator().manual_seed(7))]
 

@@ -183,7 +183,7 @@ class _Loader:
                 if found := [tensor for tensor in tensors if tensor is not None]:
                     self.put(f"{canonical}.{i}.{row.ours}", f"{source}.{row.name}", *found, make=partial(_joined, row, layer))
                     read += found
-            page_out(read)  # most are copied by now: else a large model would be in memory twice, once as pages of its files
+            page_out(read)  # what is not deferred is copied by now: else a large model would be in memory twice, once as pages of its files
             self.names.modules |= {f"{canonical}.{i}.{ours}": f"{source}.{name}" for ours, name in modules.items()}
             self.names.modules[f"{canonical}.{i}"] = source
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.config_checks import named_class
+from onnxport.export.deferred import weight_shape
 from onnxport.export.description import Arrays, EncoderModel
 from onnxport.export.hugging_face.config_keys import architecture_problems
 from onnxport.export.hugging_face.encoder import CHOICE, FILL, OPTIONAL_TENSORS, POOLER, text_encoding
@@ -205,10 +206,12 @@ class TracedEncoder:
         """Tokens of a text: what the config says, no more than tables of positions hold behind the padding's row; None: no bound."""
         bounds = [getattr(self.model.config, "max_position_embeddings", None), self.texts.max_length]
         for name, module in self.model.named_modules():
-            table = getattr(module, "weight", None)  # of nn.Embedding, or of a class's own kind
-            if isinstance(table, Tensor) and table.dim() == 2 and re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
+            if not re.search(r"(^|[._])(position_embeddings|embed_positions)$", name):
+                continue
+            shape = weight_shape(module)  # of nn.Embedding, or of a class's own kind
+            if len(shape) == 2:
                 padding = getattr(module, "padding_idx", None)
-                bounds.append(table.shape[0] - (0 if padding is None else padding + 1))
+                bounds.append(shape[0] - (0 if padding is None else padding + 1))
         return min((bound for bound in bounds if isinstance(bound, int) and bound > 0), default=None)
 
     @cached_property

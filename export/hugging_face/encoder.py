@@ -247,7 +247,7 @@ class HuggingFaceEncoder:
             layers.append(
                 Layer(
                     heads=heads,
-                    inner=layer.get_parameter(up).shape[0],
+                    inner=state[f"{paths['layers']}.{i}.{up}"].shape[0],
                     activation=ACTIVATIONS[getattr(config, family.activation)],
                     norm_first=False,
                     eps=tuple(layer.get_submodule(norm).eps for norm in norms),

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onnxport.export.deferred import weight_shape
 from onnxport.export.transformers_library import encoder_output
 
 
@@ -80,7 +81,7 @@ def _rows(part: Any) -> int:
 
 def _outputs(head: Any) -> int:
     """Ids that a head scores: it may be a table of tokens itself."""
-    return int(head.weight.shape[0])
+    return int(weight_shape(head)[0])
 
 
 def _until(row: list[int], ends: set[int]) -> tuple[list[int], int]:

@@ -27,7 +27,7 @@ N, K = 96, 160
 
 def language_model(*tensors: Tensor) -> Model:
     """One without a config."""
-    return Model("causal", "LlamaForCausalLM", {}, tensors, True, Path(), Path())
+    return Model("causal", "LlamaForCausalLM", {}, tensors, 0, Path(), Path())
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8-rows", "int8-blocks", "int4-blocks32-asym", "int4-blocks64", "int4-blocks32-min"])

@@ -3,11 +3,14 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from onnx.reference import ReferenceEvaluator
 
+from onnxport.graph import pieces
 from onnxport.graph.store import write
 from onnxport.quantize.fusion import check_runs, fuse
 from onnxport.quantize.plan import Plan
+from onnxport.quantize.safeguards import half_overflow
 from onnxport.quantize.safeguards.half_overflow import rounded, safe
 from onnxport.quantize.schemes.half import owners, to_half
 
@@ -70,7 +73,15 @@ def test_lowest_float32_in_a_mask_becomes_lowest_float16(session, tools):
     np.testing.assert_allclose(got, [[0.5, 0, 0.5], [1 / 3] * 3], atol=1e-3)
 
 
-def test_a_weight_beyond_the_range_stays_with_what_is_computed_from_it(session, tools):
+@pytest.fixture(params=["whole", "pieces"])
+def walked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run whole or, as large ones do, piece by piece, with weights that are rounded row by row."""
+    if request.param == "pieces":
+        monkeypatch.setattr(pieces.cuts, "__defaults__", (1,))
+        monkeypatch.setattr(half_overflow, "PIECE", 8)
+
+
+def test_a_weight_beyond_the_range_stays_with_what_is_computed_from_it(session, tools, walked):
     """And the plan names the layer, without any data."""
     weights = {"up.weight": np.array([[1, 7e4], [2e5, 1]], np.float32), "down.weight": np.full((2, 2), 1e-5, np.float32)}
     model = tools.build(
@@ -103,7 +114,7 @@ def t5_block(tools):
     return tools.build(nodes, {"x": ["n", 16]}, {"y": ["n", 24]}, weights)
 
 
-def test_what_overflows_as_in_t5_stays_in_float32(session, tools):
+def test_what_overflows_as_in_t5_stays_in_float32(session, tools, walked):
     """Found on other data than that of the check; without it the answers are not numbers."""
     model = t5_block(tools)
     feeds = [{"x": RNG.standard_normal((4, 16)).astype(np.float32)} for _ in range(3)]
@@ -121,7 +132,7 @@ def test_what_overflows_as_in_t5_stays_in_float32(session, tools):
     assert not np.isfinite(found["s"]).all()
 
 
-def test_a_layer_that_loses_too_much_is_found(session, tools):
+def test_a_layer_that_loses_too_much_is_found(session, tools, walked):
     """The mean of large numbers taken away from them: nothing overflows, and float16 cannot tell them apart."""
     weights = {"a.weight": np.eye(8, dtype=np.float32), "b.weight": RNG.standard_normal((8, 8)).astype(np.float32)}
     nodes = [

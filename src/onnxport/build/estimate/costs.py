@@ -13,7 +13,7 @@ from onnxport.build.estimate.shared import GOLDEN, longest
 from onnxport.build.estimate.variants import WEIGHTS, codes_of_uses, finds_sensitive, own_plan, rounds
 from onnxport.build.request import in_making_order
 from onnxport.compare.texts import calibration_texts, golden_texts, token_rows
-from onnxport.graph.pieces import LEAST as PIECE
+from onnxport.graph.pieces import LEAST
 from onnxport.quantize.activation_statistics import Hessian
 from onnxport.runtime.processor import cores
 from onnxport.runtime.tokenizer import TextTokenizer
@@ -37,7 +37,7 @@ def memory(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     """The most of what the original and the variants take."""
     graph = max(map(model.float32, model.roles))
     halves = any(own_plan(name, model).half is not None for name in names)
-    of_halves = max(HALVED[model.kind] * min(graph, PIECE) + _of_a_long_text(model), CHECKED * graph)
+    of_halves = max(HALVED[model.kind] * min(graph, _piece(model)) + _of_a_long_text(model), CHECKED * graph)
     return max(_of_weights(names, model, files), round(STARTED + of_halves) if halves else 0)
 
 
@@ -52,10 +52,20 @@ def _of_a_long_text(model: Model) -> float:
 def _of_weights(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     """The widest weight in float32 as it is changed, and what is kept."""
     whole = model.float32()
-    largest = 4 * max((tensor.numbers for tensor in model.tensors), default=0)
+    largest = 4 * _widest(model)
     costs = COSTS if any("hessian" in own_plan(name, model).needs for name in names) else 0
     kept = min(whole, KEPT * len(model.roles))
     return LIBRARIES + model.held + round(CHANGED * largest) + kept + min(2 * whole, costs) + files[GOLDEN]
+
+
+def _piece(model: Model) -> int:
+    """Bytes in float32 that a piece of a large graph has, where it holds the widest weight."""
+    return LEAST + 4 * _widest(model)
+
+
+def _widest(model: Model) -> int:
+    """Numbers of the largest weight."""
+    return max((tensor.numbers for tensor in model.tensors), default=0)
 
 
 def disk(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
@@ -69,10 +79,10 @@ def disk(names: Sequence[str], model: Model, files: Mapping[str, int]) -> int:
     most = 0
     for name in in_making_order(names):
         plan, own = own_plan(name, model), files.get(f"{name}/{WEIGHTS}", 0)
-        beside = 2 * min(graph, PIECE) if plan.half is not None else 0
+        beside = 2 * min(graph, _piece(model)) if plan.half is not None else 0
         written += own
         if rounds(plan):
-            beside = min(graph, PIECE) + codes_of_uses(name, model) * (2 if model.kind == "encoder" else 1)
+            beside = min(graph, _piece(model)) + codes_of_uses(name, model) * (2 if model.kind == "encoder" else 1)
             most = max(most, written + beside)
         most = max(most, written, written - own + beside)
     return most

@@ -62,8 +62,10 @@ def _refused(what: str) -> UsageError:
 
 
 def _held(headers: weights.Headers) -> int:
-    """Bytes of weights that an export holds in memory: those of pickles of old, and experts that lie apart and are joined."""
-    return sum(tensor.width * tensor.numbers for tensor in headers.tensors if not headers.mapped or EXPERT.search(tensor.name))
+    """Bytes of weights that an export holds in memory: those of pickles of old, experts that lie apart and are joined, and float64 as
+    float32."""
+    held = [tensor for tensor in headers.tensors if not headers.mapped or tensor.width == 8 or EXPERT.search(tensor.name)]
+    return sum(min(tensor.width, 4) * tensor.numbers for tensor in held)
 
 
 def _kind(config: Mapping[str, Any], tensors: Iterable[Tensor], embeds: bool, source: Any) -> Kind:
