@@ -12,6 +12,7 @@ from onnxport.errors import NotApplicable, UsageError
 from onnxport.graph.edit import remove_dead
 from onnxport.graph.normalize import fold_constants
 from onnxport.graph.pieces import walk
+from onnxport.graph.store import collect
 from onnxport.quantize.activation_statistics import Hessian, Range, observe, watch
 from onnxport.quantize.plan import FP32, Plan, Scheme
 from onnxport.quantize.schemes import experts, int8
@@ -22,6 +23,7 @@ from onnxport.quantize.schemes.rotation import Rotations, run_length
 
 FEWEST_INPUTS = 16  # K: the smallest block
 FEWEST_ROWS = 16  # rows of a table: smaller ones (types, languages) cost nothing as they are
+WIDE = 2**26  # numbers of a weight: float32 of it is no small part of what an export takes
 COSTS = ("hessian", "square")  # what schemes need to tell what an error costs
 MOST_COSTS = 2**29  # bytes of Hessians that are held at once: those of more weights take further runs of the graph
 QUANTIZED = {"MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear", "QMoE"}
@@ -76,8 +78,10 @@ def quantize(
         kernels = _Kernels(copy.graph, ranges[role], weights)
         for linear, scheme in products[role]:
             _note(became, linear.parameter, scheme, KINDS[scheme.kind][0](kernels, linear, scheme))
+            _let_go(linear)
         for table, scheme in tables[role]:
             _note(became, table.parameter, scheme, KINDS[scheme.kind][1](kernels, table, scheme))
+            _let_go(table)
         for parameter, scheme in experts.replace_mixtures(copy.graph, plan):
             _note(became, parameter, scheme, scheme.name)
         remove_dead(copy.graph)
@@ -254,6 +258,12 @@ KINDS: dict[str, tuple[Callable[[_Kernels, Linear, Scheme], str], Callable[[_Ker
     "static": (_Kernels.product_by_range, _Kernels.lookup_by_rows),  # a table has no activations
     "blocks": (_Kernels.product_in_blocks, _Kernels.lookup_in_blocks),
 }
+
+
+def _let_go(part: Linear | Lookup) -> None:
+    """Frees what was made of a large weight, before the next one is read."""
+    if part.tensor.size >= WIDE:
+        collect()
 
 
 def _note(became: dict[str, str], parameter: str, scheme: Scheme, name: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
 PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
 
-PIECE = 2**24  # weights that are rounded together: what is made of them on the way takes several times their memory
+PIECE = 2**22  # weights that are rounded together: what is made of them on the way takes some ten times their memory
 SAMPLE = 16  # rows that are looked at first
 LEAST_HALF, MOST_HALF = (float(edge) for edge in (np.finfo(np.float16).tiny, np.finfo(np.float16).max))
 ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 rounded, divided by a step that was rounded too
