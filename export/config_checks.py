@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,22 @@ def repeated_names(path: Path) -> list[str]:
 
     json.loads(path.read_bytes(), object_pairs_hook=count)
     return sorted(found)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file of its folder an index of shards places each tensor in. CheckpointError: it names no such files, or a tensor twice."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) and Path(place).name == place for place in places.values()):
+        raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
+    if twice := repeated_names(index):
+        raise CheckpointError(f"{index} names tensors twice: {', '.join(twice)}; save the model again")
+    return places
+
+
+def check_shard(file: Path, there: Container[str], index: Path, places: Mapping[str, str]) -> None:
+    """CheckpointError where a file, whose tensors are `there`, lacks some that `weight_map` of its index places in it."""
+    if lost := sorted(name for name, place in places.items() if place == file.name and name not in there):
+        raise CheckpointError(f"{file} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
 
 
 def _float_of(value: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.errors import BundleError, CheckpointError, one_line
-from onnxport.export.config_checks import read_json, repeated_names
+from onnxport.export.config_checks import check_shard, weight_map
 from onnxport.runtime.bundle.reader import sha256
 
 PICKLES = ("*.pt", "*.pth", "*.bin")
@@ -100,19 +100,14 @@ def _unwrapped(files: WeightFiles) -> WeightFiles:
 
 def _shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> WeightFiles:
     """Tensors of the files that an index names; CheckpointError when it and they do not agree."""
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
-        raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
-    if twice := repeated_names(index):
-        raise CheckpointError(f"{index} names tensors twice: {', '.join(twice)}; save the model again")
+    files = weight_map(index)
     paths = [index.parent / name for name in sorted(set(files.values()))]
     if absent := [path.name for path in paths if not path.is_file()]:
         raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}; copy them into the folder")
     tensors: dict[str, Tensor] = {}
     for path in paths:
         found = read(path)
-        if lost := sorted(name for name, file in files.items() if file == path.name and name not in found):
-            raise CheckpointError(f"{path} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
+        check_shard(path, found, index, files)
         _join(tensors, found, path)
     return WeightFiles(tensors, [index, *paths])
 

@@ -80,9 +80,8 @@ def _head(model: Any) -> nn.Module:
     named: nn.Module = model.get_output_embeddings()
     if not isinstance(named, nn.Embedding):
         return named
-    shape = (named.num_embeddings, named.embedding_dim)
-    linear = (module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear))
-    return next(module for module in linear if (module.out_features, module.in_features) == shape)
+    shape = weight_shape(named)
+    return next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear) and weight_shape(module) == shape)
 
 
 def trace_decoder(model: Any, way: Way, opset: int) -> ir.Model:

@@ -38,7 +38,7 @@ def sign(path: str | Path, key: str | Path, force: bool = False, certificate: st
     UsageError: the extra `sign` is not installed; DataError: the key or the certificate; BundleError; OutputError.
     """
     signer = _configured("signing", "use_elliptic_key_signer", key, _PRIVATE, private_key=Path(key))
-    if certificate is not None:
+    if certificate is not None:  # the key by itself is right: what is wrong now is the certificate
         signer = _certified(key, certificate)
     bundle = Bundle.open(path, verify=True)
     place = bundle.path / SIGNATURE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxport.errors import CheckpointError, one_line
-from onnxport.export.config_checks import read_json, repeated_names
+from onnxport.export.config_checks import check_shard, weight_map
 from onnxport.extras import require
 from onnxport.quantize.schemes.apply import FEWEST_INPUTS
 
@@ -82,18 +82,13 @@ Reader = Callable[[Path], tuple[Names, list[Tensor]]]
 
 
 def _of_shards(index: Path, tensors_of: Reader) -> Iterator[Tensor]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(place, str) and Path(place).name == place for place in places.values()):
-        raise CheckpointError(f"{index} has a weight_map that does not lead from tensors to files of the folder; save the model again")
-    if twice := repeated_names(index):
-        raise CheckpointError(f"{index} names tensors twice: {', '.join(twice)}; save the model again")
+    places = weight_map(index)
     files = sorted(set(places.values()))
     if absent := [file for file in files if not (index.parent / file).is_file()]:
         raise CheckpointError(f"{index.parent} lacks {', '.join(absent)}; copy them into the folder")
     for file in files:
         names, found = tensors_of(index.parent / file)
-        if lost := sorted(name for name, place in places.items() if place == file and name not in names):
-            raise CheckpointError(f"{index.parent / file} lacks tensors that {index.name} places there: {', '.join(lost)}; copy it again")
+        check_shard(index.parent / file, names, index, places)
         yield from found
 
 
