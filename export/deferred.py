@@ -2,13 +2,14 @@
 
 A module holds stand-ins, whose dtype and shape are right and whose values are NaN. Reading `module.weight` makes the values of what the
 parameter stands for; the latest that were made are kept, as many as one layer has. Several runs of a model go through its layers in step,
-so that values made once serve all of them.
+so that values made once serve all of them. Runs of a class of transformers are shared out among the processor's cores.
 """
 
 from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,35 +19,50 @@ import torch
 from torch import Tensor, nn
 
 from onnxport.graph.store import collect
+from onnxport.runtime.processor import cores
 
 Values = Callable[[], Tensor]
 Result = TypeVar("Result")
-LEAST_KEPT = 2**28  # bytes
+LEAST_KEPT, BESIDE = 2**28, 2**24  # bytes; the latter of norms and biases, beside which a table of tokens is kept
 LARGE = 2**30  # numbers
 
 
 class Kept:
-    """The values that were made last, by what makes them."""
+    """The values that were made last, by what makes them. Several threads may ask; one makes values at a time."""
 
     def __init__(self) -> None:
         self.most = LEAST_KEPT
         self._made: OrderedDict[Values, nn.Parameter] = OrderedDict()
+        self._lock, self._making = threading.Lock(), threading.Lock()
 
     def of(self, values: Values, size: int) -> nn.Parameter:
         """The values, as a parameter. size: their bytes."""
-        if values in self._made:
-            self._made.move_to_end(values)
-            return self._made[values]
-        kept = sum(made.nbytes for made in self._made.values())
-        while self._made and kept + size > self.most:  # before more is made: what goes and what comes are never in memory together
-            kept -= self._made.popitem(last=False)[1].nbytes
-        made = nn.Parameter(values(), requires_grad=False)
-        self._made[values] = made
-        return made
+        found = self._found(values)
+        if found is not None:
+            return found
+        with self._making:
+            found = self._found(values)  # another thread may have made them meanwhile
+            if found is not None:
+                return found
+            with self._lock:
+                kept = sum(made.nbytes for made in self._made.values())
+                while self._made and kept + size > self.most:  # before more is made: what goes and what comes are never in memory together
+                    kept -= self._made.popitem(last=False)[1].nbytes
+            made = nn.Parameter(values(), requires_grad=False)
+            with self._lock:
+                self._made[values] = made
+            return made
+
+    def _found(self, values: Values) -> nn.Parameter | None:
+        with self._lock:
+            if values in self._made:
+                self._made.move_to_end(values)
+            return self._made.get(values)
 
     def clear(self) -> None:
         """Lets all of them go."""
-        self._made.clear()
+        with self._lock:
+            self._made.clear()
 
 
 class Parameters(dict[str, Any]):
@@ -117,9 +133,10 @@ def is_large(modules: Iterable[nn.Module]) -> bool:
 
 
 def read_deferred(module: nn.Module) -> None:
-    """Has all that reads the module's stand-ins find their values; as many are kept as its largest layer has."""
+    """Has all that reads the module's stand-ins find their values; as many are kept as its largest layer or parameter has."""
     kept = Kept()
-    kept.most = max([LEAST_KEPT, *(sum(4 * p.numel() for p in layer.parameters()) for layer in layers(module))])
+    sizes = [sum(4 * p.numel() for p in layer.parameters()) for layer in layers(module)]
+    kept.most = max([LEAST_KEPT, *sizes, *(4 * p.numel() for p in module.parameters())]) + BESIDE
     for part in module.modules():
         if any(deferred(parameter) is not None for parameter in part._parameters.values()):
             part.__dict__["_parameters"] = Parameters(part._parameters, kept)
@@ -189,11 +206,12 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
     """The results of calls that run the modules, in their order.
 
     Where modules have stand-ins, all calls run the first layer before any runs the second, and so on, and the last one before any runs
-    what comes behind it. Only one runs at a time, and each computes what it would alone.
+    what comes behind it. Each computes what it would alone. As many run at a time as the process has cores, where torch has one thread to
+    itself and the modules are transformers' own; of other code, which may write to its module while it runs, one runs at a time.
     """
     if len(calls) < 2 or not any(map(has_deferred, modules)):
         return [call() for call in calls]
-    turns = _Turns(len(calls))
+    turns = _Turns(len(calls), cores() if torch.get_num_threads() == 1 and all(map(_runs_in_threads, modules)) else 1)
     every = [layers(module) for module in modules]
     handles = [layer.register_forward_pre_hook(lambda *_: turns.pass_on()) for found in every for layer in found]
     handles += [found[-1].register_forward_hook(lambda *_: turns.pass_on()) for found in every if found]
@@ -207,12 +225,23 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
         collect()
 
 
-class _Turns:
-    """Threads of which one runs at a time: it has the turn, and passes it on to the next one that is not done."""
+def _runs_in_threads(module: nn.Module) -> bool:
+    """Whether a module's code is transformers' or ours, which keep nothing of a run in the module."""
+    return all(type(part).__module__.split(".")[0] in {"torch", "transformers", "onnxport"} for part in module.modules())
 
-    def __init__(self, count: int) -> None:
+
+class _Turns:
+    """Threads that run in rounds: a round ends when each has run up to where it passes its turn on, or is done.
+
+    at_once: how many run at a time. Those that took longest in the round before begin first, so that no core waits long for the last.
+    """
+
+    def __init__(self, count: int, at_once: int) -> None:
         self._turn = [threading.Semaphore(0) for _ in range(count)]
-        self._open = list(range(count))
+        self._begun, self._took = [0.0] * count, [0.0] * count  # seconds of the round
+        self._waiting, self._passed = list(range(count)), list[int]()  # those whose turn in this round is to come, and is over
+        self._running, self._at_once = 0, at_once
+        self._lock = threading.Lock()
         self._own = threading.local()
         self._stopped = False
 
@@ -235,12 +264,13 @@ class _Turns:
                     errors.append(error)
                 self._stopped = True
             finally:
-                self._next(i, done=True)
+                self._end_turn(i, done=True)
 
         workers = [threading.Thread(target=contextvars.copy_context().run, args=(work, i), daemon=True) for i in range(len(calls))]
         for worker in workers:
             worker.start()
-        self._turn[0].release()
+        with self._lock:
+            self._give_turns()
         try:
             for worker in workers:
                 worker.join()
@@ -256,17 +286,27 @@ class _Turns:
     def pass_on(self) -> None:
         """Lets the others run up to where this thread is."""
         i = self._own.index
-        self._next(i, done=False)
+        self._end_turn(i, done=False)
         self._turn[i].acquire()
         if self._stopped:
             raise _Stopped
 
-    def _next(self, i: int, done: bool) -> None:
-        after = self._open[(self._open.index(i) + 1) % len(self._open)]
-        if done:
-            self._open.remove(i)
-        if self._open:
-            self._turn[after].release()
+    def _end_turn(self, i: int, done: bool) -> None:
+        with self._lock:
+            self._running -= 1
+            self._took[i] = time.monotonic() - self._begun[i]
+            if not done:
+                self._passed.append(i)
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        if not self._waiting and not self._running:
+            self._waiting, self._passed = sorted(self._passed, key=lambda i: (-self._took[i], i)), []
+        while self._waiting and self._running < self._at_once:
+            i = self._waiting.pop(0)
+            self._running += 1
+            self._begun[i] = time.monotonic()
+            self._turn[i].release()
 
 
 class _Stopped(BaseException):

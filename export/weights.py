@@ -21,7 +21,7 @@ from onnxport.runtime.bundle.reader import sha256
 PICKLES = ("*.pt", "*.pth", "*.bin")
 WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "_forward_module.": "Lightning"}  # prefix of names → whose it is
 PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: advice only, the pages are read from their file again if somebody asks
-PIECE = 2**22  # numbers that are looked at together: what is made of them takes memory
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAPS = Path("/proc/self/maps")
 
 
@@ -160,9 +160,15 @@ def weight_problems(tensors: dict[str, Tensor], expected: dict[str, list[int]], 
             continue
         if not tensor.is_floating_point():
             problems.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected a floating type")
-        elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(PIECE)):
+        elif not is_finite(tensor):
             problems.append(f"{name} holds NaN or infinity")
     return problems
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. The least and the greatest tell it without an array of answers, in a tenth of the time."""
+    ends = torch.aminmax(tensor) if tensor.numel() and tensor.dtype in FLOATS else [tensor]
+    return all(bool(torch.isfinite(end).all()) for end in ends)
 
 
 def held_types(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:

@@ -160,7 +160,7 @@ class _Loader:
         ours = self.module.get_parameter(canonical)
 
         def value() -> Tensor:
-            made = make(*map(values_of, tensors)).detach().contiguous()
+            made = make(*map(values_of, tensors)).detach()
             if ours.shape != made.shape:
                 raise AssertionError(f"{source} {tuple(made.shape)} does not fit {canonical} {tuple(ours.shape)}")
             return made
@@ -168,7 +168,7 @@ class _Loader:
         if any(deferred(tensor) is not None for tensor in tensors):
             defer(ours, ours.shape, value)
         else:
-            ours.data = value()
+            ours.data = value().contiguous()
         self.names.parameters[canonical] = source
         self.seen.add(canonical)
 

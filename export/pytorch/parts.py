@@ -13,7 +13,7 @@ from onnxport.export.adapters import CausalLM, Encoder, Seq2Seq
 from onnxport.export.canonical.load_weights import same_storage
 from onnxport.export.pytorch.transformer import check_exact
 from onnxport.export.user_code import on_cpu_in_float32
-from onnxport.export.weights import without_values
+from onnxport.export.weights import is_finite, without_values
 
 MODULES = {
     Seq2Seq: {"transformer": nn.Transformer, "source_embedding": nn.Embedding, "target_embedding": nn.Embedding, "head": nn.Linear},
@@ -172,5 +172,5 @@ def _max_length(value: Any, positions: Tensor | None) -> tuple[int | None, list[
 
 def _broken(part: nn.Module | Tensor) -> list[str]:
     if isinstance(part, nn.Module):
-        return [name for name, value in part.state_dict().items() if not torch.isfinite(value).all()]
-    return [] if torch.isfinite(part).all() else ["table"]
+        return [name for name, value in part.state_dict().items() if not is_finite(value)]
+    return [] if is_finite(part) else ["table"]

@@ -26,7 +26,7 @@ from onnxport.export.trace.axes import (
 )
 from onnxport.export.trace.tracer import Names, trace
 from onnxport.export.user_code import check_alike, evaluating, on_cpu_in_float32, one_thread, unchanged
-from onnxport.export.weights import module_hashes, without_values
+from onnxport.export.weights import is_finite, module_hashes, without_values
 from onnxport.progress import Progress
 
 TEXT = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
@@ -167,7 +167,7 @@ def flat_call(adapter: Module) -> Flat:
 
 def _broken(module: nn.Module) -> list[str]:
     """Weights with NaN or infinity; a buffer may hold infinities, as masks do."""
-    weights = [f"{name} holds NaN or infinity" for name, value in module.named_parameters() if not torch.isfinite(value).all()]
+    weights = [f"{name} holds NaN or infinity" for name, value in module.named_parameters() if not is_finite(value)]
     return weights + [f"{name} holds NaN" for name, value in module.named_buffers() if torch.isnan(value).any()]
 
 

@@ -79,6 +79,11 @@ class Linear(_OfOneWeight):
         return _key(self.tensor, not self.transposed)
 
     @property
+    def place(self) -> tuple[ir.TensorProtocol, bool]:
+        """What tells its rows from others without reading them: the tensor, and whether they are its columns."""
+        return self.tensor, not self.transposed
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(K, N)."""
         rows, columns = sizes_of(self.tensor)
@@ -104,6 +109,11 @@ class Lookup(_OfOneWeight):
     def key(self) -> str:
         """`key_of` of the table."""
         return _key(self.tensor, False)
+
+    @property
+    def place(self) -> tuple[ir.TensorProtocol, bool]:
+        """As of a product."""
+        return self.tensor, False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -36,6 +36,11 @@ class ExpertWeights:
         return key_of(self.rows)
 
     @property
+    def place(self) -> tuple[ir.TensorProtocol, bool]:
+        """As of a product."""
+        return self.tensor, False
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Of its rows."""
         experts, rows, columns = sizes_of(self.tensor)

@@ -1,6 +1,8 @@
 """Weights stay in their file; the export is the one of a model that is in memory as float32, bit for bit."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,75 @@ def test_calls_go_through_the_layers_in_step_and_answer_as_they_would_alone() ->
     assert model.order == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for one, n in zip(found, (2, 5, 9), strict=True):
         assert torch.equal(one, plain(torch.arange(n)))
+
+
+class Chain(nn.Sequential):
+    """Somebody's own class."""
+
+
+def _met(own: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of two calls were in the second layer at a time, at most."""
+    monkeypatch.setattr(deferred, "cores", lambda: 2)
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3)).requires_grad_(False)
+    model = (Chain if own else nn.Sequential)(*layers)
+    whole = nn.ModuleDict({"layers": layers, "run": model})
+    deferred.defer_all(whole)
+    inside, most, lock, both = 0, 0, threading.Lock(), threading.Event()
+
+    def enter(*_: Any) -> None:
+        nonlocal inside, most
+        with lock:
+            inside, most = inside + 1, max(most, inside + 1)
+            if inside == 2:
+                both.set()
+        both.wait(0.3)
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        with lock:
+            inside -= 1
+
+    inner = layers.get_submodule("1.0")
+    inner.register_forward_pre_hook(enter)
+    inner.register_forward_hook(leave)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = deferred.in_step([whole], [lambda n=n: model(torch.ones(n, 4)) for n in (2, 3)])
+        alone = [model(torch.ones(n, 4)) for n in (2, 3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
+    return most
+
+
+def test_calls_share_the_cores_where_a_class_is_known_and_torch_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _met(own=False, threads=1, monkeypatch=monkeypatch) == 2
+    assert _met(own=True, threads=1, monkeypatch=monkeypatch) == 1  # somebody else's class may write to itself
+    assert _met(own=False, threads=2, monkeypatch=monkeypatch) == 1
+
+
+def test_values_are_made_once_for_calls_that_run_at_the_same_time() -> None:
+    made: list[int] = []
+
+    def values() -> torch.Tensor:
+        made.append(1)
+        return torch.ones(3)
+
+    kept = deferred.Kept()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: kept.of(values, 12), range(64)))
+    assert len(made) == 1 and all(one is found[0] for one in found)
+
+
+def test_a_table_wider_than_a_layer_stays_beside_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred, "LEAST_KEPT", 0)
+    model = Blocks().requires_grad_(False)
+    _deferred(model)
+    table = model.table.weight
+    for layer in model.layers:
+        assert layer.bias is layer.bias
+    assert model.table.weight is table
 
 
 def test_an_error_in_one_call_ends_all() -> None:

@@ -18,7 +18,8 @@ from onnxport.graph.lazy import mapped
 from onnxport.quantize.plan import Scheme
 from onnxport.quantize.schemes.blocks.gptq import DAMPING, quantize_gptq
 from onnxport.quantize.schemes.blocks.hqq import quantize_hqq
-from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, from_minimum, quantize_nearest
+from onnxport.quantize.schemes.blocks.least_error import quantize_nearest
+from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, from_minimum
 from onnxport.quantize.schemes.blocks.stored import stored_blocks
 from onnxport.quantize.schemes.finished import Finished
 from onnxport.quantize.schemes.linear import Linear, Lookup
@@ -52,7 +53,7 @@ class Weights:
         self._costs: dict[str, list[np.ndarray]] = {}
         self._looked_up: set[str] = set()
         self._solved: dict[tuple[str, str], Blocks] = {}
-        self._found: dict[tuple[str, str], Blocks] = {}
+        self._found: dict[tuple[ir.TensorProtocol, bool, str], Blocks] = {}
 
     def has(self, key: str, chosen: Scheme, size: int) -> bool:
         """Whether a weight, by its key, has been solved by a scheme that looks at inputs."""
@@ -95,15 +96,16 @@ class Weights:
 
         A scheme that looks at inputs rounds to nearest where a weight was not solved: a token's row is read as it is.
         """
-        key = part.key, named(chosen, size)
-        if key in self._solved:
-            return self._solved[key]
-        if key not in self._found:
+        name = named(chosen, size)
+        if self._solved and (part.key, name) in self._solved:
+            return self._solved[part.key, name]
+        place = *part.place, name
+        if place not in self._found:
             found = rounded(part.rows, chosen, size)
             while self._found and sum(other.codes.nbytes for other in self._found.values()) + found.codes.nbytes > MOST_KEPT:
                 self._found.pop(next(iter(self._found)))
-            self._found[key] = found
-        return self._found[key]
+            self._found[place] = found
+        return self._found[place]
 
 
 def _arrays(found: Blocks) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, find_grid, in_blocks
+from onnxport.quantize.schemes.blocks.least_error import find_grid
+from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, in_blocks
 
 DAMPING = 0.1  # of H's mean diagonal, added to it: calibration texts of a few thousand tokens show an H that is not quite theirs alone
 LAZY = 128  # columns whose errors are passed on to the rest in one product

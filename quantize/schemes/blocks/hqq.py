@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, better, find_grid, in_blocks
+from onnxport.quantize.schemes.blocks.least_error import find_grid
+from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, better, in_blocks
 
 P, BETA, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20  # as in the source
 
@@ -18,7 +19,7 @@ P, BETA, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20  # as in the source
 def quantize_hqq(weight: np.ndarray, bits: int, size: int, symmetric: bool) -> Blocks:
     """weight float [N, K] -> codes on the best grid that was met, from the one of the least squared error on."""
     blocks = in_blocks(weight, size)
-    now = best = find_grid(blocks, bits, symmetric, np.ones(1, np.float32))
+    now = best = find_grid(blocks, bits, symmetric)
     least, beta = cost(best, blocks), BETA
     for _ in range(ROUNDS):
         now = _improved(now, blocks, beta)

@@ -1,19 +1,16 @@
-"""Integers in blocks, as ONNX Runtime's MatMulNBits and GatherBlockQuantized store them, and rounding to the nearest of them.
+"""Integers in blocks, as ONNX Runtime's MatMulNBits and GatherBlockQuantized store them.
 
 Both operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-STEPS = np.linspace(6.0, 8.6, 14, dtype=np.float32)  # symmetric: steps from 0 to the largest weight; beyond 8 it is clipped
-PARTS = np.linspace(0.6, 1.0, 11, dtype=np.float32)  # asymmetric: of the range between the least and the greatest weight
-
-PIECE = 2**22  # weights that are rounded together: what is made of them on the way takes some ten times their memory
+PIECE = 2**22  # weights that are worked on together: what is made of them on the way takes some ten times their memory
 SAMPLE = 16  # rows that are looked at first
 LEAST_HALF, MOST_HALF = (float(edge) for edge in (np.finfo(np.float16).tiny, np.finfo(np.float16).max))
 ROUNDED = 1e-6  # relative: a product of an integer and a step that float32 rounded, divided by a step that was rounded too
@@ -114,31 +111,26 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def in_blocks(weight: np.ndarray, size: int) -> np.ndarray:
-    """float [N, K] -> float32 [N, blocks, size]; the last block is filled up with 0."""
+    """float [N, K] -> float32 [N, blocks, size], the very weights where nothing has to be changed; the last block is filled up with 0."""
     n, k = weight.shape
     blocks = -(-k // size)
+    if k % size == 0:
+        return np.ascontiguousarray(weight, np.float32).reshape(n, blocks, size)
     padded = np.zeros((n, blocks * size), np.float32)
     padded[:, :k] = weight
     return padded.reshape(n, blocks, size)
 
 
-def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, importance: np.ndarray | None = None) -> Blocks:
-    """weight float [N, K] -> the nearest codes. importance: float [K], what a squared error costs in each column; None: the same."""
-    costs = np.ones(1, np.float32) if importance is None else in_blocks(importance[None], size)
-    parts = []
-    step = max(1, PIECE // weight.shape[1])
-    for i in range(0, len(weight), step):
-        blocks = in_blocks(weight[i : i + step], size)
-        grid = find_grid(blocks, bits, symmetric, costs)
-        parts.append(Blocks(grid, grid.nearest(blocks)))
-    return parts[0] if len(parts) == 1 else Blocks(joined([part.grid for part in parts]), np.concatenate([part.codes for part in parts]))
+def columns(blocks: np.ndarray) -> np.ndarray:
+    """float [N, blocks, size] -> float32 [size, N * blocks], a copy: one operation of numpy goes over many blocks at a time."""
+    return np.array(blocks.reshape(-1, blocks.shape[2]).T, np.float32, order="C")
 
 
 def from_minimum(weight: np.ndarray, bits: int, size: int) -> Blocks:
     """weight float [N, K] -> the nearest codes, the least and the greatest of a block being its ends. `size` divides K."""
     blocks, most = in_blocks(weight, size), (1 << bits) - 1
     low, high = blocks.min(2), blocks.max(2)
-    grid = based_grid(bits, low, _never_zero((high - low) / most), size)
+    grid = based_grid(bits, low, never_zero((high - low) / most), size)
     return Blocks(grid, grid.nearest(blocks))
 
 
@@ -146,17 +138,6 @@ def based_grid(bits: int, low: np.ndarray, step: np.ndarray, size: int) -> Grid:
     """The grid from `low` on, in steps. Its zero points say as much of `low` as they can: a kernel that rounds x errs the less."""
     zero = np.rint(-low / step).clip(0, (1 << bits) - 1)
     return Grid(bits, size, step, zero.astype(np.uint8), (low + zero * step).astype(np.float32))
-
-
-def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray) -> Grid:
-    """blocks float32 [N, blocks, size], costs float32 that spreads to that shape."""
-    candidates = _candidates(blocks, bits, symmetric)
-    best = next(candidates).in_half()
-    least = error(best, blocks, costs)
-    for candidate in candidates:
-        fitted = _fitted(candidate, blocks, costs).in_half()
-        best, least = better(best, least, fitted, error(fitted, blocks, costs))
-    return best
 
 
 def stored_step(weight: np.ndarray, levels: int) -> np.ndarray:
@@ -193,37 +174,6 @@ def better(one: Grid, error_of_one: np.ndarray, other: Grid, error_of_other: np.
     return Grid(one.bits, one.size, scale, zero), np.where(wins, error_of_other, error_of_one)
 
 
-def error(grid: Grid, blocks: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Squared error of the nearest codes, float32 [N, blocks]."""
-    found: np.ndarray = (costs * (grid.values(grid.nearest(blocks)) - blocks) ** 2).sum(2)
-    return found
-
-
-def _candidates(blocks: np.ndarray, bits: int, symmetric: bool) -> Iterator[Grid]:
-    size = blocks.shape[2]
-    low, high = blocks.min(2).clip(None, 0), blocks.max(2).clip(0, None)
-    if symmetric:
-        extreme = np.where(high >= -low, high, low)
-        if bits == 8:
-            yield Grid(bits, size, _never_zero(np.abs(extreme) / 127))
-        else:
-            for steps in STEPS:
-                yield Grid(bits, size, _never_zero(-extreme / steps))
-        return
-    most = (1 << bits) - 1
-    for part in PARTS[::-1] if bits == 4 else (np.float32(1),):
-        scale = _never_zero((high - low) * part / most)
-        zero = np.rint(-low * part / scale).clip(0, most)
-        yield Grid(bits, size, scale, zero.astype(np.uint8))
-
-
-def _fitted(grid: Grid, blocks: np.ndarray, costs: np.ndarray) -> Grid:
-    """With the scale that errs least for the codes as they are: <w, q> / <q, q>."""
-    codes = grid.nearest(blocks).astype(np.float32) - grid.offset[:, :, None]
-    power = (costs * codes * codes).sum(2)
-    scale = np.divide((costs * blocks * codes).sum(2), power, out=grid.scale.copy(), where=power > 0)
-    return Grid(grid.bits, grid.size, _never_zero(scale), grid.zero)
-
-
-def _never_zero(scale: np.ndarray) -> np.ndarray:
+def never_zero(scale: np.ndarray) -> np.ndarray:
+    """Scales float32, 1 where one is next to nothing."""
     return np.where(np.abs(scale) > 1e-30, scale, 1).astype(np.float32)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
-from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, in_blocks, joined
+from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, columns, in_blocks, joined
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.mixtures import ExpertWeights, mixtures
+from onnxport.quantize.schemes.threads import in_threads
 
 BITS = (4, 8)
 CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits
@@ -34,78 +36,82 @@ def stored_blocks(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks | Non
     """
     order = groups(weight, size, chosen.bits) if chosen.in_groups else None
     step = max(1, CHUNK // weight.shape[1])
-    chunks = [weight[i : i + step] for i in range(0, len(weight), step)]
+
+    def found(rows: np.ndarray) -> Blocks | None:
+        return _blocks(in_blocks(rows if order is None else rows[:, order], size), chosen)
+
+    if found(weight[:: max(1, len(weight) // ROWS)]) is None:  # a few tell almost all weights that have none
+        return None
     parts = []
-    for rows in (weight[:: max(1, len(weight) // ROWS)], *chunks):  # a few tell almost all weights that have none
-        part = _blocks(in_blocks(rows if order is None else rows[:, order], size), chosen)
+    for part in in_threads(found, (weight[i : i + step] for i in range(0, len(weight), step))):
         if part is None:
             return None
         parts.append(part)
-    return Blocks(joined([part.grid for part in parts[1:]]), np.concatenate([part.codes for part in parts[1:]]), order)
+    return Blocks(joined([part.grid for part in parts]), np.concatenate([part.codes for part in parts]), order)
 
 
 def _blocks(blocks: np.ndarray, chosen: Scheme) -> Blocks | None:
-    bits, most = chosen.bits, (1 << chosen.bits) - 1
+    """blocks float32 [N, blocks, size]. In what follows the numbers of a block lie in a column, [size, M]."""
+    x, bits = columns(blocks), chosen.bits
     if chosen.minimum:
-        return _from_minimum(blocks, bits)
-    reach = most if not chosen.symmetric else 127 if bits == 8 else 8
-    step = _steps(blocks.reshape(-1, blocks.shape[2]), reach, chosen.symmetric and bits == 8).reshape(blocks.shape[:2])
-    if np.isnan(step).any():
-        return None
-    times = np.rint(blocks / step[:, :, None])
-    low, high = times.min(2).clip(None, 0), times.max(2).clip(0, None)
-    zero = None
-    if chosen.symmetric:
-        if bits == 4:  # one more code below 0 than above
-            step = np.where(high > -low, -step, step)
-            low, high = np.minimum(low, -high), np.minimum(high, -low)
-            if (low < -8).any() or (high > 7).any():
-                return None
-    else:
-        if (high - low > most).any():
+        low = x.min(0)
+        x, error = x - low, np.abs(x).max(0) + np.abs(low)  # what float32 rounded was as large
+        step = _steps(x, (1 << bits) - 1, False, error)
+        if np.isnan(step).any():
             return None
-        zero = (-low).astype(np.uint8)
-    grid = Grid(bits, blocks.shape[2], step.astype(np.float32), zero)
-    return Blocks(grid, grid.nearest(blocks))
-
-
-def _from_minimum(blocks: np.ndarray, bits: int) -> Blocks | None:
-    """Blocks that begin at a number of their own, as llama.cpp's Q4_1, Q2_K, Q4_K and Q5_K do."""
-    low, flat = blocks.min(2), blocks.reshape(-1, blocks.shape[2])
-    error = np.abs(flat).max(1) + np.abs(flat.min(1))  # what float32 rounded was as large
-    step = _steps(flat - flat.min(1, keepdims=True), (1 << bits) - 1, False, error).reshape(low.shape)
+        grid = based_grid(bits, low.reshape(blocks.shape[:2]), step.reshape(blocks.shape[:2]), blocks.shape[2])
+        return Blocks(grid, grid.nearest(blocks))
+    reach = (1 << bits) - 1 if not chosen.symmetric else 127 if bits == 8 else 8
+    step = _steps(x, reach, chosen.symmetric and bits == 8)
     if np.isnan(step).any():
         return None
-    grid = based_grid(bits, low, step, blocks.shape[2])
-    return Blocks(grid, grid.nearest(blocks))
+    codes = np.rint(np.divide(x, step, out=x), out=x)
+    low, high = codes.min(0).clip(None, 0), codes.max(0).clip(0, None)
+    if not chosen.symmetric:
+        if (high - low > reach).any():
+            return None
+        codes -= low
+    elif bits == 8:
+        codes += 128
+    else:  # one more code below 0 than above
+        sign = np.where(high > -low, np.float32(-1), np.float32(1))
+        if (np.minimum(high, -low) > 7).any():
+            return None
+        step, codes = step * sign, np.multiply(codes, sign, out=codes)
+        codes += 8
+    zero = None if chosen.symmetric else (-low).astype(np.uint8).reshape(blocks.shape[:2])
+    grid = Grid(bits, blocks.shape[2], step.astype(np.float32).reshape(blocks.shape[:2]), zero)
+    return Blocks(grid, np.ascontiguousarray(codes.astype(np.uint8).T).reshape(blocks.shape))
 
 
 def _steps(blocks: np.ndarray, reach: int, farthest: bool, error: np.ndarray | None = None) -> np.ndarray:
-    """blocks float32 [M, size] -> what all of a block are multiples of, up to `reach` times, float32 [M]; 1 for zeros, NaN for none.
+    """blocks float32 [size, M] -> what all of a block are multiples of, up to `reach` times, float32 [M]; 1 for zeros, NaN for none.
 
     The largest such number, or, where `farthest` allows it, one that is quicker to find: most blocks reach as far as they can.
     error: float32 [M], what the numbers were differences of.
     """
-    largest = np.abs(blocks).max(1)
+    largest = np.maximum(blocks.max(0), -blocks.min(0))
     wide = largest if error is None else error
     step = np.where(largest > 0, np.nan, 1).astype(np.float32)
-    open_ = np.flatnonzero(largest > 0)
     for times in (reach, *range(1, reach)) if farthest else range(1, reach + 1):
+        open_ = np.flatnonzero(np.isnan(step))
         if not open_.size:
             break
         guess = largest[open_] / np.float32(times)
-        few = open_[_multiples(blocks[open_, :FEW], guess, wide[open_])]
-        whole = few[_multiples(blocks[few], largest[few] / np.float32(times), wide[few])]
+        few = open_[_multiples(blocks[:FEW].take(open_, 1), guess, wide[open_])]
+        whole = few[_multiples(blocks.take(few, 1), largest[few] / np.float32(times), wide[few])]
         step[whole] = largest[whole] / np.float32(times)
-        open_ = np.setdiff1d(open_, whole, assume_unique=True) if whole.size else open_
     return step
 
 
 def _multiples(blocks: np.ndarray, step: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Which blocks [M, n] hold whole multiples of their `step` [M] alone, as float32 rounds numbers as large as `wide` [M]."""
-    times = blocks / step[:, None]
-    room = ROUNDED * np.maximum(np.abs(times), np.maximum(1, wide / step)[:, None])
-    whole: np.ndarray = (np.abs(times - np.rint(times)) <= room).all(1)
+    """Which blocks [n, M] hold whole multiples of their `step` [M] alone, as float32 rounds numbers as large as `wide` [M]."""
+    times = np.divide(blocks, step)
+    rest = np.rint(times)
+    rest -= times
+    room = np.maximum(np.abs(times, out=times), np.maximum(1, wide / step), out=times)
+    room *= np.float32(ROUNDED)
+    whole: np.ndarray = (np.abs(rest, out=rest) <= room).all(0)
     return whole
 
 
@@ -171,13 +177,15 @@ def scheme_of(weight: np.ndarray, bits: tuple[int, ...] = BITS) -> str | None:
 
 
 def carrying_scheme(part: Linear | Lookup | ExpertWeights) -> str | None:
-    """`scheme_of` the weight of a product, lookup or mixture, looked for once a process."""
-    if part.key not in _FOUND:
-        _FOUND[part.key] = scheme_of(part.rows)
-    return _FOUND[part.key]
+    """`scheme_of` the weight of a product, lookup or mixture, looked for once."""
+    tensor, turned = part.place
+    known = _FOUND.setdefault(tensor, {})
+    if turned not in known:
+        known[turned] = scheme_of(part.rows)
+    return known[turned]
 
 
-_FOUND: dict[str, str | None] = {}
+_FOUND: WeakKeyDictionary[ir.TensorProtocol, dict[bool, str | None]] = WeakKeyDictionary()
 
 
 def _schemes(weight: np.ndarray, bits: tuple[int, ...]) -> Iterator[Scheme]:

@@ -12,7 +12,8 @@ from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blocks.gptq import quantize_gptq
 from onnxport.quantize.schemes.blocks.hqq import cost, quantize_hqq
-from onnxport.quantize.schemes.blocks.rounding import in_blocks, pack, quantize_nearest
+from onnxport.quantize.schemes.blocks.least_error import quantize_nearest
+from onnxport.quantize.schemes.blocks.rounding import in_blocks, pack
 
 
 def relative(got, expected):

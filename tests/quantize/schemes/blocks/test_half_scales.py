@@ -8,7 +8,8 @@ from onnxport.graph.store import write
 from onnxport.quantize.plan import Plan
 from onnxport.quantize.schemes.apply import quantize
 from onnxport.quantize.schemes.blocks import half_scales
-from onnxport.quantize.schemes.blocks.rounding import Grid, quantize_nearest
+from onnxport.quantize.schemes.blocks.least_error import quantize_nearest
+from onnxport.quantize.schemes.blocks.rounding import Grid
 
 
 def tied(tools, table):
