@@ -7,6 +7,7 @@ A table of embeddings has the same form as the projection to the vocabulary, so 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -101,10 +102,9 @@ class Weights:
             return self._solved[part.key, name]
         place = *part.place, name
         if place not in self._found:
-            found = rounded(part.rows, chosen, size)
-            while self._found and sum(other.codes.nbytes for other in self._found.values()) + found.codes.nbytes > MOST_KEPT:
-                self._found.pop(next(iter(self._found)))
-            self._found[place] = found
+            while self._found and sum(other.codes.size for other in self._found.values()) + math.prod(part.shape) > MOST_KEPT:
+                self._found.pop(next(iter(self._found)))  # before more is in memory
+            self._found[place] = rounded(part.rows, chosen, size)
         return self._found[place]
 
 

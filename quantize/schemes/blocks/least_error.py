@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from onnxport.quantize.schemes.blocks.by_rows import by_rows
 from onnxport.quantize.schemes.blocks.rounding import Blocks, Grid, columns, in_blocks, joined, never_zero
 from onnxport.quantize.schemes.threads import in_threads
 
@@ -22,23 +23,20 @@ def quantize_nearest(weight: np.ndarray, bits: int, size: int, symmetric: bool, 
     """weight float [N, K] -> the nearest codes of 4 or 8 bits. importance: float [K], what a squared error costs; None: the same."""
     costs = None if importance is None else in_blocks(importance[None], size)
 
-    def nearest(rows: np.ndarray) -> Blocks:
-        blocks = in_blocks(rows, size)
+    def nearest(blocks: np.ndarray) -> Blocks:
         grid = _Search(blocks, bits, symmetric, costs).best()
         return Blocks(grid, grid.nearest(blocks))
 
-    parts = list(in_threads(nearest, _pieces(weight)))
-    return Blocks(joined([part.grid for part in parts]), np.concatenate([part.codes for part in parts]))
+    found = by_rows(weight, size, PIECE, nearest)
+    assert found is not None
+    return found
 
 
 def find_grid(blocks: np.ndarray, bits: int, symmetric: bool, costs: np.ndarray | None = None) -> Grid:
     """blocks float32 [N, blocks, size] -> a grid of 4 or 8 bits. costs: float32 [1, blocks, size] of squared errors; None: the same."""
-    return joined(list(in_threads(lambda rows: _Search(rows, bits, symmetric, costs).best(), _pieces(blocks))))
-
-
-def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, PIECE // max(1, rows[:1].size))
-    return (rows[i : i + step] for i in range(0, max(1, len(rows)), step))
+    step = max(1, PIECE // max(1, blocks[:1].size))
+    pieces = (blocks[i : i + step] for i in range(0, max(1, len(blocks)), step))
+    return joined(list(in_threads(lambda rows: _Search(rows, bits, symmetric, costs).best(), pieces)))
 
 
 class _Search:

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
-from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, columns, in_blocks, joined
+from onnxport.quantize.schemes.blocks.by_rows import by_rows
+from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, columns, in_blocks
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.mixtures import ExpertWeights, mixtures
-from onnxport.quantize.schemes.threads import in_threads
 
 BITS = (4, 8)
 CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits
@@ -35,19 +35,10 @@ def stored_blocks(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks | Non
     chosen: of blocks; `size` is theirs.
     """
     order = groups(weight, size, chosen.bits) if chosen.in_groups else None
-    step = max(1, CHUNK // weight.shape[1])
-
-    def found(rows: np.ndarray) -> Blocks | None:
-        return _blocks(in_blocks(rows if order is None else rows[:, order], size), chosen)
-
-    if found(weight[:: max(1, len(weight) // ROWS)]) is None:  # a few tell almost all weights that have none
+    few = weight[:: max(1, len(weight) // ROWS)]
+    if _blocks(in_blocks(few if order is None else few[:, order], size), chosen) is None:  # they tell almost all weights that have none
         return None
-    parts = []
-    for part in in_threads(found, (weight[i : i + step] for i in range(0, len(weight), step))):
-        if part is None:
-            return None
-        parts.append(part)
-    return Blocks(joined([part.grid for part in parts]), np.concatenate([part.codes for part in parts]), order)
+    return by_rows(weight, size, CHUNK, lambda blocks: _blocks(blocks, chosen), order)
 
 
 def _blocks(blocks: np.ndarray, chosen: Scheme) -> Blocks | None:

@@ -12,6 +12,7 @@ import click
 
 from onnxport import __version__
 from onnxport.cli.console import StageLines, catch_signals, emit, emit_json, reported
+from onnxport.cli.memory import use_less
 from onnxport.errors import OnnxportError
 from onnxport.printable import printable
 from onnxport.quantize.plan import CACHES
@@ -231,6 +232,7 @@ def export(
         found = estimate(source, precision, target, task=task, allow_pickle=allow_pickle)
         emit_json(found.as_dict()) if as_json else emit(estimated(found.as_dict()))
         return
+    use_less()
     with StageLines(quiet) as progress:
         bundle = build(
             source,
@@ -296,6 +298,7 @@ def quantize(
     from onnxport.build import add_variant
     from onnxport.cli.overview import show_bundle
 
+    use_less()
     with StageLines(quiet) as progress:
         made = add_variant(
             bundle,
@@ -480,6 +483,7 @@ def pipeline(file: Path, force: bool, dry_run: bool, key: bool, as_json: bool, q
     from onnxport.cli.pipeline import run
     from onnxport.cli.pipeline_file import read_steps
 
+    use_less()
     if dry_run and key:
         raise click.UsageError("--dry-run and --key print different things: give one of them")
     steps = read_steps(file, {"export": export, "quantize": quantize, "compare": compare}, force)
