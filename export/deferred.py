@@ -33,7 +33,7 @@ class Kept:
     def __init__(self) -> None:
         self.most = LEAST_KEPT
         self._made: OrderedDict[Values, nn.Parameter] = OrderedDict()
-        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.RLock()  # values may be made of others
 
     def of(self, values: Values, size: int) -> nn.Parameter:
         """The values, as a parameter. size: their bytes."""

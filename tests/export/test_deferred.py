@@ -1,5 +1,6 @@
 """Weights stay in their file; the export is the one of a model that is in memory as float32, bit for bit."""
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,12 @@ def test_values_are_made_once_for_calls_that_run_at_the_same_time() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: kept.of(values, 12), range(64)))
     assert len(made) == 1 and all(one is found[0] for one in found)
+
+
+def test_values_may_be_made_of_others() -> None:
+    kept = deferred.Kept()
+    inner = functools.partial(torch.full, (2,), 3.0)
+    assert kept.of(lambda: kept.of(inner, 8) * 2, 8).tolist() == [6.0, 6.0]
 
 
 def test_a_table_wider_than_a_layer_stays_beside_norms(monkeypatch: pytest.MonkeyPatch) -> None:
