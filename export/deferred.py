@@ -8,6 +8,9 @@ so that values made once serve all of them. Runs of a class of transformers are 
 from __future__ import annotations
 
 import contextvars
+import functools
+import inspect
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -25,6 +28,10 @@ Values = Callable[[], Tensor]
 Result = TypeVar("Result")
 LEAST_KEPT, BESIDE = 2**28, 2**24  # bytes; the latter of norms and biases, beside which a table of tokens is kept
 LARGE = 2**30  # numbers
+AT_ONCE = 8  # runs: each has activations of its own
+VARYING_ROPE = ("dynamic", "longrope")  # rotary positions that change with the length of a text
+SETTING = ("__init__", "_init", "post_init", "set_", "tie_", "resize_", "_resize", "prune", "_prune")  # methods that no forward calls
+WRITING = re.compile(r"\bself\.\w+(\[[^\]]*\])?\s*[-+*/]?=(?!=)")
 
 
 class Kept:
@@ -46,7 +53,9 @@ class Kept:
                 return found
             with self._lock:
                 kept = sum(made.nbytes for made in self._made.values())
-                while self._made and kept + size > self.most:  # before more is made: what goes and what comes are never in memory together
+                while (
+                    self._made and kept + size > self.most
+                ):  # before more is made: what goes and what comes are not in memory together, unless another thread uses it
                     kept -= self._made.popitem(last=False)[1].nbytes
             made = nn.Parameter(values(), requires_grad=False)
             with self._lock:
@@ -207,11 +216,11 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
 
     Where modules have stand-ins, all calls run the first layer before any runs the second, and so on, and the last one before any runs
     what comes behind it. Each computes what it would alone. As many run at a time as the process has cores, where torch has one thread to
-    itself and the modules are transformers' own; of other code, which may write to its module while it runs, one runs at a time.
+    itself and the modules are transformers' own, but eight at most; where code may write to its module while it runs, one runs at a time.
     """
     if len(calls) < 2 or not any(map(has_deferred, modules)):
         return [call() for call in calls]
-    turns = _Turns(len(calls), cores() if torch.get_num_threads() == 1 and all(map(_runs_in_threads, modules)) else 1)
+    turns = _Turns(len(calls), min(cores(), AT_ONCE) if torch.get_num_threads() == 1 and all(map(_runs_in_threads, modules)) else 1)
     every = [layers(module) for module in modules]
     handles = [layer.register_forward_pre_hook(lambda *_: turns.pass_on()) for found in every for layer in found]
     handles += [found[-1].register_forward_hook(lambda *_: turns.pass_on()) for found in every if found]
@@ -226,8 +235,23 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
 
 
 def _runs_in_threads(module: nn.Module) -> bool:
-    """Whether a module's code is transformers' or ours, which keep nothing of a run in the module."""
-    return all(type(part).__module__.split(".")[0] in {"torch", "transformers", "onnxport"} for part in module.modules())
+    """Whether all of a module is of classes of transformers, PyTorch or ours that write nothing to themselves while they run."""
+    return not any(_writes(type(part)) or getattr(part, "rope_type", None) in VARYING_ROPE for part in module.modules())
+
+
+@functools.cache
+def _writes(kind: type) -> bool:
+    """Whether a class may write to itself while it runs: somebody's own, or one of transformers whose code says so."""
+    if kind.__module__.partition(".")[0] not in {"torch", "transformers", "onnxport"}:
+        return True
+    methods = [
+        method
+        for base in kind.__mro__
+        if base.__module__.startswith("transformers.models.")
+        for name, method in vars(base).items()
+        if inspect.isfunction(method) and not name.startswith(SETTING)
+    ]
+    return any(WRITING.search(inspect.getsource(method)) for method in methods)
 
 
 class _Turns:

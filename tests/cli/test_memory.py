@@ -27,8 +27,9 @@ library.fclose(file)
 
 
 def _run(code: str, *arguments: str, **settings: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | settings, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment | settings, timeout=60).stdout
 
 
 def test_a_users_own_setting_stays() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,7 +95,7 @@ def _met(own: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> int:
             inside, most = inside + 1, max(most, inside + 1)
             if inside == 2:
                 both.set()
-        both.wait(0.3)
+        both.wait(0.3 if own or threads > 1 else 30)
 
     def leave(*_: Any) -> None:
         nonlocal inside
@@ -121,11 +122,22 @@ def test_calls_share_the_cores_where_a_class_is_known_and_torch_has_one_thread(m
     assert _met(own=False, threads=2, monkeypatch=monkeypatch) == 1
 
 
+def test_classes_that_write_to_themselves_run_one_at_a_time() -> None:
+    small = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    assert deferred._runs_in_threads(llama) and deferred._runs_in_threads(transformers.BertModel(transformers.BertConfig(**small)))
+    llama.model.rotary_emb.rope_type = "longrope"
+    assert not deferred._runs_in_threads(llama)
+    recurrent = transformers.RecurrentGemmaConfig(**small, num_key_value_heads=1, lru_width=16, attention_window_size=8)
+    assert not deferred._runs_in_threads(transformers.RecurrentGemmaForCausalLM(recurrent))
+
+
 def test_values_are_made_once_for_calls_that_run_at_the_same_time() -> None:
     made: list[int] = []
 
     def values() -> torch.Tensor:
         made.append(1)
+        time.sleep(0.2)  # all others have asked by then
         return torch.ones(3)
 
     kept = deferred.Kept()

@@ -54,7 +54,7 @@ class Weights:
         self._costs: dict[str, list[np.ndarray]] = {}
         self._looked_up: set[str] = set()
         self._solved: dict[tuple[str, str], Blocks] = {}
-        self._found: dict[tuple[ir.TensorProtocol, bool, str], Blocks] = {}
+        self._found: dict[tuple[object, ...], Blocks] = {}
 
     def has(self, key: str, chosen: Scheme, size: int) -> bool:
         """Whether a weight, by its key, has been solved by a scheme that looks at inputs."""
@@ -100,7 +100,8 @@ class Weights:
         name = named(chosen, size)
         if self._solved and (part.key, name) in self._solved:
             return self._solved[part.key, name]
-        place = *part.place, name
+        made_anew = isinstance(part.tensor, ir.LazyTensor)  # takes no memory; told from others without being made
+        place = (*part.place, name) if made_anew else (part.key, name)
         if place not in self._found:
             while self._found and sum(other.codes.size for other in self._found.values()) + math.prod(part.shape) > MOST_KEPT:
                 self._found.pop(next(iter(self._found)))  # before more is in memory

@@ -15,6 +15,6 @@ def use_less() -> None:
     threads: of several, each would keep what its thread let go.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if "MALLOC_ARENA_MAX" not in os.environ:
+    if "MALLOC_ARENA_MAX" not in os.environ and "arena_max" not in os.environ.get("GLIBC_TUNABLES", ""):
         with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
             ctypes.CDLL(None).mallopt(ARENAS, 1)
