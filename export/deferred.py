@@ -236,11 +236,12 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
 
 def _runs_in_threads(module: nn.Module) -> bool:
     """Whether all of a module is of classes of transformers, PyTorch or ours that write nothing to themselves while they run."""
-    return not any(_writes(type(part)) or getattr(part, "rope_type", None) in VARYING_ROPE for part in module.modules())
+    kinds: set[Any] = {type(part) for part in module.modules()}
+    return not any(map(_writes, kinds)) and not any(getattr(part, "rope_type", None) in VARYING_ROPE for part in module.modules())
 
 
 @functools.cache
-def _writes(kind: type) -> bool:
+def _writes(kind: Any) -> bool:
     """Whether a class may write to itself while it runs: somebody's own, or one of transformers whose code says so."""
     if kind.__module__.partition(".")[0] not in {"torch", "transformers", "onnxport"}:
         return True
