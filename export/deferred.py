@@ -2,7 +2,7 @@
 
 A module holds stand-ins, whose dtype and shape are right and whose values are NaN. Reading `module.weight` makes the values of what the
 parameter stands for; the latest that were made are kept, as many as one layer has. Several runs of a model go through its layers in step,
-so that values made once serve all of them. Runs of a class of transformers are shared out among the processor's cores.
+so that values made once serve all of them. Runs of classes that keep nothing of a run are shared out among the processor's cores.
 """
 
 from __future__ import annotations
@@ -51,11 +51,9 @@ class Kept:
             found = self._found(values)  # another thread may have made them meanwhile
             if found is not None:
                 return found
-            with self._lock:
+            with self._lock:  # before more is made: what goes and what comes are not in memory together, unless another thread uses it
                 kept = sum(made.nbytes for made in self._made.values())
-                while (
-                    self._made and kept + size > self.most
-                ):  # before more is made: what goes and what comes are not in memory together, unless another thread uses it
+                while self._made and kept + size > self.most:
                     kept -= self._made.popitem(last=False)[1].nbytes
             made = nn.Parameter(values(), requires_grad=False)
             with self._lock:
@@ -216,7 +214,7 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
 
     Where modules have stand-ins, all calls run the first layer before any runs the second, and so on, and the last one before any runs
     what comes behind it. Each computes what it would alone. As many run at a time as the process has cores, where torch has one thread to
-    itself and the modules are transformers' own, but eight at most; where code may write to its module while it runs, one runs at a time.
+    itself and the modules are such as `_runs_in_threads` tells, but `AT_ONCE` at most; else one runs at a time.
     """
     if len(calls) < 2 or not any(map(has_deferred, modules)):
         return [call() for call in calls]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onnxport.errors import CheckpointError
 from onnxport.export.user_code import silence, unchanged
+from onnxport.export.weights import is_finite
 
 Axes = dict[int, str]
 
@@ -200,7 +201,7 @@ def _may_shuffle(tensor: Tensor) -> bool:
     """Ids and real numbers may change places; masks (two values at most, or infinities) may not: a row could lose all of its keys."""
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() < 2:
         return False
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not is_finite(tensor):
         return False
     return bool(tensor.unique().numel() > 2)
 

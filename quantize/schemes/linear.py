@@ -30,6 +30,16 @@ class _OfOneWeight:
         raise NotImplementedError
 
     @property
+    def place(self) -> tuple[ir.TensorProtocol, bool]:
+        """What tells its rows from others without reading them: the tensor, and whether they are its columns."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> str:
+        """`key_of` of its rows."""
+        return _key(*self.place)
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """PyTorch's names of all weights."""
         return (self.parameter,)
@@ -74,13 +84,8 @@ class Linear(_OfOneWeight):
         return self.weight.T
 
     @property
-    def key(self) -> str:
-        """`key_of` of its rows."""
-        return _key(self.tensor, not self.transposed)
-
-    @property
     def place(self) -> tuple[ir.TensorProtocol, bool]:
-        """What tells its rows from others without reading them: the tensor, and whether they are its columns."""
+        """The tensor, and whether rows are its columns."""
         return self.tensor, not self.transposed
 
     @property
@@ -104,11 +109,6 @@ class Lookup(_OfOneWeight):
         """The table, float32 [V, K], read anew each time."""
         found: np.ndarray = self.tensor.numpy()
         return found
-
-    @property
-    def key(self) -> str:
-        """`key_of` of the table."""
-        return _key(self.tensor, False)
 
     @property
     def place(self) -> tuple[ir.TensorProtocol, bool]:

@@ -152,17 +152,21 @@ def stored_step(weight: np.ndarray, levels: int) -> np.ndarray:
         if not open_.size:
             break
         guess = largest[open_] / np.float32(times)
-        few = open_[_multiples(weight[:SAMPLE, open_], guess)]
-        whole = few[_multiples(weight[:, few], largest[few] / np.float32(times))]
+        few = open_[multiples(weight[:SAMPLE, open_], guess)]
+        whole = few[multiples(weight[:, few], largest[few] / np.float32(times))]
         step[whole] = largest[whole] / np.float32(times)
         open_ = np.setdiff1d(open_, whole, assume_unique=True)
     return step
 
 
-def _multiples(weight: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Which columns of [K, N] are whole multiples of `step` [N], as float32 rounds them."""
+def multiples(weight: np.ndarray, step: np.ndarray, wide: np.ndarray | float = 0) -> np.ndarray:
+    """Which columns of [K, N] are whole multiples of `step` [N], as float32 rounds them, and numbers as large as `wide` [N]: bool [N]."""
     codes = weight / step
-    found: np.ndarray = (np.abs(codes - np.rint(codes)) <= ROUNDED * np.maximum(np.abs(codes), 1)).all(0)
+    rest = np.rint(codes)
+    rest -= codes
+    room = np.maximum(np.abs(codes, out=codes), np.maximum(1, wide / step), out=codes)
+    room *= ROUNDED
+    found: np.ndarray = (np.abs(rest, out=rest) <= room).all(0)
     return found
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxport.quantize.plan import BLOCK_SIZES, FP32, Plan, Scheme, scheme
 from onnxport.quantize.schemes.blocks.by_rows import by_rows
-from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, columns, in_blocks
+from onnxport.quantize.schemes.blocks.rounding import ROUNDED, Blocks, Grid, based_grid, columns, multiples
 from onnxport.quantize.schemes.linear import Linear, Lookup, linears, lookups
 from onnxport.quantize.schemes.mixtures import ExpertWeights, mixtures
 
@@ -25,7 +25,6 @@ CARRYING = {"int4": 4, "int8-weight": 8}  # precisions of blocks, and their bits
 MOST = 0.5  # share of a model's weights
 REST = "int8-blocks"  # of weights that a 4-bit checkpoint left in float: nothing to speak of is lost
 ROWS, FEW = 4, 4  # rows of a weight, and weights of a block, that are looked at first
-CHUNK = 1 << 18  # weights that are looked at together: what a processor keeps near
 SHARING = 24  # rows that tell whether two columns share their steps
 
 
@@ -35,10 +34,12 @@ def stored_blocks(weight: np.ndarray, chosen: Scheme, size: int) -> Blocks | Non
     chosen: of blocks; `size` is theirs.
     """
     order = groups(weight, size, chosen.bits) if chosen.in_groups else None
-    few = weight[:: max(1, len(weight) // ROWS)]
-    if _blocks(in_blocks(few if order is None else few[:, order], size), chosen) is None:  # they tell almost all weights that have none
-        return None
-    return by_rows(weight, size, CHUNK, lambda blocks: _blocks(blocks, chosen), order)
+
+    def find(blocks: np.ndarray) -> Blocks | None:
+        return _blocks(blocks, chosen)
+
+    few = weight[:: max(1, len(weight) // ROWS)]  # they tell almost all weights that have none
+    return None if by_rows(few, size, find, order) is None else by_rows(weight, size, find, order)
 
 
 def _blocks(blocks: np.ndarray, chosen: Scheme) -> Blocks | None:
@@ -89,21 +90,10 @@ def _steps(blocks: np.ndarray, reach: int, farthest: bool, error: np.ndarray | N
         if not open_.size:
             break
         guess = largest[open_] / np.float32(times)
-        few = open_[_multiples(blocks[:FEW].take(open_, 1), guess, wide[open_])]
-        whole = few[_multiples(blocks.take(few, 1), largest[few] / np.float32(times), wide[few])]
+        few = open_[multiples(blocks[:FEW].take(open_, 1), guess, wide[open_])]
+        whole = few[multiples(blocks.take(few, 1), largest[few] / np.float32(times), wide[few])]
         step[whole] = largest[whole] / np.float32(times)
     return step
-
-
-def _multiples(blocks: np.ndarray, step: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Which blocks [n, M] hold whole multiples of their `step` [M] alone, as float32 rounds numbers as large as `wide` [M]."""
-    times = np.divide(blocks, step)
-    rest = np.rint(times)
-    rest -= times
-    room = np.maximum(np.abs(times, out=times), np.maximum(1, wide / step), out=times)
-    room *= np.float32(ROUNDED)
-    whole: np.ndarray = (np.abs(rest, out=rest) <= room).all(0)
-    return whole
 
 
 def groups(weight: np.ndarray, size: int, bits: int) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxport.quantize.schemes import threads
-from onnxport.quantize.schemes.blocks import least_error
+from onnxport.quantize.schemes.blocks import by_rows, least_error
 from onnxport.quantize.schemes.blocks.least_error import find_grid, quantize_nearest
 from onnxport.quantize.schemes.blocks.rounding import in_blocks
 
@@ -39,6 +39,7 @@ def test_codes_do_not_depend_on_how_a_weight_is_cut(symmetric: bool, monkeypatch
     costs = np.random.default_rng(1).random(200).astype(np.float32)
     whole = quantize_nearest(weight, 4, 32, symmetric, costs)
     grid = find_grid(in_blocks(weight, 32), 4, symmetric, in_blocks(costs[None], 32))
+    monkeypatch.setattr(by_rows, "PIECE", 500)
     monkeypatch.setattr(least_error, "PIECE", 500)
     cut = quantize_nearest(weight, 4, 32, symmetric, costs)
     assert np.array_equal(cut.codes, whole.codes) and np.array_equal(cut.grid.scale, whole.grid.scale)
