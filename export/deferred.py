@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 LEAST_KEPT, BESIDE = 2**28, 2**24  # bytes; the latter of norms and biases, beside which a table of tokens is kept
 LARGE = 2**30  # numbers
 AT_ONCE = 8  # runs: each has activations of its own
-VARYING_ROPE = ("dynamic", "longrope")  # rotary positions that change with the length of a text
+VARYING_ROPE = {"dynamic", "longrope"}  # rotary positions that change with the length of a text
 SETTING = ("__init__", "_init", "post_init", "set_", "tie_", "resize_", "_resize", "prune", "_prune")  # methods that no forward calls
 WRITING = re.compile(r"\bself\.\w+(\[[^\]]*\])?\s*[-+*/]?=(?!=)")
 
@@ -235,7 +235,13 @@ def in_step(modules: Sequence[nn.Module], calls: Sequence[Callable[[], Result]])
 def _runs_in_threads(module: nn.Module) -> bool:
     """Whether all of a module is of classes of transformers, PyTorch or ours that write nothing to themselves while they run."""
     kinds: set[Any] = {type(part) for part in module.modules()}
-    return not any(map(_writes, kinds)) and not any(getattr(part, "rope_type", None) in VARYING_ROPE for part in module.modules())
+    return not any(map(_writes, kinds)) and not any(VARYING_ROPE & _ropes(part) for part in module.modules())
+
+
+def _ropes(part: nn.Module) -> set[Any]:
+    """The kinds of rotary positions of a part: it may have one for each type of layer."""
+    kind = getattr(part, "rope_type", None)
+    return set(kind.values()) if isinstance(kind, dict) else {kind}
 
 
 @functools.cache

@@ -128,6 +128,8 @@ def test_classes_that_write_to_themselves_run_one_at_a_time() -> None:
     assert deferred._runs_in_threads(llama) and deferred._runs_in_threads(transformers.BertModel(transformers.BertConfig(**small)))
     llama.model.rotary_emb.rope_type = "longrope"
     assert not deferred._runs_in_threads(llama)
+    llama.model.rotary_emb.rope_type = {"full_attention": "default", "sliding_attention": "dynamic"}
+    assert not deferred._runs_in_threads(llama)
     recurrent = transformers.RecurrentGemmaConfig(**small, num_key_value_heads=1, lru_width=16, attention_window_size=8)
     assert not deferred._runs_in_threads(transformers.RecurrentGemmaForCausalLM(recurrent))
 
